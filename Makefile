@@ -1,0 +1,46 @@
+# Everything a newcomer needs is `make demo` and `make test`; both set themselves up first.
+VENV      ?= .venv
+BIN       := $(VENV)/bin
+CACHE     ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mixattn
+# Compiled XLA programs are kept between runs and checkouts, so that a second `make test` is fast.
+export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+
+.PHONY: help setup demo test test-long lint format bench parity clean
+help:
+	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
+	@echo "make test       the whole test suite"
+	@echo "make test-long  nightly-size property runs"
+	@echo "make lint       ruff (format and rules) and mypy"
+	@echo "make bench      the benchmarks, into results/"
+	@echo "make clean      remove the environment and what the demo wrote"
+
+setup: $(VENV)/.ready
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(VENV) with $$python (about a minute)"; \
+	$$python -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m train.demo --config=configs/demo.py --workdir=runs/demo
+
+test: setup
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot"
+
+test-long: setup
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""One way into every command: `--config=FILE.py`, overrides by name, one clear sentence on bad input.
+
+A config file defines `get_config()` (or `get_config(variant)` for `--config=FILE.py:variant`) and returns a
+plain dataclass. Dataclasses that can be wrong define `check()`, which raises ValueError with the two facts
+that disagree; it is called once more here, after the overrides.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+
+def define_config(default: str | None = None) -> None:
+    """Declares `--config`; read it with `config()` inside main."""
+    config_flags.DEFINE_config_file("config", default, "The experiment, e.g. configs/demo.py")
+
+
+def config() -> Any:
+    """The parsed and checked config dataclass.
+
+    Raises:
+      ValueError: no config was named, or a `check()` refuses it.
+    """
+    value = flags.FLAGS.config
+    if value is None:
+        raise ValueError("--config is missing; name an experiment, e.g. --config=configs/demo.py")
+    if not dataclasses.is_dataclass(value):
+        try:
+            value.explain  # noqa: B018  the placeholder that stands for an unreadable file raises why
+        except Exception as why:
+            raise ValueError(f"--config could not be read: {why}") from why
+        raise ValueError(f"get_config() of --config returned {type(value).__name__}, not a dataclass")
+    check_tree(value)
+    return value
+
+
+def check_tree(node: Any) -> None:
+    """Calls `check()` on every dataclass of the tree, leaves first."""
+    for field in dataclasses.fields(node):
+        child = getattr(node, field.name)
+        if dataclasses.is_dataclass(child):
+            check_tree(child)
+    if hasattr(node, "check"):
+        node.check()
+
+
+def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+    """Parses flags, runs `main`, and turns a user's mistake into one sentence and exit code 2.
+
+    Ctrl-C exits with 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks.
+    """
+    app.run(lambda _: _guarded(main), argv=argv, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (KeyError, AttributeError, TypeError, ValueError, OSError, ImportError) as why:
+        if os.environ.get("MIXATTN_DEBUG"):
+            raise
+        _fail(why)
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C; what was committed to disk is whole", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as why:
+        if os.environ.get("MIXATTN_DEBUG"):
+            raise
+        _fail(why)
+
+
+def _fail(why: Exception):
+    sentence = str(why.args[0]) if isinstance(why, KeyError) and why.args else str(why)
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(2)

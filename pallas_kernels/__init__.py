@@ -1,0 +1,1 @@
+"""How the inner loops run: one folder an operation."""

@@ -1,0 +1,1 @@
+"""Who runs when and where: requests, scheduling, pages, compiled programs."""

@@ -1,0 +1,1 @@
+"""Who is served next: one policy a file. Standard library only, no clock."""

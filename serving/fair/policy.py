@@ -1,0 +1,62 @@
+"""What a scheduling policy is: a ledger behind eight events, and one question, "who is next?".
+
+A policy never sees tokens, pages, clocks or devices. Whoever drives it (the engine or the simulator)
+reports what happened, in order, and asks `pick()` whenever there may be room. The same event sequence
+gives the same answers, byte for byte; `snapshot`/`restore` are exact.
+
+The driver's promises:
+  * `arrive` once per request; if it returns False the request is refused and never heard of again.
+  * `pick` names a waiting request. The driver then either calls `admit` for it or stops picking this
+    pass: nobody is skipped because the head does not fit.
+  * `admit` carries what the prefix cache saved, measured at admission. After it, tokens of the request
+    are reported by `decoded` until exactly one of `finish`, `cancel` or `preempt`.
+  * `preempt` puts a running request back to waiting, ahead of its client's other requests. Tokens it had
+    already produced are prompt now (`Ask` does not change); redone work is not billed twice.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from serving.request import Ask, Client, RequestId
+
+type Match = Callable[[Ask], int]
+"""Tokens of a waiting request's prompt that the prefix cache holds right now."""
+
+
+class Policy(Protocol):
+    def arrive(self, ask: Ask, now_s: float) -> bool:
+        """A request joins the waiting set. Returns False to refuse it (rate limits only)."""
+
+    def pick(self, now_s: float) -> Ask | None:
+        """The request to admit next, or None if nothing waits. May refill credit; admits nothing."""
+
+    def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
+        """`ask` runs now; `extend_tok + hit_tok` is what its prefill covers, `hit_tok` of it from the cache."""
+
+    def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
+        """Running requests produced these numbers of output tokens."""
+
+    def finish(self, id: RequestId) -> None:
+        """A running request is complete."""
+
+    def cancel(self, id: RequestId) -> None:
+        """A waiting or running request is gone; executed work stays billed."""
+
+    def preempt(self, id: RequestId) -> None:
+        """A running request lost its memory and waits again."""
+
+    def served(self) -> Mapping[Client, int]:
+        """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
+
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+        """The proven bound on |W_f - W_g| of two backlogged clients in weighted tokens, or None.
+
+        Holds under `reserve` admission, where prompts plus maximal outputs of the running batch fit in
+        `memory_tok`.
+        """
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state as plain JSON values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replaces the state by one that `snapshot` returned."""

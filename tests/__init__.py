@@ -1,0 +1,1 @@
+"""Why we believe it; mirrors the tree."""

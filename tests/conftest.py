@@ -1,0 +1,45 @@
+"""Strict from the first day: silent promotions and warnings are failures."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A first call compiles, so an example's wall time says nothing; and CI must not depend on luck.
+settings.register_profile(
+    "house",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("house")
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """Runs `python -m module args...` in the checkout, as a user would; returns the finished process."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parent.parent
+
+    def run(module: str, *args: str, timeout_s: float = 300, env: dict[str, str] | None = None):
+        return subprocess.run(
+            [sys.executable, "-m", module, *args],
+            cwd=root,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run

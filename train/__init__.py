@@ -1,0 +1,1 @@
+"""Where weights come from: data, objective, optimizer, loop, checkpoints."""
