@@ -80,12 +80,17 @@ class Entry:
         return self.ask.prompt_tok + self.output_tok
 
     @property
+    def prefill_tok(self) -> int:
+        """Tokens computed before it can decode: all but the newest output, whose step computes it."""
+        return self.total_tok - (self.output_tok > 0)
+
+    @property
     def left_tok(self) -> int:
         return self.ask.max_output_tok - self.output_tok
 
     @property
     def prefilling(self) -> bool:
-        return self.computed_tok < self.total_tok - (self.output_tok > 0)
+        return self.computed_tok < self.prefill_tok
 
     @property
     def slot(self) -> int:
@@ -95,12 +100,18 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Prompt tokens `start..end-1` of a request; the last chunk of a prompt also yields its next token."""
+    """Tokens `start..end-1` of a request.
+
+    Attributes:
+      last: the request can decode after it.
+      samples: it yields the request's first output. A request that was preempted has its next token already.
+    """
 
     entry: Entry
     start: int
     end: int
     last: bool
+    samples: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +214,7 @@ class Scheduler:
             if chunk.entry.holding is not None:  # not cancelled while the step ran
                 chunk.entry.computed_tok = chunk.end
                 self._computed(chunk.entry, share=True)
-        rows = [c.entry for c in plan.chunks if c.last] + list(plan.decode)
+        rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
         rows = [e for e in rows if e.holding is not None and e.ask.id in produced]
         self._book(rows, produced, now_s)
         return [self._finish(e, why, now_s) for e in rows if (why := _why_over(e, produced[e.ask.id]))]
@@ -223,7 +234,7 @@ class Scheduler:
         while budget > 0 and (ask := self.policy.pick(now_s)) is not None:
             entry = self.waiting[ask.id]
             got = self.memory.admit(
-                entry.all_tokens,
+                entry.all_tokens.cut(0, entry.prefill_tok),
                 entry.salt,
                 ask.prompt_tok + ask.max_output_tok,
                 reserve=self.limits.admission == "reserve",
@@ -239,7 +250,7 @@ class Scheduler:
 
     def _start(self, entry: Entry, now_s: float) -> None:
         ask, hit = entry.ask, entry.computed_tok
-        extend = entry.total_tok - hit
+        extend = entry.prefill_tok - hit
         if entry.admit_s < 0:
             entry.admit_s, entry.hit_tok = now_s, hit
         self.policy.admit(ask, extend_tok=extend, hit_tok=hit)
@@ -248,15 +259,12 @@ class Scheduler:
         self.running[ask.id] = entry
 
     def _chunk(self, entry: Entry, budget: int) -> Chunk | None:
-        target = entry.total_tok - (entry.output_tok > 0)
-        end = min(target, entry.computed_tok + min(budget, self.limits.chunk_tok))
+        end = min(entry.prefill_tok, entry.computed_tok + min(budget, self.limits.chunk_tok))
         assert entry.holding is not None
-        if end == entry.computed_tok:
-            return None  # preempted and found again whole in the cache: it decodes at once
         if not self.memory.grow(entry.holding, entry.computed_tok, end):
             return None  # optimistic admission only: waits for pages
-        # A prompt that is recomputed after a preemption has its next token already.
-        return Chunk(entry, entry.computed_tok, end, end == target and entry.output_tok == 0)
+        last = end == entry.prefill_tok
+        return Chunk(entry, entry.computed_tok, end, last, last and entry.output_tok == 0)
 
     def _choose_steps(self, rows: Sequence[Entry], busy: bool) -> int:
         """As many steps as change nothing for others: one while anyone could be admitted or is prefilling."""
