@@ -100,6 +100,8 @@ def test_every_request_ends_exactly_once_with_all_its_tokens_and_nothing_leaks(
             assert len(out.output_ids) == wanted[out.id]
             ended[out.id] = out
         sched.memory.check()
+        if admission == "reserve":
+            assert all(sched.memory.room(g) >= 0 for g in range(len(windows))), "promised more than there is"
     assert ended.keys() == wanted.keys()
     assert sched.memory.slots_free == 4
     for g, pool in enumerate(sched.memory.pools):
