@@ -1,7 +1,7 @@
 """Checkpoints by orbax: asynchronous, atomic, the newest n and the best one kept, movable to another mesh.
 
-A checkpoint is whole or it is not there: orbax writes under a temporary name and renames. One that was damaged
-afterwards is refused in one sentence; an older one is used only when a user names it.
+A checkpoint is whole or it is not there: orbax writes under a temporary name and renames. One that was
+damaged afterwards is refused in one sentence; an older one is used only when a user names it.
 """
 
 import contextlib

@@ -19,7 +19,24 @@ PARTS: tuple[Part, ...] = ("train", "validation", "heldout")
 
 _BUCKETS = 20  # one validation, one held out, the other eighteen trained on
 _FEW_FILES, _PIECE_CHARS = 20, 16384
-_TEXT = ("txt", "md", "rst", "py", "c", "h", "cc", "cpp", "rs", "go", "java", "js", "ts", "html", "json", "jsonl")
+_TEXT = (
+    "txt",
+    "md",
+    "rst",
+    "py",
+    "c",
+    "h",
+    "cc",
+    "cpp",
+    "rs",
+    "go",
+    "java",
+    "js",
+    "ts",
+    "html",
+    "json",
+    "jsonl",
+)
 # Tests and vendored packages are absent on many installs; the code-page tables are numbers, not text.
 _LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 
@@ -60,7 +77,9 @@ def files(path: str) -> list[tuple[str, Path]]:
         found = [Path(f) for f in glob.glob(path, recursive=True)]
         root = Path(glob.escape(path)).parent if len(found) == 1 else _common_parent(found)
         if not found:
-            raise ValueError(f"the corpus {path!r} is neither a folder nor a file, and no file matches it as a glob")
+            raise ValueError(
+                f"the corpus {path!r} is neither a folder nor a file, and no file matches it as a glob"
+            )
     found = sorted({f for f in found if f.is_file()})
     if not found:
         raise ValueError(f"the corpus {path or root} holds no text file ({', '.join(_TEXT)})")

@@ -53,8 +53,19 @@ class Batch(TypedDict):
     segment_BT: np.ndarray
 
 
-def prepare(data: Data, folder: Path, vocab_size: int, report: Callable[[str], None]) -> tokens.Tokens:
+def prepare(
+    data: Data,
+    folder: Path,
+    vocab_size: int,
+    report: Callable[[str], None] = lambda words: None,
+    *,
+    tokenizer: Path | None = None,
+) -> tokens.Tokens:
     """Opens the tokens of a run, writing them into `folder` first if they are not there.
+
+    Args:
+      vocab_size: of the model; a tokenizer trained here gets as many entries.
+      tokenizer: a tokenizer.json to use instead of training one.
 
     Raises:
       ValueError: no corpus, an empty one, or one tokenized with more ids than the model has.
@@ -66,11 +77,17 @@ def prepare(data: Data, folder: Path, vocab_size: int, report: Callable[[str], N
         opened = tokens.open_folder(folder)
     else:
         opened = tokens.write(
-            data.path, folder, vocab_size=vocab_size, limit_bytes=data.limit_bytes, report=report
+            data.path,
+            folder,
+            vocab_size=vocab_size,
+            limit_bytes=data.limit_bytes,
+            tokenizer=tokenizer,
+            report=report,
         )
     if opened.manifest["vocab_size"] > vocab_size:
         raise ValueError(
-            f"{opened.folder} uses {opened.manifest['vocab_size']} token ids, model.vocab_size is {vocab_size}"
+            f"{opened.folder} uses {opened.manifest['vocab_size']} token ids,"
+            f" model.vocab_size is {vocab_size}"
         )
     return opened
 
@@ -82,7 +99,9 @@ class Windows:
         self, stream: np.ndarray, learn: np.ndarray | None, *, seq_len: int, seed: int, mask: bool = False
     ):
         if len(stream) < seq_len + 1:
-            raise ValueError(f"a window takes {seq_len + 1} tokens, this part of the corpus has {len(stream)}")
+            raise ValueError(
+                f"a window takes {seq_len + 1} tokens, this part of the corpus has {len(stream)}"
+            )
         self.stream, self.learn, self.seq_len, self.seed, self.mask = stream, learn, seq_len, seed, mask
         self.count = max(1, (len(stream) - seq_len) // seq_len)
 
@@ -103,7 +122,9 @@ class Windows:
         )
 
 
-def batches(windows: Windows, batch_size: int, *, process: int = 0, processes: int = 1) -> grain.DatasetIterator:
+def batches(
+    windows: Windows, batch_size: int, *, process: int = 0, processes: int = 1
+) -> grain.DatasetIterator:
     """An endless iterator over shuffled batches; `get_state` / `set_state` move it.
 
     Args:
@@ -122,7 +143,7 @@ def batches(windows: Windows, batch_size: int, *, process: int = 0, processes: i
 
 
 def whole_pass(windows: Windows, batch_size: int) -> Iterator[Batch]:
-    """Every token once, in order and in windows that do not overlap; the last batch is filled with weight 0."""
+    """Every token once, in order, in windows that do not overlap; the last batch is filled with weight 0."""
     count = (len(windows.stream) - 1) // windows.seq_len
     for start in range(0, count, batch_size):
         rows = [windows.cut(min(i, count - 1), -1) for i in range(start, start + batch_size)]

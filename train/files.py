@@ -37,4 +37,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as why:
-        raise ValueError(f"{path} is not valid JSON ({why}); remove it or its folder and start again") from why
+        raise ValueError(
+            f"{path} is not valid JSON ({why}); remove it or its folder and start again"
+        ) from why

@@ -11,20 +11,25 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mixattn import ModelConfig
-from train import data, optimizer, tokens
+from train import data as pipeline
+from train import tokens
 from train.checkpoint import Checkpoints
 from train.mesh import MeshShape
+from train.optimizer import Optimizer
 from train.progress import Line, Metrics, Row
 from train.step import Compute, State, Steps
 
 _PROBE_STEPS = 5
+_PROFILED = (10, 15)  # --profile traces from the one to the other, counted from where a run (re)starts
 
 
 @dataclass
@@ -57,11 +62,17 @@ class Stage:
     def check(self) -> None:
         given = [n for n in ("steps", "tokens", "seconds") if getattr(self, n) > 0]
         if len(given) != 1:
-            raise ValueError(f"stage {self.name!r} gives {given or 'none'} of steps, tokens, seconds; give exactly one")
+            raise ValueError(
+                f"stage {self.name!r} gives {given or 'none'} of steps, tokens, seconds; give exactly one"
+            )
         if min(self.batch_size, self.seq_len) < 1:
-            raise ValueError(f"stage {self.name!r} has batches of {self.batch_size} rows of {self.seq_len} tokens")
+            raise ValueError(
+                f"stage {self.name!r} has batches of {self.batch_size} rows of {self.seq_len} tokens"
+            )
         if not 1 <= self.least_steps <= self.most_steps:
-            raise ValueError(f"stage {self.name!r}: least_steps {self.least_steps} > most_steps {self.most_steps}")
+            raise ValueError(
+                f"stage {self.name!r}: least_steps {self.least_steps} > most_steps {self.most_steps}"
+            )
         if self.trains not in ("all", "attention"):
             raise ValueError(f"stage {self.name!r} trains {self.trains!r}; it must be 'all' or 'attention'")
 
@@ -72,12 +83,13 @@ class Train:
 
     Attributes:
       evaluate_every: steps between validations on `evaluate_windows` windows (0 = only at the end).
-      gate: the n-gram entropy that the final validation loss must beat: "none", "unigram", "bigram", "trigram".
+      gate: the n-gram entropy that the final validation loss must beat: "unigram", "bigram", "trigram" or
+        "none".
     """
 
     seed: int = 0
     stages: list[Stage] = field(default_factory=lambda: [Stage(steps=100)])
-    optimizer: optimizer.Optimizer = field(default_factory=optimizer.Optimizer)
+    optimizer: Optimizer = field(default_factory=Optimizer)
     compute: Compute = field(default_factory=Compute)
     evaluate_every: int = 100
     evaluate_windows: int = 64
@@ -90,7 +102,8 @@ class Train:
             stage.check()
             if stage.batch_size % self.compute.accumulate:
                 raise ValueError(
-                    f"a batch of {stage.batch_size} rows does not split into {self.compute.accumulate} micro-batches"
+                    f"stage {stage.name!r}: {stage.batch_size} rows do not split into"
+                    f" {self.compute.accumulate} micro-batches"
                 )
         if self.gate not in ("none", "unigram", "bigram", "trigram"):
             raise ValueError(f"train.gate is {self.gate!r}; it must be none, unigram, bigram or trigram")
@@ -106,14 +119,16 @@ class Saving:
 
     def check(self) -> None:
         if self.every < 1 or self.keep_last < 1:
-            raise ValueError(f"checkpoints every {self.every} steps, {self.keep_last} kept: both must be at least 1")
+            raise ValueError(
+                f"checkpoints every {self.every} steps, {self.keep_last} kept: both must be at least 1"
+            )
 
 
 @dataclass
 class Experiment:
-    """Everything a training run reads. `data`, `model` and `train` decide the result; the rest only the way."""
+    """Everything a training run reads. `data`, `model`, `train` decide the result; the rest only the way."""
 
-    data: data.Data = field(default_factory=data.Data)
+    data: pipeline.Data = field(default_factory=pipeline.Data)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: Train = field(default_factory=Train)
     mesh: MeshShape = field(default_factory=MeshShape)
@@ -122,6 +137,22 @@ class Experiment:
 
 class Diverged(ValueError):
     """A loss or gradient was not finite."""
+
+
+@dataclass
+class Pace:
+    """Seconds a step, smoothed over about twenty."""
+
+    step_s: float = 0.0
+    last: tuple[int, float] | None = None
+
+    def at(self, step: int, seconds: float) -> float:
+        """Takes note that `step` was done `seconds` into the run; returns the pace."""
+        if self.last and step > self.last[0]:
+            now = max(seconds - self.last[1], 1e-6) / (step - self.last[0])
+            self.step_s = 0.95 * self.step_s + 0.05 * now if self.step_s else now
+        self.last = (step, seconds)
+        return self.step_s or math.inf
 
 
 # Called at every evaluation with (step, parameters); what it returns is shown and kept.
@@ -149,8 +180,11 @@ class Run:
     evaluators: tuple[Evaluator, ...] = ()
     seconds: float = 0.0
     evaluated: dict[int, dict[str, float]] = field(default_factory=dict)
+    pace: "Pace" = field(default_factory=lambda: Pace())
 
-    def train(self, params: dict[str, jax.Array], start: int) -> dict[str, jax.Array]:
+    def train(
+        self, params: dict[str, jax.Array], start: int, profile: Path | None = None
+    ) -> dict[str, jax.Array]:
         """Runs what is left of every stage and returns the final parameters.
 
         Raises:
@@ -163,7 +197,8 @@ class Run:
         for index, steps in enumerate(self.steps):
             # A checkpoint on the border of two stages belongs to the earlier one, whose state it holds.
             if start <= done + steps:
-                params = self._stage(index, params, done, start, meta if start > done else {})
+                params = self._stage(index, params, done, start, meta if start > done else {}, profile)
+                profile = None
             done += steps
         return params
 
@@ -171,7 +206,7 @@ class Run:
         """Nats a token over the validation part, or over its first `windows` windows."""
         stage, corpus = self.experiment.train.stages[index], self.corpora[index]
         stream = corpus.validation[: windows * stage.seq_len + 1] if windows else corpus.validation
-        cut = data.Windows(
+        cut = pipeline.Windows(
             stream,
             corpus.validation_learn,
             seq_len=stage.seq_len,
@@ -181,12 +216,14 @@ class Run:
         # The batch shape of training: no second compilation for evaluations.
         sums = [
             self.stages[index].evaluate(params, self._place(index, batch))
-            for batch in data.whole_pass(cut, stage.batch_size)
+            for batch in pipeline.whole_pass(cut, stage.batch_size)
         ]
         nats, learnt = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
         return float(nats / learnt)
 
-    def _stage(self, index: int, params, done: int, start: int, meta: dict[str, Any]):
+    def _stage(
+        self, index: int, params, done: int, start: int, meta: dict[str, Any], profile: Path | None = None
+    ):
         """Stage `index`, whose first step is `done` + 1, from step `start`."""
         stage, compiled = self.experiment.train.stages[index], self.stages[index]
         state = compiled.start(params)
@@ -202,6 +239,8 @@ class Run:
         waiting: tuple[int, Any] | None = None
         with interrupts() as asked:
             for step in range(start + 1, end + 1):
+                if profile and step - start in _PROFILED:
+                    _trace(profile, step - start, state)
                 state, metrics = compiled.train(state, self._place(index, next(batches)), total)
                 if waiting:
                     self._report(stage, *waiting, time.monotonic() - began)
@@ -224,16 +263,45 @@ class Run:
                     raise KeyboardInterrupt
         return state.params
 
+    def choose_steps(self, index: int, params: dict[str, jax.Array]) -> int:
+        """How many steps stage `index` takes; if given in seconds, by timing some on a copy of `params`."""
+        stage, compiled = self.experiment.train.stages[index], self.stages[index]
+        if stage.steps:
+            return stage.steps
+        if stage.tokens:
+            return math.ceil(stage.tokens / (stage.batch_size * stage.seq_len))
+        batch = self._place(index, next(self.batches(index)))
+        state, fastest_s = compiled.start(params), math.inf
+        for attempt in range(_PROBE_STEPS + 1):
+            began = time.monotonic()
+            state, metrics = compiled.train(state, batch, jnp.int32(stage.most_steps))
+            metrics.loss.block_until_ready()
+            if attempt:  # the first one compiles
+                fastest_s = min(fastest_s, time.monotonic() - began)
+        return min(max(int(stage.seconds / fastest_s), stage.least_steps), stage.most_steps)
+
+    def gather(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The parameters, whole, on every process."""
+        if jax.process_count() == 1:
+            return params
+        return multihost_utils.process_allgather(params, tiled=True)
+
     def batches(self, index: int):
-        stage, corpus, seed = self.experiment.train.stages[index], self.corpora[index], self.experiment.train.seed
-        cut = data.Windows(
+        stage, corpus, seed = (
+            self.experiment.train.stages[index],
+            self.corpora[index],
+            self.experiment.train.seed,
+        )
+        cut = pipeline.Windows(
             corpus.train,
             corpus.train_learn,
             seq_len=stage.seq_len,
             seed=seed + 1000 * index,
             mask=self.experiment.data.document_mask,
         )
-        return data.batches(cut, stage.batch_size, process=jax.process_index(), processes=jax.process_count())
+        return pipeline.batches(
+            cut, stage.batch_size, process=jax.process_index(), processes=jax.process_count()
+        )
 
     def _place(self, index: int, batch) -> dict[str, jax.Array]:
         rows = self.stages[index].rows
@@ -257,10 +325,16 @@ class Run:
             kept = self.checkpoints.steps
             raise Diverged(
                 f"step {step} gave loss {loss} and gradient norm {norm}; "
-                + (f"the checkpoint of step {kept[-1]} is the last good one" if kept else "no checkpoint was written yet")
+                + (
+                    f"the checkpoint of step {kept[-1]} is the last good one"
+                    if kept
+                    else "no checkpoint was written yet"
+                )
             )
 
-    def _report(self, stage: Stage, step: int, metrics, seconds: float, validation: float | None = None) -> None:
+    def _report(
+        self, stage: Stage, step: int, metrics, seconds: float, validation: float | None = None
+    ) -> None:
         self._check(step, metrics)
         batch_tokens = stage.batch_size * stage.seq_len
         row = Row(
@@ -271,7 +345,7 @@ class Run:
             rate=float(metrics.factor) * self.experiment.train.optimizer.rate,
             tokens=step * batch_tokens,
             seconds=seconds,
-            tokens_per_s=batch_tokens / self._pace(step, seconds),
+            tokens_per_s=batch_tokens / self.pace.at(step, seconds),
             load_balance=float(metrics.load_balance),
             expert_load_max=float(metrics.expert_load_E.max()),
             validation=validation,
@@ -280,33 +354,15 @@ class Run:
             self.metrics.write(row)
         last = list(self.evaluated.values())[-1:]
         words = "".join(f"validation {v['validation']:.3f}{self.bars}  " for v in last)
-        self.line.show(row, words, (sum(self.steps) - step) * self._pace_s)
-
-    def _pace(self, step: int, seconds: float) -> float:
-        """Seconds a step, smoothed over the last twenty or so."""
-        last_step, last_s = getattr(self, "_mark", (step - 1, seconds))
-        if step > last_step:
-            now = max(seconds - last_s, 1e-9) / (step - last_step)
-            before = getattr(self, "_pace_s", 0.0)
-            self._pace_s = now if not before or now < 1e-6 else 0.95 * before + 0.05 * now
-        self._mark = (step, seconds)
-        return max(self._pace_s, 1e-9)
+        self.line.show(row, words, (sum(self.steps) - step) * self.pace.step_s)
 
 
-def choose_steps(stage: Stage, compiled: Steps, params: dict[str, jax.Array], batch: dict[str, jax.Array]) -> int:
-    """How many steps a stage takes; for one given in seconds, by timing steps on a copy of the parameters."""
-    if stage.steps:
-        return stage.steps
-    if stage.tokens:
-        return math.ceil(stage.tokens / (stage.batch_size * stage.seq_len))
-    state, fastest_s = compiled.start(jax.tree.map(jnp.copy, params)), math.inf
-    for attempt in range(_PROBE_STEPS + 1):
-        began = time.monotonic()
-        state, metrics = compiled.train(state, batch, jnp.int32(stage.most_steps))
-        metrics.loss.block_until_ready()
-        if attempt:  # the first one compiles
-            fastest_s = min(fastest_s, time.monotonic() - began)
-    return min(max(int(stage.seconds / fastest_s), stage.least_steps), stage.most_steps)
+def _trace(folder: Path, step: int, state: State) -> None:
+    jax.block_until_ready(state)
+    if step == _PROFILED[0]:
+        jax.profiler.start_trace(str(folder))
+    else:
+        jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager

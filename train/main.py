@@ -44,7 +44,9 @@ def _flags() -> None:
     ):
         value = os.environ.get(f"MIXATTN_{name.upper()}", default)
         words += f" Also from MIXATTN_{name.upper()}."
-        (flags.DEFINE_integer if default else flags.DEFINE_string)(name, int(value) if default else value, words)
+        (flags.DEFINE_integer if default else flags.DEFINE_string)(
+            name, int(value) if default else value, words
+        )
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@
 width; `expert` splits experts. The compiler inserts the communication (all axes are of type Auto).
 """
 
-import os
 import re
 from dataclasses import astuple, dataclass
 
 import jax
-from absl import flags
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,7 +48,9 @@ def make(shape: MeshShape) -> Mesh:
     devices, fixed = jax.device_count(), shape.fsdp * shape.tensor * shape.expert
     data = shape.data or max(1, devices // fixed)
     if data * fixed != devices:
-        raise ValueError(f"mesh {data} x {shape.fsdp} x {shape.tensor} x {shape.expert} does not fit {devices} devices")
+        raise ValueError(
+            f"mesh {data} x {shape.fsdp} x {shape.tensor} x {shape.expert} does not fit {devices} devices"
+        )
     sizes = (data, shape.fsdp, shape.tensor, shape.expert)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -70,21 +70,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def define_flags() -> None:
-    """Flags for a run of several processes; each has an environment variable of the same name in capitals."""
-    flags.DEFINE_string("coordinator", os.environ.get("COORDINATOR", ""), "host:port of process 0.")
-    flags.DEFINE_integer("processes", int(os.environ.get("PROCESSES", "1")), "Processes in this run.")
-    flags.DEFINE_integer("process", int(os.environ.get("PROCESS", "0")), "This one's number.")
-
-
-def join() -> None:
-    """Joins the other processes, if the flags say there are any.
+def join(coordinator: str, processes: int, process: int) -> None:
+    """Joins the other processes of a run, before anything else touches a device.
 
     Raises:
-      ValueError: several processes and no coordinator.
+      ValueError: several processes and no coordinator, or a number out of range.
     """
-    if flags.FLAGS.processes == 1:
+    if processes == 1:
         return
-    if not flags.FLAGS.coordinator:
-        raise ValueError(f"--processes={flags.FLAGS.processes} needs --coordinator=HOST:PORT")
-    jax.distributed.initialize(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
+    if not coordinator:
+        raise ValueError(f"--processes={processes} needs --coordinator=HOST:PORT")
+    if not 0 <= process < processes:
+        raise ValueError(f"--process={process} of --processes={processes}: numbers start at 0")
+    jax.distributed.initialize(coordinator, processes, process)

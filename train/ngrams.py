@@ -31,7 +31,9 @@ def entropies(train_N: np.ndarray, validation_M: np.ndarray, vocab_size: int) ->
       ValueError: a stream is too short to count or measure anything.
     """
     if len(train_N) < 3 or len(validation_M) < 3:
-        raise ValueError(f"{len(train_N)} training and {len(validation_M)} validation tokens leave no trigram")
+        raise ValueError(
+            f"{len(train_N)} training and {len(validation_M)} validation tokens leave no trigram"
+        )
     train, valid = train_N.astype(np.int64), validation_M.astype(np.int64)
     a, b, c = valid[:-2], valid[1:-1], valid[2:]
     counts_V = np.bincount(train, minlength=vocab_size) + 1.0

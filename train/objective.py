@@ -4,11 +4,14 @@ Sums, not means, are returned: a mean over micro-batches or devices is then exac
 learnt.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from mixattn import ModelConfig, Transformer
 
 type Params = dict[str, jax.Array]
 
@@ -33,6 +36,17 @@ def assemble(graph: Any, params: Params) -> Any:
     """The model again, from what `flatten` gave."""
     paths = ((tuple(int(p) if p.isdigit() else p for p in path.split(".")), x) for path, x in params.items())
     return nnx.merge(graph, nnx.from_flat_state((path, nnx.Param(x)) for path, x in paths))
+
+
+@functools.cache
+def graph_of(config: ModelConfig) -> Any:
+    """The static graph of a model of this config."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))), nnx.Param)[0]
+
+
+def model_of(config: ModelConfig, params: Params) -> Transformer:
+    """A model of this config with these parameters."""
+    return assemble(graph_of(config), params)
 
 
 def cross_entropy(logits_NV: jax.Array, target_N: jax.Array, learn_N: jax.Array) -> jax.Array:

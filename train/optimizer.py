@@ -133,9 +133,15 @@ def build(config: Optimizer) -> optax.GradientTransformation:
 
 
 def _matrix_axes(params: Params) -> dict[str, MuonDimensionNumbers | None]:
-    """Which axes of each parameter are the rows and columns of its map; None: Adam's. Leading axes count experts."""
+    """Which axes of each parameter are the rows and columns of its map; None: Adam's.
+
+    Axes before the last two count experts. Where optax asks again inside its own partition, parameters that are
+    not Muon's have become empty nodes.
+    """
     return {
-        path: MuonDimensionNumbers(array.ndim - 2, array.ndim - 1) if is_matrix(path, array) else None
+        path: MuonDimensionNumbers(array.ndim - 2, array.ndim - 1)
+        if hasattr(array, "ndim") and is_matrix(path, array)
+        else None
         for path, array in params.items()
     }
 

@@ -1,4 +1,4 @@
-"""From an experiment and a folder to a trained model in it: claims the folder, prepares, trains, judges, exports."""
+"""From an experiment and a folder to a trained model in it: claim, prepare, train, judge, export."""
 
 import contextlib
 import dataclasses
@@ -48,7 +48,9 @@ def run(
     with claimed(folder, experiment):
         if (folder / "summary.json").exists() and step is None:
             summary = files.read_json(folder / "summary.json")
-            print(f"{folder} is trained already: {_verdict(summary)}; remove it, or name --step, to train again")
+            print(
+                f"{folder} is trained already: {_verdict(summary)}; remove it, or name --step, to train again"
+            )
             return summary
         run, start = _prepare(experiment, folder, step, evaluators)
         with contextlib.ExitStack() as closing:
@@ -75,7 +77,9 @@ def claimed(folder: Path, experiment: loop.Experiment) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as why:
-            raise ValueError(f"another process is training in {folder}; wait for it or name another --workdir") from why
+            raise ValueError(
+                f"another process is training in {folder}; wait for it or name another --workdir"
+            ) from why
         asked = json.loads(json.dumps(recipe(experiment)))
         if not (folder / "config.json").exists():
             files.write_json(folder / "config.json", asked)
@@ -117,7 +121,16 @@ def _prepare(experiment: loop.Experiment, folder: Path, step: int | None, evalua
     saving = experiment.checkpoints
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=saving.keep_last, keep_best=saving.keep_best)
     start = _start(checkpoints, step, folder)
-    run = loop.Run(experiment, [], stages, corpora, checkpoints, None, progress.Line(0, quiet=True), evaluators=evaluators)
+    run = loop.Run(
+        experiment,
+        [],
+        stages,
+        corpora,
+        checkpoints,
+        None,
+        progress.Line(0, quiet=True),
+        evaluators=evaluators,
+    )
     run.steps = _steps(run, folder / "steps.json", say)
     run.metrics = progress.Metrics(folder / "metrics.csv", start) if first else None
     if train.gate in bars:
@@ -152,7 +165,9 @@ def _bars(corpus: tokens.Tokens, vocab_size: int, path: Path, first: bool) -> di
 
 
 def _compiled(experiment: loop.Experiment, stage: loop.Stage, devices: jax.sharding.Mesh) -> Steps:
-    config = ModelConfig(**{**vars(experiment.model), "rope_theta": stage.rope_theta or experiment.model.rope_theta})
+    config = ModelConfig(
+        **{**vars(experiment.model), "rope_theta": stage.rope_theta or experiment.model.rope_theta}
+    )
     rule = dataclasses.replace(experiment.train.optimizer)
     rule.rate, rule.adam_rate = rule.rate * stage.rate, rule.adam_rate * stage.rate
     return Steps(
@@ -171,7 +186,9 @@ def _start(checkpoints: Checkpoints, step: int | None, folder: Path) -> int:
     if step is None:
         return there[-1] if there else 0
     if step not in there:
-        raise ValueError(f"--step={step}: {checkpoints.folder} has checkpoints of the steps {there or 'none'}")
+        raise ValueError(
+            f"--step={step}: {checkpoints.folder} has checkpoints of the steps {there or 'none'}"
+        )
     checkpoints.meta(step)  # readable, before anything newer is removed
     checkpoints.forget_after(step)
     (folder / "summary.json").unlink(missing_ok=True)
@@ -185,7 +202,9 @@ def _steps(run: loop.Run, path: Path, say) -> list[int]:
     train = run.experiment.train
     params = init_params(run.experiment.model, train.seed)
     chosen = [run.choose_steps(i, params) for i in range(len(train.stages))]
-    chosen = [int(n) for n in multihost_utils.broadcast_one_to_all(chosen)] if jax.process_count() > 1 else chosen
+    chosen = (
+        [int(n) for n in multihost_utils.broadcast_one_to_all(chosen)] if jax.process_count() > 1 else chosen
+    )
     if jax.process_index() == 0:
         files.write_json(path, chosen)
     for stage, steps in zip(train.stages, chosen):
@@ -218,7 +237,11 @@ def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[s
         "train_seconds": float(rows[-1]["seconds"]),
         "corpus": {"path": experiment.data.path or "the standard library", **corpus.manifest},
         "curve": [
-            {name: float(row[name]) for name in ("step", "loss", "validation", "seconds", "tokens") if row[name]}
+            {
+                name: float(row[name])
+                for name in ("step", "loss", "validation", "seconds", "tokens")
+                if row[name]
+            }
             for row in rows
         ],
         "environment": environment(),
@@ -229,11 +252,15 @@ def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[s
     print(_verdict(summary))
     if not summary["passed"]:
         gate = experiment.train.gate
-        raise ValueError(f"the model misses its bar: {loss:.3f} nats a token against the {gate}'s {bars[gate]:.3f}")
+        raise ValueError(
+            f"the model misses its bar: {loss:.3f} nats a token against the {gate}'s {bars[gate]:.3f}"
+        )
     return summary
 
 
-def _export(experiment: loop.Experiment, params: dict[str, jax.Array], corpus: tokens.Tokens, folder: Path) -> None:
+def _export(
+    experiment: loop.Experiment, params: dict[str, jax.Array], corpus: tokens.Tokens, folder: Path
+) -> None:
     """model/ and heldout.jsonl; each appears whole."""
     stages = experiment.train.stages
     theta = stages[-1].rope_theta or experiment.model.rope_theta
@@ -261,7 +288,9 @@ def _verdict(summary: dict[str, Any]) -> str:
 def environment() -> dict[str, Any]:
     """Device, versions and commit, for the header of a result."""
     here = Path(mixattn.__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cores": progress.cores(),

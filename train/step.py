@@ -1,7 +1,7 @@
 """One training step as one compiled function, and what it carries from step to step.
 
-    gradient = d/dparams [ sum of learnt nats / learnt tokens + expert losses ]      over all micro-batches
-    params  += factor(step) * rule(gradient)
+gradient = d/dparams [ sum of learnt nats / learnt tokens + expert losses ]      over all micro-batches
+params  += factor(step) * rule(gradient)
 """
 
 import functools
@@ -53,7 +53,9 @@ class Compute:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute.dtype is {self.dtype!r}; it must be float32 or bfloat16")
         if self.accumulate < 1:
-            raise ValueError(f"compute.accumulate is {self.accumulate}; a step takes at least one micro-batch")
+            raise ValueError(
+                f"compute.accumulate is {self.accumulate}; a step takes at least one micro-batch"
+            )
 
 
 class State(NamedTuple):
@@ -99,7 +101,7 @@ class Steps:
         self.rule, self.compute, self.mesh, self.trains = rule, compute, mesh, trains
         self.optax = optimizer.build(rule)
         computed = ModelConfig(**{**vars(config), "dtype": compute.dtype})
-        self.graph = _graph(computed)
+        self.graph = objective.graph_of(computed)
         self.sums = functools.partial(objective.sums, self.graph, document_mask=document_mask)
         self.replicated = NamedSharding(mesh, P())
         self.rows = meshes.batch_sharding(mesh)
@@ -186,8 +188,3 @@ class Steps:
     def _evaluate(self, params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         sums = self.sums(self._cast(params), batch)
         return sums.nats, sums.learnt
-
-
-@functools.cache
-def _graph(config: ModelConfig) -> Any:
-    return objective.flatten(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[0]

@@ -59,7 +59,9 @@ def open_folder(folder: Path) -> Tokens:
       ValueError: it is not whole, or a file is not as long as the manifest says.
     """
     if not is_whole(folder):
-        raise ValueError(f"{folder} has no manifest.json: it is no folder of tokens, or its writing was cut short")
+        raise ValueError(
+            f"{folder} has no manifest.json: it is no folder of tokens, or its writing was cut short"
+        )
     manifest = files.read_json(folder / "manifest.json")
     mapped: dict[str, np.ndarray | None] = {}
     for part in ("train", "validation"):
@@ -205,7 +207,9 @@ def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> Tokens:
                         arrays[f"{part}_learn"].astype(np.uint8).tofile(file)
                 start = 0
                 for name, length in json.loads(str(arrays["heldout_names"])):
-                    ids = arrays["heldout"][start + 1 : start + length].tolist()  # the separator is the server's to add
+                    ids = arrays["heldout"][
+                        start + 1 : start + length
+                    ].tolist()  # the separator is the server's to add
                     heldout.write(json.dumps({"path": name, "ids": ids}) + "\n")
                     start += length
     _refuse_empty(parts)
@@ -229,7 +233,9 @@ def _refuse_empty(parts: dict[str, dict[str, int]]) -> None:
         raise ValueError("the corpus holds no text: every file is empty or not UTF-8")
     for part, counts in parts.items():
         if not counts["documents"]:
-            raise ValueError(f"the corpus has {total} documents and none of them falls into the {part} part; add more")
+            raise ValueError(
+                f"the corpus has {total} documents and none of them falls into the {part} part; add more"
+            )
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
