@@ -12,7 +12,6 @@ writes such arrays once, on all cores; killed and called again it goes on where 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import grain
 import numpy as np
@@ -42,15 +41,9 @@ class Data:
             raise ValueError(f"data.limit_bytes is {self.limit_bytes}; 0 reads everything")
 
 
-class Batch(TypedDict):
-    """`tokens_BT` int32 with T + 1 columns: inputs are all but the last, targets all but the first.
-
-    `learn_BT` float32 weighs the T targets; `segment_BT` int32 numbers the documents of the T inputs.
-    """
-
-    tokens_BT: np.ndarray
-    learn_BT: np.ndarray
-    segment_BT: np.ndarray
+# `tokens_BT` int32 with T + 1 columns: inputs are all but the last, targets all but the first. `learn_BT`
+# float32 weighs the T targets. `segment_BT` int32 numbers the documents of the T inputs.
+type Batch = dict[str, np.ndarray]
 
 
 def prepare(
@@ -115,11 +108,11 @@ class Windows:
         token = np.asarray(self.stream[at], dtype=np.int32)
         learn = np.ones(self.seq_len) if self.learn is None else self.learn[at][1:]
         segment = (token[:-1] == tokens.SEPARATOR_ID).cumsum() if self.mask else np.zeros(self.seq_len)
-        return Batch(
-            tokens_BT=token,
-            learn_BT=np.asarray(learn, dtype=np.float32),
-            segment_BT=segment.astype(np.int32),
-        )
+        return {
+            "tokens_BT": token,
+            "learn_BT": np.asarray(learn, dtype=np.float32),
+            "segment_BT": segment.astype(np.int32),
+        }
 
 
 def batches(
@@ -149,7 +142,7 @@ def whole_pass(windows: Windows, batch_size: int) -> Iterator[Batch]:
         rows = [windows.cut(min(i, count - 1), -1) for i in range(start, start + batch_size)]
         for extra in rows[count - start :]:
             extra["learn_BT"] = np.zeros_like(extra["learn_BT"])
-        yield Batch(**{name: np.stack([row[name] for row in rows]) for name in Batch.__annotations__})  # type: ignore[literal-required]
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _tokenize() -> None:

@@ -152,7 +152,7 @@ class Pace:
             now = max(seconds - self.last[1], 1e-6) / (step - self.last[0])
             self.step_s = 0.95 * self.step_s + 0.05 * now if self.step_s else now
         self.last = (step, seconds)
-        return self.step_s or math.inf
+        return self.step_s or math.inf  # nothing is known after one step
 
 
 # Called at every evaluation with (step, parameters); what it returns is shown and kept.

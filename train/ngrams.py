@@ -37,15 +37,12 @@ def entropies(train_N: np.ndarray, validation_M: np.ndarray, vocab_size: int) ->
     train, valid = train_N.astype(np.int64), validation_M.astype(np.int64)
     a, b, c = valid[:-2], valid[1:-1], valid[2:]
     counts_V = np.bincount(train, minlength=vocab_size) + 1.0
-    pairs = _Table(*np.unique(train[:-1] * vocab_size + train[1:], return_counts=True), vocab_size)
-    triples = _Table(
-        *np.unique((train[:-2] * vocab_size + train[1:-1]) * vocab_size + train[2:], return_counts=True),
-        vocab_size,
-    )
+    pairs = _Table(train[:-1] * vocab_size + train[1:], vocab_size)
+    triples = _Table((train[:-2] * vocab_size + train[1:-1]) * vocab_size + train[2:], vocab_size)
     # Lower orders count in how many contexts a token was seen, not how often it was.
     single_V = np.bincount(pairs.keys % vocab_size, minlength=vocab_size) + _UNSEEN
     single_V = single_V / single_V.sum()
-    after_any = _Table(*np.unique(triples.keys % vocab_size**2, return_counts=True), vocab_size)
+    after_any = _Table(triples.keys % vocab_size**2, vocab_size)
     bigram = pairs.interpolate(b, c, single_V[c])
     trigram = triples.interpolate(a * vocab_size + b, c, after_any.interpolate(b, c, single_V[c]))
     return Bars(*(float(-np.log(p).mean()) for p in (counts_V[c] / counts_V.sum(), bigram, trigram)))
@@ -54,7 +51,8 @@ def entropies(train_N: np.ndarray, validation_M: np.ndarray, vocab_size: int) ->
 class _Table:
     """How often each token followed each context; a key is context * V + token."""
 
-    def __init__(self, keys: np.ndarray, counts: np.ndarray, vocab_size: int):
+    def __init__(self, seen: np.ndarray, vocab_size: int):
+        keys, counts = np.unique(seen, return_counts=True)
         self.keys, self.counts, self.vocab_size = keys, counts, vocab_size
         once, twice = np.sum(counts == 1), np.sum(counts == 2)
         self.discount = once / (once + 2.0 * twice) if once else 0.5

@@ -135,8 +135,8 @@ def build(config: Optimizer) -> optax.GradientTransformation:
 def _matrix_axes(params: Params) -> dict[str, MuonDimensionNumbers | None]:
     """Which axes of each parameter are the rows and columns of its map; None: Adam's.
 
-    Axes before the last two count experts. Where optax asks again inside its own partition, parameters that are
-    not Muon's have become empty nodes.
+    Axes before the last two count experts. Where optax asks again inside its own partition, parameters that
+    are not Muon's have become empty nodes.
     """
     return {
         path: MuonDimensionNumbers(array.ndim - 2, array.ndim - 1)

@@ -18,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 import mixattn
-from mixattn import ModelConfig
+from mixattn import ModelConfig, hf
 from train import data, files, loop, mesh, ngrams, objective, optimizer, progress, tokens
 from train.checkpoint import Checkpoints
 from train.step import Steps, init_params
@@ -268,8 +268,6 @@ def _export(
     model = objective.model_of(config, params)
     unfinished = folder / ".model.part"
     shutil.rmtree(unfinished, ignore_errors=True)
-    from mixattn import hf
-
     hf.save(model, str(unfinished), tokenizer=corpus.tokenizer)
     shutil.rmtree(folder / "model", ignore_errors=True)
     unfinished.rename(folder / "model")

@@ -59,10 +59,13 @@ class Compute:
 
 
 class State(NamedTuple):
-    """`step` int32: steps done in this stage. `moments`: the rule's state, of the parameters that move."""
+    """`step` int32: steps done in this stage. `moments`: the rule's state, of the parameters that move.
 
-    step: jax.Array
-    params: Params
+    Leaves are arrays, or in their places shapes or shardings.
+    """
+
+    step: Any
+    params: dict[str, Any]
     moments: Any
 
 

@@ -11,7 +11,7 @@ Tokenizing is resumable: documents are grouped into shards, a finished shard is 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,7 +227,7 @@ def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> Tokens:
     return open_folder(folder)
 
 
-def _refuse_empty(parts: dict[str, dict[str, int]]) -> None:
+def _refuse_empty(parts: Mapping[corpus.Part, dict[str, int]]) -> None:
     total = sum(counts["documents"] for counts in parts.values())
     if not total:
         raise ValueError("the corpus holds no text: every file is empty or not UTF-8")
