@@ -31,7 +31,8 @@ class Policy(Protocol):
         """The request to admit next, or None if nothing waits. May refill credit; admits nothing."""
 
     def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
-        """`ask` runs now; `extend_tok + hit_tok` is what its prefill covers, `hit_tok` of it from the cache."""
+        """`ask` runs now; `extend_tok + hit_tok` is what its prefill covers, `hit_tok` of it from the
+        cache."""
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         """Running requests produced these numbers of output tokens."""
@@ -39,11 +40,18 @@ class Policy(Protocol):
     def finish(self, id: RequestId) -> None:
         """A running request is complete."""
 
-    def cancel(self, id: RequestId) -> None:
-        """A waiting or running request is gone; executed work stays billed."""
+    def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        """A waiting or running request is gone; executed work stays billed.
 
-    def preempt(self, id: RequestId) -> None:
-        """A running request lost its memory and waits again."""
+        `prefilled_tok`: how many tokens of its prefill were executed or hit; None means all of them.
+        """
+
+    def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        """A running request lost its memory and waits again.
+
+        `prefilled_tok` as in `cancel`. An admission that was planned and not carried out is taken back by
+        `preempt(id, prefilled_tok=0)`: state and bill are as if it had not been.
+        """
 
     def served(self) -> Mapping[Client, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
