@@ -8,8 +8,8 @@ that disagree; it is called once more here, after the overrides.
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -49,7 +49,7 @@ def check_tree(node: Any) -> None:
         node.check()
 
 
-def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
     """Parses flags, runs `main`, and turns a user's mistake into one sentence and exit code 2.
 
     Ctrl-C exits with 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks.
@@ -57,9 +57,9 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     app.run(lambda _: _guarded(main), argv=argv, flags_parser=_parse)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(list(argv))
+        return app.parse_flags_with_usage(argv)
     except (KeyError, AttributeError, TypeError, ValueError, OSError, ImportError) as why:
         if os.environ.get("MIXATTN_DEBUG"):
             raise
@@ -78,7 +78,7 @@ def _guarded(main: Callable[[], None]) -> None:
         _fail(why)
 
 
-def _fail(why: Exception):
+def _fail(why: Exception) -> NoReturn:
     sentence = str(why.args[0]) if isinstance(why, KeyError) and why.args else str(why)
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     sys.exit(2)

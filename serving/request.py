@@ -9,7 +9,7 @@ from typing import Literal
 
 type Client = str
 type RequestId = str
-type FinishReason = Literal["stop", "length", "cancel", "deadline", "error"]
+type FinishReason = Literal["stop", "length", "cancel", "deadline", "refused", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +93,18 @@ class Output:
     admit_s: float
     first_token_s: float
     finish_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step brought a request.
+
+    Attributes:
+      ids: tokens new since the last delta.
+      output: the whole result, on the request's last delta only.
+    """
+
+    id: RequestId
+    client: Client
+    ids: list[int]
+    output: Output | None = None

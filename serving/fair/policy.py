@@ -31,8 +31,7 @@ class Policy(Protocol):
         """The request to admit next, or None if nothing waits. May refill credit; admits nothing."""
 
     def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
-        """`ask` runs now; `extend_tok + hit_tok` is what its prefill covers, `hit_tok` of it from the
-        cache."""
+        """`ask` runs now: its prefill computes `extend_tok` and finds `hit_tok` in the cache."""
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         """Running requests produced these numbers of output tokens."""

@@ -1,0 +1,76 @@
+"""The shapes that earn their keep: tests, benches and compile checks all read this list."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """One call of `attention`. `S` counts keys; without positions the queries are the last T of them."""
+
+    name: str
+    T: int
+    S: int
+    N: int
+    K: int
+    H: int
+    window: int | None = None
+    B: int = 2
+    causal: bool = True
+    scale: float | None = None
+    softcap: float | None = None
+    segments: bool = False  # packed documents of uneven length
+    ring: bool = False  # explicit positions: keys in ring order, the first slots empty, a padded query
+
+    @property
+    def options(self) -> dict:
+        """The static keyword arguments."""
+        names = ("window", "causal", "scale", "softcap")
+        return {name: getattr(self, name) for name in names}
+
+
+CASES = (
+    Case("full", 32, 32, 4, 2, 64),
+    Case("full_ragged_tail", 37, 37, 4, 1, 64),  # no block divides 37
+    Case("both_directions", 16, 24, 4, 2, 64, causal=False),
+    Case("window_of_one", 32, 32, 4, 2, 64, window=1),
+    Case("window", 37, 37, 4, 1, 64, window=5),
+    Case("window_after_context", 16, 53, 8, 1, 64, window=7),
+    Case("window_wider_than_context", 32, 32, 4, 2, 64, window=99),
+    Case("window_ends_on_block", 64, 64, 4, 4, 64, window=16),
+    Case("one_query", 1, 37, 8, 2, 64),
+    Case("one_query_window", 1, 37, 8, 2, 64, window=8),
+    Case("head_80_softcap", 24, 24, 4, 2, 80, window=9, softcap=5.0),
+    Case("head_128_scaled", 24, 24, 4, 1, 128, scale=0.25),
+    Case("head_256", 16, 16, 2, 2, 256, window=4),
+    Case("documents", 64, 64, 4, 2, 64, segments=True),
+    Case("documents_window", 64, 64, 4, 2, 64, window=9, segments=True),
+    Case("ring", 8, 24, 4, 2, 64, window=6, ring=True),
+    Case("ring_full", 8, 24, 4, 2, 64, ring=True, softcap=5.0),
+    Case("several_blocks", 300, 300, 2, 1, 64, window=70, B=1, segments=True),
+    Case("several_blocks_full", 300, 331, 2, 1, 64, B=1),
+)
+
+
+def inputs(case: Case, dtype="float32", seed: int = 0) -> tuple[dict, dict]:
+    """Numpy arguments of `attention`: (q, k, v by name in `dtype`, positions and segments by name)."""
+    rng = np.random.default_rng(seed)
+    B, T, S = case.B, case.T, case.S
+    shapes = {
+        "q_BTNH": (B, T, case.N, case.H),
+        "k_BSKH": (B, S, case.K, case.H),
+        "v_BSKH": (B, S, case.K, case.H),
+    }
+    arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    places = {}
+    if case.segments:
+        places["segment_k_BS"] = np.sort(rng.integers(0, 4, (B, S)), axis=1).astype(np.int32)
+        places["segment_q_BT"] = places["segment_k_BS"][:, S - T :]
+    if case.ring:
+        written = rng.integers(S // 2, 2 * S, B)  # positions 0..written-1 were put at position mod S
+        slot_S = np.arange(S)
+        newest_BS = written[:, None] - 1 - (written[:, None] - 1 - slot_S[None]) % S
+        places["k_pos_BS"] = np.where(newest_BS >= 0, newest_BS, -1).astype(np.int32)
+        places["q_pos_BT"] = (written[:, None] - T + np.arange(T)[None]).astype(np.int32)
+        places["q_pos_BT"][0, -1] = -1  # padding
+    return arrays, places

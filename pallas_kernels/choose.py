@@ -1,0 +1,64 @@
+"""Which body of an op runs, and why not a better one.
+
+Every op is a folder: a typed front door, and bodies beside it that compute the same thing. A body is a
+module with a function named like the op and `refuses(ask) -> str | None`, the reason it cannot take a call.
+Asking for a body by name runs that body or raises; asking for none takes the first that does not refuse.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+type Backend = Literal["reference", "xla", "tpu", "gpu", "interpret"]
+
+BACKENDS = ("reference", "xla", "tpu", "gpu", "interpret")
+_BEST_FIRST = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "xla"), "cpu": ("xla",)}
+
+
+class Choice(NamedTuple):
+    """The answer of `explain`.
+
+    Attributes:
+      backend: the body that runs.
+      interpret: whether it runs under the Pallas interpreter.
+      refused: the bodies that were asked before it, each with its reason.
+    """
+
+    backend: str
+    interpret: bool
+    refused: Mapping[str, str]
+
+
+def choose(op: str, backend: Backend | None, ask: Any) -> tuple[ModuleType, Choice]:
+    """The body of `op` (a package name) that takes the call described by `ask`.
+
+    Raises:
+      ValueError: no such backend.
+      NotImplementedError: the named body, or every body of this platform, refuses; the message says why.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    refused: dict[str, str] = {}
+    for name in _candidates(backend):
+        try:
+            body = import_module(f"{op}.{name}")
+        except ModuleNotFoundError as why:
+            if why.name != f"{op}.{name}":
+                raise
+            refused[name] = "not written"
+            continue
+        reason = body.refuses(ask)
+        if reason is None:
+            return body, Choice(name, backend == "interpret", refused)
+        refused[name] = reason
+    reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+    raise NotImplementedError(f"no body of {op.rpartition('.')[2]} takes this call ({reasons})")
+
+
+def _candidates(backend: Backend | None) -> tuple[str, ...]:
+    if backend is None:
+        return _BEST_FIRST.get(jax.default_backend(), ("xla",))
+    return ("tpu",) if backend == "interpret" else (backend,)

@@ -1,0 +1,280 @@
+"""What each request holds: pages by group, locks in the prefix tree, and the page tables the device reads.
+
+A request's first pages, up to its lease's end, belong to the prefix tree; the ones behind are its own.
+Everything it computes is handed to the tree in whole pages, so the next request with the same beginning
+finds it. Pages that a sliding window has left are let go after every committed step.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serving.pages import NULL_PAGE, Group, Pages
+from serving.prefix import Lease, Tree
+from serving.tokens import Tokens
+
+
+@dataclass(eq=False, slots=True)
+class Holding:
+    """Pages of one running request.
+
+    Attributes:
+      pages: by group, logical page -> physical page; NULL_PAGE where the window has passed.
+      lease: locks in the tree; pages before its end are the tree's.
+      slot: row of the page tables.
+      first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
+      final_tok: the most tokens it is promised room for, prompt and outputs together.
+    """
+
+    slot: int
+    lease: Lease
+    final_tok: int
+    salt: Hashable
+    pages: list[list[int]] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
+
+
+class PagedMemory:
+    """Pools, prefix tree and page tables of one engine.
+
+    Args:
+      groups: the model's page groups.
+      page_tok: tokens a page.
+      max_slots: requests that can run at once.
+      max_tok: the longest request, prompt and outputs together.
+      span_tok: the most tokens one step may add to a request (prefill chunk or decode steps).
+      reuse: keep finished prompts for later requests.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        page_tok: int,
+        max_slots: int,
+        max_tok: int,
+        span_tok: int,
+        reuse: bool = True,
+    ):
+        self.groups = tuple(groups)
+        self.page_tok, self.max_tok, self.span_tok, self.reuse = page_tok, max_tok, span_tok, reuse
+        self.pools = [Pages(g.num_pages) for g in self.groups]
+        self.tree = Tree(page_tok, [g.window for g in self.groups])
+        width = -(-max_tok // page_tok)
+        self.tables = [np.zeros((max_slots, width), np.int32) for _ in self.groups]
+        self._free_slots = list(range(max_slots - 1, -1, -1))
+        self._promised = [0] * len(self.groups)
+        self._holdings: dict[int, Holding] = {}
+
+    # ---- what could be held ----
+
+    def peak_pages(self, group: int, final_tok: int) -> int:
+        """The most pages of a group that a request of `final_tok` tokens holds at any time."""
+        window = self.groups[group].window
+        whole = -(-final_tok // self.page_tok)
+        if window is None:
+            return whole
+        # Window plus one step, lying as badly on the page grid as can be.
+        return min(whole, -(-(window + self.span_tok - 2) // self.page_tok) + 1)
+
+    def never_fits(self, final_tok: int) -> str | None:
+        """Why a request of `final_tok` tokens cannot run even alone, or None."""
+        if final_tok > self.max_tok:
+            return f"needs {final_tok} tokens, the engine serves at most {self.max_tok} a request"
+        for g, group in enumerate(self.groups):
+            if (need := self.peak_pages(g, final_tok)) > group.num_pages - 1:
+                return (
+                    f"needs {need} pages with window {group.window}, of which there are {group.num_pages - 1}"
+                )
+        return None
+
+    def room(self, group: int) -> int:
+        """Pages that can still be promised: free or evictable, less what running requests may yet take."""
+        return len(self.pools[group]) + self.tree.evictable[group] - self._promised[group]
+
+    @property
+    def slots_free(self) -> int:
+        return len(self._free_slots)
+
+    # ---- a request's life ----
+
+    def match(self, tokens: Tokens, salt: Hashable) -> int:
+        """Tokens a new request would find cached; at least one token is always left to compute."""
+        return self.tree.match(tokens, salt, len(tokens) - 1) if self.reuse else 0
+
+    def admit(
+        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[Holding, int] | None:
+        """Takes a slot and locks the cached prefix, if the request fits.
+
+        Args:
+          reserve: promise it every page it may ever need; otherwise only those of its prompt.
+
+        Returns:
+          What it holds and the hit in tokens, or None with nothing changed.
+        """
+        if not self._free_slots:
+            return None
+        lease, hit = self.tree.acquire(tokens, salt, len(tokens) - 1 if self.reuse else 0)
+        holding = Holding(-1, lease, final_tok if reserve else len(tokens), salt)
+        holding.pages = self.tree.path_pages(lease)
+        holding.first = [0] * len(self.groups)
+        self._forget_before(holding, hit)
+        # The lock itself made pages unevictable, so room is asked for after it.
+        if any(self._pledge(holding, g) > self.room(g) for g in range(len(self.groups))):
+            self.tree.release(lease)
+            return None
+        holding.slot = self._free_slots.pop()
+        self._holdings[holding.slot] = holding
+        for g in range(len(self.groups)):
+            self._promised[g] += self._pledge(holding, g)
+            self._write_row(holding, g)
+        return holding, hit
+
+    def grow(self, holding: Holding, computed_tok: int, upto_tok: int) -> bool:
+        """Makes sure pages exist for positions `computed_tok..upto_tok-1`, evicting if need be.
+
+        Returns:
+          False with nothing changed if some group has too few pages.
+        """
+        wants = [max(0, -(-upto_tok // self.page_tok) - len(pages)) for pages in holding.pages]
+        for g, want in enumerate(wants):
+            if want > len(self.pools[g]) + self.tree.evictable[g]:
+                return False
+        for g, want in enumerate(wants):
+            if want:
+                self._ensure_free(g, want)
+                self._change(holding, g, self.pools[g].take(want))
+        return True
+
+    def computed(self, holding: Holding, tokens: Tokens, computed_tok: int, *, share: bool) -> None:
+        """Tells that KV of the first `computed_tok` tokens is there; lets go of what windows have passed.
+
+        Args:
+          tokens: the request's tokens; in a simulation possibly without outputs, which are then not shared.
+          share: hand whole pages to the prefix tree now.
+        """
+        whole = min(computed_tok, len(tokens)) // self.page_tok * self.page_tok
+        if share and self.reuse and whole > holding.lease.end.end:
+            self._share(holding, tokens.cut(0, whole), computed_tok)
+        self.tree.slide(holding.lease, computed_tok)
+        self._forget_before(holding, computed_tok)
+
+    def release(self, holding: Holding) -> None:
+        """Gives back everything a request holds; what it shared stays in the tree."""
+        own = holding.lease.end.end // self.page_tok
+        for g, pages in enumerate(holding.pages):
+            self._promised[g] -= self._pledge(holding, g)
+            self.pools[g].give(pages[own:])
+            self.tables[g][holding.slot] = NULL_PAGE
+        self.tree.release(holding.lease)
+        del self._holdings[holding.slot]
+        self._free_slots.append(holding.slot)
+
+    def clear_cache(self) -> None:
+        """Drops every cached page that no running request reads."""
+        for g in range(len(self.groups)):
+            self._evict(g, self.tree.held[g])
+
+    # ---- inside ----
+
+    def _pledge(self, holding: Holding, group: int) -> int:
+        """Pages of the group the request may still come to take beyond those it holds."""
+        held = len(holding.pages[group]) - holding.first[group]
+        return max(0, self.peak_pages(group, holding.final_tok) - held)
+
+    def _change(self, holding: Holding, group: int, more: Sequence[int]) -> None:
+        self._promised[group] -= self._pledge(holding, group)
+        holding.pages[group].extend(more)
+        self._promised[group] += self._pledge(holding, group)
+        self._write_row(holding, group)
+
+    def _share(self, holding: Holding, tokens: Tokens, computed_tok: int) -> None:
+        own = holding.lease.end.end // self.page_tok
+        whole = len(tokens) // self.page_tok
+        # Pages that were the tree's already go in as missing: only the request's own can be handed over.
+        offer = [[NULL_PAGE] * own + pages[own:whole] for pages in holding.pages]
+        end, spare = self.tree.insert(tokens, holding.salt, offer)
+        holding.lease = self.tree.advance(holding.lease, end, computed_tok)
+        for g, path in enumerate(self.tree.path_pages(holding.lease)):
+            self._promised[g] -= self._pledge(holding, g)
+            first = holding.first[g]
+            holding.pages[g][first:whole] = path[first:]
+            self._promised[g] += self._pledge(holding, g)
+            self.pools[g].give(spare[g])
+            self._write_row(holding, g)
+
+    def _forget_before(self, holding: Holding, position: int) -> None:
+        """Drops pages no query from `position` on can read; own ones are freed, the tree keeps its own."""
+        own = holding.lease.end.end // self.page_tok
+        for g, group in enumerate(self.groups):
+            pages, old = holding.pages[g], holding.first[g]
+            new = min(group.first_needed(position, self.page_tok), len(pages))
+            if new <= old:
+                continue
+            before = self._pledge(holding, g)
+            self.pools[g].give(pages[max(old, own) : new])
+            pages[old:new] = [NULL_PAGE] * (new - old)
+            holding.first[g] = new
+            if holding.slot >= 0:
+                self._promised[g] += self._pledge(holding, g) - before
+                self.tables[g][holding.slot, old:new] = NULL_PAGE
+
+    def _write_row(self, holding: Holding, group: int) -> None:
+        pages = holding.pages[group]
+        self.tables[group][holding.slot, : len(pages)] = pages
+
+    def _ensure_free(self, group: int, n: int) -> None:
+        if (short := n - len(self.pools[group])) > 0:
+            self._evict(group, short)
+
+    def _evict(self, group: int, n: int) -> None:
+        for pool, pages in zip(self.pools, self.tree.evict(group, n)):
+            pool.give(pages)
+
+    def check(self) -> None:
+        """Asserts that every page has exactly one holder and every count agrees; for tests and debugging."""
+        for g, pool in enumerate(self.pools):
+            holders: dict[int, str] = dict.fromkeys(pool.free_pages(), "free")
+            assert len(holders) == len(pool)
+            for node in self.tree.nodes():
+                self._hold(holders, node.pages[g], "tree")
+            for h in self._holdings.values():
+                own = h.lease.end.end // self.page_tok
+                self._hold(holders, h.pages[g][own:], f"slot {h.slot}")
+                row = self.tables[g][h.slot]
+                assert row[: len(h.pages[g])].tolist() == h.pages[g]
+                assert [p == NULL_PAGE for p in h.pages[g]] == [
+                    i < h.first[g] for i in range(len(h.pages[g]))
+                ]
+                assert not row[len(h.pages[g]) :].any()
+                assert all(holders[p] == "tree" for p in h.pages[g][:own] if p != NULL_PAGE)
+            assert set(holders) == set(range(1, pool.num_pages)), "a page is lost"
+            assert self._promised[g] == sum(self._pledge(h, g) for h in self._holdings.values())
+            self._check_tree(g)
+
+    def _hold(self, holders: dict[int, str], pages: Sequence[int], who: str) -> None:
+        for page in pages:
+            if page != NULL_PAGE:
+                assert page not in holders, f"page {page} is held by {holders[page]} and by {who}"
+                holders[page] = who
+
+    def _check_tree(self, group: int) -> None:
+        live = [(n, sum(p != NULL_PAGE for p in n.pages[group])) for n in self.tree.nodes()]
+        window = self.groups[group].window
+        assert self.tree.held[group] == sum(k for _, k in live)
+        unlocked = [(n.lock if window is None else n.window_lock[group]) == 0 for n, _ in live]
+        assert self.tree.evictable[group] == sum(k for (_, k), free in zip(live, unlocked) if free)
+        for node in self.tree.nodes():
+            readers = sum(_on_path(node, h.lease.end) for h in self._holdings.values())
+            assert node.lock == readers
+            assert node.window_lock[group] <= node.lock
+
+
+def _on_path(node, end) -> bool:
+    while end is not None:
+        if end is node:
+            return True
+        end = end.parent
+    return False

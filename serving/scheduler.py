@@ -1,0 +1,359 @@
+"""Continuous batching as a host state machine: who prefills, who decodes, who waits. No device, no clock.
+
+    plan(now)            -> Plan: which prompt chunks and which decode rows run next, or None if idle
+    (somebody runs it: compiled programs in the engine, a cost model in the simulator)
+    commit(plan, produced, now) -> requests that ended
+
+Policies decide the order of admission, `PagedMemory` whether it fits. Nobody is skipped because the head of
+the line does not fit. Every decision goes, in order, to `log` as one JSON-ready dict.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from serving.fair.policy import Policy
+from serving.memory import Holding, PagedMemory
+from serving.request import Ask, Client, FinishReason, Output, RequestId
+from serving.tokens import Tokens
+
+type Admission = Literal["reserve", "optimistic"]
+
+
+@dataclass(kw_only=True)
+class Limits:
+    """What one step may do.
+
+    Attributes:
+      chunk_tok: the most prompt tokens one request computes in a step.
+      step_tok: prompt tokens of all requests together in a step.
+      decode_steps: decode steps between two looks of the host, tried largest first.
+      admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
+        (what the fairness bounds assume); `optimistic` only those of its prompt.
+    """
+
+    chunk_tok: int = 64
+    step_tok: int = 256
+    decode_steps: tuple[int, ...] = (8, 4, 1)
+    admission: Admission = "reserve"
+
+    def check(self) -> None:
+        if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
+            raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
+        if 1 not in self.decode_steps:
+            raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
+        if self.admission not in ("reserve", "optimistic"):
+            raise ValueError(f"admission={self.admission!r} is neither 'reserve' nor 'optimistic'")
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A live request.
+
+    Attributes:
+      tokens: the prompt, as the prefix tree sees it.
+      computed_tok: tokens whose KV is in pages. While decoding, one less than there are tokens.
+      holding: its memory; None while it waits.
+    """
+
+    ask: Ask
+    tokens: Tokens
+    salt: Hashable
+    arrival_s: float
+    computed_tok: int = 0
+    output_tok: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    holding: Holding | None = None
+    hit_tok: int = 0
+    admit_s: float = -1.0
+    first_token_s: float = -1.0
+    preemptions: int = 0
+
+    @property
+    def all_tokens(self) -> Tokens:
+        """Prompt and outputs so far."""
+        return self.tokens.extended(self.output_ids) if self.output_ids else self.tokens
+
+    @property
+    def total_tok(self) -> int:
+        return self.ask.prompt_tok + self.output_tok
+
+    @property
+    def prefill_tok(self) -> int:
+        """Tokens computed before it can decode: all but the newest output, whose step computes it."""
+        return self.total_tok - (self.output_tok > 0)
+
+    @property
+    def left_tok(self) -> int:
+        return self.ask.max_output_tok - self.output_tok
+
+    @property
+    def prefilling(self) -> bool:
+        return self.computed_tok < self.prefill_tok
+
+    @property
+    def slot(self) -> int:
+        assert self.holding is not None
+        return self.holding.slot
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `start..end-1` of a request.
+
+    Attributes:
+      last: the request can decode after it.
+      samples: it yields the request's first output. A request that was preempted has its next token already.
+    """
+
+    entry: Entry
+    start: int
+    end: int
+    last: bool
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: chunks first, then `steps` decode steps of the rows that were decoding before it."""
+
+    chunks: tuple[Chunk, ...]
+    decode: tuple[Entry, ...]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """What a request got out of a step.
+
+    Attributes:
+      count: tokens produced.
+      ids: their ids, if they are real.
+      finish: why it ended, if it did. Running out of its allowance is `length`; the scheduler sees to that.
+    """
+
+    count: int
+    ids: Sequence[int] = ()
+    finish: FinishReason | None = None
+
+
+class Scheduler:
+    """Queues, admission and bookkeeping around one policy and one memory."""
+
+    def __init__(
+        self,
+        policy: Policy | Callable[[Callable[[Ask], int]], Policy],
+        memory: PagedMemory,
+        limits: Limits,
+        log: Callable[[dict[str, Any]], None] = lambda event: None,
+    ):
+        limits.check()
+        self.memory, self.limits, self.log = memory, limits, log
+        # A policy that orders by locality is built around the cache's answer.
+        self.policy: Policy = policy(self.match) if callable(policy) else policy
+        self.waiting: dict[RequestId, Entry] = {}
+        self.running: dict[RequestId, Entry] = {}  # in order of admission
+
+    # ---- events from outside ----
+
+    def submit(self, entry: Entry, now_s: float) -> bool:
+        """A request arrives. Returns False if the policy refuses it (a rate limit).
+
+        Raises:
+          ValueError: its id is live already, or it could not run even alone.
+        """
+        ask = entry.ask
+        if ask.id in self.waiting or ask.id in self.running:
+            raise ValueError(f"request id {ask.id!r} is live already")
+        if why := self.memory.never_fits(ask.prompt_tok + ask.max_output_tok):
+            raise ValueError(f"request {ask.id!r} of {ask.client!r} {why}")
+        self._tell(now_s, "arrive", ask)
+        self.waiting[ask.id] = entry
+        if self.policy.arrive(ask, now_s):
+            return True
+        del self.waiting[ask.id]
+        self._tell(now_s, "cancel", ask)
+        return False
+
+    def cancel(self, id: RequestId, now_s: float, reason: FinishReason = "cancel") -> Output | None:
+        """Ends a live request; returns its output so far, or None if it is not live (any more)."""
+        entry = self.waiting.pop(id, None) or self.running.pop(id, None)
+        if entry is None:
+            return None
+        self.policy.cancel(id)
+        self._tell(now_s, "cancel", entry.ask)
+        self._release(entry)
+        return _output(entry, reason, now_s)
+
+    def match(self, ask: Ask) -> int:
+        """Tokens of a waiting request that the cache holds."""
+        entry = self.waiting[ask.id]
+        return self.memory.match(entry.all_tokens, entry.salt)
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    # ---- the step ----
+
+    def plan(self, now_s: float) -> Plan | None:
+        """Decides the next step and makes room for it. None if there is nothing to run."""
+        chunks = self._continue_prefills()
+        chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
+        decode = [e for e in self.running.values() if not e.prefilling]
+        steps = self._choose_steps(decode, busy=bool(chunks))
+        decode = self._grow_rows(decode, steps, now_s)
+        # Making room may have preempted someone who was planned.
+        chunks = [c for c in chunks if c.entry.holding is not None]
+        return Plan(tuple(chunks), tuple(decode), steps) if chunks or decode else None
+
+    def commit(self, plan: Plan, produced: Mapping[RequestId, Produced], now_s: float) -> list[Output]:
+        """Books what a step produced; returns the requests it ended, in plan order."""
+        for chunk in plan.chunks:
+            if chunk.entry.holding is not None:  # not cancelled while the step ran
+                chunk.entry.computed_tok = chunk.end
+                self._computed(chunk.entry, share=True)
+        rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
+        rows = [e for e in rows if e.holding is not None and e.ask.id in produced]
+        self._book(rows, produced, now_s)
+        return [self._finish(e, why, now_s) for e in rows if (why := _why_over(e, produced[e.ask.id]))]
+
+    # ---- inside ----
+
+    def _continue_prefills(self) -> list[Chunk]:
+        budget, chunks = self.limits.step_tok, []
+        for entry in self.running.values():
+            if entry.prefilling and budget > 0 and (chunk := self._chunk(entry, budget)):
+                chunks.append(chunk)
+                budget -= chunk.end - chunk.start
+        return chunks
+
+    def _admit(self, now_s: float, budget: int) -> list[Chunk]:
+        chunks = []
+        while budget > 0 and (ask := self.policy.pick(now_s)) is not None:
+            entry = self.waiting[ask.id]
+            got = self.memory.admit(
+                entry.all_tokens.cut(0, entry.prefill_tok),
+                entry.salt,
+                ask.prompt_tok + ask.max_output_tok,
+                reserve=self.limits.admission == "reserve",
+            )
+            if got is None:
+                break
+            entry.holding, entry.computed_tok = got
+            self._start(entry, now_s)
+            if chunk := self._chunk(entry, budget):
+                chunks.append(chunk)
+                budget -= chunk.end - chunk.start
+        return chunks
+
+    def _start(self, entry: Entry, now_s: float) -> None:
+        ask, hit = entry.ask, entry.computed_tok
+        extend = entry.prefill_tok - hit
+        if entry.admit_s < 0:
+            entry.admit_s, entry.hit_tok = now_s, hit
+        self.policy.admit(ask, extend_tok=extend, hit_tok=hit)
+        self._tell(now_s, "admit", ask, extend=extend, hit=hit)
+        del self.waiting[ask.id]
+        self.running[ask.id] = entry
+
+    def _chunk(self, entry: Entry, budget: int) -> Chunk | None:
+        end = min(entry.prefill_tok, entry.computed_tok + min(budget, self.limits.chunk_tok))
+        assert entry.holding is not None
+        if not self.memory.grow(entry.holding, entry.computed_tok, end):
+            return None  # optimistic admission only: waits for pages
+        last = end == entry.prefill_tok
+        return Chunk(entry, entry.computed_tok, end, last, last and entry.output_tok == 0)
+
+    def _choose_steps(self, rows: Sequence[Entry], busy: bool) -> int:
+        """As many steps as change nothing for others: one while anyone could be admitted or is prefilling."""
+        if not rows or busy or (self.waiting and self.memory.slots_free):
+            return 1
+        shortest = min(e.left_tok for e in rows)
+        return max((n for n in self.limits.decode_steps if n <= shortest), default=1)
+
+    def _grow_rows(self, rows: Iterable[Entry], steps: int, now_s: float) -> list[Entry]:
+        ready = []
+        for entry in rows:
+            while entry.holding is not None and not self.memory.grow(
+                entry.holding, entry.computed_tok, entry.computed_tok + min(steps, entry.left_tok)
+            ):
+                self._preempt(self._victim(), now_s)
+            if entry.holding is not None:
+                ready.append(entry)
+        return [e for e in ready if e.holding is not None]
+
+    def _victim(self) -> Entry:
+        """Least work lost: fewest outputs first, then the longest prompt."""
+        return min(self.running.values(), key=lambda e: (e.output_tok, -e.ask.prompt_tok, -e.ask.seq))
+
+    def _preempt(self, entry: Entry, now_s: float) -> None:
+        self._computed(entry, share=True)
+        self._release(entry)
+        entry.preemptions += 1
+        entry.computed_tok = 0
+        del self.running[entry.ask.id]
+        self.waiting[entry.ask.id] = entry
+        self.policy.preempt(entry.ask.id)
+        self._tell(now_s, "preempt", entry.ask)
+
+    def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
+        tokens_of: dict[RequestId, int] = {}
+        clients: Counter[Client] = Counter()
+        for entry in rows:
+            got = produced[entry.ask.id]
+            first = entry.output_tok == 0
+            count = min(got.count, entry.left_tok)
+            entry.output_tok += count
+            entry.output_ids.extend(got.ids[:count])
+            entry.computed_tok = entry.total_tok - 1
+            tokens_of[entry.ask.id] = count
+            clients[entry.ask.client] += count
+            if first and count:
+                entry.first_token_s = now_s
+                self._tell(now_s, "first_token", entry.ask)
+            self._computed(entry, share=False)
+        if tokens_of:
+            self.policy.decoded(tokens_of)
+            self.log({"t": now_s, "event": "tokens", "counts": dict(clients)})
+
+    def _computed(self, entry: Entry, *, share: bool) -> None:
+        assert entry.holding is not None
+        tokens = entry.all_tokens if share else entry.tokens
+        self.memory.computed(entry.holding, tokens, entry.computed_tok, share=share)
+
+    def _finish(self, entry: Entry, why: FinishReason, now_s: float) -> Output:
+        self._computed(entry, share=why in ("stop", "length"))
+        self._release(entry)
+        del self.running[entry.ask.id]
+        self.policy.finish(entry.ask.id)
+        self._tell(now_s, "finish", entry.ask)
+        return _output(entry, why, now_s)
+
+    def _release(self, entry: Entry) -> None:
+        if entry.holding is not None:
+            self.memory.release(entry.holding)
+            entry.holding = None
+
+    def _tell(self, now_s: float, event: str, ask: Ask, **more: int) -> None:
+        self.log({"t": now_s, "event": event, "id": ask.id, "client": ask.client, **more})
+
+
+def _why_over(entry: Entry, got: Produced) -> FinishReason | None:
+    return got.finish or ("length" if entry.left_tok <= 0 else None)
+
+
+def _output(entry: Entry, why: FinishReason, now_s: float) -> Output:
+    return Output(
+        id=entry.ask.id,
+        client=entry.ask.client,
+        output_ids=entry.output_ids,
+        finish_reason=why,
+        prompt_tok=entry.ask.prompt_tok,
+        hit_tok=entry.hit_tok,
+        arrival_s=entry.arrival_s,
+        admit_s=entry.admit_s,
+        first_token_s=entry.first_token_s,
+        finish_s=now_s,
+    )

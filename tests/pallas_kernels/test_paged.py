@@ -1,0 +1,177 @@
+"""Every body of `paged` against float64, over one list of ragged batches, pools poisoned."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pallas_kernels import paged
+from pallas_kernels.paged.cases import CASES, Batch, Case, batch
+from pallas_kernels.paged.xla import pages_in_view
+from tests.pallas_kernels import oracle
+
+BODIES = ("reference", "xla")
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _fill(pool, k_TKH, v_TKH, page_T, offset_T, options=()):
+    return paged.write(pool, k_TKH, v_TKH, page_T, offset_T)
+
+
+def fill(case: Case, given: Batch, dtype: str, poison: bool = True) -> paged.Pool:
+    """A pool that holds the batch's keys and values; NaN in every page that no row's live table names."""
+    pool = paged.init(given.pages, case.page_size, case.K, case.H, dtype, window=case.window)
+    if poison:
+        named = np.unique(given.table_BP[given.table_BP < given.pages])
+        other = np.setdiff1d(np.arange(1, given.pages), named)
+        t = case.page_size
+        pages, offsets = (
+            np.repeat(other, t).astype(np.int32),
+            np.tile(np.arange(t, dtype=np.int32), len(other)),
+        )
+        nan = jnp.full((len(pages), case.K, case.H), jnp.nan, dtype)
+        pool = paged.write(pool, nan, nan, pages, offsets)
+    dead = ~np.isin(given.page_BS, given.table_BP)  # pages below the window were given back
+    page_BS = np.where(dead, given.pages, given.page_BS).astype(np.int32)
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (given.k_BSKH, given.v_BSKH, page_BS, given.offset_BS))
+    return _fill(pool, *flat)
+
+
+@functools.partial(jax.jit, static_argnames=("case", "backend", "weights"))
+def run(q, pool, table, start, count, *, case, backend, weights=False):
+    return paged.attend(
+        q, pool, table, start, count, **case.options, return_lse=True, return_weights=weights, backend=backend
+    )
+
+
+def ask(given: Batch):
+    return given.table_BP, given.start_B, given.count_B
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_agrees_with_the_definition(case, backend, dtype):
+    given = batch(case, dtype)
+    got = run(given.q_BCNH, fill(case, given, dtype), *ask(given), case=case, backend=backend, weights=True)
+    want = oracle.paged(given, **case.options)
+    assert [x.dtype for x in got] == [dtype, "float32", "float32"]
+    for x, exact, tolerance in zip(
+        got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE), strict=True
+    ):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+RAGGED = Case("ragged", ((0, 0),) * 4, 3, 4, 2, 64, 4, 6)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 5])
+@given(
+    rows=st.lists(
+        st.integers(0, 3).flatmap(lambda n: st.tuples(st.integers(0, 24 - n), st.just(n))),
+        min_size=4,
+        max_size=4,
+    ),
+    share=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_ragged_batch_agrees_with_the_definition(window, rows, share, seed):
+    case = RAGGED._replace(rows=tuple(rows), window=window, share=share)
+    given = batch(case, seed=seed)
+    shape = RAGGED._replace(window=window)  # one compilation for all examples
+    got = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=shape, backend="xla")
+    want = oracle.paged(given, **case.options)
+    np.testing.assert_allclose(got[0], want[0], atol=oracle.TOLERANCE["float32"])
+    np.testing.assert_allclose(got[1], want[1], atol=oracle.LSE_TOLERANCE["float32"])
+
+
+def test_where_a_page_lies_does_not_change_one_bit():
+    case = next(c for c in CASES if c.name == "mixed")
+    given = batch(case)
+    first = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")
+    moved = np.random.default_rng(7).permutation(given.pages - 1) + 1
+    shift = np.concatenate([[0], moved, [given.pages]]).astype(np.int32)
+    table = np.where(given.table_BP < given.pages, shift[np.minimum(given.table_BP, given.pages)], 0)
+    given = given._replace(table_BP=table.astype(np.int32), page_BS=shift[given.page_BS])
+    again = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")
+    assert all(bool(jnp.all(a == b)) for a, b in zip(first, again, strict=True))
+
+
+def test_rows_do_not_see_their_neighbours():
+    case = next(c for c in CASES if c.name == "decode")
+    given = batch(case)
+    out = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")[0]
+    order = np.array([2, 0, 1])
+    turned = given._replace(
+        **{name: getattr(given, name)[order] for name in ("q_BCNH", "table_BP", "start_B", "count_B")}
+    )
+    swapped = run(turned.q_BCNH, fill(case, given, "float32"), *ask(turned), case=case, backend="xla")[0]
+    assert bool(jnp.all(swapped == out[order]))
+
+
+def test_rows_written_out_of_range_are_dropped_and_the_null_page_stays_zero():
+    pool = paged.init(4, 8, 2, 64, "float32")
+    ones = np.ones((4, 2, 64), np.float32)
+    pool = paged.write(pool, ones, ones, np.array([0, 4, -1, 2], np.int32), np.array([0, 1, 2, 3], np.int32))
+    k, v = paged.read(pool, np.arange(4))
+    assert np.sum(np.asarray(k)) == np.sum(np.asarray(v)) == 2 * 64
+    assert np.all(np.asarray(k)[2, 3] == 1)
+
+
+def test_copied_pages_are_equal_and_the_rest_is_left_alone():
+    case = next(c for c in CASES if c.name == "decode")
+    given = batch(case)
+    pool = fill(case, given, "float32", poison=False)
+    before = [np.asarray(x) for x in paged.read(pool, np.arange(given.pages))]
+    src, dst = np.array([3, 5, 7], np.int32), np.array([4, given.pages, 0], np.int32)
+    after = paged.read(paged.copy_pages(pool, src, dst), np.arange(given.pages))
+    for old, new in zip(before, after, strict=True):
+        old = old.copy()
+        old[4] = old[3]
+        assert np.array_equal(old, new)
+
+
+def test_a_donated_write_happens_in_place():
+    step = jax.jit(paged.write, donate_argnums=0)
+    pool = paged.init(64, 16, 2, 64, "float32")
+    row = np.zeros((4, 2, 64), np.float32), np.zeros((4, 2, 64), np.float32), *np.ones((2, 4), np.int32)
+    memory = step.lower(pool, *row).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == pool.nbytes
+    assert memory.temp_size_in_bytes < pool.nbytes // 16
+    step(pool, *row)
+    assert pool.keys.is_deleted()
+
+
+def test_page_bytes_are_those_of_the_live_arrays():
+    for window in (None, 8):
+        pool = paged.init(10, 16, 2, 64, "bfloat16", window=window)
+        assert pool.nbytes == 10 * paged.page_bytes(16, 2, 64, "bfloat16")
+        assert (pool.pages, pool.n_kv_heads, pool.head_dim) == (10, 2, 64)
+
+
+@given(window=st.integers(1, 40), chunk=st.integers(1, 20), page=st.integers(1, 16), start=st.integers(0, 99))
+def test_pages_in_view_are_enough_and_some_start_needs_them_all(window, chunk, page, start):
+    def touched(start):
+        return (start + chunk - 1) // page - (start - window + 1) // page + 1
+
+    assert touched(start) <= pages_in_view(window, chunk, page)
+    assert pages_in_view(window, chunk, page) in {touched(s) for s in range(page)}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"q_BCNH": np.zeros((3, 1, 4, 32), np.float32)}, "head size 32, the pool 64"),
+        ({"q_BCNH": np.zeros((3, 1, 3, 64), np.float32)}, "3 query heads"),
+        ({"start_B": np.zeros(2, np.int32)}, "of 3 rows have shapes"),
+        ({"q_BCNH": np.zeros((3, 1, 4, 64), jnp.bfloat16)}, "bfloat16, the pool is float32"),
+    ],
+)
+def test_bad_calls_name_what_disagrees(change, sentence):
+    given = batch(CASES[0])._replace(**change)
+    with pytest.raises(ValueError, match=sentence):
+        paged.explain(given.q_BCNH, paged.init(given.pages, 8, 2, 64, "float32"), *ask(given))
