@@ -11,40 +11,13 @@ the line does not fit. Every decision goes, in order, to `log` as one JSON-ready
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from serving.config import Limits
 from serving.fair.policy import Policy
 from serving.memory import Holding, PagedMemory
 from serving.request import Ask, Client, FinishReason, Output, RequestId
 from serving.tokens import Tokens
-
-type Admission = Literal["reserve", "optimistic"]
-
-
-@dataclass(kw_only=True)
-class Limits:
-    """What one step may do.
-
-    Attributes:
-      chunk_tok: the most prompt tokens one request computes in a step.
-      step_tok: prompt tokens of all requests together in a step.
-      decode_steps: decode steps between two looks of the host, tried largest first.
-      admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
-        (what the fairness bounds assume); `optimistic` only those of its prompt.
-    """
-
-    chunk_tok: int = 64
-    step_tok: int = 256
-    decode_steps: tuple[int, ...] = (8, 4, 1)
-    admission: Admission = "reserve"
-
-    def check(self) -> None:
-        if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
-            raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
-        if 1 not in self.decode_steps:
-            raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
-        if self.admission not in ("reserve", "optimistic"):
-            raise ValueError(f"admission={self.admission!r} is neither 'reserve' nor 'optimistic'")
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +64,11 @@ class Entry:
     @property
     def prefilling(self) -> bool:
         return self.computed_tok < self.prefill_tok
+
+    @property
+    def prefilled_tok(self) -> int | None:
+        """How much of an unfinished prefill was executed or found; None if it is whole or has not begun."""
+        return self.computed_tok if self.prefilling and self.admit_s >= 0 else None
 
     @property
     def slot(self) -> int:
@@ -181,8 +159,8 @@ class Scheduler:
         entry = self.waiting.pop(id, None) or self.running.pop(id, None)
         if entry is None:
             return None
-        self.policy.cancel(id)
-        self._tell(now_s, "cancel", entry.ask)
+        self.policy.cancel(id, prefilled_tok=entry.prefilled_tok)
+        self._tell(now_s, "cancel", entry.ask, **_prefilled(entry))
         self._release(entry)
         return _output(entry, reason, now_s)
 
@@ -291,12 +269,12 @@ class Scheduler:
     def _preempt(self, entry: Entry, now_s: float) -> None:
         self._computed(entry, share=True)
         self._release(entry)
+        self.policy.preempt(entry.ask.id, prefilled_tok=entry.prefilled_tok)
+        self._tell(now_s, "preempt", entry.ask, **_prefilled(entry))
         entry.preemptions += 1
         entry.computed_tok = 0
         del self.running[entry.ask.id]
         self.waiting[entry.ask.id] = entry
-        self.policy.preempt(entry.ask.id)
-        self._tell(now_s, "preempt", entry.ask)
 
     def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
         tokens_of: dict[RequestId, int] = {}
@@ -338,6 +316,10 @@ class Scheduler:
 
     def _tell(self, now_s: float, event: str, ask: Ask, **more: int) -> None:
         self.log({"t": now_s, "event": event, "id": ask.id, "client": ask.client, **more})
+
+
+def _prefilled(entry: Entry) -> dict[str, int]:
+    return {} if entry.prefilled_tok is None else {"prefilled": entry.prefilled_tok}
 
 
 def _why_over(entry: Entry, got: Produced) -> FinishReason | None:

@@ -1,1 +1,56 @@
-"""Who is served next: one policy a file. Standard library only, no clock."""
+"""Who is served next: one policy a file. Standard library only, no clock.
+
+policy = fair.make("vtc", output_weight=2)
+policy = fair.make("dlpm", match=lambda ask: cached_tokens(ask), quantum_tok=5000)
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from serving.fair.base import Base
+from serving.fair.dlpm import Dlpm
+from serving.fair.fcfs import Fcfs
+from serving.fair.lpm import Lpm
+from serving.fair.policy import Policy
+from serving.fair.vtc import Vtc
+from serving.fair.vtc_predict import VtcPredict
+
+POLICIES: dict[str, Callable[..., Base]] = {
+    "fcfs": Fcfs,
+    "lpm": Lpm,
+    "vtc": Vtc,
+    "vtc_predict": VtcPredict,
+    "dlpm": Dlpm,
+}
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a policy by name: its own, then those of every policy.
+
+    Raises:
+      ValueError: no such policy.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    found: dict[str, inspect.Parameter] = {}
+    for maker in (POLICIES[name], Base):
+        for option in inspect.signature(maker).parameters.values():
+            if option.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(option.name, option)
+    return found
+
+
+def make(name: str, **given: Any) -> Policy:
+    """A fresh policy.
+
+    Raises:
+      ValueError: unknown name or option, or one that is missing or out of range.
+    """
+    known = options(name)
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"policy {name!r} has no option {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
+    if missing:
+        raise ValueError(f"policy {name!r} needs {', '.join(missing)}")
+    return POLICIES[name](**given)

@@ -39,11 +39,18 @@ class Policy(Protocol):
     def finish(self, id: RequestId) -> None:
         """A running request is complete."""
 
-    def cancel(self, id: RequestId) -> None:
-        """A waiting or running request is gone; executed work stays billed."""
+    def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        """A waiting or running request is gone; executed work stays billed.
 
-    def preempt(self, id: RequestId) -> None:
-        """A running request lost its memory and waits again."""
+        `prefilled_tok`: how many tokens of its prefill were executed or hit; None means all of them.
+        """
+
+    def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        """A running request lost its memory and waits again.
+
+        `prefilled_tok` as in `cancel`. An admission that was planned and not carried out is taken back by
+        `preempt(id, prefilled_tok=0)`: state and bill are as if it had not been.
+        """
 
     def served(self) -> Mapping[Client, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
