@@ -92,7 +92,5 @@ class Serve:
         if not self.policies:
             raise ValueError("serve.policies is empty; name at least one, e.g. {'fcfs': {}}")
         longest = max((c.prompt_tok[1] + c.output_tok[1] for c in self.workload.clients), default=0)
-        if longest > self.engine.max_request_tok:
-            raise ValueError(
-                f"clients ask for up to {longest} tokens a request; max_request_tok is {self.engine.max_request_tok}"
-            )
+        if longest > (most := self.engine.max_request_tok):
+            raise ValueError(f"clients ask for up to {longest} tokens a request; max_request_tok is {most}")
