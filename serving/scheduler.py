@@ -11,40 +11,13 @@ the line does not fit. Every decision goes, in order, to `log` as one JSON-ready
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from serving.config import Limits
 from serving.fair.policy import Policy
 from serving.memory import Holding, PagedMemory
 from serving.request import Ask, Client, FinishReason, Output, RequestId
 from serving.tokens import Tokens
-
-type Admission = Literal["reserve", "optimistic"]
-
-
-@dataclass(kw_only=True)
-class Limits:
-    """What one step may do.
-
-    Attributes:
-      chunk_tok: the most prompt tokens one request computes in a step.
-      step_tok: prompt tokens of all requests together in a step.
-      decode_steps: decode steps between two looks of the host, tried largest first.
-      admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
-        (what the fairness bounds assume); `optimistic` only those of its prompt.
-    """
-
-    chunk_tok: int = 64
-    step_tok: int = 256
-    decode_steps: tuple[int, ...] = (8, 4, 1)
-    admission: Admission = "reserve"
-
-    def check(self) -> None:
-        if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
-            raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
-        if 1 not in self.decode_steps:
-            raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
-        if self.admission not in ("reserve", "optimistic"):
-            raise ValueError(f"admission={self.admission!r} is neither 'reserve' nor 'optimistic'")
 
 
 @dataclass(eq=False, slots=True)

@@ -28,18 +28,19 @@ class Tab:
 
     Attributes:
       extend, hit: prompt tokens computed and found in the cache so far, each token counted once.
+      done: of these, what earlier admissions executed: it stays billed whatever becomes of this one.
       output: tokens produced. paid: output tokens paid for, at least `output`.
       again: ledger units paid for work done again. billed: units charged so far, refunds taken off.
       born: admissions (of anybody) before its arrival. admitted: number of its own last one.
       turn: what the client's `turn` was before that.
     """
 
-    FIELDS = ("extend", "hit", "output", "paid", "again", "billed", "born", "admitted", "turn")
+    FIELDS = ("extend", "hit", "done", "output", "paid", "again", "billed", "born", "admitted", "turn")
     __slots__ = ("account", "ask", *FIELDS)
 
     def __init__(self, ask: Ask, account: Account, born: int = 0):
         self.ask, self.account, self.born = ask, account, born
-        self.extend = self.hit = self.output = self.paid = self.again = self.billed = 0
+        self.extend = self.hit = self.done = self.output = self.paid = self.again = self.billed = 0
         self.admitted = self.turn = -1
 
 
@@ -206,10 +207,11 @@ class Base(ABC):
     def _settle(self, tab: Tab, prefilled_tok: int | None) -> None:
         """Gives back, once, what was paid for and not executed."""
         if prefilled_tok is not None:
-            tab.hit = min(tab.hit, prefilled_tok)
-            tab.extend = min(tab.extend, prefilled_tok - tab.hit)
-        tab.paid = tab.output
-        executed = tab.extend + tab.hit + tab.output > 0
+            executed_tok = max(prefilled_tok, tab.done)
+            tab.hit = min(tab.hit, executed_tok)
+            tab.extend = min(tab.extend, executed_tok - tab.hit)
+        tab.done, tab.paid = tab.extend + tab.hit, tab.output
+        executed = tab.done + tab.output > 0
         self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.output) if executed else -tab.again)
 
     def _close(self, tab: Tab) -> None:

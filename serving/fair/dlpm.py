@@ -3,8 +3,7 @@
 Source: Locality-aware Fair Scheduling in LLM Serving (arXiv 2501.14312), Alg. 1. Waiting requests are
 ordered by prefix match; those of clients whose credit is used up are passed over; when no waiting client
 has credit left, every known client in debt gets `quantum_tok`, again until a waiting one is positive. Only
-computed input
-and output tokens are billed: a cache hit is free.
+computed input and output tokens are billed: a cache hit is free.
 
 Credit is `quantum * refills - service`, and refills are given lazily: `rounds` counts them for all, and a
 client in debt takes those it missed when it is looked at next, up to the one that made it positive. So a
@@ -14,13 +13,13 @@ The bound (ours): credit stays in (-U, Q], U = w_q*M + max(0, w_e - w_q)*L_in, a
 wait get the same number of refills; hence |W_f - W_g| <= 2(U + Q) under `reserve` admission.
 """
 
-import heapq
 import math
 from fractions import Fraction
 from typing import Any
 
 from serving.fair.base import Base, Tab
 from serving.fair.cost import Cost
+from serving.fair.least import Least
 from serving.fair.ledger import SCALE, Account, units
 from serving.fair.locality import Changed, Locality
 from serving.fair.policy import Match
@@ -54,10 +53,7 @@ class Dlpm(Base):
         self.rounds = 0
         self.refills = 0  # times that the gate had to be opened: how hard fairness presses on locality
         self._rounds_of: dict[Client, tuple[int, int]] = {}  # rounds received, rounds looked at
-        # The round that makes a gated client positive. Debts deepen, so an entry may be too early: then it
-        # is mended.
-        self._debtors: list[tuple[int, Client]] = []
-        self._due_of: dict[Client, int] = {}
+        self._debtors = Least(self._round_due)  # waiting clients whose gate is closed
 
     def pick(self, now_s: float) -> Ask | None:
         self.order.refresh()
@@ -68,7 +64,7 @@ class Dlpm(Base):
             elif self._positive(ask.client):
                 return ask
             else:
-                self._close_gate(ask.client)
+                self._gate(ask.client)
         return None
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
@@ -100,43 +96,23 @@ class Dlpm(Base):
         assert self.quantum
         return self.rounds + -self.credit(client) // self.quantum + 1
 
-    def _close_gate(self, client: Client) -> None:
-        self.order.close(client)
-        due = self._round_due(client)
-        if self._due_of.get(client) != due:
-            self._due_of[client] = due
-            heapq.heappush(self._debtors, (due, client))
-
-    def _next_debtor(self) -> Client:
-        """Takes the gated client that turns positive first."""
-        while True:
-            due, client = heapq.heappop(self._debtors)
-            if self._due_of.get(client) != due:
-                continue  # a later entry of this client counts
-            del self._due_of[client]
-            if client in self.backlog.waiting_of and not self._positive(client):
-                if due == self._round_due(client):
-                    return client
-                self._close_gate(client)
+    def _gate(self, client: Client) -> None:
+        """Opens or closes the gate of a waiting client, as its credit says."""
+        if self._positive(client):
+            self._debtors.discard(client)
+            self.order.open(client)
+        else:
+            self.order.close(client)
+            self._debtors.push(client)
 
     def _refill(self) -> None:
         """All the rounds until a waiting client is positive, at once."""
         self.refills += 1
-        client = self._next_debtor()
+        client = self._debtors.top()
+        assert client is not None, "something waits and no gate is open, so a gate is closed"
         self.rounds = self._round_due(client)
-        self.order.open(client)
-        while self._debtors and self._debtors[0][0] <= self.rounds:
-            due, client = heapq.heappop(self._debtors)
-            if self._due_of.get(client) == due:
-                del self._due_of[client]
-                if client in self.backlog.waiting_of:
-                    self._gate(client)
-
-    def _gate(self, client: Client) -> None:
-        if self._positive(client):
-            self.order.open(client)
-        else:
-            self._close_gate(client)
+        while (client := self._debtors.top()) is not None and self._positive(client):
+            self._gate(client)
 
     def _before_change(self, account: Account) -> None:
         if self.quantum:
@@ -154,6 +130,8 @@ class Dlpm(Base):
 
     def _leaves(self, tab: Tab, emptied: bool) -> None:
         self.order.remove(tab.ask, emptied)
+        if emptied:
+            self._debtors.discard(tab.ask.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
         """Those at zero credit, as newcomers are.
@@ -178,7 +156,7 @@ class Dlpm(Base):
 
     def _rebuild(self) -> None:
         self.order.clear()
-        self._debtors, self._due_of = [], {}
+        self._debtors.clear()
         for tab in self._waiting_tabs():
             self.order.add(tab.ask, tab.born, first=tab.billed > 0)
         for client in self.backlog.waiting_of:

@@ -165,7 +165,10 @@ class Report:
 
 @dataclass(slots=True)
 class _Life:
-    """One live request: `prompt_tok` once admitted, of which `extend` and `hit` are counted as service."""
+    """One live request: `prompt_tok` once admitted, of which `extend` and `hit` are counted as service.
+
+    `done` of these are from admissions before the present one.
+    """
 
     client: Client
     arrival_s: float
@@ -174,6 +177,7 @@ class _Life:
     prompt_tok: int = 0
     extend: int = 0
     hit: int = 0
+    done: int = 0
 
 
 @dataclass
@@ -257,9 +261,10 @@ class Meter:
 
     def _uncount(self, now_s: float, life: _Life, event: Event) -> None:
         """Takes back what an admission announced and a step did not execute."""
-        done = event.get("prefilled", life.prompt_tok)
-        hit = min(life.hit, done)
-        self._count(now_s, life, min(life.extend, done - hit) - life.extend, hit - life.hit)
+        executed = max(life.done, event.get("prefilled", life.prompt_tok))
+        hit = min(life.hit, executed)
+        self._count(now_s, life, min(life.extend, executed - hit) - life.extend, hit - life.hit)
+        life.done = life.extend + life.hit
 
     def _wait(self, life: _Life) -> None:
         life.waits = True

@@ -12,20 +12,16 @@ running batch (`reserve` admission). The paper's U = max(w_p*L_in, w_q*M) is too
 neither holds when only the momentary footprint is kept below M.
 """
 
-import heapq
 from fractions import Fraction
 from typing import Any, Literal
 
 from serving.fair.base import Base, Tab
+from serving.fair.least import Least
 from serving.fair.ledger import SCALE, Account
 from serving.request import Ask, Client
 
 type Lift = Literal["paper", "no_idle", "none"]
 """`no_idle` leaves the idle-system case out, as a published artifact does; `none` is least counter first."""
-
-
-type Key = tuple[int, int, int, Client]
-"""Counter, turn, arrival number of the oldest waiting request, client: least first."""
 
 
 class Vtc(Base):
@@ -35,13 +31,10 @@ class Vtc(Base):
             raise ValueError(f"unknown lift {lift!r}; known: paper, no_idle, none")
         self.lift = lift
         self.last_left: Client | None = None
-        # Keys grow while a client waits, except by refunds; so a key found too small is mended when it is
-        # met.
-        self._least: list[Key] = []
-        self._key_of: dict[Client, Key] = {}
+        self._least = Least(self._key)
 
     def pick(self, now_s: float) -> Ask | None:
-        client = self._least_waiting()
+        client = self._least.top()
         return None if client is None else self.backlog.head(client)
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
@@ -51,35 +44,16 @@ class Vtc(Base):
         least = min([Fraction(1), *self.ledger.weights.values()])
         return float(2 * batch / least) / SCALE
 
-    def _key(self, client: Client) -> Key:
+    def _key(self, client: Client) -> tuple[int, int, int]:
+        """Least counter first; ties to the least recently served, then to the oldest request."""
         account = self.ledger.accounts[client]
-        return account.counter, account.turn, self.backlog.head(client).seq, client
-
-    def _push(self, client: Client) -> None:
-        """Enters the client's key if it has none that is as small."""
-        key = self._key(client)
-        if key < self._key_of.get(client, (key[0] + 1,)):
-            self._key_of[client] = key
-            heapq.heappush(self._least, key)
-
-    def _least_waiting(self) -> Client | None:
-        while self._least:
-            key = self._least[0]
-            client = key[3]
-            if self._key_of.get(client) is not key:
-                heapq.heappop(self._least)
-            elif (now := self._key(client)) == key:
-                return client
-            else:
-                self._key_of[client] = now
-                heapq.heapreplace(self._least, now)
-        return None
+        return account.counter, account.turn, self.backlog.head(client).seq
 
     def _floor(self) -> int | None:
         """What a returning client is lifted to; None if nobody was ever served."""
         if self.lift == "none":
             return None
-        least = self._least_waiting()
+        least = self._least.top()
         if least is None and self.lift == "paper":
             least = self.last_left
         return None if least is None else self.ledger.accounts[least].counter
@@ -91,16 +65,16 @@ class Vtc(Base):
             account.turn = -1  # like a newcomer, so that a forgotten account makes no difference
 
     def _waits(self, tab: Tab) -> None:
-        self._push(tab.ask.client)
+        self._least.push(tab.ask.client)
 
     def _leaves(self, tab: Tab, emptied: bool) -> None:
         if emptied:
             self.last_left = tab.ask.client
-            del self._key_of[tab.ask.client]
+            self._least.discard(tab.ask.client)
 
     def _refunded(self, account: Account) -> None:
         if account.client in self.backlog.waiting_of:
-            self._push(account.client)
+            self._least.push(account.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
         """Those that a lift would bring to the floor anyway: the floor only grows, but for refunds to
@@ -128,6 +102,4 @@ class Vtc(Base):
         super().restore(state)
 
     def _rebuild(self) -> None:
-        self._least, self._key_of = [], {}
-        for client in self.backlog.waiting_of:
-            self._push(client)
+        self._least.clear(self.backlog.waiting_of)

@@ -72,3 +72,5 @@ def test_half_a_prefill_counts_half_and_the_other_half_later():
     assert measure.report(log[:3]).service == {"a": 5}
     assert measure.report(log[:4]).service == {"a": 10}
     assert measure.report(log).service == {"a": 9}
+    log[4]["prefilled"] = 3  # less than the first admission had executed
+    assert measure.report(log).service == {"a": 5}
