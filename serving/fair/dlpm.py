@@ -114,7 +114,7 @@ class Dlpm(Base):
         while (client := self._debtors.top()) is not None and self._positive(client):
             self._gate(client)
 
-    def _before_change(self, account: Account) -> None:
+    def _before_change(self, account: Account, amount: int) -> None:
         if self.quantum:
             self._settle_rounds(account)
 
