@@ -5,10 +5,9 @@
     while engine.live:
         for delta in engine.step(): ...
 
-One step: plan (host), prefill and decode programs (device), read the tokens back (the one wait), commit (host).
+One step: plan (host), prefill and decode programs (device), read tokens back (the one wait), commit (host).
 """
 
-import dataclasses
 import itertools
 import time
 import zlib
@@ -296,7 +295,7 @@ class Engine:
         return produced
 
     def _judge(self, entry: Entry, column: np.ndarray) -> Produced:
-        """Tokens of one row until it stopped (-1 is none), and whether a stop id or broken logits ended it."""
+        """Tokens of one row (-1 is none), and whether a stop id or broken logits ended it."""
         ids = column[column != -1].tolist()
         if ids and ids[-1] == NOT_FINITE:
             return Produced(len(ids) - 1, ids[:-1], "error")
@@ -332,11 +331,16 @@ class Engine:
         self._log(event)
 
     def _policy(self, match: Callable[[Ask], int]):
-        return fair.make(self.config.policy, match=match, **self.config.policy_options)
+        options = dict(self.config.policy_options)
+        if "match" in fair.options(self.config.policy):
+            options["match"] = match
+        return fair.make(self.config.policy, **options)
 
     def _groups(self, model: Transformer) -> tuple[list[Kind], list[Group]]:
         """Page groups of the model: full owners, then sliding ones."""
-        config, kinds, groups = self.config, [], []
+        config = self.config
+        kinds: list[Kind] = []
+        groups: list[Group] = []
         page, slots = config.page_size, config.max_slots
         whole = -(-config.max_request_tok // page)
         windows = {layer.window for layer in model.config.layers}

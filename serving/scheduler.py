@@ -93,6 +93,11 @@ class Entry:
         return self.computed_tok < self.prefill_tok
 
     @property
+    def prefilled_tok(self) -> int | None:
+        """How much of an unfinished prefill was executed or found; None if it is whole or has not begun."""
+        return self.computed_tok if self.prefilling and self.admit_s >= 0 else None
+
+    @property
     def slot(self) -> int:
         assert self.holding is not None
         return self.holding.slot
@@ -181,8 +186,8 @@ class Scheduler:
         entry = self.waiting.pop(id, None) or self.running.pop(id, None)
         if entry is None:
             return None
-        self.policy.cancel(id)
-        self._tell(now_s, "cancel", entry.ask)
+        self.policy.cancel(id, prefilled_tok=entry.prefilled_tok)
+        self._tell(now_s, "cancel", entry.ask, **_prefilled(entry))
         self._release(entry)
         return _output(entry, reason, now_s)
 
@@ -291,12 +296,12 @@ class Scheduler:
     def _preempt(self, entry: Entry, now_s: float) -> None:
         self._computed(entry, share=True)
         self._release(entry)
+        self.policy.preempt(entry.ask.id, prefilled_tok=entry.prefilled_tok)
+        self._tell(now_s, "preempt", entry.ask, **_prefilled(entry))
         entry.preemptions += 1
         entry.computed_tok = 0
         del self.running[entry.ask.id]
         self.waiting[entry.ask.id] = entry
-        self.policy.preempt(entry.ask.id)
-        self._tell(now_s, "preempt", entry.ask)
 
     def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
         tokens_of: dict[RequestId, int] = {}
@@ -338,6 +343,10 @@ class Scheduler:
 
     def _tell(self, now_s: float, event: str, ask: Ask, **more: int) -> None:
         self.log({"t": now_s, "event": event, "id": ask.id, "client": ask.client, **more})
+
+
+def _prefilled(entry: Entry) -> dict[str, int]:
+    return {} if entry.prefilled_tok is None else {"prefilled": entry.prefilled_tok}
 
 
 def _why_over(entry: Entry, got: Produced) -> FinishReason | None:
