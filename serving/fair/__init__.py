@@ -60,12 +60,14 @@ def options(name: str) -> dict[str, inspect.Parameter]:
 
 
 def make(name: str, **given: Any) -> Policy:
-    """A fresh policy.
+    """A fresh policy. `match` may be given to all of them: those that do not look at the cache go without.
 
     Raises:
       ValueError: unknown name or option, or one that is missing or out of range.
     """
     known = options(name)
+    if "match" not in known:
+        given.pop("match", None)
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"policy {name!r} has no option {', '.join(unknown)}; known: {', '.join(known)}")
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]

@@ -31,7 +31,7 @@ class Dlpm(Base):
         self,
         *,
         match: Match,
-        quantum_tok: float | Fraction,
+        quantum_tok: float | Fraction = 5000,
         changed: Changed | None = None,
         aging_tok: int = 0,
         cost: str | Cost = "extend",
