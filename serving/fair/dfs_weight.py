@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 
 from serving.fair.base import Base, Tab
+from serving.fair.policy import Match
 from serving.request import Ask
 
 type Path = Callable[[Ask], Sequence[Hashable]]
@@ -18,9 +19,13 @@ type Path = Callable[[Ask], Sequence[Hashable]]
 
 
 class DfsWeight(Base):
-    def __init__(self, *, path: Path, **options):
+    def __init__(self, *, match: Match | None = None, path: Path | None = None, **options):
+        """`path`, or a `match` that has one (see `Match`)."""
         super().__init__(**{"cost": "extend"} | options)
-        self.path = path
+        found = path or getattr(match, "path", None)
+        if found is None:
+            raise ValueError("policy 'dfs_weight' needs path=, or a match= that offers it")
+        self.path: Path = found
         self._order: list[Ask] = []  # last first
         self._ordered_s: float | None = None
 

@@ -21,7 +21,7 @@ class Hrrn(Base):
         """See `Dlpm` for the arguments."""
         super().__init__(**{"cost": "extend"} | options)
         self.match: Match = match
-        self.changed = changed
+        self.changed: Changed | None = changed or getattr(match, "changed", None)
         self._uncached: dict[RequestId, int] = {}
         self._oldest: dict[int, list[tuple[int, RequestId]]] = {}  # by tokens to compute
 
