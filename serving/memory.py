@@ -103,6 +103,20 @@ class PagedMemory:
         """Tokens a new request would find cached; at least one token is always left to compute."""
         return self.tree.match(tokens, salt, len(tokens) - 1) if self.reuse else 0
 
+    def watch(self, id: str, tokens: Tokens, salt: Hashable) -> int:
+        """`match`, and `touched` names `id` whenever the answer may have changed, until `unwatch`."""
+        return self.tree.watch(id, tokens, salt, len(tokens) - 1) if self.reuse else 0
+
+    def unwatch(self, id: str) -> None:
+        self.tree.unwatch(id)
+
+    def touched(self) -> list[str] | None:
+        return self.tree.touched()
+
+    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]:
+        """Nodes of the prefix tree along `tokens`, from the root down."""
+        return self.tree.path(tokens, salt)
+
     def admit(
         self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
     ) -> tuple[Holding, int] | None:

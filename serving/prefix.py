@@ -33,6 +33,8 @@ class Node:
     used: int = 0  # the tree's call counter at the last use
     queued: list[bool] = field(default_factory=list)  # by group: stands in the eviction line
     alive: bool = True
+    # Waiting requests whose match ends here, by the page that would carry it on; None where it ends within.
+    watchers: "dict[Hashable | None, set[str]]" = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -65,6 +67,8 @@ class Tree:
         self._seq = itertools.count()
         self._calls = 0
         self._lru: list[list[tuple[int, int, Node]]] = [[] for _ in self.windows]
+        self._watched: dict[str, tuple[Node, Hashable | None]] = {}
+        self._touched: dict[str, None] | None = {}  # watchers to look again, in order; None: all of them
 
     # ---- reading ----
 
@@ -72,6 +76,39 @@ class Tree:
         """Length in tokens of the longest valid hit, at most `limit_tok`; changes nothing."""
         root = self._roots.get(salt)
         return 0 if root is None else self._valid_end(list(self._walk(root, tokens)), limit_tok)
+
+    def path(self, tokens: Tokens, salt: Hashable) -> list[Node]:
+        """Nodes that agree with `tokens` to their end, from the root down; changes nothing."""
+        root = self._roots.get(salt)
+        return [] if root is None else [n for n, same in self._walk(root, tokens) if same == len(n.key)]
+
+    def watch(self, id: str, tokens: Tokens, salt: Hashable, limit_tok: int) -> int:
+        """`match`, and from now on `touched` names `id` whenever the answer may have changed."""
+        self.unwatch(id)
+        node = root = self._root(salt)
+        path = list(self._walk(root, tokens))
+        head: Hashable | None = None
+        at = 0
+        if path:
+            node, same = path[-1]
+            at = node.start + same
+        if at == node.end:
+            head = tokens.head(at, self.page_tok) if len(tokens) - at >= self.page_tok else None
+        node.watchers.setdefault(head, set()).add(id)
+        self._watched[id] = node, head
+        return self._valid_end(path, limit_tok)
+
+    def unwatch(self, id: str) -> None:
+        node, head = self._watched.pop(id, (None, None))
+        if node is not None:
+            node.watchers[head].discard(id)
+            if not node.watchers[head]:
+                del node.watchers[head]
+
+    def touched(self) -> list[str] | None:
+        """Watched requests whose match may have changed since this was called last; None: any of them."""
+        touched, self._touched = self._touched, {}
+        return None if touched is None else list(touched)
 
     def acquire(self, tokens: Tokens, salt: Hashable, limit_tok: int) -> tuple[Lease, int]:
         """Locks the longest valid hit; returns the lease and the hit's length. Splits a node to end there."""
@@ -238,6 +275,7 @@ class Tree:
         assert parent is not None
         assert 0 < at < len(node.key)
         upper = self._node(node.key.cut(0, at), node.start, parent, [p[:cut] for p in node.pages])
+        self._wake(node, None)
         upper.lock, upper.used = node.lock, node.used
         upper.window_lock = list(node.window_lock)
         parent.children[node.key.head(0, self.page_tok)] = upper
@@ -250,7 +288,9 @@ class Tree:
     def _attach(self, parent: Node, tokens: Tokens, at: int, pages: Sequence[Sequence[int]]) -> Node:
         first = at // self.page_tok
         node = self._node(tokens.cut(at, len(tokens)), at, parent, [list(p[first:]) for p in pages])
-        parent.children[node.key.head(0, self.page_tok)] = node
+        head = node.key.head(0, self.page_tok)
+        parent.children[head] = node
+        self._wake(parent, head)
         for group in range(len(self.windows)):
             live = _live(node.pages[group])
             self.held[group] += live
@@ -269,6 +309,7 @@ class Tree:
                     spare[group].append(page)
                     continue
                 mine[i] = page
+                self._touched = None
                 self.held[group] += 1
                 self.evictable[group] += self._is_evictable(node, group)
         self._offer(node)
@@ -327,8 +368,14 @@ class Tree:
                 node.queued[group] = True
                 heapq.heappush(self._lru[group], (node.used, node.seq, node))
 
+    def _wake(self, node: Node, head: Hashable | None) -> None:
+        """Those who wait at this place look again. Sorted: the order must not depend on hashing."""
+        if self._touched is not None and head in node.watchers:
+            self._touched.update(dict.fromkeys(sorted(node.watchers[head])))
+
     def _drop_window(self, node: Node, group: int, freed: list[list[int]]) -> None:
         gone = [p for p in node.pages[group] if p != NULL_PAGE]
+        self._touched = None  # which hits below end without a window now would be a search
         freed[group].extend(gone)
         self.held[group] -= len(gone)
         self.evictable[group] -= len(gone)
@@ -347,6 +394,8 @@ class Tree:
                 self.held[group] -= len(node.pages[group])
                 self.evictable[group] -= len(node.pages[group])
         node.alive = False
+        for head in list(node.watchers):
+            self._wake(node, head)
         del parent.children[node.key.head(0, self.page_tok)]
         self._offer(parent)
 

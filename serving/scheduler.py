@@ -8,14 +8,15 @@ Policies decide the order of admission, `PagedMemory` whether it fits. Nobody is
 the line does not fit. Every decision goes, in order, to `log` as one JSON-ready dict.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from serving.config import Limits
 from serving.fair.policy import Policy
-from serving.memory import Holding, PagedMemory
+from serving.memory import Holding
 from serving.request import Ask, Client, FinishReason, Output, RequestId
 from serving.tokens import Tokens
 
@@ -116,21 +117,60 @@ class Produced:
     finish: FinishReason | None = None
 
 
+class Memory(Protocol):
+    """What the scheduler asks of memory: `PagedMemory`, or a simulator's count of tokens. See there."""
+
+    @property
+    def slots_free(self) -> int: ...
+    def never_fits(self, final_tok: int) -> str | None: ...
+    def match(self, tokens: Tokens, salt: Hashable) -> int: ...
+    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int: ...
+    def unwatch(self, id: RequestId) -> None: ...
+    def touched(self) -> list[RequestId] | None: ...
+    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]: ...
+    def admit(
+        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[Any, int] | None: ...
+    def grow(self, holding: Any, computed_tok: int, upto_tok: int) -> bool: ...
+    def computed(self, holding: Any, tokens: Tokens, computed_tok: int, *, share: bool) -> None: ...
+    def release(self, holding: Any) -> None: ...
+
+
+class Locality:
+    """What a policy may ask the cache about waiting requests; see `serving.fair.policy.Match`."""
+
+    def __init__(self, memory: Memory, waiting: Mapping[RequestId, Entry]):
+        self._memory, self._waiting = memory, waiting
+
+    def __call__(self, ask: Ask) -> int:
+        entry = self._waiting[ask.id]
+        return self._memory.watch(ask.id, entry.all_tokens, entry.salt)
+
+    def changed(self) -> list[RequestId] | None:
+        return self._memory.touched()
+
+    def path(self, ask: Ask) -> Sequence[Hashable]:
+        entry = self._waiting[ask.id]
+        return self._memory.path(entry.all_tokens, entry.salt)
+
+
 class Scheduler:
     """Queues, admission and bookkeeping around one policy and one memory."""
 
     def __init__(
         self,
         policy: Policy | Callable[[Callable[[Ask], int]], Policy],
-        memory: PagedMemory,
+        memory: Memory,
         limits: Limits,
         log: Callable[[dict[str, Any]], None] = lambda event: None,
     ):
         limits.check()
         self.memory, self.limits, self.log = memory, limits, log
-        # A policy that orders by locality is built around the cache's answer.
-        self.policy: Policy = policy(self.match) if callable(policy) else policy
         self.waiting: dict[RequestId, Entry] = {}
+        # A policy that orders by locality is built around the cache's answer.
+        self.policy: Policy = policy(Locality(memory, self.waiting)) if callable(policy) else policy
+        sizes = limits.decode_steps
+        self._step_sizes = sizes if isinstance(sizes, range) else sorted(sizes)
         self.running: dict[RequestId, Entry] = {}  # in order of admission
 
     # ---- events from outside ----
@@ -159,15 +199,11 @@ class Scheduler:
         entry = self.waiting.pop(id, None) or self.running.pop(id, None)
         if entry is None:
             return None
+        self.memory.unwatch(id)
         self.policy.cancel(id, prefilled_tok=entry.prefilled_tok)
         self._tell(now_s, "cancel", entry.ask, **_prefilled(entry))
         self._release(entry)
         return _output(entry, reason, now_s)
-
-    def match(self, ask: Ask) -> int:
-        """Tokens of a waiting request that the cache holds."""
-        entry = self.waiting[ask.id]
-        return self.memory.match(entry.all_tokens, entry.salt)
 
     @property
     def idle(self) -> bool:
@@ -234,6 +270,7 @@ class Scheduler:
         self.policy.admit(ask, extend_tok=extend, hit_tok=hit)
         self._tell(now_s, "admit", ask, extend=extend, hit=hit)
         del self.waiting[ask.id]
+        self.memory.unwatch(ask.id)
         self.running[ask.id] = entry
 
     def _chunk(self, entry: Entry, budget: int) -> Chunk | None:
@@ -245,11 +282,13 @@ class Scheduler:
         return Chunk(entry, entry.computed_tok, end, last, last and entry.output_tok == 0)
 
     def _choose_steps(self, rows: Sequence[Entry], busy: bool) -> int:
-        """As many steps as change nothing for others: one while anyone could be admitted or is prefilling."""
-        if not rows or busy or (self.waiting and self.memory.slots_free):
+        """As many as change nothing for others: few while anyone could be admitted, one beside a prefill."""
+        if not rows or busy:
             return 1
-        shortest = min(e.left_tok for e in rows)
-        return max((n for n in self.limits.decode_steps if n <= shortest), default=1)
+        most = min(e.left_tok for e in rows)
+        if self.waiting and self.memory.slots_free:
+            most = min(most, self.limits.admit_every)
+        return self._step_sizes[max(0, bisect_right(self._step_sizes, most) - 1)]
 
     def _grow_rows(self, rows: Iterable[Entry], steps: int, now_s: float) -> list[Entry]:
         ready = []
@@ -269,12 +308,13 @@ class Scheduler:
     def _preempt(self, entry: Entry, now_s: float) -> None:
         self._computed(entry, share=True)
         self._release(entry)
-        self.policy.preempt(entry.ask.id, prefilled_tok=entry.prefilled_tok)
-        self._tell(now_s, "preempt", entry.ask, **_prefilled(entry))
+        prefilled, told = entry.prefilled_tok, _prefilled(entry)
         entry.preemptions += 1
         entry.computed_tok = 0
         del self.running[entry.ask.id]
-        self.waiting[entry.ask.id] = entry
+        self.waiting[entry.ask.id] = entry  # before the policy is told, which may ask for its match
+        self.policy.preempt(entry.ask.id, prefilled_tok=prefilled)
+        self._tell(now_s, "preempt", entry.ask, **told)
 
     def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
         tokens_of: dict[RequestId, int] = {}
