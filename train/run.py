@@ -21,7 +21,8 @@ import mixattn
 from mixattn import ModelConfig, hf
 from train import data, files, loop, mesh, ngrams, objective, optimizer, progress, tokens
 from train.checkpoint import Checkpoints
-from train.step import Steps, init_params
+from train.objective import init_params
+from train.step import Steps
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
