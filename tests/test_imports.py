@@ -47,7 +47,14 @@ MAY: dict[str, set[str]] = {
     "configs": {"train", "serving", "mixattn", "configs"},
 }
 NO_CLOCK = (
-    *("serving.fair", "serving.sim", "serving.scheduler", "serving.pages", "serving.prefix", "serving.memory"),
+    *(
+        "serving.fair",
+        "serving.sim",
+        "serving.scheduler",
+        "serving.pages",
+        "serving.prefix",
+        "serving.memory",
+    ),
     *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),
 )
 CLOCKS = {"time", "datetime", "asyncio"}
