@@ -26,8 +26,8 @@ from flax import nnx
 from mixattn.model import Transformer
 from mixattn.paging import Kind, Paged
 from mixattn.sample import Knobs, sample
+from serving.config import STOP_IDS
 
-STOP_IDS = 8
 NOT_FINITE = -2  # in place of a token: the logits held NaN or infinity
 
 

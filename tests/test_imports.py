@@ -31,13 +31,24 @@ MAY: dict[str, set[str]] = {
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
     "serving.fair": {"serving.fair", "serving.request"},
     "serving.request": set(),
+    "serving.config": {"serving.clients"},
+    "serving.tokens": {"numpy"},
+    "serving.memory": {"numpy", "serving"},
+    "serving.clients": {"serving"},
     "serving.scheduler": {"serving", "numpy"},
     "serving.pages": {"numpy"},
     "serving.prefix": {"numpy", "serving"},
     "serving.sim": {"serving", "numpy"},
     "configs": {"train", "serving", "mixattn", "configs"},
 }
-NO_CLOCK = ("serving.fair", "serving.sim", "serving.scheduler", "serving.pages", "serving.prefix")
+NO_CLOCK = (
+    "serving.fair",
+    "serving.sim",
+    "serving.scheduler",
+    "serving.pages",
+    "serving.prefix",
+    "serving.memory",
+)
 CLOCKS = {"time", "datetime"}
 
 

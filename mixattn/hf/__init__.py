@@ -53,12 +53,11 @@ def load(
 def native_config(raw: dict[str, Any]) -> ModelConfig:
     """Raises ValueError for a field this version does not know."""
     known = {field.name for field in dataclasses.fields(ModelConfig)}
-    fields = {key: value for key, value in raw.items() if key != "model_type"}
+    fields: dict[str, Any] = {key: value for key, value in raw.items() if key != "model_type"}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config.json has a field {unknown[0]!r} that ModelConfig does not have")
-    return ModelConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    )
+    fields["dense_layers"] = tuple(fields.get("dense_layers", ()))
+    return ModelConfig(**fields)
 
 
 def load_tokenizer(directory: str | Path) -> tokenizers.Tokenizer:

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from mixattn import ModelConfig, Transformer
-from serving.engine import Engine, EngineConfig
+from serving.config import EngineConfig, Limits
+from serving.engine import Engine
 from serving.request import Request, Sampling
-from serving.scheduler import Limits
 
 WIRING = "0s_0s_2_3s_3s_2"
 VOCAB = 64

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.config import Limits
 from serving.memory import PagedMemory
 from serving.pages import Group
 from serving.request import Ask
-from serving.scheduler import Entry, Limits, Produced, Scheduler
+from serving.scheduler import Entry, Produced, Scheduler
 from serving.tokens import Ids
 
 
