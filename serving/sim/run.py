@@ -48,7 +48,7 @@ class Simulation:
         while queue:
             self.now_s, kind, _, what = heapq.heappop(queue)
             if kind == _STEP:
-                if self.worker.step is not what or self.now_s != what.end_s:
+                if self.worker.step is not what or what.end_s != self.now_s:
                     continue  # the step was cut short since
                 self._step_over()
             elif kind == _ARRIVE:
@@ -69,13 +69,13 @@ class Simulation:
         ask = Ask(job.id, job.client, self._asked, job.prompt_tok, job.max_output_tok, job.output_tok)
         self._asked += 1
         under_way = self.worker.step
-        end_s = None if under_way is None else under_way.end_s
+        end_s = under_way.end_s if under_way else 0.0
         if not self.worker.submit(job, ask, self.now_s):
             self.result.refused.append(job.id)
             self._ended(job.id)
         elif job.cancel_s is not None:
             self._push(self.now_s + job.cancel_s, _CANCEL, job.id)
-        if under_way is not None and under_way.end_s != end_s:  # cut short for the newcomer
+        if under_way and under_way.end_s != end_s:  # cut short for the newcomer
             self._push(under_way.end_s, _STEP, under_way)
 
     def _cancel(self, id: RequestId) -> None:
