@@ -20,6 +20,7 @@ class Limits:
       step_tok: prompt tokens of all requests together in a step.
       decode_steps: how many decode steps there may be between two looks of the host; a `range` for any.
       admit_every: decode steps between two attempts to admit while somebody waits and a slot is free.
+      mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
       admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
         (what the fairness bounds assume); `optimistic` only those of its prompt.
     """
@@ -28,6 +29,7 @@ class Limits:
     step_tok: int = 256
     decode_steps: Sequence[int] = (8, 4, 1)
     admit_every: int = 1
+    mixed: bool = True
     admission: Admission = "reserve"
 
     def check(self) -> None:

@@ -9,7 +9,6 @@ the line does not fit. Every decision goes, in order, to `log` as one JSON-ready
 """
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -134,6 +133,7 @@ class Memory(Protocol):
     def grow(self, holding: Any, computed_tok: int, upto_tok: int) -> bool: ...
     def computed(self, holding: Any, tokens: Tokens, computed_tok: int, *, share: bool) -> None: ...
     def release(self, holding: Any) -> None: ...
+    def clear_cache(self) -> None: ...
 
 
 class Locality:
@@ -169,9 +169,9 @@ class Scheduler:
         self.waiting: dict[RequestId, Entry] = {}
         # A policy that orders by locality is built around the cache's answer.
         self.policy: Policy = policy(Locality(memory, self.waiting)) if callable(policy) else policy
-        sizes = limits.decode_steps
-        self._step_sizes = sizes if isinstance(sizes, range) else sorted(sizes)
+        self._step_sizes = sorted(limits.decode_steps)
         self.running: dict[RequestId, Entry] = {}  # in order of admission
+        self._prefilling: dict[RequestId, Entry] = {}  # of these, the ones that cannot decode yet
 
     # ---- events from outside ----
 
@@ -215,7 +215,7 @@ class Scheduler:
         """Decides the next step and makes room for it. None if there is nothing to run."""
         chunks = self._continue_prefills()
         chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
-        decode = [e for e in self.running.values() if not e.prefilling]
+        decode = self._decoding() if self.limits.mixed or not chunks else []
         steps = self._choose_steps(decode, busy=bool(chunks))
         decode = self._grow_rows(decode, steps, now_s)
         # Making room may have preempted someone who was planned.
@@ -227,6 +227,8 @@ class Scheduler:
         for chunk in plan.chunks:
             if chunk.entry.holding is not None:  # not cancelled while the step ran
                 chunk.entry.computed_tok = chunk.end
+                if chunk.last:
+                    del self._prefilling[chunk.entry.ask.id]
                 self._computed(chunk.entry, share=True)
         rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
         rows = [e for e in rows if e.holding is not None and e.ask.id in produced]
@@ -235,9 +237,13 @@ class Scheduler:
 
     # ---- inside ----
 
+    def _decoding(self) -> list[Entry]:
+        rows = self.running.values()
+        return [e for e in rows if not e.prefilling] if self._prefilling else list(rows)
+
     def _continue_prefills(self) -> list[Chunk]:
         budget, chunks = self.limits.step_tok, []
-        for entry in self.running.values():
+        for entry in self._prefilling.values():
             if entry.prefilling and budget > 0 and (chunk := self._chunk(entry, budget)):
                 chunks.append(chunk)
                 budget -= chunk.end - chunk.start
@@ -272,6 +278,8 @@ class Scheduler:
         del self.waiting[ask.id]
         self.memory.unwatch(ask.id)
         self.running[ask.id] = entry
+        if entry.prefilling:
+            self._prefilling[ask.id] = entry
 
     def _chunk(self, entry: Entry, budget: int) -> Chunk | None:
         end = min(entry.prefill_tok, entry.computed_tok + min(budget, self.limits.chunk_tok))
@@ -286,7 +294,7 @@ class Scheduler:
         if not rows or busy:
             return 1
         most = min(e.left_tok for e in rows)
-        if self.waiting and self.memory.slots_free:
+        if most > self.limits.admit_every and self.waiting and self.memory.slots_free:
             most = min(most, self.limits.admit_every)
         return self._step_sizes[max(0, bisect_right(self._step_sizes, most) - 1)]
 
@@ -318,23 +326,23 @@ class Scheduler:
 
     def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
         tokens_of: dict[RequestId, int] = {}
-        clients: Counter[Client] = Counter()
+        clients: dict[Client, int] = {}
         for entry in rows:
-            got = produced[entry.ask.id]
-            first = entry.output_tok == 0
-            count = min(got.count, entry.left_tok)
-            entry.output_tok += count
-            entry.output_ids.extend(got.ids[:count])
-            entry.computed_tok = entry.total_tok - 1
-            tokens_of[entry.ask.id] = count
-            clients[entry.ask.client] += count
-            if first and count:
+            ask, got = entry.ask, produced[entry.ask.id]
+            count = min(got.count, ask.max_output_tok - entry.output_tok)
+            if count and not entry.output_tok:
                 entry.first_token_s = now_s
-                self._tell(now_s, "first_token", entry.ask)
-            self._computed(entry, share=False)
+                self._tell(now_s, "first_token", ask)
+            entry.output_tok += count
+            if len(got.ids):
+                entry.output_ids.extend(got.ids[:count])
+            entry.computed_tok = ask.prompt_tok + entry.output_tok - 1
+            tokens_of[ask.id] = count
+            clients[ask.client] = clients.get(ask.client, 0) + count
+            self.memory.computed(entry.holding, entry.tokens, entry.computed_tok, share=False)
         if tokens_of:
             self.policy.decoded(tokens_of)
-            self.log({"t": now_s, "event": "tokens", "counts": dict(clients)})
+            self.log({"t": now_s, "event": "tokens", "counts": clients})
 
     def _computed(self, entry: Entry, *, share: bool) -> None:
         assert entry.holding is not None
@@ -350,6 +358,7 @@ class Scheduler:
         return _output(entry, why, now_s)
 
     def _release(self, entry: Entry) -> None:
+        self._prefilling.pop(entry.ask.id, None)
         if entry.holding is not None:
             self.memory.release(entry.holding)
             entry.holding = None

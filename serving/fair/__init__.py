@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from serving.fair.base import Base
+from serving.fair.d2lpm import D2lpm
 from serving.fair.dfs_weight import DfsWeight
 from serving.fair.dlpm import Dlpm
 from serving.fair.drr import Drr
@@ -16,7 +17,8 @@ from serving.fair.hrrn import Hrrn
 from serving.fair.hvtc import Hvtc
 from serving.fair.lcf import Lcf
 from serving.fair.lpm import Lpm
-from serving.fair.policy import Policy
+from serving.fair.preble import Preble
+from serving.fair.router import LeastLoad, RoundRobinRouter, Router, Sticky
 from serving.fair.rpm import Rpm
 from serving.fair.rr import RoundRobin
 from serving.fair.vtc import Vtc
@@ -40,17 +42,28 @@ POLICIES: dict[str, type[Base]] = {
 }
 
 
+ROUTERS: dict[str, type[Router]] = {
+    "round_robin": RoundRobinRouter,
+    "least_load": LeastLoad,
+    "sticky": Sticky,
+    "preble": Preble,
+    "d2lpm": D2lpm,
+}
+
+
 def options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a policy by name: its own first, then those it shares with others.
+    """The options of a policy or router by name: its own first, then those it shares with others.
 
     Raises:
       ValueError: no such policy.
     """
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    known: dict[str, type] = {**POLICIES, **ROUTERS}
+    if name not in known:
+        policies, routers = ", ".join(POLICIES), ", ".join(ROUTERS)
+        raise ValueError(f"unknown policy {name!r}; known: {policies}; routers of a cluster: {routers}")
     found: dict[str, inspect.Parameter] = {}
     fixed: set[str] = set()
-    for maker in POLICIES[name].__mro__:
+    for maker in known[name].__mro__:
         if "__init__" in vars(maker):
             for option in inspect.signature(maker).parameters.values():
                 if option.kind is inspect.Parameter.KEYWORD_ONLY and option.name not in fixed:
@@ -59,8 +72,10 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     return found
 
 
-def make(name: str, **given: Any) -> Policy:
-    """A fresh policy. `match` may be given to all of them: those that do not look at the cache go without.
+def make(name: str, **given: Any) -> Any:
+    """A fresh policy (see `Policy`) or router (see `Router`).
+
+    `match` may be given to all of them: those that do not look at the cache go without.
 
     Raises:
       ValueError: unknown name or option, or one that is missing or out of range.
@@ -69,8 +84,8 @@ def make(name: str, **given: Any) -> Policy:
     if "match" not in known:
         given.pop("match", None)
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"policy {name!r} has no option {', '.join(unknown)}; known: {', '.join(known)}")
+        raise ValueError(f"{name!r} has no option {', '.join(unknown)}; known: {', '.join(known)}")
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
     if missing:
-        raise ValueError(f"policy {name!r} needs {', '.join(missing)}")
-    return POLICIES[name](**given)
+        raise ValueError(f"{name!r} needs {', '.join(missing)}")
+    return POLICIES[name](**given) if name in POLICIES else ROUTERS[name](**given)

@@ -111,5 +111,8 @@ class TokenMemory:
     def touched(self) -> list[RequestId] | None:
         return []
 
+    def clear_cache(self) -> None:
+        pass
+
     def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]:
         return ()

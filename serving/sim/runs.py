@@ -36,7 +36,7 @@ class Runs:
         return part
 
     def head(self, start: int, n: int) -> Hashable:
-        return tuple(self._pieces(self._start + start, min(self._start + start + n, self._end)))
+        return tuple(self.pieces(self._start + start, min(self._start + start + n, self._end)))
 
     def common(self, start: int, other: "Runs") -> int:
         at, theirs, same = self._start + start, other._start, 0
@@ -50,7 +50,7 @@ class Runs:
         return min(same, self._end - self._start - start, len(other))
 
     def extended(self, ids: Sequence[int]) -> "Runs":
-        whole = list(self._pieces(self._start, self._end))
+        whole = list(self.pieces(self._start, self._end))
         if any(offset for _, offset, _ in whole):
             raise ValueError("only a whole prompt can be extended, not a part that begins inside a run")
         return Runs(
@@ -62,7 +62,8 @@ class Runs:
         i = bisect_right(self._begins, position) - 1
         return self._runs[i][0], position - self._begins[i], self._begins[i + 1] - position
 
-    def _pieces(self, at: int, end: int) -> Iterable[tuple[Hashable, int, int]]:
+    def pieces(self, at: int, end: int) -> Iterable[tuple[Hashable, int, int]]:
+        """(key, offset in its run, length) of each piece of run between two absolute positions."""
         while at < end:
             key, offset, left = self._at(at)
             step = min(left, end - at)

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Any
 
+from serving.config import Limits
 from serving.fair.policy import Policy
-from serving.request import Ask, Output, RequestId
-from serving.scheduler import Entry, Limits, Memory, Plan, Produced, Scheduler
+from serving.request import Ask, RequestId
+from serving.scheduler import Entry, Memory, Plan, Produced, Scheduler
 from serving.sim.cost import StepCost
 from serving.sim.workload import Job
 
@@ -55,10 +57,26 @@ class Worker:
             self._cut(self.step, now_s)
         return True
 
-    def cancel(self, id: RequestId, now_s: float) -> None:
-        """Between steps, or in one: then what the step did of it is lost, as in the engine."""
-        if self.scheduler.cancel(id, now_s):
-            del self.jobs[id]
+    @property
+    def ends_s(self) -> float:
+        """When the step under way ends; infinity if none is."""
+        return inf if self.step is None else self.step.end_s
+
+    def cancel(self, id: RequestId, now_s: float) -> int:
+        """Ends a live request; what a step under way did of it is lost, as in the engine. Returns its
+        outputs."""
+        live = self.scheduler.running.get(id) or self.scheduler.waiting[id]
+        self.scheduler.cancel(id, now_s)
+        del self.jobs[id]
+        return live.output_tok
+
+    def fail(self, now_s: float) -> list[Job]:
+        """Loses the step under way, everything cached, and all requests; returns these."""
+        lost, self.step = list(self.jobs.values()), None
+        for job in lost:
+            self.cancel(job.id, now_s)
+        self.scheduler.memory.clear_cache()
+        return lost
 
     def begin(self, now_s: float) -> float | None:
         """Starts the next step; returns when it ends, or None if there is nothing to do."""
@@ -73,8 +91,8 @@ class Worker:
         self.step = Step(plan, now_s, now_s + cost_s, steps, context)
         return self.step.end_s
 
-    def end(self) -> list[Output]:
-        """Books the step that is under way; returns the requests that it ended."""
+    def end(self) -> list[Job]:
+        """Books the step that is under way; returns the jobs that it finished."""
         step = self.step
         assert step is not None
         self.step = None
@@ -85,10 +103,7 @@ class Worker:
                 produced[chunk.entry.ask.id] = self._produced(chunk.entry, 1)
         for entry in step.plan.decode:
             produced[entry.ask.id] = self._produced(entry, step.steps)
-        ended = self.scheduler.commit(step.plan, produced, step.end_s)
-        for output in ended:
-            del self.jobs[output.id]
-        return ended
+        return [self.jobs.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
 
     def _produced(self, entry: Entry, steps: int) -> Produced:
         """Tokens of one row: it stops by itself where its job says, possibly before its allowance."""
