@@ -15,6 +15,4 @@ def get_config() -> Experiment:
         "70B on 4 A100": ServerConfig(step_s=0.027, running_s=0.0005, prefill_s=0.00025, max_running=256),
         "MoE on 2 A100": ServerConfig(step_s=0.018, running_s=0.0005, prefill_s=0.00012, max_running=256),
     }
-    return Experiment(
-        "e3", agents=(25, 100, 500), hours=(12, 6), replicas=(2, 4), slots=(256,), servers=servers
-    )
+    return Experiment("e3", agents=(25, 100, 500), replicas=(2, 4), slots=(256,), servers=servers)

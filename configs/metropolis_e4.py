@@ -13,7 +13,6 @@ def get_config() -> Experiment:
     return Experiment(
         "e4",
         agents=(100, 500),
-        replicas=(2, 8),
         slots=(4, 8),
         priorities=(True, False),
         modes=("metropolis", "oracle"),

@@ -2,9 +2,9 @@
 
     python -m serving.metropolis experiment --config=configs/metropolis_e6.py      about 10 minutes on 2 cores
 
-`versions` reads a world that keeps old versions; `still` lets agents promise to stay as long as the trace shows
-them staying, which is more than a live agent can know. The graph's own cost, watched blocker against full
-rescan, is `python -m serving.metropolis bench`.
+`versions` reads a world that keeps old versions; `still` lets agents promise to stay as long as the trace
+shows them staying, which is more than a live agent can know. The graph's own cost, watched blocker against
+full rescan, is `python -m serving.metropolis bench`.
 """
 
 from serving.metropolis.experiments import Experiment

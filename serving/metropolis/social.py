@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.metropolis.modes import Sights
 from serving.metropolis.rules import Reach
-from serving.metropolis.space import Hops
+from serving.metropolis.space import Hops, Space
 from serving.metropolis.world import AgentId, Body, Intent, Outcome, Write
 
 
@@ -58,8 +58,10 @@ class Network:
     """Everyone's last post, by person. Reads reach one hop, writes none, nobody moves."""
 
     def __init__(self, config: NetworkConfig):
-        self.config, self.space = config, graph(config)
-        self.posts: dict[int, Any] = {}
+        self.config = config
+        self.contacts = graph(config)
+        self.space: Space = self.contacts
+        self.posts: dict[Any, Any] = {}
 
     def name(self, node: int) -> AgentId:
         return f"p{node:05}"
@@ -70,7 +72,7 @@ class Network:
 
     def view(self, agent: AgentId, step: int) -> tuple:
         me = int(agent[1:])
-        return tuple((i, self.posts[i]) for i in (me, *self.space.neighbours[me]))
+        return tuple((i, self.posts[i]) for i in (me, *self.contacts.neighbours[me]))
 
     def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
         wrote = [Write(n, int(n[1:]), i.action) for n, i in intents.items() if i.action is not None]
@@ -105,7 +107,7 @@ class Poster:
 def network_sights(world: Network) -> Sights:
     """Who reads whom: the same at every step."""
     return {
-        (i, step): others
-        for i, others in world.space.neighbours.items()
-        for step in range(world.config.steps)  # type: ignore[misc]
+        (i, step): world.contacts.neighbours[i]  # type: ignore[misc]
+        for i in range(world.config.nodes)
+        for step in range(world.config.steps)
     }
