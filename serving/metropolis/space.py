@@ -85,6 +85,7 @@ class GridIndex:
         self._step: dict[int, int] = {}
         self._inside: dict[tuple[int, int], dict[int, None]] = {}
         self._low: list[dict[tuple[int, int], int]] = [{} for _ in range(self.LEVELS)]
+        self._top = self.LEVELS - 1
 
     def put(self, agent, pos, step):
         edge = self.edge
@@ -137,6 +138,15 @@ class GridIndex:
             low = min([v for v in found if v is not None], default=None)
             cell = (cell[0] >> 1, cell[1] >> 1)
 
+    def _entry(self) -> int:
+        """The level to start a search at: the lowest with a handful of squares."""
+        top, lows = self._top, self._low
+        while top > 0 and len(lows[top - 1]) <= 4:
+            top -= 1
+        while top + 1 < self.LEVELS and len(lows[top]) > 4:
+            top += 1
+        return top
+
     def near(self, pos, radius):
         edge, inside = self.edge, self._inside
         if radius > edge * 64:  # more squares than anyone should visit one by one
@@ -153,7 +163,7 @@ class GridIndex:
 
     def behind(self, pos, step, slack, move, holds):
         px, py = pos[0], pos[1]
-        top = self.LEVELS - 1
+        top = self._top = self._entry()
         stack = [(top, cell, low) for cell, low in self._low[top].items()]
         while stack:
             level, (x, y), low = stack.pop()
