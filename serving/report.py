@@ -124,13 +124,13 @@ def gaps(policies: dict[str, Any]) -> str:
         if run["table"]["bound"] is not None:
             axes.axhline(run["table"]["bound"], color=colour, ls="--", lw=0.9, label=f"{name}, proven bound")
     axes.set(xlabel="seconds", ylabel="largest gap so far")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _embed(figure)
 
 
 def memory(rows: list[dict[str, Any]]) -> str:
     figure, axes = plt.subplots(figsize=(7, 2.6))
-    lengths = sorted({row["tokens"] for row in rows})
+    lengths = sorted({row["tokens"] for row in rows}, reverse=True)
     for i, (wiring, colour) in enumerate((("standard", "#bbbbbb"), ("this model", "#4c72b0"))):
         held = [
             r["live_bytes"] / 2**20
