@@ -1,51 +1,14 @@
 """What the stack must do whatever its weights: windows, sharing, packing, and prefill on one token."""
 
-import dataclasses
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from mixattn import ModelConfig, Transformer
+from tests.mixattn.tiny import TINY, logits, model, tokens, wired
 
-TINY = ModelConfig(
-    n_layers=6,
-    d_model=32,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    d_ff=48,
-    vocab_size=61,
-    kv_wiring="0s_0s_2_3s_3s_2",
-    window=5,
-)
 T = 23
-
-
-@functools.cache
-def model(config: ModelConfig) -> Transformer:
-    return Transformer(config, rngs=nnx.Rngs(0))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graphdef, params, tokens_BT, kwargs):
-    return nnx.merge(graphdef, params)(tokens_BT, **kwargs)
-
-
-def logits(config: ModelConfig, tokens_BT, params=None, **kwargs):
-    graphdef, own = nnx.split(model(config))
-    return np.asarray(_logits(graphdef, own if params is None else params, tokens_BT, kwargs))
-
-
-def tokens(B=2, T=T, seed=0):
-    return jax.random.randint(jax.random.key(seed), (B, T), 0, TINY.vocab_size)
-
-
-def wired(wiring: str, **fields) -> ModelConfig:
-    return dataclasses.replace(TINY, kv_wiring=wiring, **fields)
 
 
 def test_a_window_as_wide_as_the_sequence_is_full_attention():
