@@ -36,9 +36,8 @@ class Client:
             if not 1 <= low <= high:
                 raise ValueError(f"client {self.name!r}: {name} runs from {low} to {high}")
         if self.shared_tok >= self.prompt_tok[0]:
-            raise ValueError(
-                f"client {self.name!r} shares {self.shared_tok} tokens; its prompts start at {self.prompt_tok[0]}"
-            )
+            low = self.prompt_tok[0]
+            raise ValueError(f"client {self.name!r} shares {self.shared_tok} tokens; prompts start at {low}")
 
 
 @dataclass(kw_only=True)
@@ -86,7 +85,7 @@ class Arrivals:
 
     def due(self, finished: int, idle: bool) -> list[Request]:
         """Requests due after `finished` requests; if the server is `idle`, the next burst in any case."""
-        ready = []
+        ready: list[Request] = []
         while self._left and (self._left[0][0] <= finished or (idle and not ready)):
             ready += self._left.pop(0)[1]
         return ready

@@ -1,5 +1,6 @@
 """What an engine is given before it starts: plain values, so that a wrong one is refused without jax."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,14 +18,18 @@ class Limits:
     Attributes:
       chunk_tok: the most prompt tokens one request computes in a step.
       step_tok: prompt tokens of all requests together in a step.
-      decode_steps: decode steps between two looks of the host, tried largest first.
+      decode_steps: how many decode steps there may be between two looks of the host; a `range` for any.
+      admit_every: decode steps between two attempts to admit while somebody waits and a slot is free.
+      mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
       admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
         (what the fairness bounds assume); `optimistic` only those of its prompt.
     """
 
     chunk_tok: int = 64
     step_tok: int = 256
-    decode_steps: tuple[int, ...] = (8, 4, 1)
+    decode_steps: Sequence[int] = (8, 4, 1)
+    admit_every: int = 1
+    mixed: bool = True
     admission: Admission = "reserve"
 
     def check(self) -> None:
@@ -32,6 +37,8 @@ class Limits:
             raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
         if 1 not in self.decode_steps:
             raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
+        if self.admit_every < 1:
+            raise ValueError(f"admit_every={self.admit_every} must be at least 1")
         if self.admission not in ("reserve", "optimistic"):
             raise ValueError(f"admission={self.admission!r} is neither 'reserve' nor 'optimistic'")
 
@@ -92,7 +99,5 @@ class Serve:
         if not self.policies:
             raise ValueError("serve.policies is empty; name at least one, e.g. {'fcfs': {}}")
         longest = max((c.prompt_tok[1] + c.output_tok[1] for c in self.workload.clients), default=0)
-        if longest > self.engine.max_request_tok:
-            raise ValueError(
-                f"clients ask for up to {longest} tokens a request; max_request_tok is {self.engine.max_request_tok}"
-            )
+        if longest > (most := self.engine.max_request_tok):
+            raise ValueError(f"clients ask for up to {longest} tokens a request; max_request_tok is {most}")

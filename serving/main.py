@@ -7,13 +7,13 @@ at all, serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (w
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
 
 from mixattn import cli
+from mixattn.hf.store import write_text
 
 _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
@@ -30,8 +30,9 @@ def main() -> None:
     # jax is loaded only now: a wrong config or folder is refused at once.
     from serving import tables
 
+    (workdir / "serve").mkdir(exist_ok=True)
     summary = serve_all(serve, workdir, documents)
-    write(workdir / "serve" / "summary.json", json.dumps(summary, indent=1))
+    write_text(workdir / "serve" / "summary.json", json.dumps(summary, indent=1))
     if _JSON.value:
         print(json.dumps({k: v["table"] for k, v in summary["policies"].items()}))
     else:
@@ -39,47 +40,23 @@ def main() -> None:
 
 
 def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any]:
-    import rich.progress
-
+    """Runs every policy; returns what summary.json says."""
     from mixattn import hf
     from serving import offline
+    from serving.progress import Lines
 
     model, config = hf.load(workdir / "model")
     tokenizer = hf.load_tokenizer(workdir / "model")
     summary: dict[str, Any] = {"policies": {}, "memory": offline.kv_memory(config, [256, 1024, 4096])}
-    columns = (
-        "{task.description}",
-        rich.progress.BarColumn(),
-        "{task.completed}/{task.total} requests",
-        rich.progress.TimeElapsedColumn(),
-        "{task.fields[note]}",
-    )
-    with rich.progress.Progress(*columns) as progress:
+    with Lines() as lines:
         for policy in serve.policies:
-            task = progress.add_task(f"serve {policy:>5}", total=serve.workload.requests, note="compiling")
-            began, tokens = time.monotonic(), 0
-
-            def on_delta(delta, task=task):
-                nonlocal tokens
-                tokens += len(delta.ids)
-                rate = tokens / (time.monotonic() - began)
-                progress.update(task, advance=delta.output is not None, note=f"{rate:.0f} output tok/s")
-
-            def on_compile(name, seconds, task=task):
-                nonlocal began
-                began = time.monotonic()
-                progress.update(task, note=f"compiled {name} in {seconds:.1f} s")
-
-            run = offline.run(model, serve, policy, documents, on_delta, on_compile)
-            lines = "".join(json.dumps(event) + "\n" for event in run.events)
-            write(workdir / "serve" / f"{policy}.events.jsonl", lines)
-            summary["policies"][policy] = {
-                "table": run.table,
-                "curves": run.curves,
-                "gap_curve": run.gap_curve,
-            }
-            if "completions" not in summary:
-                summary["completions"] = completions(run, serve, documents, tokenizer)
+            line = lines.add(f"serve {policy}", serve.workload.requests)
+            run = offline.run(model, serve, policy, documents, line.delta, line.compiled)
+            log = "".join(json.dumps(event) + "\n" for event in run.events)
+            write_text(workdir / "serve" / f"{policy}.events.jsonl", log)
+            kept = {"table": run.table, "curves": run.curves, "gap_curve": run.gap_curve}
+            summary["policies"][policy] = kept
+            summary.setdefault("completions", completions(run, serve, documents, tokenizer))
     return summary
 
 
@@ -121,17 +98,6 @@ def read_documents(path: Path) -> list[list[int]]:
     if not documents:
         raise ValueError(f"{path} holds no documents")
     return documents
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.partial")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Serves a workload under one policy and says what came of it: rates, waiting times, gaps beside their bound."""
+"""Serves a workload under one policy and says what came of it: rates, waiting times, gaps and their bound."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from serving.engine import Engine
 from serving.fair import measure
 from serving.request import Delta, Output
 
-# What a policy calls service: DLPM does not bill tokens found in the cache, the others bill every prompt token.
+# What a policy calls service: DLPM bills no token found in the cache, the others every prompt token.
 CACHED_WEIGHT = {"dlpm": 0.0}
 
 

@@ -18,7 +18,7 @@ type Part = Literal["train", "validation", "heldout"]
 PARTS: tuple[Part, ...] = ("train", "validation", "heldout")
 
 _BUCKETS = 20  # one validation, one held out, the other eighteen trained on
-_FEW_FILES, _PIECE_CHARS = 20, 16384
+_FEW_FILES, _PIECE_CHARS = 100, 16384
 _TEXT = (
     "txt",
     "md",
@@ -90,14 +90,14 @@ def documents(path: str, limit_bytes: int = 0) -> Iterator[Document]:
     """Reads the corpus at `path`, document after document, in the order of their names.
 
     A line of a .jsonl file is a document: {"text": ...}, or {"prompt": ..., "answer": ...} of which only the
-    answer is learnt. Any other file is one, except in a corpus of under 20 files: there each is cut at line
+    answer is learnt. Any other file is one, except in a corpus of under 100 files: there each is cut at line
     ends into pieces of about 16 thousand characters, so that every part of the split gets some.
     Files that are not UTF-8 are passed over.
 
     Args:
       path: see `files`.
-      limit_bytes: stop after that much text; 0 reads all. Files are then taken in the order of their hashes,
-        so that the sample is spread over the corpus.
+      limit_bytes: stop after that much text and a file of every part; 0 reads all. Files are then taken in
+        the order of their hashes, so that the sample is spread over the corpus.
 
     Raises:
       ValueError: nothing is there, or a line of a .jsonl file is not such a record.
@@ -107,14 +107,16 @@ def documents(path: str, limit_bytes: int = 0) -> Iterator[Document]:
         found.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).digest()[4:])
     cut = len(found) < _FEW_FILES
     read_bytes = 0
+    read_parts: set[Part] = set()
     for name, file in found:
-        if limit_bytes and read_bytes >= limit_bytes:
+        if limit_bytes and read_bytes >= limit_bytes and (cut or len(read_parts) == len(PARTS)):
             return
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
         read_bytes += len(text.encode())
+        read_parts.add(part(name))
         if file.suffix == ".jsonl":
             yield from _records(name, text)
         elif text and cut:

@@ -286,6 +286,14 @@ class Run:
             return params
         return multihost_utils.process_allgather(params, tiled=True)
 
+    def _tokens(self, step: int) -> int:
+        """Tokens seen after `step`, over all stages."""
+        seen = 0
+        for stage, steps in zip(self.experiment.train.stages, self.steps):
+            taken = min(step, steps)
+            seen, step = seen + taken * stage.batch_size * stage.seq_len, step - taken
+        return seen
+
     def batches(self, index: int):
         stage, corpus, seed = (
             self.experiment.train.stages[index],
@@ -343,7 +351,7 @@ class Run:
             loss=float(metrics.loss),
             grad_norm=float(metrics.grad_norm),
             rate=float(metrics.factor) * self.experiment.train.optimizer.rate,
-            tokens=step * batch_tokens,
+            tokens=self._tokens(step),
             seconds=seconds,
             tokens_per_s=batch_tokens / self.pace.at(step, seconds),
             load_balance=float(metrics.load_balance),

@@ -93,15 +93,18 @@ def write(pool: Pool, k_TKH, v_TKH, page_T, offset_T) -> Pool:
     """Puts token t at `offset_T[t]` of physical page `page_T[t]`.
 
     A page outside 1..pages-1 (padding rows say `pages`) drops its row, so the null page stays zero. Two
-    tokens at one place leave either of them. Donate the pool and this happens in place.
+    tokens at one place leave either of them. A token at offset 0 opens its page: what a former holder left
+    there is zeroed, or a NaN of it would reach a row that masks it, as 0 * NaN. Donate the pool and this
+    happens in place.
     """
     keep_T = (page_T > 0) & (page_T < pool.pages)
     page_T = jnp.where(keep_T, page_T, pool.pages)
-    return Pool(
-        pool.keys.at[page_T, :, offset_T].set(k_TKH, mode="drop"),
-        pool.values.at[page_T, :, offset_T].set(v_TKH, mode="drop"),
-        pool.page_size,
-    )
+    opened_T = jnp.where(offset_T == 0, page_T, pool.pages)
+
+    def put(pages_PKtH, rows_TKH):
+        return pages_PKtH.at[opened_T].set(0, mode="drop").at[page_T, :, offset_T].set(rows_TKH, mode="drop")
+
+    return Pool(put(pool.keys, k_TKH), put(pool.values, v_TKH), pool.page_size)
 
 
 def copy_pages(pool: Pool, src_X, dst_X) -> Pool:

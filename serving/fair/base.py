@@ -31,15 +31,19 @@ class Tab:
       done: of these, what earlier admissions executed: it stays billed whatever becomes of this one.
       output: tokens produced. paid: output tokens paid for, at least `output`.
       again: ledger units paid for work done again. billed: units charged so far, refunds taken off.
-      born: admissions (of anybody) before its arrival. admitted: number of its own last one.
+      born, work: admissions (of anybody) and ledger units of service (to all) before its arrival.
+      admitted: number of its own last admission.
       turn: what the client's `turn` was before that.
     """
 
-    FIELDS = ("extend", "hit", "done", "output", "paid", "again", "billed", "born", "admitted", "turn")
+    FIELDS = (
+        *("extend", "hit", "done", "output", "paid", "again"),
+        *("billed", "born", "work", "admitted", "turn"),
+    )
     __slots__ = ("account", "ask", *FIELDS)
 
-    def __init__(self, ask: Ask, account: Account, born: int = 0):
-        self.ask, self.account, self.born = ask, account, born
+    def __init__(self, ask: Ask, account: Account, born: int = 0, work: int = 0):
+        self.ask, self.account, self.born, self.work = ask, account, born, work
         self.extend = self.hit = self.done = self.output = self.paid = self.again = self.billed = 0
         self.admitted = self.turn = -1
 
@@ -75,10 +79,11 @@ class Base(ABC):
         self.idle_clients = idle_clients
         self.tabs: dict[RequestId, Tab] = {}
         self.live_of: dict[Client, int] = {}
-        self.turn = 0
+        self.turn = 0  # admissions so far
+        self.work = 0  # service given out so far, in ledger units
         self._sweep_at = idle_clients
 
-    # What a policy adds.
+    # What a policy adds; the hooks without a body are for those that need them.
 
     @abstractmethod
     def pick(self, now_s: float) -> Ask | None:
@@ -88,6 +93,9 @@ class Base(ABC):
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
         """See `Policy`."""
 
+    def _accepts(self, ask: Ask, now_s: float) -> bool:
+        return True
+
     @abstractmethod
     def _waits(self, tab: Tab) -> None:
         """`tab.ask` waits from now on; the backlog has it."""
@@ -96,13 +104,16 @@ class Base(ABC):
     def _leaves(self, tab: Tab, emptied: bool) -> None:
         """`tab.ask` waits no more; `emptied`: its client has nothing waiting now."""
 
-    def _joins(self, account: Account) -> None:  # noqa: B027  most policies need nothing
+    def _joins(self, account: Account) -> None:  # noqa: B027
         """A client without waiting requests is about to have one; the backlog does not have it yet."""
 
-    def _before_change(self, account: Account) -> None:  # noqa: B027  most policies need nothing
-        """The account is about to be charged or refunded."""
+    def _admitted(self, tab: Tab) -> None:  # noqa: B027
+        """`tab` was admitted; its bill is still to come."""
 
-    def _refunded(self, account: Account) -> None:  # noqa: B027  most policies need nothing
+    def _before_change(self, account: Account, amount: int) -> None:  # noqa: B027
+        """The account is about to be charged `amount`, or refunded if that is negative."""
+
+    def _refunded(self, account: Account) -> None:  # noqa: B027
         """The account was refunded: orders that rely on growing counters look again."""
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
@@ -114,11 +125,13 @@ class Base(ABC):
     def arrive(self, ask: Ask, now_s: float) -> bool:
         if ask.id in self.tabs:
             raise ValueError(f"request {ask.id!r} arrives, but one of that id is still live")
+        if not self._accepts(ask, now_s):
+            return False
         live = self.live_of.get(ask.client, 0)
         self.live_of[ask.client] = live + 1
         if not live and len(self.ledger) >= self._sweep_at:
             self.forget()
-        tab = self.tabs[ask.id] = Tab(ask, self.ledger.open(ask.client), self.turn)
+        tab = self.tabs[ask.id] = Tab(ask, self.ledger.open(ask.client), self.turn, self.work)
         self._enqueue(tab, joins=True)
         return True
 
@@ -128,6 +141,7 @@ class Base(ABC):
         tab.account.turn = self.turn
         self.turn += 1
         self._leaves(tab, self.backlog.remove(ask.id))
+        self._admitted(tab)
         first_time = max(0, extend_tok + hit_tok - tab.extend - tab.hit - tab.output)
         if self.bill_recompute and tab.billed:
             tab.again += self.cost.of(max(0, extend_tok - first_time), 0, 0)
@@ -147,9 +161,11 @@ class Base(ABC):
                 if per_output is None:
                     self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.output))
                 else:
-                    tab.billed += over * per_output
-                    self._before_change(tab.account)
-                    tab.account.charge(over * per_output)
+                    due = over * per_output
+                    tab.billed += due
+                    self.work += due
+                    self._before_change(tab.account, due)
+                    tab.account.charge(due)
 
     def finish(self, id: RequestId) -> None:
         tab = self._tab(id, waiting=False)
@@ -196,8 +212,9 @@ class Base(ABC):
         """Brings the bill to `due` (and what was paid for work done again)."""
         change = due + tab.again - tab.billed
         tab.billed += change
+        self.work += change
         if change:
-            self._before_change(tab.account)
+            self._before_change(tab.account, change)
         if change > 0:
             tab.account.charge(change)
         elif change < 0:
@@ -237,6 +254,7 @@ class Base(ABC):
     def snapshot(self) -> dict[str, Any]:
         return {
             "turn": self.turn,
+            "work": self.work,
             "sweep_at": self._sweep_at,
             "ledger": self.ledger.snapshot(),
             "predictor": self.predictor.snapshot(),
@@ -247,7 +265,7 @@ class Base(ABC):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.turn, self._sweep_at = state["turn"], state["sweep_at"]
+        self.turn, self.work, self._sweep_at = state["turn"], state["work"], state["sweep_at"]
         self.ledger.restore(state["ledger"])
         self.predictor.restore(state["predictor"])
         self.tabs, self.live_of, self.backlog = {}, {}, Backlog()

@@ -31,7 +31,7 @@ class Dlpm(Base):
         self,
         *,
         match: Match,
-        quantum_tok: float | Fraction,
+        quantum_tok: float | Fraction = 5000,
         changed: Changed | None = None,
         aging_tok: int = 0,
         cost: str | Cost = "extend",
@@ -114,7 +114,7 @@ class Dlpm(Base):
         while (client := self._debtors.top()) is not None and self._positive(client):
             self._gate(client)
 
-    def _before_change(self, account: Account) -> None:
+    def _before_change(self, account: Account, amount: int) -> None:
         if self.quantum:
             self._settle_rounds(account)
 

@@ -25,7 +25,8 @@ class Locality:
     """The best waiting request among clients that are open (see `open`)."""
 
     def __init__(self, match: Match, changed: Changed | None = None, aging_tok: int = 0):
-        self.match, self.changed, self.aging_tok = match, changed, aging_tok
+        self.match, self.aging_tok = match, aging_tok
+        self.changed: Changed | None = changed or getattr(match, "changed", None)
         self.clear()
 
     def clear(self) -> None:

@@ -20,7 +20,11 @@ from typing import Any, Protocol
 from serving.request import Ask, Client, RequestId
 
 type Match = Callable[[Ask], int]
-"""Tokens of a waiting request's prompt that the prefix cache holds right now."""
+"""Tokens of a waiting request's prompt that the prefix cache holds right now.
+
+A match that knows more says so by attributes: `changed()` gives the waiting requests whose match may
+differ since it was asked last (None: any may), `path(ask)` the nodes of the prefix tree along the prompt.
+"""
 
 
 class Policy(Protocol):

@@ -3,13 +3,13 @@
 from serving.fair.base import Base, Tab
 from serving.fair.least import Least
 from serving.fair.ledger import Account
-from serving.request import Ask
+from serving.request import Ask, Client
 
 
 class RoundRobin(Base):
     def __init__(self, **options):
         super().__init__(**options)
-        self._ring = Least(lambda client: self.ledger.accounts[client].turn)
+        self._ring: Least[Client] = Least(lambda client: self.ledger.accounts[client].turn)
 
     def pick(self, now_s: float) -> Ask | None:
         client = self._ring.top()

@@ -56,6 +56,7 @@ def engine(wiring: str = WIRING, *, policy="fcfs", options=None, log=None, **mor
         max_slots=4,
         page_size=4,
         max_request_tok=64,
+        prefill_rows=(4,),
         policy=policy,
         policy_options=options or {},
         limits=limits,
@@ -215,11 +216,8 @@ def test_broken_logits_end_that_request_only():
     table = params["embed"]["table"][...]
     params["embed"]["table"][...] = table.at[63].set(jnp.nan)
     broken = nnx.merge(graphdef, params)
-    config = EngineConfig(
-        max_slots=4, page_size=4, max_request_tok=64, limits=Limits(chunk_tok=16, step_tok=32)
-    )
     good, bad = [1, 2, 3], [4, 63, 5]
-    outputs = Engine(broken, config).run(
+    outputs = Engine(broken, engine().config).run(
         [Request(client="a", prompt_ids=p, sampling=Sampling(max_tokens=5)) for p in (bad, good)]
     )
     assert outputs[0].finish_reason == "error"

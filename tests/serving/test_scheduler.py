@@ -37,11 +37,11 @@ class OldestFirst:
     def finish(self, id):
         del self.live[id]
 
-    def cancel(self, id):
+    def cancel(self, id, *, prefilled_tok=None):
         self.waiting.pop(id, None)
         del self.live[id]
 
-    def preempt(self, id):
+    def preempt(self, id, *, prefilled_tok=None):
         self.waiting[id] = self.live[id]
         self.waiting.move_to_end(id, last=False)
 

@@ -12,10 +12,14 @@ def test_unknown_names_and_options_are_answered_with_the_known_ones():
         fair.make("sjf")
     with pytest.raises(ValueError, match=r"'vtc' has no option quantum_tok; known: lift, .*output_weight"):
         fair.make("vtc", quantum_tok=3)
-    with pytest.raises(ValueError, match="'dlpm' needs match, quantum_tok"):
+    with pytest.raises(ValueError, match="'dlpm' needs match"):
         fair.make("dlpm")
     with pytest.raises(ValueError, match="quantum_tok is 0"):
         fair.make("dlpm", match=lambda ask: 0, quantum_tok=0)
+
+
+def test_a_driver_may_offer_the_cache_to_every_policy():
+    assert fair.make("vtc", match=lambda ask: 0).pick(0.0) is None
 
 
 def test_the_bound_is_the_corrected_one():
