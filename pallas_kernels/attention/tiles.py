@@ -32,8 +32,8 @@ class Partial(NamedTuple):
 
 def forward(q_XTGH, k_XSH, v_XSH, keep_XTS, score: Score, wide) -> Partial:
     """Attends with `wide` accumulators."""
-    weight_XTGS, top, total = weigh(_product(q_XTGH, k_XSH, wide), keep_XTS[..., None, :], score)
-    return Partial(_rows_times(weight_XTGS.astype(v_XSH.dtype), v_XSH, wide), top, total)
+    weight_XTGS, top, total = weigh(product(q_XTGH, k_XSH, wide), keep_XTS[..., None, :], score)
+    return Partial(rows_times(weight_XTGS.astype(v_XSH.dtype), v_XSH, wide), top, total)
 
 
 def weigh(raw_XS, keep_XS, score: Score):
@@ -74,16 +74,23 @@ def backward(q_XTGH, k_XSH, v_XSH, keep_XTS, dout_XTGH, lse_XTG, delta_XTG, scor
       lse_XTG: log-sum-exp over *all* keys of the row, not just the tile's.
       delta_XTG: sum over H of out · dout, minus the cotangent of the log-sum-exp.
     """
-    capped_XTGS = _capped(_product(q_XTGH, k_XSH, wide), score)
+    capped_XTGS = _capped(product(q_XTGH, k_XSH, wide), score)
     masked_XTGS = jnp.where(keep_XTS[..., None, :], capped_XTGS, -jnp.inf)
     weight_XTGS = jnp.exp(masked_XTGS - finite(lse_XTG)[..., None])
     dv_XSH = _keys_times(weight_XTGS.astype(dout_XTGH.dtype), dout_XTGH, wide)
-    dweight_XTGS = _product(dout_XTGH, v_XSH, wide)
+    dweight_XTGS = product(dout_XTGH, v_XSH, wide)
     dscore_XTGS = weight_XTGS * (dweight_XTGS - delta_XTG[..., None]) * score.scale
     if score.softcap is not None:
         dscore_XTGS *= 1 - jnp.square(capped_XTGS / score.softcap)
     dscore_XTGS = dscore_XTGS.astype(q_XTGH.dtype)
-    return _rows_times(dscore_XTGS, k_XSH, wide), _keys_times(dscore_XTGS, q_XTGH, wide), dv_XSH
+    return rows_times(dscore_XTGS, k_XSH, wide), _keys_times(dscore_XTGS, q_XTGH, wide), dv_XSH
+
+
+def columns(q_XTGH, k_XSH, keep_XTS, lse_XTG, score: Score, wide):
+    """Weights of one tile summed over its rows, [X, S], given the log-sum-exp of whole rows."""
+    capped_XTGS = _capped(product(q_XTGH, k_XSH, wide), score)
+    masked_XTGS = jnp.where(keep_XTS[..., None, :], capped_XTGS, -jnp.inf)
+    return jnp.sum(jnp.exp(masked_XTGS - finite(lse_XTG)[..., None]), axis=(-3, -2))
 
 
 def _capped(raw, score: Score):
@@ -100,12 +107,13 @@ def _fold(x_XTGH):
     return x_XTGH.reshape(*X, T * G, H)
 
 
-def _product(a_XTGH, b_XSH, wide):
+def product(a_XTGH, b_XSH, wide):
+    """Raw scores of rows against keys, [X, T, G, S]."""
     c_XRS = jnp.einsum("...RH,...SH->...RS", _fold(a_XTGH), b_XSH, preferred_element_type=wide)
     return c_XRS.reshape(*a_XTGH.shape[:-1], b_XSH.shape[-2])
 
 
-def _rows_times(w_XTGS, b_XSH, wide):
+def rows_times(w_XTGS, b_XSH, wide):
     c_XRH = jnp.einsum("...RS,...SH->...RH", _fold(w_XTGS), b_XSH, preferred_element_type=wide)
     return c_XRH.reshape(*w_XTGS.shape[:-1], b_XSH.shape[-1])
 

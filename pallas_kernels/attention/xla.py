@@ -87,7 +87,7 @@ def _attention(static, q_BTNH, k_BSKH, v_BSKH, places):
 
 def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
     body = plan(static, places, q_BTNH.shape, k_BSKH.shape)
-    q_BKTGH, k_BKSH, v_BKSH = _by_group(q_BTNH, k_BSKH.shape[2]), _by_head(k_BSKH), _by_head(v_BSKH)
+    q_BKTGH, k_BKSH, v_BKSH = by_group(q_BTNH, k_BSKH.shape[2]), by_head(k_BSKH), by_head(v_BSKH)
     out_BKTGH, lse_BKTG = body.forward(q_BKTGH, k_BKSH, v_BKSH, places, static, accumulator(q_BTNH.dtype))
     out_BTNH = _by_query(out_BKTGH).astype(q_BTNH.dtype)
     lse_BTN = _by_query(lse_BKTG)
@@ -99,19 +99,19 @@ def _backward(static, saved, cotangents):
     dout_BTNH, dlse_BTN = cotangents
     K, wide = k_BSKH.shape[2], accumulator(q_BTNH.dtype)
     delta_BTN = jnp.sum(out_BTNH.astype(wide) * dout_BTNH.astype(wide), axis=-1) - dlse_BTN
-    grouped = (_by_group(x, K) for x in (dout_BTNH, lse_BTN, delta_BTN))
+    grouped = (by_group(x, K) for x in (dout_BTNH, lse_BTN, delta_BTN))
     body = plan(static, places, q_BTNH.shape, k_BSKH.shape)
     dq_BKTGH, dk_BKSH, dv_BKSH = body.backward(
-        _by_group(q_BTNH, K), _by_head(k_BSKH), _by_head(v_BSKH), places, static, wide, *grouped
+        by_group(q_BTNH, K), by_head(k_BSKH), by_head(v_BSKH), places, static, wide, *grouped
     )
-    gradients = _by_query(dq_BKTGH), _by_head(dk_BKSH), _by_head(dv_BKSH)
+    gradients = _by_query(dq_BKTGH), by_head(dk_BKSH), by_head(dv_BKSH)
     return *(x.astype(q_BTNH.dtype) for x in gradients), None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _by_group(x, K):
+def by_group(x, K):
     """[B, T, N, ...] to [B, K, T, G, ...]."""
     B, T, N = x.shape[:3]
     return jnp.moveaxis(x.reshape(B, T, K, N // K, *x.shape[3:]), 2, 1)
@@ -123,6 +123,6 @@ def _by_query(x):
     return jnp.moveaxis(x, 1, 2).reshape(B, T, K * G, *x.shape[4:])
 
 
-def _by_head(x):
+def by_head(x):
     """[B, S, K, H] to [B, K, S, H], and back."""
     return jnp.swapaxes(x, 1, 2)

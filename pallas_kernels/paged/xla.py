@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import tiles
 from pallas_kernels.masks import oldest, visible
-from pallas_kernels.paged import pagewise
+from pallas_kernels.paged import pagewise, read
 from pallas_kernels.precision import accumulator
 
 # Gathering a page costs about this many times reading it in place.
@@ -41,7 +41,7 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
 
 def gathered(q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_weights=False):
     """The partial result over copies of the needed pages, and weights_BCNS if asked for."""
-    B, _, C = q_BKCGH.shape[:3]
+    B, _, C, _, H = q_BKCGH.shape
     P, t, wide = table_BP.shape[1], pool.page_size, accumulator(q_BKCGH.dtype)
     near = P if window is None else min(P, pages_in_view(window, C, t))
     logical_Bn = jnp.maximum(oldest(start_B, window), 0)[:, None] // t + jnp.arange(near)[None]
@@ -53,22 +53,14 @@ def gathered(q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_we
     keep_BCnt = visible(q_pos_BC[:, :, None, None] - k_pos_Bnt[:, None], window) & live_Bn[:, None, :, None]
     keep_BCnt &= (jnp.arange(C)[None] < count_B[:, None])[:, :, None, None]
 
-    order = "BnKHt" if pool.layout == "columns" else "BnKtH"
-    k, v_BnKtH = pool.keys[page_Bn], pool.values[page_Bn]
-    raw_BKCGnt = jnp.einsum(f"BKCGH,{order}->BKCGnt", q_BKCGH, k, preferred_element_type=wide)
-    weight, top, total = tiles.weigh(
-        raw_BKCGnt.reshape(*raw_BKCGnt.shape[:4], near * t), keep_BCnt.reshape(B, 1, C, 1, near * t), score
-    )
-    weight_BKCGnt = weight.reshape(raw_BKCGnt.shape)
-    out_BKCGH = jnp.einsum(
-        "BKCGnt,BnKtH->BKCGH", weight_BKCGnt.astype(v_BnKtH.dtype), v_BnKtH, preferred_element_type=wide
-    )
-    part = tiles.Partial(out_BKCGH, top, total)
+    k_BKSH, v_BKSH = (jnp.moveaxis(x, 3, 1).reshape(B, -1, near * t, H) for x in read(pool, page_Bn))
+    keep_B1CS = keep_BCnt.reshape(B, 1, C, near * t)
+    part = tiles.forward(q_BKCGH, k_BKSH, v_BKSH, keep_B1CS, score, wide)
     if not return_weights:
         return part, None
-    share_BKCGnt = weight_BKCGnt / jnp.where(total > 0, total, 1)[..., None]
-    share_BCNnt = jnp.moveaxis(share_BKCGnt, 1, 2).reshape(B, C, -1, near, t)
-    return part, _by_position(share_BCNnt, jnp.where(live_Bn, logical_Bn, P), P)
+    weight_BKCGS, _, total = tiles.weigh(tiles.product(q_BKCGH, k_BKSH, wide), keep_B1CS[..., None, :], score)
+    weight_BCKGS = jnp.moveaxis(weight_BKCGS / jnp.where(total > 0, total, 1), 1, 2)
+    return part, _by_position(weight_BCKGS.reshape(B, C, -1, near, t), jnp.where(live_Bn, logical_Bn, P), P)
 
 
 def pages_in_view(window: int, chunk: int, page_size: int) -> int:
