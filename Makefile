@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo test test-long lint format bench parity clean
+.PHONY: help setup demo demo-fast test test-long lint format bench parity clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make test       the whole test suite"
@@ -24,8 +24,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,dev]"
 	@touch $@
 
+# Three commands that meet in one folder; each continues or repeats on its own.
+define run_demo
+	$(BIN)/python -m train.main --config=configs/demo.py$(1) --workdir=$(2)
+	$(BIN)/python -m serving.main --config=configs/demo.py$(1) --workdir=$(2)
+	$(BIN)/python -m serving.report --workdir=$(2)
+endef
+
 demo: setup
-	$(BIN)/python -m train.demo --config=configs/demo.py --workdir=runs/demo
+	$(call run_demo,,runs/demo)
+
+demo-fast: setup
+	$(call run_demo,:fast,runs/demo-fast)
 
 test: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot"

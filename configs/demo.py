@@ -13,6 +13,8 @@ only held to the unigram.
 from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
+from serving.clients import Client, Workload
+from serving.config import EngineConfig, Limits, Serve
 from train.data import Data
 from train.loop import Experiment, Saving, Stage, Train
 
@@ -41,12 +43,40 @@ def _train() -> Train:
     return Train(stages=[stage], evaluate_every=100, evaluate_windows=64, gate="bigram")
 
 
+def _serve(scale: int) -> Serve:
+    # A pool of 48 pages of 16 tokens for requests of up to 8 pages: memory is scarce, so order matters.
+    engine = EngineConfig(
+        max_slots=8,
+        page_size=16,
+        num_pages=49,
+        max_request_tok=144,
+        limits=Limits(chunk_tok=64, step_tok=128),
+    )
+    flood = Client(name="flood", bursts=1, size=24 * scale, prompt_tok=(32, 64), output_tok=(32, 48))
+    # Bursts of one tenant, all beginning with the same 80 tokens.
+    bursty = Client(
+        name="bursty",
+        bursts=scale,
+        size=8,
+        every=16,
+        prompt_tok=(96, 104),
+        output_tok=(16, 32),
+        shared_tok=80,
+    )
+    modest = Client(
+        name="modest", bursts=3 * scale, size=1, every=8, prompt_tok=(32, 64), output_tok=(16, 32)
+    )
+    policies = {"fcfs": {}, "vtc": {}, "dlpm": {"quantum_tok": 256}}
+    return Serve(engine=engine, workload=Workload(clients=[flood, bursty, modest]), policies=policies)
+
+
 @dataclass
 class Demo(Experiment):
     data: Data = field(default_factory=Data)
     model: ModelConfig = field(default_factory=_model)
     train: Train = field(default_factory=_train)
     checkpoints: Saving = field(default_factory=lambda: Saving(every=100))
+    serve: Serve = field(default_factory=lambda: _serve(scale=4))
 
 
 def get_config(variant: str = "") -> Demo:
@@ -66,5 +96,6 @@ def get_config(variant: str = "") -> Demo:
             demo.train.evaluate_every, demo.train.evaluate_windows = 40, 32
             demo.train.gate = "unigram"
             demo.checkpoints.every = 40
+            demo.serve = _serve(scale=1)
             return demo
     raise ValueError(f"configs/demo.py has no variant {variant!r}; it has the whole demo and :fast")

@@ -39,17 +39,25 @@ MAY: dict[str, set[str]] = {
     "serving.pages": {"numpy"},
     "serving.prefix": {"numpy", "serving"},
     "serving.sim": {"serving", "numpy"},
+    "serving.metropolis.rules": set(),
+    "serving.metropolis.space": set(),
+    "serving.metropolis.graph": {"serving.metropolis"},
+    "serving.metropolis.modes": {"serving.metropolis"},
+    "mixattn.evals": {"mixattn.evals", "numpy", "httpx2"},
     "configs": {"train", "serving", "mixattn", "configs"},
 }
 NO_CLOCK = (
-    "serving.fair",
-    "serving.sim",
-    "serving.scheduler",
-    "serving.pages",
-    "serving.prefix",
-    "serving.memory",
+    *(
+        "serving.fair",
+        "serving.sim",
+        "serving.scheduler",
+        "serving.pages",
+        "serving.prefix",
+        "serving.memory",
+    ),
+    *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),
 )
-CLOCKS = {"time", "datetime"}
+CLOCKS = {"time", "datetime", "asyncio"}
 
 
 def modules():

@@ -41,8 +41,8 @@ class Data:
             raise ValueError(f"data.limit_bytes is {self.limit_bytes}; 0 reads everything")
 
 
-# `tokens_BT` int32 with T + 1 columns: inputs are all but the last, targets all but the first. `learn_BT`
-# float32 weighs the T targets. `segment_BT` int32 numbers the documents of the T inputs.
+# `tokens_BT` and `target_BT` int32: what is read, and what is to be said there (in text: the next token).
+# `learn_BT` float32 weighs the targets. `segment_BT` int32 numbers the documents that share a row.
 type Batch = dict[str, np.ndarray]
 
 
@@ -109,7 +109,8 @@ class Windows:
         learn = np.ones(self.seq_len) if self.learn is None else self.learn[at][1:]
         segment = (token[:-1] == tokens.SEPARATOR_ID).cumsum() if self.mask else np.zeros(self.seq_len)
         return {
-            "tokens_BT": token,
+            "tokens_BT": token[:-1],
+            "target_BT": token[1:],
             "learn_BT": np.asarray(learn, dtype=np.float32),
             "segment_BT": segment.astype(np.int32),
         }

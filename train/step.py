@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,17 +69,14 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """float32 scalars of one step; `loss` in nats a learnt token, before the update."""
+    """Of one step, before its update, float32. `loss` in nats a learnt token, `right` a share of those."""
 
     loss: jax.Array
+    right: jax.Array
     grad_norm: jax.Array
     factor: jax.Array
     load_balance: jax.Array
     expert_load_E: jax.Array
-
-
-def init_params(config: ModelConfig, seed: int) -> Params:
-    return objective.flatten(Transformer(config, rngs=nnx.Rngs(seed)))[1]
 
 
 class Steps:
@@ -89,6 +85,7 @@ class Steps:
     Args:
       config: of the model, with the stage's rope theta.
       trains: which parameters move (`optimizer.trainable`).
+      build: makes the model.
     """
 
     def __init__(
@@ -100,15 +97,16 @@ class Steps:
         *,
         trains: str = "all",
         document_mask: bool = False,
+        build: objective.Build = Transformer,
     ):
         self.rule, self.compute, self.mesh, self.trains = rule, compute, mesh, trains
         self.optax = optimizer.build(rule)
         computed = ModelConfig(**{**vars(config), "dtype": compute.dtype})
-        self.graph = objective.graph_of(computed)
+        self.graph = objective.graph_of(computed, build)
         self.sums = functools.partial(objective.sums, self.graph, document_mask=document_mask)
         self.replicated = NamedSharding(mesh, P())
         self.rows = meshes.batch_sharding(mesh)
-        self.shardings = self._shardings(config)
+        self.shardings = self._shardings(jax.eval_shape(lambda: objective.init_params(config, 0, build)))
         self.train = jax.jit(
             self._train,
             donate_argnums=0,
@@ -132,8 +130,7 @@ class Steps:
         moves = {path: optimizer.trainable(path, self.trains) for path in params}
         return tuple({p: x for p, x in params.items() if moves[p] is keep} for keep in (True, False))  # type: ignore[return-value]
 
-    def _shardings(self, config: ModelConfig) -> State:
-        shapes = jax.eval_shape(lambda: init_params(config, 0))
+    def _shardings(self, shapes: Params) -> State:
         moments = jax.eval_shape(lambda p: self.optax.init(self._split(p)[0]), shapes)
 
         def place(keys, leaf):
@@ -167,6 +164,7 @@ class Steps:
         params = {**optax.apply_updates(moving, updates), **still}
         metrics = Metrics(
             loss=sums.nats / learnt,
+            right=sums.right / learnt,
             grad_norm=optax.global_norm(gradient),
             factor=factor,
             load_balance=sums.load_balance / self.compute.accumulate,
