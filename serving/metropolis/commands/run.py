@@ -70,7 +70,7 @@ def _main() -> None:
     print(
         f"{meter.agent_steps} agent-steps in {meter.commits} commits, {meter.calls} calls"
         f" ({meter.reused} more from the log) in {meter.elapsed_s:.1f} {kind};"
-        f" {meter.parallelism:.2f} calls in flight on average, largest lead {max(meter.leads, default=0)} steps"
+        f" {meter.parallelism:.2f} calls in flight on average, largest lead {max(meter.leads, default=0)}"
     )
     print(f"draw it: python -m serving.metropolis replay --workdir={workdir}")
 
