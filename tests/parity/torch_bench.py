@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, logging
 
 logging.set_verbosity_error()
@@ -43,7 +44,7 @@ def main() -> None:
             model = AutoModelForCausalLM.from_pretrained(ask["model"], dtype=torch.float32).eval()
             answer = {
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "versions": f"torch {torch.__version__}, transformers {sys.modules['transformers'].__version__}",
+                "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
                 "threads": torch.get_num_threads(),
             }
         else:
