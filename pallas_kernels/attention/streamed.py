@@ -67,9 +67,10 @@ def backward(q_BKTGH, k_BKSH, v_BKSH, places, static, wide, dout_BKTGH, lse_BKTG
 class Grid:
     """n blocks of bq queries by m blocks of bk keys, and the range of key blocks of each query block."""
 
-    def __init__(self, places, static, T, S):
+    def __init__(self, places, static, T, S, bq=None, bk=None):
         self.static, self.T, self.S = static, T, S
-        self.bq = self.bk = block_of(T, static.window)
+        self.bq = bq or block_of(T, static.window)
+        self.bk = bk or block_of(T, static.window)
         self.n, self.m = -(-T // self.bq), -(-S // self.bk)
         q_pos, k_pos = places.q_pos_BT, places.k_pos_BS
         if q_pos is None:
@@ -84,10 +85,11 @@ class Grid:
         self.k_pos_mB = _cut(jnp.pad(k_pos, k_tail, constant_values=-1), self.m)
         self.q_segment_nB = _cut(jnp.pad(segments[0], q_tail, mode="edge"), self.n)
         self.k_segment_mB = _cut(jnp.pad(segments[1], k_tail, mode="edge"), self.m)
-        self.first_n, self.end_n = self._ranges()
+        self.may_nm = self._may()
+        self.first_n, self.end_n = ranges(self.may_nm)
 
-    def _ranges(self):
-        """First key block and one past the last that some query of the block may see."""
+    def _may(self):
+        """Which key blocks may hold a key that some query of a block sees, in any row: bool [n, m]."""
         filled = self.k_pos_mB >= 0
         oldest_mB = jnp.min(jnp.where(filled, self.k_pos_mB, FAR), axis=-1)
         newest_mB = jnp.max(jnp.where(filled, self.k_pos_mB, -FAR), axis=-1)
@@ -104,10 +106,7 @@ class Grid:
         low = [jnp.min(x, axis=-1) for x in (self.q_segment_nB, self.k_segment_mB)]
         high = [jnp.max(x, axis=-1) for x in (self.q_segment_nB, self.k_segment_mB)]
         may_nm = may_nm & (low[0][:, None] <= high[1][None]) & (low[1][None] <= high[0][:, None])
-        may_nm = jnp.any(may_nm, axis=-1)
-        first_n = jnp.argmax(may_nm, axis=1)
-        end_n = self.m - jnp.argmax(may_nm[:, ::-1], axis=1)
-        return first_n, jnp.where(jnp.any(may_nm, axis=1), end_n, first_n)
+        return jnp.any(may_nm, axis=-1)
 
     def keep(self, i, j):
         """Which keys of block j the queries of block i see: bool [B or 1, 1, bq, bk]."""
@@ -139,6 +138,13 @@ class Grid:
         """The inverse of `query_blocks`."""
         n, B, K, bq, *etc = x_nBKTetc.shape
         return jnp.moveaxis(x_nBKTetc, 0, 2).reshape(B, K, n * bq, *etc)[:, :, : self.T]
+
+
+def ranges(may_nm):
+    """For each n the first m that may, and one past the last; an empty range if none may."""
+    first_n = jnp.argmax(may_nm, axis=1)
+    end_n = may_nm.shape[1] - jnp.argmax(may_nm[:, ::-1], axis=1)
+    return first_n, jnp.where(jnp.any(may_nm, axis=1), end_n, first_n)
 
 
 def _cut(x_BT, n):

@@ -88,9 +88,14 @@ def backward(q_XTGH, k_XSH, v_XSH, keep_XTS, dout_XTGH, lse_XTG, delta_XTG, scor
 
 def columns(q_XTGH, k_XSH, keep_XTS, lse_XTG, score: Score, wide):
     """Weights of one tile summed over its rows, [X, S], given the log-sum-exp of whole rows."""
-    capped_XTGS = _capped(product(q_XTGH, k_XSH, wide), score)
-    masked_XTGS = jnp.where(keep_XTS[..., None, :], capped_XTGS, -jnp.inf)
-    return jnp.sum(jnp.exp(masked_XTGS - finite(lse_XTG)[..., None]), axis=(-3, -2))
+    raw_XTGS = product(q_XTGH, k_XSH, wide)
+    weight_XTGS = weights_given(raw_XTGS, keep_XTS[..., None, :], lse_XTG[..., None], score)
+    return jnp.sum(weight_XTGS, axis=(-3, -2))
+
+
+def weights_given(raw_XS, keep_XS, lse_X1, score: Score):
+    """Softmax weights of raw products q·k whose rows have this log-sum-exp; 0 in rows that see nothing."""
+    return jnp.exp(jnp.where(keep_XS, _capped(raw_XS, score), -jnp.inf) - finite(lse_X1))
 
 
 def _capped(raw, score: Score):

@@ -89,12 +89,12 @@ def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
     body = plan(static, places, q_BTNH.shape, k_BSKH.shape)
     q_BKTGH, k_BKSH, v_BKSH = by_group(q_BTNH, k_BSKH.shape[2]), by_head(k_BSKH), by_head(v_BSKH)
     out_BKTGH, lse_BKTG = body.forward(q_BKTGH, k_BKSH, v_BKSH, places, static, accumulator(q_BTNH.dtype))
-    out_BTNH = _by_query(out_BKTGH).astype(q_BTNH.dtype)
-    lse_BTN = _by_query(lse_BKTG)
+    out_BTNH = by_query(out_BKTGH).astype(q_BTNH.dtype)
+    lse_BTN = by_query(lse_BKTG)
     return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN)
 
 
-def _backward(static, saved, cotangents):
+def backward(static, saved, cotangents):
     q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN = saved
     dout_BTNH, dlse_BTN = cotangents
     K, wide = k_BSKH.shape[2], accumulator(q_BTNH.dtype)
@@ -104,11 +104,11 @@ def _backward(static, saved, cotangents):
     dq_BKTGH, dk_BKSH, dv_BKSH = body.backward(
         by_group(q_BTNH, K), by_head(k_BSKH), by_head(v_BSKH), places, static, wide, *grouped
     )
-    gradients = _by_query(dq_BKTGH), by_head(dk_BKSH), by_head(dv_BKSH)
+    gradients = by_query(dq_BKTGH), by_head(dk_BKSH), by_head(dv_BKSH)
     return *(x.astype(q_BTNH.dtype) for x in gradients), None
 
 
-_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, backward)
 
 
 def by_group(x, K):
@@ -117,7 +117,7 @@ def by_group(x, K):
     return jnp.moveaxis(x.reshape(B, T, K, N // K, *x.shape[3:]), 2, 1)
 
 
-def _by_query(x):
+def by_query(x):
     """[B, K, T, G, ...] to [B, T, N, ...]."""
     B, K, T, G = x.shape[:4]
     return jnp.moveaxis(x, 1, 2).reshape(B, T, K * G, *x.shape[4:])

@@ -123,7 +123,7 @@ def live(world: World, watch=None, jobs=None) -> Life:
             [Group(None, pages)], page_tok=PAGE_TOK, max_slots=64, max_tok=10_000, span_tok=10_000
         )
     else:
-        memory = TokenMemory(world.memory_tok, admission=world.admission, max_slots=64)
+        memory = TokenMemory(world.memory_tok, admission=world.admission)
     policy = make(world)
     worker = Worker(policy, memory, limits, StepCost(), tell)
     Simulation([worker], jobs).run()
