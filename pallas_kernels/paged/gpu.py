@@ -1,4 +1,4 @@
-"""Paged attention on Hopper: one warpgroup a (row, query block, head, split), pages by TMA, wgmma for both products.
+"""Paged attention on Hopper: a warpgroup a (row, query block, head, split), pages by TMA, products by wgmma.
 
 The keys a query block needs are dealt out to `splits` warpgroups, so that a long context keeps all
 multiprocessors busy even when the batch is small; their partial results are joined afterwards in XLA. Each
@@ -35,8 +35,8 @@ def refuses(ask) -> str | None:
         return f"the pool keeps its keys in {ask.layout}; this kernel reads rows"
     if ask.weights:
         return "weights per key are not written"
-    if H % 64 or H > 256:
-        return f"head size {H} is not 64, 128, 192 or 256"
+    if H not in (64, 128):
+        return f"head size {H} is neither 64 nor 128, which fit shared memory in {STAGES} stages"
     if ask.page_size not in (8, 16, 32, 64):
         return f"pages of {ask.page_size} positions do not tile {KEYS} keys"
     if N // ask.n_kv_heads > ROWS:
@@ -107,7 +107,8 @@ def _join(part):
 
 def _kernel(
     table, start, count, q_hbm, keys, values, out_hbm, top_hbm, total_hbm,
-    *, bq, G, t, window, score, splits, q_RH, k_xSH, v_xSH, p_RS, out_RH, top_R, total_R, q_here, k_here, v_here,
+    *, bq, G, t, window, score, splits,
+    q_RH, k_xSH, v_xSH, p_RS, out_RH, top_R, total_R, q_here, k_here, v_here,
 ):  # fmt: skip
     split, i, head, b = (lax.axis_index(name) for name in ("split", "block", "head", "row"))
     H, group = q_RH.shape[1], KEYS // t

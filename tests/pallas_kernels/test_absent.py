@@ -72,11 +72,40 @@ def test_every_program_compiles_for_tpu_within_its_memory(name, chip):
     assert compiled.cost_analysis()["flops"] > 0
 
 
+GPU_PROGRAMS = {
+    "decode": PROGRAMS["decode"],
+    "decode_window": PROGRAMS["decode_window"],
+    "decode_head_64": PROGRAMS["decode_head_64"],
+    "decode_three_heads": functools.partial(decode, N=6),
+    "chunk": PROGRAMS["chunk"],
+}
+
+
+@pytest.mark.parametrize("name", GPU_PROGRAMS)
+def test_every_program_lowers_for_hopper(name):
+    fn, arrays = GPU_PROGRAMS[name]("gpu")
+    assert "mosaic_gpu" in absent.lower_for("h100", fn, *arrays).as_text()
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", GPU_PROGRAMS)
+def test_every_program_compiles_for_hopper_without_spills_and_with_wgmma(name, monkeypatch, capfd):
+    needs("h100")
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
+    fn, arrays = GPU_PROGRAMS[name]("gpu")
+    absent.compile_for("h100", fn, *arrays)
+    said = "".join(capfd.readouterr())
+    assert "wgmma.mma_async" in said
+    assert re.findall(r"(\d+) bytes spill", said) == ["0", "0"]
+    assert int(re.search(r"Used (\d+) registers", said).group(1)) <= 232  # a guard against change
+
+
 @pytest.mark.aot
 def test_a_kernel_that_does_not_fit_is_refused(monkeypatch):
-    """The compiler's verdict is real: tiles of 16k rows cannot lie in VMEM."""
+    """The compiler's verdict is real: tiles of 8k rows cannot lie in VMEM."""
     needs("v5e")
-    monkeypatch.setattr("pallas_kernels.attention.tpu.ROWS", 1 << 16)
+    monkeypatch.setattr("pallas_kernels.attention.tpu.ROWS", 1 << 13)
     fn, arrays = PROGRAMS["prefill"]("tpu")
     with pytest.raises(jax.errors.JaxRuntimeError, match=re.compile("vmem", re.IGNORECASE)):
         absent.compile_for("v5e", fn, *arrays)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import paged
-from pallas_kernels.paged import pagewise, tpu
+from pallas_kernels.paged import gpu, pagewise, tpu
 from pallas_kernels.paged.cases import CASES, Batch, Case, batch
 from pallas_kernels.paged.xla import pages_in_view
 from tests.pallas_kernels import oracle, races
@@ -108,9 +110,69 @@ def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
     with races.detected() as found:
         out = tpu.attend(given.q_BCNH, pool, *ask(given), **options, interpret=races.PARAMS)[0]
         out.block_until_ready()
-    assert found() == planted
+        assert found() == planted
     if not planted:
         np.testing.assert_allclose(out, oracle.paged(given, window=12)[0], atol=oracle.TOLERANCE["float32"])
+
+
+GPU_CASES = [
+    pytest.param(case, id=case.name, marks=() if case.name in ("mixed_window",) else pytest.mark.long)
+    for case in CASES
+    if case.H in (64, 128)
+]
+
+
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_gpu_kernel_agrees_with_the_definition(case):
+    """Under the Hopper interpreter: barriers, asynchronous copies and wgmma as they are written."""
+    given = batch(case, "bfloat16")
+    pool = fill(case, given, "bfloat16", layout="rows")
+    options = {**case.options, "scale": case.scale or case.H**-0.5, "return_weights": False}
+    with plgpu.force_gpu_interpret_mode():
+        got = gpu.attend(given.q_BCNH, pool, *ask(given), **options, splits=2)
+    want = oracle.paged(given, **case.options)
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
+
+
+def test_the_gpu_kernel_runs_without_a_race():
+    case = Case("race", ((20, 1),), 1, 2, 1, 64, 32, 1)
+    given = batch(case, "bfloat16")
+    pool = fill(case, given, "bfloat16", layout="rows")
+    options = {"window": None, "scale": 64**-0.5, "softcap": None, "return_weights": False}
+    with races.detected_on_gpu() as found:
+        gpu.attend(given.q_BCNH, pool, *ask(given), **options)[0].block_until_ready()
+        assert not found()
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_gpu_race_detector_cries_when_two_warpgroups_share_a_buffer(planted):
+    """The control of the test above: handing a buffer over without a barrier is seen."""
+
+    def kernel(out_hbm, buffer, handed_over):
+        @pl.when(jax.lax.axis_index("warpgroup") == 0)
+        def _():
+            buffer[...] = jnp.ones_like(buffer)
+            plgpu.commit_smem()
+            if not planted:
+                plgpu.barrier_arrive(handed_over)
+
+        @pl.when(jax.lax.axis_index("warpgroup") == 1)
+        def _():
+            if not planted:
+                plgpu.barrier_wait(handed_over)
+            plgpu.copy_smem_to_gmem(buffer, out_hbm)
+            plgpu.wait_smem_to_gmem(0)
+
+    with races.detected_on_gpu() as found:
+        plgpu.kernel(
+            kernel,
+            out_type=jax.ShapeDtypeStruct((128,), jnp.float32),
+            scratch_types=[plgpu.SMEM((128,), jnp.float32), plgpu.Barrier()],
+            num_threads=2,
+            thread_name="warpgroup",
+        )().block_until_ready()
+        assert found() == planted
 
 
 def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
