@@ -9,7 +9,7 @@ from typing import Literal
 
 type Client = str
 type RequestId = str
-type FinishReason = Literal["stop", "length", "cancel", "deadline", "error"]
+type FinishReason = Literal["stop", "length", "cancel", "deadline", "refused", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)

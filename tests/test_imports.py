@@ -31,14 +31,33 @@ MAY: dict[str, set[str]] = {
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
     "serving.fair": {"serving.fair", "serving.request"},
     "serving.request": set(),
+    "serving.config": {"serving.clients"},
+    "serving.tokens": {"numpy"},
+    "serving.memory": {"numpy", "serving"},
+    "serving.clients": {"serving"},
     "serving.scheduler": {"serving", "numpy"},
     "serving.pages": {"numpy"},
     "serving.prefix": {"numpy", "serving"},
     "serving.sim": {"serving", "numpy"},
+    "serving.metropolis.rules": set(),
+    "serving.metropolis.space": set(),
+    "serving.metropolis.graph": {"serving.metropolis"},
+    "serving.metropolis.modes": {"serving.metropolis"},
+    "mixattn.evals": {"mixattn.evals", "numpy", "httpx2"},
     "configs": {"train", "serving", "mixattn", "configs"},
 }
-NO_CLOCK = ("serving.fair", "serving.sim", "serving.scheduler", "serving.pages", "serving.prefix")
-CLOCKS = {"time", "datetime"}
+NO_CLOCK = (
+    *(
+        "serving.fair",
+        "serving.sim",
+        "serving.scheduler",
+        "serving.pages",
+        "serving.prefix",
+        "serving.memory",
+    ),
+    *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),
+)
+CLOCKS = {"time", "datetime", "asyncio"}
 
 
 def modules():

@@ -115,16 +115,17 @@ def write(pool: Pool, k_TKH, v_TKH, page_T, offset_T) -> Pool:
     """Puts token t at `offset_T[t]` of physical page `page_T[t]`.
 
     A page outside 1..pages-1 (padding rows say `pages`) drops its row, so the null page stays zero. Two
-    tokens at one place leave either of them. Donate the pool and this happens in place.
+    tokens at one place leave either of them. A token at offset 0 opens its page: what a former holder left
+    there is zeroed, or a NaN of it would reach a row that masks it, as 0 * NaN. Donate the pool and this
+    happens in place.
     """
     page_T = jnp.where((page_T > 0) & (page_T < pool.pages), page_T, pool.pages)
-    at = (
-        (page_T, slice(None), slice(None), offset_T)
-        if pool.layout == "columns"
-        else (page_T, slice(None), offset_T)
-    )
-    keys = pool.keys.at[at].set(k_TKH, mode="drop")
-    return Pool(keys, pool.values.at[page_T, :, offset_T].set(v_TKH, mode="drop"), pool.layout)
+    opened_T = jnp.where(offset_T == 0, page_T, pool.pages)
+    keys, values = (pages.at[opened_T].set(0, mode="drop") for pages in (pool.keys, pool.values))
+    at = (page_T, slice(None), offset_T)
+    at_key = (page_T, slice(None), slice(None), offset_T) if pool.layout == "columns" else at
+    keys, values = keys.at[at_key].set(k_TKH, mode="drop"), values.at[at].set(v_TKH, mode="drop")
+    return Pool(keys, values, pool.layout)
 
 
 def copy_pages(pool: Pool, src_X, dst_X) -> Pool:

@@ -1,0 +1,168 @@
+"""The small parts: linear maps, norms, rotary positions, embedding, dense feed-forward.
+
+Axes: B rows, T tokens, N heads, H head size, R rotated entries of a head / 2, D model width, F ffn width, V
+vocabulary. Linear maps flatten their input to [B*T, D] first: XLA's CPU matmul is up to twice as fast on
+two axes as on three. Weights start as N(0, 1 / fan_in), those that write into the residual stream smaller
+by sqrt(2 n_layers).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mixattn.spec import ModelConfig
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nnx.Param:
+    """A parameter drawn from N(0, std^2)."""
+    return nnx.Param(_normal(rngs.params(), shape, std, dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(key, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias, over the last axis."""
+
+    def __init__(
+        self, d_in: int, d_out: int, config: ModelConfig, rngs: nnx.Rngs, *, bias=False, residual=False
+    ):
+        std = d_in**-0.5 / (math.sqrt(2 * config.n_layers) if residual else 1)
+        self.kernel = normal(rngs, (d_in, d_out), std, config.dtype)
+        self.bias = nnx.Param(jnp.zeros(d_out, config.dtype)) if bias else None
+
+    def __call__(self, x: jax.Array, out_dtype=None) -> jax.Array:
+        kernel = self.kernel[...]
+        y_XF = jnp.dot(x.reshape(-1, x.shape[-1]), kernel, preferred_element_type=out_dtype)
+        if self.bias is not None:
+            y_XF += self.bias[...][None]
+        return y_XF.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+class Norm(nnx.Module):
+    """RMS norm, or LayerNorm with bias, over the last axis, computed in float32.
+
+    With `norm_unit_offset` the stored gain w acts as 1 + w and the product is taken before rounding (Gemma);
+    else after it (Llama).
+    """
+
+    def __init__(self, width: int, config: ModelConfig, *, norm: str | None = None):
+        centred = (norm or config.norm) == "layer"
+        self.eps, self.unit_offset = config.norm_eps, config.norm_unit_offset
+        start = jnp.zeros if self.unit_offset else jnp.ones
+        self.gain = nnx.Param(start(width, config.dtype))
+        self.bias = nnx.Param(jnp.zeros(width, config.dtype)) if centred else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide, axes = x.astype(jnp.float32), (1,) * (x.ndim - 1) + (-1,)
+        gain = self.gain[...].reshape(axes)
+        if self.bias is not None:
+            wide -= jnp.mean(wide, axis=-1, keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        if self.unit_offset:
+            return (wide * (1 + gain.astype(jnp.float32))).astype(x.dtype)
+        y = wide.astype(x.dtype) * gain
+        return y if self.bias is None else y + self.bias[...].reshape(axes)
+
+
+class Embedding(nnx.Module):
+    """Token rows times `embedding_scale`, plus rows of learned positions where the config asks for them.
+
+    A tied table starts at std d_model**-0.5 (it is also the head), a free one at 1, so that the scaled
+    rows have unit size before the first norm.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.scale, self.offset = config.embedding_scale, config.position_offset
+        std = config.d_model**-0.5 if config.tied else 1.0 / config.embedding_scale
+        self.table = normal(rngs, (config.vocab_size, config.d_model), std, config.dtype)
+        rows = (config.max_positions + config.position_offset, config.d_model)
+        self.positions = normal(rngs, rows, std, config.dtype) if config.positions == "learned" else None
+
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
+        table_VD = self.table[...]
+        x_BTD = table_VD[tokens_BT]
+        if self.scale != 1:
+            x_BTD *= jnp.asarray(self.scale, table_VD.dtype)
+        if self.positions is not None:
+            if positions_BT is None:
+                positions_BT = jnp.arange(tokens_BT.shape[-1])[None]
+            # Padding may stand before the first position; its row is never seen.
+            x_BTD += self.positions[...][jnp.maximum(positions_BT + self.offset, 0)]
+        return x_BTD
+
+
+def rope_frequencies(config: ModelConfig, *, sliding: bool) -> np.ndarray:
+    """Radians per position of each rotated pair, float32 [R].
+
+    Source: RoFormer (arXiv 2104.09864), equation 15; "llama3" scaling as in the Llama 3.1 release:
+    wavelengths above `rope_original / rope_low` are slowed by `rope_factor`, those below `rope_original /
+    rope_high` kept, the others interpolated linearly in their frequency.
+    """
+    own_base = sliding and config.rope_theta_local > 0
+    theta = config.rope_theta_local if own_base else config.rope_theta
+    freq_R = theta ** (-np.arange(0, config.rotated, 2, dtype=np.float64) / config.rotated)
+    if config.rope_scaling != "none" and not own_base:
+        kept_R = np.zeros_like(freq_R)
+        if config.rope_scaling == "llama3":
+            turns_R = config.rope_original * freq_R / (2 * np.pi)
+            kept_R = np.clip((turns_R - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
+        freq_R = kept_R * freq_R + (1 - kept_R) * freq_R / config.rope_factor
+    return freq_R.astype(np.float32)
+
+
+type Turn = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, R]
+
+
+def turn(positions_BT: jax.Array, freq_R: np.ndarray) -> Turn:
+    """The rotation of every position."""
+    angle_BT1R = positions_BT.astype(jnp.float32)[:, :, None, None] * jnp.asarray(freq_R)[None, None, None]
+    return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
+
+
+def rotate(x_BTNH: jax.Array, turn: Turn | None) -> jax.Array:
+    """Turns entry i with entry i + R of the leading 2R entries of each head ("rotate half")."""
+    if turn is None:
+        return x_BTNH
+    cos, sin = turn
+    R = cos.shape[-1]
+    a, b, rest = jnp.split(x_BTNH, (R, 2 * R), axis=-1)
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+    return jnp.concatenate([turned, rest], axis=-1)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    match name:
+        case "silu":
+            return jax.nn.silu(x)
+        case "gelu":
+            return jax.nn.gelu(x, approximate=True)
+        case "gelu_exact":
+            return jax.nn.gelu(x, approximate=False)
+        case "relu":
+            return jax.nn.relu(x)
+        case "relu2":
+            return jnp.square(jax.nn.relu(x))
+    raise ValueError(f"unknown activation {name!r}")
+
+
+class FeedForward(nnx.Module):
+    """down(activation(gate x) * up x), or down(activation(up x)) where not gated."""
+
+    def __init__(self, config: ModelConfig, d_ff: int, rngs: nnx.Rngs):
+        bias, self.activation = config.ffn_bias, config.activation
+        self.gate = Linear(config.d_model, d_ff, config, rngs, bias=bias) if config.gated else None
+        self.up = Linear(config.d_model, d_ff, config, rngs, bias=bias)
+        self.down = Linear(d_ff, config.d_model, config, rngs, bias=bias, residual=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.gate is None:
+            return self.down(activate(self.up(x), self.activation))
+        return self.down(activate(self.gate(x), self.activation) * self.up(x))

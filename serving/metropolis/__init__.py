@@ -1,0 +1,36 @@
+"""Out-of-order multi-agent simulation with lock-step's results (AI Metropolis).
+
+    sim = Simulation(world, agents, llm, mode="metropolis", seed=0, store=Sqlite("run.db"))
+    result = sim.run_sync(until_step=360)
+
+`rules` and `graph` decide who may run, `engine` runs them, `world` says what a world must be, `town` is one.
+"""
+
+from serving.metropolis.calls import Patience
+from serving.metropolis.engine import Aborted, Result, Simulation
+from serving.metropolis.rules import Reach, in_place, multi_version
+from serving.metropolis.space import Grid, Hops
+from serving.metropolis.store import Memory, Sqlite
+from serving.metropolis.world import Agent, Body, CausalityError, Intent, Outcome, StepContext, World, Write
+
+__all__ = [
+    "Aborted",
+    "Agent",
+    "Body",
+    "CausalityError",
+    "Grid",
+    "Hops",
+    "Intent",
+    "Memory",
+    "Outcome",
+    "Patience",
+    "Reach",
+    "Result",
+    "Simulation",
+    "Sqlite",
+    "StepContext",
+    "World",
+    "Write",
+    "in_place",
+    "multi_version",
+]

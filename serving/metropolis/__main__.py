@@ -1,0 +1,33 @@
+"""Runs agents out of order, with lock-step's results.
+
+    python -m serving.metropolis run --workdir=runs/town             a small town, answers from a stub
+    python -m serving.metropolis run --workdir=runs/town --resume    go on after Ctrl-C or a crash
+    python -m serving.metropolis replay --workdir=runs/town          draw it: runs/town/replay.html
+    python -m serving.metropolis check --workdir=runs/town           audit its commit log
+    python -m serving.metropolis trace --out=day.jsonl --agents=25   write a synthetic trace
+    python -m serving.metropolis rehearse --trace=day.jsonl          every mode on a trace, in virtual time
+    python -m serving.metropolis experiment --config=configs/metropolis_e2.py
+    python -m serving.metropolis bench                            the graph's cost a commit, to 100,000 agents
+
+`--help` after a command lists its flags.
+"""
+
+import importlib
+import sys
+
+COMMANDS = ("run", "replay", "check", "trace", "rehearse", "experiment", "bench")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return
+    if argv[1] not in COMMANDS:
+        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    command = importlib.import_module(f"serving.metropolis.commands.{argv[1]}")
+    command.start([f"{argv[0]} {argv[1]}", *argv[2:]])
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,51 @@
+"""Runs an experiment's missing rows, prints its summary and draws its picture."""
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mixattn import cli
+from serving.metropolis import experiments, pictures
+
+FLAGS = flags.FLAGS
+
+
+def start(argv: list[str]) -> None:
+    cli.define_config()
+    flags.DEFINE_integer("workers", 2, "Processes to run rows in.")
+    flags.DEFINE_bool("json", False, "Print the summary as JSON.")
+    cli.run(_main, argv)
+
+
+def _main() -> None:
+    experiment = cli.config()
+    with Progress(disable=FLAGS.json) as progress:
+        task = progress.add_task(experiment.name, total=None)
+        path = experiments.run(
+            experiment,
+            workers=FLAGS.workers,
+            tell=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    summary = experiments.summarise(experiments.read(path))
+    picture = pictures.draw(experiment.name, path)
+    if FLAGS.json:
+        import json
+
+        print(json.dumps(summary))
+        return
+    show(summary)
+    print(f"rows in {path}, picture in {picture}; synthetic traces, virtual time")
+
+
+def show(summary: list[dict]) -> None:
+    """The summary as a table: means over seeds, spread in brackets."""
+    table = Table(title="mean (sd) over seeds; ratios are per seed")
+    names = ("agents", "hour", "server", "replicas", "slots", "priority", "mode", "variant")
+    figures = ("elapsed_s", "parallelism", "vs_sync", "vs_single", "of_oracle", "of_critical")
+    for name in (*names, *figures):
+        table.add_column(name, justify="right" if name in figures else "left")
+    for row in summary:
+        cells = [f"{row[f]:.4g} ({row[f + '_sd']:.2g})" if f in row else "" for f in figures]
+        table.add_row(*(str(row[n]) for n in names), *cells)
+    Console(width=200).print(table)

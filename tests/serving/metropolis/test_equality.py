@@ -1,0 +1,184 @@
+"""The theorem: out of order gives what lock-step gives; and the wrong rules do not (regression cases)."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from serving.metropolis import CausalityError, Reach, in_place, multi_version
+from serving.metropolis.check import Violation, check
+from serving.metropolis.rules import Margin
+from serving.metropolis.space import METRICS
+from tests.serving.metropolis.worlds import Case, build, play, same
+
+REACHES = ((4, 1), (2, 1), (1, 1), (2, 2), (0, 1), (1, 2), (1, 3))
+MIXED = (Reach(4, 1), Reach(1, 1, 2), Reach(0, 2), Reach(3, 0, 1), Reach(2, 1))
+
+
+def verdict(case: Case, **options) -> str:
+    """`same`, `differs`, or `caught` if the engine itself noticed the hazard."""
+    want = play(case, "parallel_sync")
+    try:
+        got = play(case, latency=case.seed + 1, verify_views=True, **options)
+    except (CausalityError, AssertionError):
+        return "caught"
+    return "same" if same(want, got) else "differs"
+
+
+def audit(case: Case, got) -> None:
+    world, _ = build(case)
+    distance = world.space.distance if case.metric == "graph" else METRICS[case.metric]
+    check(got.log, world.reset(case.seed), distance, versioned=case.versioned)
+
+
+def random_case(seed: int) -> Case:
+    """Anything the rules allow: 1 to 20 agents, every metric, equal or mixed reaches, promises or none."""
+    draw = random.Random(f"case {seed}")
+    metric = draw.choice(["chebyshev", "manhattan", "euclidean", "graph"])
+    graph_reaches = ((1, 0, 0), (1, 1), (0, 1), (2, 1))
+    one = (Reach(*draw.choice(graph_reaches if metric == "graph" else REACHES)),)
+    mixed = (Reach(1, 0), Reach(2, 1), Reach(0, 1)) if metric == "graph" else MIXED
+    return Case(
+        seed,
+        reaches=draw.choice([one, one, mixed]),
+        agents=draw.randint(1, 20),
+        size=draw.choice([6, 16, 24, 40]),
+        steps=draw.randint(1, 12),
+        metric=metric,
+        stay_for=draw.choice([0, 0, 4]),
+    )
+
+
+def compare(seed: int) -> None:
+    case = random_case(seed)
+    want = play(case, "parallel_sync")
+    got = play(case, latency=seed + 1, verify_views=True)
+    assert same(want, got), case
+    audit(case, got)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_any_random_world_ends_as_in_lock_step(block):
+    for seed in range(20 * block, 20 * block + 20):
+        compare(seed)
+
+
+@pytest.mark.parametrize("reach", REACHES, ids=str)
+def test_equal_agents_end_as_in_lock_step_also_where_they_move_farther_than_they_see(reach):
+    for seed in range(8):
+        case = Case(seed, (Reach(*reach),))
+        assert verdict(case) == "same", case
+
+
+def test_unequal_agents_end_as_in_lock_step():
+    for seed in range(20):
+        case = Case(seed, MIXED)
+        assert verdict(case) == "same"
+
+
+@pytest.mark.parametrize("reach", REACHES, ids=str)
+def test_a_world_that_keeps_versions_allows_the_wider_rule(reach):
+    leads = []
+    for seed in range(6):
+        case = Case(seed, (Reach(*reach),), versioned=True)
+        assert verdict(case, rule=multi_version) == "same"
+        leads.append(play(case, latency=seed, rule=multi_version).meter.elapsed_s)
+        leads[-1] /= play(case, latency=seed).meter.elapsed_s
+    if reach[0] > reach[1]:  # seeing far costs nothing now
+        assert sum(leads) < len(leads)
+
+
+def test_the_wider_rule_on_a_single_version_world_is_noticed():
+    assert {verdict(Case(seed), rule=multi_version) for seed in range(5)} & {"caught", "differs"}
+
+
+def test_modes_in_one_thread_and_in_parallel_agree():
+    for seed in range(5):
+        assert same(play(Case(seed), "single_thread"), play(Case(seed), "parallel_sync"))
+
+
+def test_the_order_in_which_a_server_answers_changes_nothing():
+    runs = [play(Case(3), latency=order) for order in range(6)]
+    assert len({tuple(c.members for c in run.log) for run in runs}) > 1, "the orders did not differ"
+    assert all(same(runs[0], run) for run in runs)
+
+
+# ---- rules that must fail (each has been published, or is one tick too bold) ----
+def published(a, b):
+    """The radius as printed, without the correction for agents that move farther than they see."""
+    return Margin(a.perceive + a.move, a.perceive + a.move, a.perceive + a.move)
+
+
+def reads_only(a, b):
+    """Guards what the leader reads, not what the follower has yet to read."""
+    return replace(in_place(a, b), block=a.perceive, still=a.perceive)
+
+
+def couples_late(a, b):
+    """Treats agents of one step as independent once they cannot see each other."""
+    return replace(in_place(a, b), couple=a.perceive)
+
+
+def one_less(a, b):
+    margin = in_place(a, b)
+    return Margin(margin.couple - 1, margin.block - 1, margin.still - 1)
+
+
+def forgets_a_step(a, b):
+    """`write_B + perceive_A - move_B` where the rule has `write_B + perceive_A`, as blocking alone."""
+    c = max(a.write + b.perceive, b.write + a.perceive - b.move, a.write + b.write)
+    return replace(in_place(a, b), block=c, still=c)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reaches", "worlds"),
+    [
+        (published, (Reach(0, 1),), 40),
+        (published, (Reach(1, 2),), 60),
+        (published, (Reach(1, 3),), 60),
+        (reads_only, (Reach(4, 1),), 10),
+        (couples_late, (Reach(4, 1),), 10),
+        (one_less, MIXED, 20),
+        (forgets_a_step, (Reach(4, 1), Reach(0, 2), Reach(6, 1, 1)), 40),
+    ],
+    ids=["published-0-1", "published-1-2", "published-1-3", "reads", "couples", "minus-one", "forgets"],
+)
+def test_a_bolder_rule_is_caught_or_ends_differently(rule, reaches, worlds):
+    bad = sum(verdict(Case(seed, reaches), rule=rule) != "same" for seed in range(worlds))
+    good = sum(verdict(Case(seed, reaches)) != "same" for seed in range(min(worlds, 10)))
+    assert bad > 0
+    assert good == 0
+
+
+@pytest.mark.parametrize("reach", [(4, 1), (2, 1), (1, 1), (2, 2)], ids=str)
+def test_the_published_radius_is_right_where_agents_see_as_far_as_they_move(reach):
+    assert all(verdict(Case(seed, (Reach(*reach),)), rule=published) == "same" for seed in range(6))
+
+
+def test_measuring_a_square_vision_by_circles_is_caught():
+    cases = [Case(seed, metric="chebyshev", rule_metric="euclidean") for seed in range(10)]
+    assert any(verdict(case) != "same" for case in cases)
+
+
+@pytest.mark.parametrize("rule_metric", ["euclidean", "chebyshev"])
+def test_a_metric_that_never_exceeds_the_worlds_own_is_safe(rule_metric):
+    for seed in range(8):
+        assert verdict(Case(seed, metric="euclidean", rule_metric=rule_metric)) == "same"
+
+
+def test_the_auditor_catches_what_a_bold_rule_let_through():
+    """The auditor on its own: bold runs that the engine was not asked to watch."""
+    caught = 0
+    for seed in range(10):
+        case = Case(seed)
+        try:
+            audit(case, play(case, latency=seed, rule=reads_only))
+        except (Violation, AssertionError):
+            caught += 1
+    assert caught > 0
+
+
+@pytest.mark.long
+def test_ten_thousand_random_worlds_end_as_in_lock_step():
+    for seed in range(1000, 11_000):
+        compare(seed)
