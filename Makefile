@@ -12,6 +12,7 @@ help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make test       the whole test suite"
 	@echo "make test-long  nightly-size property runs"
+	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -42,6 +43,18 @@ test: setup
 
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
+
+# torch and transformers live in an environment of their own and meet ours through files only.
+PARITY := $(VENV)-parity
+$(PARITY)/.ready: .ci/parity-env
+	@.ci/parity-env $(PARITY)
+	@touch $@
+
+parity: setup $(PARITY)/.ready
+	rm -rf build/parity
+	$(PARITY)/bin/python tests/parity/torch_side.py build build/parity
+	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/parity
+	$(PARITY)/bin/python tests/parity/torch_side.py check build/parity
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -34,6 +34,8 @@ def _model() -> ModelConfig:
         gated=False,
         qk_norm=True,
         tied=True,
+        # Without it token rows are lost beside what the first blocks add: 0.29 nats worse after 200 steps.
+        embedding_scale=128**0.5,
     )
 
 
