@@ -114,7 +114,7 @@ def run(sizes: tuple[int, ...], *, commits: int = 20_000, repeats: int = 3) -> I
 
 
 def day(agents: int, seed: int = 0) -> dict[str, float]:
-    """Replays a synthetic whole day under metropolis on 8 simulated replicas; wall-clock seconds beside it."""
+    """Replays a synthetic whole day under metropolis on 8 simulated replicas; wall seconds beside it."""
     began = time.perf_counter()
     trace = generate(TownConfig(agents=agents, hour=-1, seed=seed))
     drawn = time.perf_counter()
