@@ -7,11 +7,12 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo test test-long lint format bench parity clean
+.PHONY: help setup demo demo-fast test test-long lint format bench parity clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make test       the whole test suite"
 	@echo "make test-long  nightly-size property runs"
+	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -24,14 +25,36 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,dev]"
 	@touch $@
 
+# Three commands that meet in one folder; each continues or repeats on its own.
+define run_demo
+	$(BIN)/python -m train.main --config=configs/demo.py$(1) --workdir=$(2)
+	$(BIN)/python -m serving.main --config=configs/demo.py$(1) --workdir=$(2)
+	$(BIN)/python -m serving.report --workdir=$(2)
+endef
+
 demo: setup
-	$(BIN)/python -m train.demo --config=configs/demo.py --workdir=runs/demo
+	$(call run_demo,,runs/demo)
+
+demo-fast: setup
+	$(call run_demo,:fast,runs/demo-fast)
 
 test: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot"
 
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
+
+# torch and transformers live in an environment of their own and meet ours through files only.
+PARITY := $(VENV)-parity
+$(PARITY)/.ready: .ci/parity-env
+	@.ci/parity-env $(PARITY)
+	@touch $@
+
+parity: setup $(PARITY)/.ready
+	rm -rf build/parity
+	$(PARITY)/bin/python tests/parity/torch_side.py build build/parity
+	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/parity
+	$(PARITY)/bin/python tests/parity/torch_side.py check build/parity
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mixattn.generation import generate as generate
     from mixattn.model import Transformer as Transformer
     from mixattn.patterns import PATTERNS as PATTERNS
     from mixattn.spec import ModelConfig as ModelConfig
@@ -18,9 +19,10 @@ _HOME = {
     "ModelConfig": "mixattn.spec",
     "PATTERNS": "mixattn.patterns",
     "Transformer": "mixattn.model",
+    "generate": "mixattn.generation",
     "kv_bytes": "mixattn.spec",
 }
-__all__ = ["PATTERNS", "ModelConfig", "Transformer", "kv_bytes"]
+__all__ = ["PATTERNS", "ModelConfig", "Transformer", "generate", "kv_bytes"]
 
 
 def __getattr__(name: str):

@@ -14,7 +14,7 @@ Axes: B rows, T tokens of this step, S slots, N query heads, K key/value heads, 
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ class Whole:
     def attend(self, layer: Layer, q_BTNH, *, scale=None, softcap=None) -> jax.Array:
         k, v = self.kv[layer.owner]
         T = q_BTNH.shape[1]
-        where: dict[str, jax.Array] = {}
+        where: dict[str, Any] = {}
         if self.pos_BT is not None:
             where |= {"q_pos_BT": self.pos_BT[:, -T:], "k_pos_BS": self.pos_BT}
         if self.segment_BT is not None:

@@ -6,6 +6,7 @@ two axes as on three. Weights start as N(0, 1 / fan_in), those that write into t
 by sqrt(2 n_layers).
 """
 
+import functools
 import math
 
 import jax
@@ -18,7 +19,12 @@ from mixattn.spec import ModelConfig
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nnx.Param:
     """A parameter drawn from N(0, std^2)."""
-    return nnx.Param((std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype))
+    return nnx.Param(_normal(rngs.params(), shape, std, dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(key, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 class Linear(nnx.Module):
@@ -76,10 +82,8 @@ class Embedding(nnx.Module):
         self.scale, self.offset = config.embedding_scale, config.position_offset
         std = config.d_model**-0.5 if config.tied else 1.0 / config.embedding_scale
         self.table = normal(rngs, (config.vocab_size, config.d_model), std, config.dtype)
-        self.positions = None
-        if config.positions == "learned":
-            rows = config.max_positions + config.position_offset
-            self.positions = normal(rngs, (rows, config.d_model), std, config.dtype)
+        rows = (config.max_positions + config.position_offset, config.d_model)
+        self.positions = normal(rngs, rows, std, config.dtype) if config.positions == "learned" else None
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
         table_VD = self.table[...]

@@ -15,6 +15,7 @@ from flax import nnx
 from mixattn.attention import Attention
 from mixattn.cache import Cache, Whole
 from mixattn.layers import Embedding, FeedForward, Linear, Norm, Turn, rope_frequencies, turn
+from mixattn.moe import Load, MoE
 from mixattn.spec import Layer, ModelConfig
 
 
@@ -24,7 +25,8 @@ class Forward(NamedTuple):
     Attributes:
       hidden_BTD: after the final norm; [B, 1, D] with `last_only`.
       cache: with this step's tokens in it; None if none was given.
-      aux: {} for dense models.
+      aux: {} for dense models; else "load_balance" and "z", means over the mixture layers, and
+        "expert_load_LE", each mixture layer's share of choices by expert (see `mixattn.moe.Load`).
     """
 
     hidden_BTD: jax.Array
@@ -43,7 +45,10 @@ class Block(nnx.Module):
         self.attention_post_norm = norm() if config.post_norms else None
         self.ffn_post_norm = norm() if config.post_norms else None
         self.attention = Attention(config, layer, rngs)
-        self.ffn = FeedForward(config, config.d_ff, rngs)
+        if config.has_experts(layer.index):
+            self.ffn: MoE | FeedForward = MoE(config, rngs)
+        else:
+            self.ffn = FeedForward(config, config.dense_width, rngs)
 
     def keys_values(self, x_BTD: jax.Array, turn: Turn | None) -> tuple[jax.Array, jax.Array]:
         """The K/V this layer owns, of the residual stream x."""
@@ -54,17 +59,29 @@ class Block(nnx.Module):
         y_BTD = self.attention(self.attention_norm(x_BTD), turn, read)
         return x_BTD + (y_BTD if self.attention_post_norm is None else self.attention_post_norm(y_BTD))
 
-    def feed(self, x_BTD: jax.Array) -> jax.Array:
-        """The residual stream behind the feed-forward half."""
-        y_BTD = self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD + (y_BTD if self.ffn_post_norm is None else self.ffn_post_norm(y_BTD))
+    def feed(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Load | None]:
+        """The residual stream behind the feed-forward half, and the load of a mixture's experts."""
+        load = None
+        if isinstance(self.ffn, MoE):
+            y_BTD, load = self.ffn(self.ffn_norm(x_BTD), real_BT)
+        else:
+            y_BTD = self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD + (y_BTD if self.ffn_post_norm is None else self.ffn_post_norm(y_BTD)), load
+
+
+def summary(loads: list[Load]) -> dict[str, jax.Array]:
+    """The `aux` of a forward pass, from its mixture layers' loads."""
+    if not loads:
+        return {}
+    both = jax.tree.map(lambda *layers: jnp.stack(layers), *loads)
+    return {"load_balance": jnp.mean(both.balance), "z": jnp.mean(both.z), "expert_load_LE": both.share_E}
 
 
 class Transformer(nnx.Module):
     """A decoder-only language model.
 
     Parameters: embed.table, blocks.{i}.attention.{q,k,v,o}, blocks.{i}.ffn.{gate,up,down}, the norms,
-    final_norm, and lm_head unless tied. Readers have no k and v.
+    final_norm, and lm_head unless tied. Readers have no k and v. Mixture layers keep {router,gate,up,down}.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -108,6 +125,8 @@ class Transformer(nnx.Module):
         positions = view.positions(T)
         turns = self._turns(positions)
         x_BTD = self.embed(tokens_BT, positions)
+        real_BT = None if positions_BT is None or last_only else positions_BT >= 0
+        loads: list[Load] = []
         for block, layer in zip(self.blocks, config.layers):
             sliding = layer.window is not None
             if layer.owns:
@@ -120,9 +139,10 @@ class Transformer(nnx.Module):
                 scale, softcap = config.attention_scale or None, config.attention_softcap or None
                 return view.attend(layer, q_BTNH, scale=scale, softcap=softcap)
 
-            x_BTD = block.feed(block.attend(x_BTD, turns[sliding], read))
+            x_BTD, load = block.feed(block.attend(x_BTD, turns[sliding], read), real_BT)
+            loads += [load] if load is not None else []
         after = written if last_only else view
-        return Forward(self.final_norm(x_BTD), None if cache is None else after.advance(T), {})
+        return Forward(self.final_norm(x_BTD), None if cache is None else after.advance(T), summary(loads))
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of hidden states [..., D]."""

@@ -85,7 +85,7 @@ class ModelConfig:
     """A decoder-only transformer: every architecture is a value of these fields, none is asked by name.
 
     Attributes:
-      d_ff: feed-forward width; of each expert where the layer is a mixture (unless `d_ff_dense` differs).
+      d_ff: feed-forward width; of one expert where the layer is a mixture.
       kv_wiring: wiring string, or the name of a pattern ("" = "standard").
       window: keys a sliding layer's query sees, itself included.
       positions: "rope" rotates q and k; "learned" adds a table of `max_positions` rows read at position +
@@ -106,7 +106,7 @@ class ModelConfig:
       embedding_scale: factor on embedded tokens.
       tied: the head is the embedding transposed.
       n_experts, experts_per_token: 0 experts = dense everywhere; `dense_layers` lists the layers that stay
-        dense.
+        dense, of width `d_ff_dense` (0 = d_ff).
       router_order: "softmax_topk" renormalises the k kept probabilities (Mixtral), "topk_softmax" takes the
         softmax of the k kept logits (the same numbers), "softmax_topk_raw" keeps probabilities as they are.
       capacity_factor: 0 = dropless; else an expert takes at most ceil(factor * k * tokens / n_experts)
@@ -225,6 +225,11 @@ class ModelConfig:
         """Leading entries of a head that RoPE turns."""
         return int(self.head_dim * self.rope_fraction)
 
+    @property
+    def dense_width(self) -> int:
+        """Feed-forward width of the dense layers."""
+        return self.d_ff_dense or self.d_ff
+
     def has_experts(self, layer: int) -> bool:
         return self.n_experts > 0 and layer not in self.dense_layers
 
@@ -263,6 +268,9 @@ def kv_bytes(config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed
 
 
 if __name__ == "__main__":
+    from absl import flags
+
     from mixattn import drawing
 
+    flags.adopt_module_key_flags(drawing)
     drawing.run()

@@ -5,15 +5,14 @@
     while engine.live:
         for delta in engine.step(): ...
 
-One step: plan (host), prefill and decode programs (device), read the tokens back (the one wait), commit (host).
+One step: plan (host), prefill and decode programs (device), read tokens back (the one wait), commit (host).
 """
 
-import dataclasses
 import itertools
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,50 +20,13 @@ import numpy as np
 from mixattn.model import Transformer
 from mixattn.paging import Kind, Paged
 from serving import fair
+from serving.config import STOP_IDS, EngineConfig
 from serving.memory import PagedMemory
 from serving.pages import Group
-from serving.programs import NOT_FINITE, STOP_IDS, PrefillBatch, Programs, State
+from serving.programs import NOT_FINITE, PrefillBatch, Programs, State
 from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
-from serving.scheduler import Chunk, Entry, Limits, Plan, Produced, Scheduler
+from serving.scheduler import Chunk, Entry, Plan, Produced, Scheduler
 from serving.tokens import Ids
-
-
-@dataclass(kw_only=True)
-class EngineConfig:
-    """How much the engine holds and in what order it serves.
-
-    Attributes:
-      max_slots: requests that run at once.
-      page_size: tokens a page.
-      num_pages: pages of the full-attention pool, the null page included; 0 = enough for every slot.
-      window_pages: the same for sliding layers; 0 = every slot's worst case twice, the second half for
-        cached prefixes.
-      max_request_tok: the longest request, prompt and outputs together.
-      policy, policy_options: see `serving.fair.make`.
-      eos_ids: tokens that end every request, unless its sampling says `ignore_eos`.
-      prefill_rows: requests that one prefill program takes, by program.
-      reuse: keep computed prompts for later requests.
-    """
-
-    max_slots: int = 8
-    page_size: int = 16
-    num_pages: int = 0
-    window_pages: int = 0
-    max_request_tok: int = 256
-    policy: str = "fcfs"
-    policy_options: dict[str, Any] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
-    eos_ids: tuple[int, ...] = ()
-    prefill_rows: tuple[int, ...] = (1, 4)
-    reuse: bool = True
-
-    def check(self) -> None:
-        self.limits.check()
-        for name in ("max_slots", "page_size", "max_request_tok"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if len(self.eos_ids) > STOP_IDS:
-            raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
 
 
 @dataclass(frozen=True)
@@ -296,7 +258,7 @@ class Engine:
         return produced
 
     def _judge(self, entry: Entry, column: np.ndarray) -> Produced:
-        """Tokens of one row until it stopped (-1 is none), and whether a stop id or broken logits ended it."""
+        """Tokens of one row (-1 is none), and whether a stop id or broken logits ended it."""
         ids = column[column != -1].tolist()
         if ids and ids[-1] == NOT_FINITE:
             return Produced(len(ids) - 1, ids[:-1], "error")
@@ -332,11 +294,16 @@ class Engine:
         self._log(event)
 
     def _policy(self, match: Callable[[Ask], int]):
-        return fair.make(self.config.policy, match=match, **self.config.policy_options)
+        options = dict(self.config.policy_options)
+        if "match" in fair.options(self.config.policy):
+            options["match"] = match
+        return fair.make(self.config.policy, **options)
 
     def _groups(self, model: Transformer) -> tuple[list[Kind], list[Group]]:
         """Page groups of the model: full owners, then sliding ones."""
-        config, kinds, groups = self.config, [], []
+        config = self.config
+        kinds: list[Kind] = []
+        groups: list[Group] = []
         page, slots = config.page_size, config.max_slots
         whole = -(-config.max_request_tok // page)
         windows = {layer.window for layer in model.config.layers}

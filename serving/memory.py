@@ -90,7 +90,13 @@ class PagedMemory:
         return None
 
     def room(self, group: int) -> int:
-        """Pages that can still be promised: free or evictable, less what running requests may yet take."""
+        """Pages that can still be promised.
+
+        A page of a full group that two requests share is counted once: neither lets go of it while it runs.
+        Sliding requests do let go, each in its own time, so each is promised its peak whatever it shares.
+        """
+        if self.groups[group].window is not None:
+            return self.groups[group].num_pages - 1 - self._promised[group]
         return len(self.pools[group]) + self.tree.evictable[group] - self._promised[group]
 
     @property
@@ -102,6 +108,20 @@ class PagedMemory:
     def match(self, tokens: Tokens, salt: Hashable) -> int:
         """Tokens a new request would find cached; at least one token is always left to compute."""
         return self.tree.match(tokens, salt, len(tokens) - 1) if self.reuse else 0
+
+    def watch(self, id: str, tokens: Tokens, salt: Hashable) -> int:
+        """`match`, and `touched` names `id` whenever the answer may have changed, until `unwatch`."""
+        return self.tree.watch(id, tokens, salt, len(tokens) - 1) if self.reuse else 0
+
+    def unwatch(self, id: str) -> None:
+        self.tree.unwatch(id)
+
+    def touched(self) -> list[str] | None:
+        return self.tree.touched()
+
+    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]:
+        """Nodes of the prefix tree along `tokens`, from the root down."""
+        return self.tree.path(tokens, salt)
 
     def admit(
         self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
@@ -180,9 +200,9 @@ class PagedMemory:
     # ---- inside ----
 
     def _pledge(self, holding: Holding, group: int) -> int:
-        """Pages of the group the request may still come to take beyond those it holds."""
-        held = len(holding.pages[group]) - holding.first[group]
-        return max(0, self.peak_pages(group, holding.final_tok) - held)
+        """Pages the request is promised: of a full group what it has not taken yet, of a window its peak."""
+        peak = self.peak_pages(group, holding.final_tok)
+        return peak if self.groups[group].window is not None else max(0, peak - len(holding.pages[group]))
 
     def _change(self, holding: Holding, group: int, more: Sequence[int]) -> None:
         self._promised[group] -= self._pledge(holding, group)
@@ -198,10 +218,8 @@ class PagedMemory:
         end, spare = self.tree.insert(tokens, holding.salt, offer)
         holding.lease = self.tree.advance(holding.lease, end, computed_tok)
         for g, path in enumerate(self.tree.path_pages(holding.lease)):
-            self._promised[g] -= self._pledge(holding, g)
             first = holding.first[g]
             holding.pages[g][first:whole] = path[first:]
-            self._promised[g] += self._pledge(holding, g)
             self.pools[g].give(spare[g])
             self._write_row(holding, g)
 
@@ -213,12 +231,10 @@ class PagedMemory:
             new = min(group.first_needed(position, self.page_tok), len(pages))
             if new <= old:
                 continue
-            before = self._pledge(holding, g)
             self.pools[g].give(pages[max(old, own) : new])
             pages[old:new] = [NULL_PAGE] * (new - old)
             holding.first[g] = new
             if holding.slot >= 0:
-                self._promised[g] += self._pledge(holding, g) - before
                 self.tables[g][holding.slot, old:new] = NULL_PAGE
 
     def _write_row(self, holding: Holding, group: int) -> None:
@@ -264,12 +280,17 @@ class PagedMemory:
         live = [(n, sum(p != NULL_PAGE for p in n.pages[group])) for n in self.tree.nodes()]
         window = self.groups[group].window
         assert self.tree.held[group] == sum(k for _, k in live)
-        unlocked = [(n.lock if window is None else n.window_lock[group]) == 0 for n, _ in live]
-        assert self.tree.evictable[group] == sum(k for (_, k), free in zip(live, unlocked) if free)
+        if window is None:
+            loose = sum(k for n, k in live if n.lock == 0)
+        else:
+            loose = sum(
+                p != NULL_PAGE and not r for n, _ in live for p, r in zip(n.pages[group], n.readers[group])
+            )
+        assert self.tree.evictable[group] == loose
         for node in self.tree.nodes():
             readers = sum(_on_path(node, h.lease.end) for h in self._holdings.values())
             assert node.lock == readers
-            assert node.window_lock[group] <= node.lock
+            assert all(r <= node.lock for r in node.readers[group])
 
 
 def _on_path(node, end) -> bool:

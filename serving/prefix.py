@@ -5,7 +5,7 @@ tokens. Pages of a *window* group may be missing (the window moved on, or they w
 position cannot serve as the end of a hit, because a query there would look back into nothing. A hit of P
 tokens is valid iff every full group holds [0, P) and every window group holds [P - W + 1, P).
 
-A request locks the path it reads: the whole path for full groups, and for window groups only the nodes
+A request locks the path it reads: the whole path for full groups, and for window groups only the pages
 that its current window overlaps. Time is a counter of calls, not a clock, so replays agree.
 """
 
@@ -29,10 +29,12 @@ class Node:
     seq: int
     children: dict[Hashable, "Node"] = field(default_factory=dict)
     lock: int = 0  # requests whose path runs through here
-    window_lock: list[int] = field(default_factory=list)  # by group: requests whose window reaches here
+    readers: list[list[int]] = field(default_factory=list)  # by group and page: windows that reach it
     used: int = 0  # the tree's call counter at the last use
     queued: list[bool] = field(default_factory=list)  # by group: stands in the eviction line
     alive: bool = True
+    # Waiting requests whose match ends here, by the page that would carry it on; None where it ends within.
+    watchers: "dict[Hashable | None, set[str]]" = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -41,10 +43,10 @@ class Node:
 
 @dataclass(slots=True)
 class Lease:
-    """A request's locks: the path down to `end`; per group, the position from which windows are locked."""
+    """A request's locks: the path down to `end`; by group, the first page that its window still reads."""
 
     end: Node
-    window_from: list[int]
+    first: list[int]
 
 
 class Tree:
@@ -60,11 +62,13 @@ class Tree:
         self.windows = tuple(windows)
         self._all_full = all(w is None for w in self.windows)
         self.held = [0] * len(self.windows)  # pages in the tree, by group
-        self.evictable = [0] * len(self.windows)  # of those, in nodes that no request locks
+        self.evictable = [0] * len(self.windows)  # of those, what no request reads
         self._roots: dict[Hashable, Node] = {}
         self._seq = itertools.count()
         self._calls = 0
         self._lru: list[list[tuple[int, int, Node]]] = [[] for _ in self.windows]
+        self._watched: dict[str, tuple[Node, Hashable | None]] = {}
+        self._touched: dict[str, None] | None = {}  # watchers to look again, in order; None: all of them
 
     # ---- reading ----
 
@@ -72,6 +76,39 @@ class Tree:
         """Length in tokens of the longest valid hit, at most `limit_tok`; changes nothing."""
         root = self._roots.get(salt)
         return 0 if root is None else self._valid_end(list(self._walk(root, tokens)), limit_tok)
+
+    def path(self, tokens: Tokens, salt: Hashable) -> list[Node]:
+        """Nodes that agree with `tokens` to their end, from the root down; changes nothing."""
+        root = self._roots.get(salt)
+        return [] if root is None else [n for n, same in self._walk(root, tokens) if same == len(n.key)]
+
+    def watch(self, id: str, tokens: Tokens, salt: Hashable, limit_tok: int) -> int:
+        """`match`, and from now on `touched` names `id` whenever the answer may have changed."""
+        self.unwatch(id)
+        node = root = self._root(salt)
+        path = list(self._walk(root, tokens))
+        head: Hashable | None = None
+        at = 0
+        if path:
+            node, same = path[-1]
+            at = node.start + same
+        if at == node.end:
+            head = tokens.head(at, self.page_tok) if len(tokens) - at >= self.page_tok else None
+        node.watchers.setdefault(head, set()).add(id)
+        self._watched[id] = node, head
+        return self._valid_end(path, limit_tok)
+
+    def unwatch(self, id: str) -> None:
+        node, head = self._watched.pop(id, (None, None))
+        if node is not None:
+            node.watchers[head].discard(id)
+            if not node.watchers[head]:
+                del node.watchers[head]
+
+    def touched(self) -> list[str] | None:
+        """Watched requests whose match may have changed since this was called last; None: any of them."""
+        touched, self._touched = self._touched, {}
+        return None if touched is None else list(touched)
 
     def acquire(self, tokens: Tokens, salt: Hashable, limit_tok: int) -> tuple[Lease, int]:
         """Locks the longest valid hit; returns the lease and the hit's length. Splits a node to end there."""
@@ -129,31 +166,25 @@ class Tree:
         return new
 
     def slide(self, lease: Lease, next_position: int) -> None:
-        """Lets go of window locks that a query at `next_position` cannot reach any more."""
+        """Lets go of window pages that a query at `next_position` cannot reach any more."""
         for group, window in enumerate(self.windows):
-            if window is None:
-                continue
-            oldest = next_position - window + 1
-            if lease.window_from[group] >= lease.end.end:
-                continue  # nothing locked any more: the request has decoded past its cached part
-            for node in _upward(lease.end):
-                if node.start < lease.window_from[group]:
-                    break
-                if node.end <= oldest:
-                    self._change_window_lock(node, group, -1)
-            # Locked nodes are contiguous up to the lease's end; what ended before `oldest` is free now.
-            lease.window_from[group] = max(lease.window_from[group], self._window_start(lease.end, oldest))
+            if window is not None:
+                first = min(self._first_needed(group, next_position), lease.end.end // self.page_tok)
+                if first > lease.first[group]:
+                    self._count_readers(lease.end, group, lease.first[group], first, -1)
+                    lease.first[group] = first
 
     def release(self, lease: Lease) -> None:
         """Drops all locks of a request; its path becomes evictable where nobody else reads."""
+        for group, window in enumerate(self.windows):
+            if window is not None:
+                last = lease.end.end // self.page_tok
+                self._count_readers(lease.end, group, lease.first[group], last, -1)
         for node in _upward(lease.end):
             node.lock -= 1
             if node.lock == 0:
                 self._count_evictable(node, +1)
                 self._offer(node)
-            for group, window in enumerate(self.windows):
-                if window is not None and node.start >= lease.window_from[group]:
-                    self._change_window_lock(node, group, -1)
 
     def evict(self, group: int, wanted: int) -> list[list[int]]:
         """Frees at least `wanted` pages of `group` if that many are evictable, oldest use first.
@@ -190,9 +221,10 @@ class Tree:
         return root
 
     def _node(self, key: Tokens, start: int, parent: Node | None, pages: list[list[int]]) -> Node:
-        groups = len(self.windows)
-        seq = next(self._seq)
-        return Node(key, start, parent, pages, seq, {}, 0, [0] * groups, self._calls, [False] * groups)
+        node = Node(key, start, parent, pages, next(self._seq), used=self._calls)
+        node.readers = [[] if w is None else [0] * len(p) for w, p in zip(self.windows, pages)]
+        node.queued = [False] * len(self.windows)
+        return node
 
     def _walk(self, node: Node, tokens: Tokens) -> Iterator[tuple[Node, int]]:
         """Nodes along `tokens` with how many tokens of each agree (whole pages)."""
@@ -238,19 +270,23 @@ class Tree:
         assert parent is not None
         assert 0 < at < len(node.key)
         upper = self._node(node.key.cut(0, at), node.start, parent, [p[:cut] for p in node.pages])
+        self._wake(node, None)
         upper.lock, upper.used = node.lock, node.used
-        upper.window_lock = list(node.window_lock)
+        upper.readers = [r[:cut] for r in node.readers]
         parent.children[node.key.head(0, self.page_tok)] = upper
         upper.children[node.key.head(at, self.page_tok)] = node
         node.key, node.start, node.parent = node.key.cut(at, len(node.key)), node.start + at, upper
         node.pages = [p[cut:] for p in node.pages]
+        node.readers = [r[cut:] for r in node.readers]
         self._offer(upper)
         return upper
 
     def _attach(self, parent: Node, tokens: Tokens, at: int, pages: Sequence[Sequence[int]]) -> Node:
         first = at // self.page_tok
         node = self._node(tokens.cut(at, len(tokens)), at, parent, [list(p[first:]) for p in pages])
-        parent.children[node.key.head(0, self.page_tok)] = node
+        head = node.key.head(0, self.page_tok)
+        parent.children[head] = node
+        self._wake(parent, head)
         for group in range(len(self.windows)):
             live = _live(node.pages[group])
             self.held[group] += live
@@ -269,8 +305,9 @@ class Tree:
                     spare[group].append(page)
                     continue
                 mine[i] = page
+                self._touched = None
                 self.held[group] += 1
-                self.evictable[group] += self._is_evictable(node, group)
+                self.evictable[group] += self._is_evictable(node, group, i)
         self._offer(node)
 
     def _lock(self, end: Node, next_position: int) -> Lease:
@@ -279,41 +316,39 @@ class Tree:
             if node.lock == 0:
                 self._count_evictable(node, -1)
             node.lock += 1
+        last = end.end // self.page_tok
         for group, window in enumerate(self.windows):
-            if window is None:
-                continue
-            start = self._window_start(end, next_position - window + 1)
-            lease.window_from[group] = start
-            for node in _upward(end):
-                if node.start >= start:
-                    self._change_window_lock(node, group, +1)
+            if window is not None:
+                lease.first[group] = min(self._first_needed(group, next_position), last)
+                self._count_readers(end, group, lease.first[group], last, +1)
         return lease
 
-    def _window_start(self, end: Node, oldest: int) -> int:
-        """Start of the first node on the path to `end` that reaches beyond position `oldest`."""
-        start = end.end
+    def _count_readers(self, end: Node, group: int, first: int, last: int, by: int) -> None:
+        """Adds `by` to the readers of pages `first..last-1` on the path to `end`."""
         for node in _upward(end):
-            if node.end <= oldest:
-                break
-            start = node.start
-        return start
+            offset = node.start // self.page_tok
+            pages, readers = node.pages[group], node.readers[group]
+            for i in range(max(0, first - offset), min(len(pages), last - offset)):
+                readers[i] += by
+                if pages[i] != NULL_PAGE and readers[i] == max(0, by):  # 0 -> 1 or 1 -> 0
+                    self.evictable[group] -= by
+            if by < 0:
+                self._offer(node)
+            if offset <= first:
+                return
 
-    def _change_window_lock(self, node: Node, group: int, by: int) -> None:
-        before = node.window_lock[group]
-        node.window_lock[group] = before + by
-        assert before + by >= 0
-        if before == 0 or before + by == 0:
-            self.evictable[group] += _live(node.pages[group]) * (1 if before + by == 0 else -1)
-        if before + by == 0:
-            self._offer(node)
+    def _loose(self, node: Node, group: int) -> list[int]:
+        """Places of a node's window pages that no request reads."""
+        pages, readers = node.pages[group], node.readers[group]
+        return [i for i, page in enumerate(pages) if page != NULL_PAGE and not readers[i]]
 
-    def _is_evictable(self, node: Node, group: int) -> bool:
-        return node.lock == 0 if self.windows[group] is None else node.window_lock[group] == 0
+    def _is_evictable(self, node: Node, group: int, i: int) -> bool:
+        return node.lock == 0 if self.windows[group] is None else node.readers[group][i] == 0
 
     def _may_evict(self, node: Node, group: int) -> bool:
         if self.windows[group] is None:
             return node.lock == 0 and not node.children and node.parent is not None
-        return node.window_lock[group] == 0 and _live(node.pages[group]) > 0
+        return bool(self._loose(node, group))
 
     def _count_evictable(self, node: Node, sign: int) -> None:
         for group, window in enumerate(self.windows):
@@ -327,12 +362,20 @@ class Tree:
                 node.queued[group] = True
                 heapq.heappush(self._lru[group], (node.used, node.seq, node))
 
+    def _wake(self, node: Node, head: Hashable | None) -> None:
+        """Those who wait at this place look again. Sorted: the order must not depend on hashing."""
+        if self._touched is not None and head in node.watchers:
+            self._touched.update(dict.fromkeys(sorted(node.watchers[head])))
+
     def _drop_window(self, node: Node, group: int, freed: list[list[int]]) -> None:
-        gone = [p for p in node.pages[group] if p != NULL_PAGE]
-        freed[group].extend(gone)
+        """Frees the window pages of a node that nobody reads."""
+        self._touched = None  # which hits below end without a window now would be a search
+        gone = self._loose(node, group)
+        freed[group].extend(node.pages[group][i] for i in gone)
         self.held[group] -= len(gone)
         self.evictable[group] -= len(gone)
-        node.pages[group] = [NULL_PAGE] * len(node.pages[group])
+        for i in gone:
+            node.pages[group][i] = NULL_PAGE
 
     def _remove(self, node: Node, freed: list[list[int]]) -> None:
         parent = node.parent
@@ -347,6 +390,8 @@ class Tree:
                 self.held[group] -= len(node.pages[group])
                 self.evictable[group] -= len(node.pages[group])
         node.alive = False
+        for head in list(node.watchers):
+            self._wake(node, head)
         del parent.children[node.key.head(0, self.page_tok)]
         self._offer(parent)
 

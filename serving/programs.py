@@ -1,7 +1,7 @@
 """The device half of the engine: two pure functions, compiled ahead of time for a short list of shapes.
 
     prefill(params, state, batch)                -> state, next_R      chunks of R requests at once
-    decode(params, state, tables, live, left, n) -> state, out_NB      up to n steps, stops early when all are done
+    decode(params, state, tables, left, n)       -> state, out_NB      up to n steps, fewer if all are done
 
 `state` is donated: the pools are updated in place. A request's sampling parameters are installed in its slot
 by the chunk that ends its prompt, so decode needs nothing per request but who is live. Calls go to compiled
@@ -26,8 +26,8 @@ from flax import nnx
 from mixattn.model import Transformer
 from mixattn.paging import Kind, Paged
 from mixattn.sample import Knobs, sample
+from serving.config import STOP_IDS
 
-STOP_IDS = 8
 NOT_FINITE = -2  # in place of a token: the logits held NaN or infinity
 
 
@@ -54,8 +54,9 @@ class Rows:
 
     @classmethod
     def empty(cls, slots: int) -> "Rows":
-        zero_B = jnp.zeros(slots, jnp.int32)
-        return cls(zero_B, zero_B, Knobs.greedy(slots), jnp.full((slots, STOP_IDS), -1, jnp.int32))
+        # Every leaf its own buffer: donating one buffer under two names is an error.
+        token_B, position_B = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.int32)
+        return cls(token_B, position_B, Knobs.greedy(slots), jnp.full((slots, STOP_IDS), -1, jnp.int32))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows"], meta_fields=[])
@@ -88,6 +89,7 @@ class PrefillBatch(NamedTuple):
     stop_RE: Any
 
 
+@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
 def prefill(graphdef, params, state: State, batch: PrefillBatch) -> tuple[State, jax.Array]:
     """Computes chunks, installs the rows that end; returns each row's next token."""
     model: Transformer = nnx.merge(graphdef, params)
@@ -103,6 +105,7 @@ def prefill(graphdef, params, state: State, batch: PrefillBatch) -> tuple[State,
     return State(dataclasses.replace(state.cache, pools=step.cache.pools), rows), next_R
 
 
+@functools.partial(jax.jit, static_argnames=("graphdef", "most_steps"), donate_argnames="state")
 def decode(
     graphdef, params, state: State, tables: Mapping[Kind, jax.Array], left_B, steps, *, most_steps: int
 ) -> tuple[State, jax.Array]:
@@ -133,7 +136,7 @@ def decode(
         rows = dataclasses.replace(
             rows,
             token_B=jnp.where(live_B, token_B, rows.token_B),
-            position_B=rows.position_B + live_B,
+            position_B=rows.position_B + live_B.astype(jnp.int32),
         )
         out_NB = out_NB.at[i].set(jnp.where(live_B, token_B, -1))
         left_B = jnp.where(live_B & ~stop_B, left_B - 1, 0)
@@ -177,12 +180,14 @@ class Programs:
         self.compile_s: dict[str, float] = {}
         self._table_pages = {kind: table.shape[1] for kind, table in cache.tables.items()}
         # Tables and row counts come with every call; what stays in the state are the pools.
-        self._cache = dataclasses.replace(cache, tables={}, start_B=_none(), count_B=_none())
+        nothing = jnp.zeros(0, jnp.int32)
+        self._cache = dataclasses.replace(cache, tables={}, start_B=nothing, count_B=nothing)
         self._compiled: dict[Any, Callable] = {}
 
     def fresh_state(self) -> State:
         """An empty state: zeroed pools (a NaN in a masked place would leak through 0 * NaN), empty rows."""
-        return State(jax.tree.map(jnp.zeros_like, self._cache), Rows.empty(self.slots))
+        cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._cache)
+        return State(cache, Rows.empty(self.slots))
 
     def bucket(self, requests: int, chunk_tok: int) -> tuple[int, int]:
         """The smallest compiled prefill shape that holds `requests` chunks of up to `chunk_tok` tokens.
@@ -199,16 +204,13 @@ class Programs:
         """Compiles the whole list; `report` hears each program's name and seconds."""
         state = jax.eval_shape(self.fresh_state)
         shapes = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
-        params = shapes(self.params)
+        model = (self.graphdef, shapes(self.params), state)
         for R, C in self.buckets:
-            batch = shapes(self.blank_prefill(R, C))
-            self._build(("prefill", R, C), prefill, report, params, state, batch)
-        tables = shapes(self._blank_tables(self.slots))
-        left_B, steps = jax.ShapeDtypeStruct((self.slots,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        body = functools.partial(decode, most_steps=self.most_steps)
-        self._build(
-            ("decode", self.slots, self.most_steps), body, report, params, state, tables, left_B, steps
-        )
+            lowered = functools.partial(prefill.lower, *model, shapes(self.blank_prefill(R, C)))
+            self._build(("prefill", R, C), lowered, report)
+        rows = shapes((self._blank_tables(self.slots), np.zeros(self.slots, np.int32), np.int32(0)))
+        lowered = functools.partial(decode.lower, *model, *rows, most_steps=self.most_steps)
+        self._build(("decode", self.slots, self.most_steps), lowered, report)
 
     def prefill(self, state: State, batch: PrefillBatch) -> tuple[State, jax.Array]:
         return self._compiled["prefill", *batch.tokens_RC.shape](self.params, state, batch)
@@ -233,15 +235,9 @@ class Programs:
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
 
-    def _build(self, name: tuple, body: Callable, report, params, state: State, *rest) -> None:
+    def _build(self, name: tuple, lower: Callable, report: Callable[[str, float], None]) -> None:
         began = time.perf_counter()
-        jitted = jax.jit(body, static_argnums=0, donate_argnums=2)
-        compiled = jitted.lower(self.graphdef, params, state, *rest).compile()
-        self._compiled[name] = compiled
+        self._compiled[name] = lower().compile()
         label = " ".join(map(str, name))
         self.compile_s[label] = time.perf_counter() - began
         report(label, self.compile_s[label])
-
-
-def _none() -> jax.Array:
-    return jnp.zeros(0, jnp.int32)

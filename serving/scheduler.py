@@ -8,43 +8,16 @@ Policies decide the order of admission, `PagedMemory` whether it fits. Nobody is
 the line does not fit. Every decision goes, in order, to `log` as one JSON-ready dict.
 """
 
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Protocol
 
+from serving.config import Limits
 from serving.fair.policy import Policy
-from serving.memory import Holding, PagedMemory
+from serving.memory import Holding
 from serving.request import Ask, Client, FinishReason, Output, RequestId
 from serving.tokens import Tokens
-
-type Admission = Literal["reserve", "optimistic"]
-
-
-@dataclass(kw_only=True)
-class Limits:
-    """What one step may do.
-
-    Attributes:
-      chunk_tok: the most prompt tokens one request computes in a step.
-      step_tok: prompt tokens of all requests together in a step.
-      decode_steps: decode steps between two looks of the host, tried largest first.
-      admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
-        (what the fairness bounds assume); `optimistic` only those of its prompt.
-    """
-
-    chunk_tok: int = 64
-    step_tok: int = 256
-    decode_steps: tuple[int, ...] = (8, 4, 1)
-    admission: Admission = "reserve"
-
-    def check(self) -> None:
-        if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
-            raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
-        if 1 not in self.decode_steps:
-            raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
-        if self.admission not in ("reserve", "optimistic"):
-            raise ValueError(f"admission={self.admission!r} is neither 'reserve' nor 'optimistic'")
 
 
 @dataclass(eq=False, slots=True)
@@ -93,6 +66,11 @@ class Entry:
         return self.computed_tok < self.prefill_tok
 
     @property
+    def prefilled_tok(self) -> int | None:
+        """How much of an unfinished prefill was executed or found; None if it is whole or has not begun."""
+        return self.computed_tok if self.prefilling and self.admit_s >= 0 else None
+
+    @property
     def slot(self) -> int:
         assert self.holding is not None
         return self.holding.slot
@@ -138,22 +116,62 @@ class Produced:
     finish: FinishReason | None = None
 
 
+class Memory(Protocol):
+    """What the scheduler asks of memory: `PagedMemory`, or a simulator's count of tokens. See there."""
+
+    @property
+    def slots_free(self) -> int: ...
+    def never_fits(self, final_tok: int) -> str | None: ...
+    def match(self, tokens: Tokens, salt: Hashable) -> int: ...
+    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int: ...
+    def unwatch(self, id: RequestId) -> None: ...
+    def touched(self) -> list[RequestId] | None: ...
+    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]: ...
+    def admit(
+        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[Any, int] | None: ...
+    def grow(self, holding: Any, computed_tok: int, upto_tok: int) -> bool: ...
+    def computed(self, holding: Any, tokens: Tokens, computed_tok: int, *, share: bool) -> None: ...
+    def release(self, holding: Any) -> None: ...
+    def clear_cache(self) -> None: ...
+
+
+class Locality:
+    """What a policy may ask the cache about waiting requests; see `serving.fair.policy.Match`."""
+
+    def __init__(self, memory: Memory, waiting: Mapping[RequestId, Entry]):
+        self._memory, self._waiting = memory, waiting
+
+    def __call__(self, ask: Ask) -> int:
+        entry = self._waiting[ask.id]
+        return self._memory.watch(ask.id, entry.all_tokens, entry.salt)
+
+    def changed(self) -> list[RequestId] | None:
+        return self._memory.touched()
+
+    def path(self, ask: Ask) -> Sequence[Hashable]:
+        entry = self._waiting[ask.id]
+        return self._memory.path(entry.all_tokens, entry.salt)
+
+
 class Scheduler:
     """Queues, admission and bookkeeping around one policy and one memory."""
 
     def __init__(
         self,
         policy: Policy | Callable[[Callable[[Ask], int]], Policy],
-        memory: PagedMemory,
+        memory: Memory,
         limits: Limits,
         log: Callable[[dict[str, Any]], None] = lambda event: None,
     ):
         limits.check()
         self.memory, self.limits, self.log = memory, limits, log
-        # A policy that orders by locality is built around the cache's answer.
-        self.policy: Policy = policy(self.match) if callable(policy) else policy
         self.waiting: dict[RequestId, Entry] = {}
+        # A policy that orders by locality is built around the cache's answer.
+        self.policy: Policy = policy(Locality(memory, self.waiting)) if callable(policy) else policy
+        self._step_sizes = sorted(limits.decode_steps)
         self.running: dict[RequestId, Entry] = {}  # in order of admission
+        self._prefilling: dict[RequestId, Entry] = {}  # of these, the ones that cannot decode yet
 
     # ---- events from outside ----
 
@@ -181,15 +199,11 @@ class Scheduler:
         entry = self.waiting.pop(id, None) or self.running.pop(id, None)
         if entry is None:
             return None
-        self.policy.cancel(id)
-        self._tell(now_s, "cancel", entry.ask)
+        self.memory.unwatch(id)
+        self.policy.cancel(id, prefilled_tok=entry.prefilled_tok)
+        self._tell(now_s, "cancel", entry.ask, **_prefilled(entry))
         self._release(entry)
         return _output(entry, reason, now_s)
-
-    def match(self, ask: Ask) -> int:
-        """Tokens of a waiting request that the cache holds."""
-        entry = self.waiting[ask.id]
-        return self.memory.match(entry.all_tokens, entry.salt)
 
     @property
     def idle(self) -> bool:
@@ -201,7 +215,7 @@ class Scheduler:
         """Decides the next step and makes room for it. None if there is nothing to run."""
         chunks = self._continue_prefills()
         chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
-        decode = [e for e in self.running.values() if not e.prefilling]
+        decode = self._decoding() if self.limits.mixed or not chunks else []
         steps = self._choose_steps(decode, busy=bool(chunks))
         decode = self._grow_rows(decode, steps, now_s)
         # Making room may have preempted someone who was planned.
@@ -213,6 +227,8 @@ class Scheduler:
         for chunk in plan.chunks:
             if chunk.entry.holding is not None:  # not cancelled while the step ran
                 chunk.entry.computed_tok = chunk.end
+                if chunk.last:
+                    del self._prefilling[chunk.entry.ask.id]
                 self._computed(chunk.entry, share=True)
         rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
         rows = [e for e in rows if e.holding is not None and e.ask.id in produced]
@@ -221,9 +237,13 @@ class Scheduler:
 
     # ---- inside ----
 
+    def _decoding(self) -> list[Entry]:
+        rows = self.running.values()
+        return [e for e in rows if not e.prefilling] if self._prefilling else list(rows)
+
     def _continue_prefills(self) -> list[Chunk]:
         budget, chunks = self.limits.step_tok, []
-        for entry in self.running.values():
+        for entry in self._prefilling.values():
             if entry.prefilling and budget > 0 and (chunk := self._chunk(entry, budget)):
                 chunks.append(chunk)
                 budget -= chunk.end - chunk.start
@@ -256,7 +276,10 @@ class Scheduler:
         self.policy.admit(ask, extend_tok=extend, hit_tok=hit)
         self._tell(now_s, "admit", ask, extend=extend, hit=hit)
         del self.waiting[ask.id]
+        self.memory.unwatch(ask.id)
         self.running[ask.id] = entry
+        if entry.prefilling:
+            self._prefilling[ask.id] = entry
 
     def _chunk(self, entry: Entry, budget: int) -> Chunk | None:
         end = min(entry.prefill_tok, entry.computed_tok + min(budget, self.limits.chunk_tok))
@@ -267,11 +290,13 @@ class Scheduler:
         return Chunk(entry, entry.computed_tok, end, last, last and entry.output_tok == 0)
 
     def _choose_steps(self, rows: Sequence[Entry], busy: bool) -> int:
-        """As many steps as change nothing for others: one while anyone could be admitted or is prefilling."""
-        if not rows or busy or (self.waiting and self.memory.slots_free):
+        """As many as change nothing for others: few while anyone could be admitted, one beside a prefill."""
+        if not rows or busy:
             return 1
-        shortest = min(e.left_tok for e in rows)
-        return max((n for n in self.limits.decode_steps if n <= shortest), default=1)
+        most = min(e.left_tok for e in rows)
+        if most > self.limits.admit_every and self.waiting and self.memory.slots_free:
+            most = min(most, self.limits.admit_every)
+        return self._step_sizes[max(0, bisect_right(self._step_sizes, most) - 1)]
 
     def _grow_rows(self, rows: Iterable[Entry], steps: int, now_s: float) -> list[Entry]:
         ready = []
@@ -291,32 +316,33 @@ class Scheduler:
     def _preempt(self, entry: Entry, now_s: float) -> None:
         self._computed(entry, share=True)
         self._release(entry)
+        prefilled, told = entry.prefilled_tok, _prefilled(entry)
         entry.preemptions += 1
         entry.computed_tok = 0
         del self.running[entry.ask.id]
-        self.waiting[entry.ask.id] = entry
-        self.policy.preempt(entry.ask.id)
-        self._tell(now_s, "preempt", entry.ask)
+        self.waiting[entry.ask.id] = entry  # before the policy is told, which may ask for its match
+        self.policy.preempt(entry.ask.id, prefilled_tok=prefilled)
+        self._tell(now_s, "preempt", entry.ask, **told)
 
     def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
         tokens_of: dict[RequestId, int] = {}
-        clients: Counter[Client] = Counter()
+        clients: dict[Client, int] = {}
         for entry in rows:
-            got = produced[entry.ask.id]
-            first = entry.output_tok == 0
-            count = min(got.count, entry.left_tok)
-            entry.output_tok += count
-            entry.output_ids.extend(got.ids[:count])
-            entry.computed_tok = entry.total_tok - 1
-            tokens_of[entry.ask.id] = count
-            clients[entry.ask.client] += count
-            if first and count:
+            ask, got = entry.ask, produced[entry.ask.id]
+            count = min(got.count, ask.max_output_tok - entry.output_tok)
+            if count and not entry.output_tok:
                 entry.first_token_s = now_s
-                self._tell(now_s, "first_token", entry.ask)
-            self._computed(entry, share=False)
+                self._tell(now_s, "first_token", ask)
+            entry.output_tok += count
+            if len(got.ids):
+                entry.output_ids.extend(got.ids[:count])
+            entry.computed_tok = ask.prompt_tok + entry.output_tok - 1
+            tokens_of[ask.id] = count
+            clients[ask.client] = clients.get(ask.client, 0) + count
+            self.memory.computed(entry.holding, entry.tokens, entry.computed_tok, share=False)
         if tokens_of:
             self.policy.decoded(tokens_of)
-            self.log({"t": now_s, "event": "tokens", "counts": dict(clients)})
+            self.log({"t": now_s, "event": "tokens", "counts": clients})
 
     def _computed(self, entry: Entry, *, share: bool) -> None:
         assert entry.holding is not None
@@ -332,12 +358,17 @@ class Scheduler:
         return _output(entry, why, now_s)
 
     def _release(self, entry: Entry) -> None:
+        self._prefilling.pop(entry.ask.id, None)
         if entry.holding is not None:
             self.memory.release(entry.holding)
             entry.holding = None
 
     def _tell(self, now_s: float, event: str, ask: Ask, **more: int) -> None:
         self.log({"t": now_s, "event": event, "id": ask.id, "client": ask.client, **more})
+
+
+def _prefilled(entry: Entry) -> dict[str, int]:
+    return {} if entry.prefilled_tok is None else {"prefilled": entry.prefilled_tok}
 
 
 def _why_over(entry: Entry, got: Produced) -> FinishReason | None:

@@ -31,6 +31,10 @@ MAY: dict[str, set[str]] = {
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
     "serving.fair": {"serving.fair", "serving.request"},
     "serving.request": set(),
+    "serving.config": {"serving.clients"},
+    "serving.tokens": {"numpy"},
+    "serving.memory": {"numpy", "serving"},
+    "serving.clients": {"serving"},
     "serving.scheduler": {"serving", "numpy"},
     "serving.pages": {"numpy"},
     "serving.prefix": {"numpy", "serving"},
@@ -43,7 +47,14 @@ MAY: dict[str, set[str]] = {
     "configs": {"train", "serving", "mixattn", "configs"},
 }
 NO_CLOCK = (
-    *("serving.fair", "serving.sim", "serving.scheduler", "serving.pages", "serving.prefix"),
+    *(
+        "serving.fair",
+        "serving.sim",
+        "serving.scheduler",
+        "serving.pages",
+        "serving.prefix",
+        "serving.memory",
+    ),
     *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),
 )
 CLOCKS = {"time", "datetime", "asyncio"}

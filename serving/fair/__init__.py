@@ -1,1 +1,91 @@
-"""Who is served next: one policy a file. Standard library only, no clock."""
+"""Who is served next: one policy a file. Standard library only, no clock.
+
+policy = fair.make("vtc", output_weight=2)
+policy = fair.make("dlpm", match=lambda ask: cached_tokens(ask), quantum_tok=5000)
+"""
+
+import inspect
+from typing import Any
+
+from serving.fair.base import Base
+from serving.fair.d2lpm import D2lpm
+from serving.fair.dfs_weight import DfsWeight
+from serving.fair.dlpm import Dlpm
+from serving.fair.drr import Drr
+from serving.fair.fcfs import Fcfs
+from serving.fair.hrrn import Hrrn
+from serving.fair.hvtc import Hvtc
+from serving.fair.lcf import Lcf
+from serving.fair.lpm import Lpm
+from serving.fair.preble import Preble
+from serving.fair.router import LeastLoad, RoundRobinRouter, Router, Sticky
+from serving.fair.rpm import Rpm
+from serving.fair.rr import RoundRobin
+from serving.fair.vtc import Vtc
+from serving.fair.vtc_predict import VtcPredict
+from serving.fair.wvtc import Wvtc
+
+POLICIES: dict[str, type[Base]] = {
+    "fcfs": Fcfs,
+    "rr": RoundRobin,
+    "rpm": Rpm,
+    "lcf": Lcf,
+    "drr": Drr,
+    "lpm": Lpm,
+    "dfs_weight": DfsWeight,
+    "hrrn": Hrrn,
+    "vtc": Vtc,
+    "vtc_predict": VtcPredict,
+    "wvtc": Wvtc,
+    "hvtc": Hvtc,
+    "dlpm": Dlpm,
+}
+
+
+ROUTERS: dict[str, type[Router]] = {
+    "round_robin": RoundRobinRouter,
+    "least_load": LeastLoad,
+    "sticky": Sticky,
+    "preble": Preble,
+    "d2lpm": D2lpm,
+}
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a policy or router by name: its own first, then those it shares with others.
+
+    Raises:
+      ValueError: no such policy.
+    """
+    known: dict[str, type] = {**POLICIES, **ROUTERS}
+    if name not in known:
+        policies, routers = ", ".join(POLICIES), ", ".join(ROUTERS)
+        raise ValueError(f"unknown policy {name!r}; known: {policies}; routers of a cluster: {routers}")
+    found: dict[str, inspect.Parameter] = {}
+    fixed: set[str] = set()
+    for maker in known[name].__mro__:
+        if "__init__" in vars(maker):
+            for option in inspect.signature(maker).parameters.values():
+                if option.kind is inspect.Parameter.KEYWORD_ONLY and option.name not in fixed:
+                    found.setdefault(option.name, option)
+        fixed |= set(vars(maker).get("FIXED", ()))
+    return found
+
+
+def make(name: str, **given: Any) -> Any:
+    """A fresh policy (see `Policy`) or router (see `Router`).
+
+    `match` may be given to all of them: those that do not look at the cache go without.
+
+    Raises:
+      ValueError: unknown name or option, or one that is missing or out of range.
+    """
+    known = options(name)
+    if "match" not in known:
+        given.pop("match", None)
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{name!r} has no option {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
+    if missing:
+        raise ValueError(f"{name!r} needs {', '.join(missing)}")
+    return POLICIES[name](**given) if name in POLICIES else ROUTERS[name](**given)

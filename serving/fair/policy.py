@@ -20,7 +20,11 @@ from typing import Any, Protocol
 from serving.request import Ask, Client, RequestId
 
 type Match = Callable[[Ask], int]
-"""Tokens of a waiting request's prompt that the prefix cache holds right now."""
+"""Tokens of a waiting request's prompt that the prefix cache holds right now.
+
+A match that knows more says so by attributes: `changed()` gives the waiting requests whose match may
+differ since it was asked last (None: any may), `path(ask)` the nodes of the prefix tree along the prompt.
+"""
 
 
 class Policy(Protocol):
@@ -39,20 +43,27 @@ class Policy(Protocol):
     def finish(self, id: RequestId) -> None:
         """A running request is complete."""
 
-    def cancel(self, id: RequestId) -> None:
-        """A waiting or running request is gone; executed work stays billed."""
+    def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        """A waiting or running request is gone; executed work stays billed.
 
-    def preempt(self, id: RequestId) -> None:
-        """A running request lost its memory and waits again."""
+        `prefilled_tok`: how many tokens of its prefill were executed or hit; None means all of them.
+        """
+
+    def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        """A running request lost its memory and waits again.
+
+        `prefilled_tok` as in `cancel`. An admission that was planned and not carried out is taken back by
+        `preempt(id, prefilled_tok=0)`: state and bill are as if it had not been.
+        """
 
     def served(self) -> Mapping[Client, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
         """The proven bound on |W_f - W_g| of two backlogged clients in weighted tokens, or None.
 
         Holds under `reserve` admission, where prompts plus maximal outputs of the running batch fit in
-        `memory_tok`.
+        `memory_tok`. With a prefix cache, `max_hit_tok` of a prompt may take no room there (all of it, say).
         """
 
     def snapshot(self) -> dict[str, Any]:

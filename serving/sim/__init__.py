@@ -1,1 +1,2 @@
-"""The same scheduler in virtual time: clocks, cost models, workloads. No device."""
+"""Serving in virtual time: the engine's scheduler, policies and prefix cache, with a cost model for a
+device."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.config import Limits
 from serving.memory import PagedMemory
 from serving.pages import Group
 from serving.request import Ask
-from serving.scheduler import Entry, Limits, Produced, Scheduler
+from serving.scheduler import Entry, Produced, Scheduler
 from serving.tokens import Ids
 
 
@@ -36,11 +37,11 @@ class OldestFirst:
     def finish(self, id):
         del self.live[id]
 
-    def cancel(self, id):
+    def cancel(self, id, *, prefilled_tok=None):
         self.waiting.pop(id, None)
         del self.live[id]
 
-    def preempt(self, id):
+    def preempt(self, id, *, prefilled_tok=None):
         self.waiting[id] = self.live[id]
         self.waiting.move_to_end(id, last=False)
 

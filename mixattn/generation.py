@@ -1,0 +1,137 @@
+"""Text without a server: prefill once, then decode a batch until every row has stopped.
+
+Two compiled programs per (batch, rounded lengths): prefill, and a decode loop that runs up to 16 steps before
+the host looks. Weights and cache are pytree arguments; the cache is donated.
+
+Axes: B rows, T prompt tokens (padded on the right), X stop ids.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mixattn.cache import Contiguous, Ring
+from mixattn.model import Transformer
+from mixattn.sample import Knobs, sample
+
+STRIDE = 16  # decode steps between two looks of the host (stop, Ctrl-C, streaming)
+
+
+class State(NamedTuple):
+    """What a decode step changes: the cache, each row's newest token, and whether it goes on."""
+
+    cache: Contiguous
+    token_B: jax.Array
+    live_B: jax.Array
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    *,
+    top_k: int = -1,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop_ids: Sequence[int] = (),
+    cache: type[Contiguous] = Ring,
+    on_tokens: Callable[[np.ndarray], None] | None = None,
+) -> list[list[int]]:
+    """Continues each prompt.
+
+    Args:
+      prompts: token ids, each prompt at least one; lengths may differ.
+      temperature, top_k, top_p, min_p: see `mixattn.sample.Knobs`.
+      seed: row i draws with seed + i, whatever the other rows are.
+      stop_ids: a row ends with the first of these it produces (kept as its last token).
+      cache: `Ring` keeps what windows need, `Contiguous` everything.
+      on_tokens: called with new tokens [steps, B] as they come; -1 where a row had stopped.
+    Returns:
+      New tokens of each prompt, at most `max_new_tokens`.
+    Raises:
+      ValueError: an empty prompt, or a token id outside the vocabulary.
+    """
+    config = model.config
+    tokens_BT, count_B = _pad(prompts, config.vocab_size)
+    B, capacity = len(prompts), _round(max(map(len, prompts)) + max_new_tokens, 64)
+    knobs_B = Knobs.greedy(B, np)
+    for i in range(B):
+        knobs_B.set(i, temperature, top_k, top_p, min_p, seed + i)
+    stop_X = jnp.asarray(list(stop_ids), jnp.int32)
+    graphdef, params = nnx.split(model)
+    state = prefill(graphdef, params, tokens_BT, count_B, knobs_B, stop_X, cache=cache, capacity=capacity)
+    parts = [np.asarray(state.token_B)[None]]
+    if on_tokens:
+        on_tokens(parts[-1])
+    for done in range(1, max_new_tokens, STRIDE):
+        if not np.any(state.live_B):
+            break
+        state, new_SB = decode(graphdef, params, state, knobs_B, stop_X, min(STRIDE, max_new_tokens - done))
+        parts.append(np.asarray(new_SB)[: max_new_tokens - done])
+        if on_tokens:
+            on_tokens(parts[-1])
+    return [[int(t) for t in column if t >= 0] for column in np.concatenate(parts).T]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "cache", "capacity"))
+def prefill(graphdef, params, tokens_BT, count_B, knobs_B: Knobs, stop_X, *, cache, capacity: int) -> State:
+    """Reads the prompts into an empty cache and draws each row's first token."""
+    model = nnx.merge(graphdef, params)
+    empty = cache.init(model.config, tokens_BT.shape[0], capacity).with_counts(count_B)
+    out = model.forward(tokens_BT, cache=empty, last_only=True)
+    token_B = sample(model.head(out.hidden_BTD[:, 0]), knobs_B, out.cache.start_B)
+    return State(out.cache, token_B, ~_stops(token_B, stop_X))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
+def decode(graphdef, params, state: State, knobs_B: Knobs, stop_X, steps) -> tuple[State, jax.Array]:
+    """Up to `STRIDE` steps, ended early when no row is live. Returns new tokens [STRIDE, B], -1 = none."""
+    model = nnx.merge(graphdef, params)
+
+    def step(carry):
+        i, state, new_SB = carry
+        out = model.forward(
+            state.token_B[:, None], cache=state.cache.with_counts(state.live_B.astype(jnp.int32))
+        )
+        token_B = sample(model.head(out.hidden_BTD[:, 0]), knobs_B, out.cache.start_B)
+        token_B = jnp.where(state.live_B, token_B, state.token_B)
+        new_SB = new_SB.at[i].set(jnp.where(state.live_B, token_B, -1))
+        return i + 1, State(out.cache, token_B, state.live_B & ~_stops(token_B, stop_X)), new_SB
+
+    def more(carry):
+        i, state, _ = carry
+        return (i < steps) & jnp.any(state.live_B)
+
+    blank_SB = jnp.full((STRIDE, state.token_B.shape[0]), -1, jnp.int32)
+    _, state, new_SB = jax.lax.while_loop(more, step, (jnp.int32(0), state, blank_SB))
+    return state, new_SB
+
+
+def _stops(token_B: jax.Array, stop_X: jax.Array) -> jax.Array:
+    return jnp.any(token_B[:, None] == stop_X[None], axis=-1)
+
+
+def _round(n: int, to: int) -> int:
+    """Lengths are rounded up so that nearby ones share a program."""
+    return -(-n // to) * to
+
+
+def _pad(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[Any, Any]:
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {i} is empty; generation needs at least one token to continue")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ValueError(f"prompt {i} has token ids outside 0..{vocab_size - 1}")
+    if not prompts:
+        raise ValueError("no prompts were given")
+    tokens_BT = np.zeros((len(prompts), _round(max(map(len, prompts)), 32)), np.int32)
+    for row, prompt in zip(tokens_BT, prompts):
+        row[: len(prompt)] = prompt
+    return jnp.asarray(tokens_BT), jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)

@@ -1,0 +1,108 @@
+"""Models from and to disk in the Hugging Face layout.
+
+    model, config = hf.load("runs/demo/model")
+    tokenizer = hf.load_tokenizer("runs/demo/model")
+    hf.save(model, "elsewhere", tokenizer)
+
+Our own models say `"model_type": "mixattn"` and keep every field of `ModelConfig` in config.json.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mixattn.hf import families, store, tensors
+from mixattn.model import Transformer
+from mixattn.spec import ModelConfig
+
+NATIVE = "mixattn"
+
+
+def save(
+    model: Transformer,
+    directory: str | Path,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    *,
+    architecture: str = NATIVE,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Writes config.json, the weights and, if given, tokenizer.json; the directory is whole or refused by
+    `load`.
+
+    Args:
+      architecture: "mixattn", or a model type of `mixattn.hf.families` that can express the model.
+      extra: more fields for config.json (token ids, say).
+    Raises:
+      ValueError: the architecture cannot express the model; names the field.
+    """
+    config, text = model.config, None if tokenizer is None else tokenizer.to_str(pretty=True)
+    if architecture == NATIVE:
+        raw = {"model_type": NATIVE, **dataclasses.asdict(config)}
+        places: tensors.Places = tensors.native
+    else:
+        raw = families.write_config(architecture, config) | (extra or {})
+        places = families.places(architecture, config)
+    store.write(Path(directory), raw, tensors.dump(model, places), text)
+
+
+def load(
+    directory: str | Path, *, dtype: str | None = None, shardings: tensors.Shardings | None = None
+) -> tuple[Transformer, ModelConfig]:
+    """Reads a model of any known architecture.
+
+    Args:
+      dtype: of the weights in memory; None = the config's.
+      shardings: parameter path and shape -> where it lives; None = the default device.
+    Raises:
+      ValueError: not a checkpoint, an unknown architecture, or tensors that do not fit (named, with both
+      shapes).
+    """
+    directory = Path(directory)
+    raw = store.read_json(directory / store.CONFIG)
+    model_type = raw.get("model_type", "")
+    places: tensors.Places = tensors.native
+    if model_type == NATIVE:
+        config = native_config(raw)
+    else:
+        config = families.read_config(model_type, raw)
+        places = families.places(model_type, config)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype)
+
+    def unused(name: str) -> bool:
+        return families.dormant_tensor(name) or (config.tied and name == "lm_head.weight")
+
+    return tensors.load(store.Tensors(directory), config, places, unused, shardings), config
+
+
+def stop_ids(directory: str | Path) -> list[int]:
+    """The end-of-text ids a checkpoint declares: generation_config.json's, else config.json's; may be
+    none."""
+    for name in ("generation_config.json", store.CONFIG):
+        if (Path(directory) / name).exists():
+            ids = store.read_json(Path(directory) / name).get("eos_token_id")
+            if ids is not None:
+                return [ids] if isinstance(ids, int) else list(ids)
+    return []
+
+
+def native_config(raw: dict[str, Any]) -> ModelConfig:
+    """Raises ValueError for a field this version does not know."""
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    fields: dict[str, Any] = {key: value for key, value in raw.items() if key != "model_type"}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"config.json has a field {unknown[0]!r} that ModelConfig does not have")
+    fields["dense_layers"] = tuple(fields.get("dense_layers", ()))
+    return ModelConfig(**fields)
+
+
+def load_tokenizer(directory: str | Path) -> tokenizers.Tokenizer:
+    """Raises ValueError where tokenizer.json is missing or unreadable."""
+    path = Path(directory) / store.TOKENIZER
+    store.read_json(path)
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as why:  # the library raises a bare Exception
+        raise ValueError(f"{path} is not a tokenizer: {why}") from why

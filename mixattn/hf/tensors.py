@@ -1,0 +1,100 @@
+"""Our parameters and a checkpoint's tensors: one table, read in both directions.
+
+A `Place` says where one of our parameters lies in a checkpoint: under one name, or (experts) stacked from one
+name per row; transposed where the checkpoint keeps [out, in] and we keep [in, out].
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from mixattn.hf.store import Tensors
+from mixattn.model import Transformer
+from mixattn.spec import ModelConfig
+
+type Path = str  # of a parameter: "blocks.0.attention.q.kernel"
+type Places = Callable[[Path], "Place"]
+type Shardings = Callable[[Path, tuple[int, ...]], Any]  # path, shape -> jax.sharding.Sharding
+
+
+class Place(NamedTuple):
+    """Attributes:
+    names: one tensor, or the rows of a stack.
+    transpose: swap the two axes of each tensor.
+    stacked: the parameter has one more axis in front, one row a name.
+    """
+
+    names: tuple[str, ...]
+    transpose: bool = False
+    stacked: bool = False
+
+
+def native(path: Path) -> Place:
+    """Our own layout: every parameter under its path."""
+    return Place((path,))
+
+
+def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model without weights: structure, and parameters as shapes."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+
+
+def dotted(path: tuple[Any, ...]) -> Path:
+    return ".".join(map(str, path))
+
+
+def load(
+    tensors: Tensors,
+    config: ModelConfig,
+    places: Places,
+    ignore: Callable[[str], bool] = lambda name: False,
+    shardings: Shardings | None = None,
+) -> Transformer:
+    """Fills a model tensor by tensor, each straight to its dtype and device; never two copies of the whole.
+
+    Raises:
+      ValueError: a tensor is missing, left over, or of another shape.
+    """
+    graphdef, shapes = abstract(config)
+    flat = nnx.to_flat_state(shapes)
+    filled, used = [], set()
+    for path, param in flat:
+        name, place = dotted(path), places(dotted(path))
+        value = _read(tensors, place, param.get_value().shape).astype(
+            getattr(ml_dtypes, config.dtype, config.dtype)
+        )
+        used |= set(place.names)
+        where = shardings(name, value.shape) if shardings else None
+        filled.append((path, param.replace(jax.device_put(value, where))))
+    left = sorted(name for name in tensors if name not in used and not ignore(name))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise ValueError(
+            f"tensor {left[0]} of shape {tensors.shape(left[0])}{more}: the model has no such parameter"
+        )
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def _read(tensors: Tensors, place: Place, shape: tuple[int, ...]) -> np.ndarray:
+    want = shape[1:] if place.stacked else shape
+    want = want[::-1] if place.transpose else want
+    for name in place.names:
+        if name not in tensors:
+            raise ValueError(f"tensor {name} of shape {want} is missing from the checkpoint")
+        if tensors.shape(name) != want:
+            raise ValueError(f"tensor {name} has shape {tensors.shape(name)}; the model needs {want}")
+    rows = [tensors.read(name).T if place.transpose else tensors.read(name) for name in place.names]
+    return np.stack(rows) if place.stacked else rows[0]
+
+
+def dump(model: Transformer, places: Places) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter under its checkpoint name, one at a time."""
+    for path, param in nnx.to_flat_state(nnx.split(model)[1]):
+        place, value = places(dotted(path)), np.asarray(param.get_value())
+        rows = value if place.stacked else [value]
+        for name, row in zip(place.names, rows, strict=True):
+            yield name, row.T if place.transpose else row

@@ -1,0 +1,134 @@
+"""A mixture-of-experts feed-forward: route, sort, grouped matmul, combine.
+
+    gates = the k largest of softmax(x W_router), renormalised;    y = sum of gate_e * expert_e(x)
+
+The router works in float32 whatever the weights are: bfloat16 logits choose other experts for some tokens.
+Without a capacity no token is ever dropped; with one, tokens beyond it get nothing from that expert, first
+come first served.
+
+Source: routing as in Mixtral (arXiv 2401.04088), equation 1; load-balance loss of Switch (arXiv 2101.03961),
+equation 4; z-loss of ST-MoE (arXiv 2202.08906), equation 5.
+
+Axes: X tokens, D model width, E experts, F their width, k experts of a token, M = X k rows sorted by expert.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mixattn.layers import activate, normal
+from mixattn.spec import ModelConfig
+from pallas_kernels.grouped import grouped_matmul
+
+
+class Route(NamedTuple):
+    """Attributes:
+    expert_Xk, gate_Xk: chosen experts, best first (ties to the lower index), and their float32 weights.
+    p_XE, logits_XE: router probabilities and logits, float32.
+    """
+
+    expert_Xk: jax.Array
+    gate_Xk: jax.Array
+    p_XE: jax.Array
+    logits_XE: jax.Array
+
+
+class Load(NamedTuple):
+    """What a mixture layer reports; means over real tokens.
+
+    Attributes:
+      balance: E sum_e f_e P_e, f the share of choices that fell on e, P its mean probability; 1 when uniform.
+        Its gradient flows through P only.
+      z: mean squared log-sum-exp of the router's logits.
+      share_E: f.
+    """
+
+    balance: jax.Array
+    z: jax.Array
+    share_E: jax.Array
+
+
+class MoE(nnx.Module):
+    """Parameters: router [D, E]; gate, up [E, D, F] (gate only if gated); down [E, F, D]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        E, D, F = config.n_experts, config.d_model, config.d_ff
+        self.k, self.order, self.capacity_factor = (
+            config.experts_per_token,
+            config.router_order,
+            config.capacity_factor,
+        )
+        self.activation = config.activation
+        self.router = normal(rngs, (D, E), D**-0.5, config.dtype)
+        self.gate = normal(rngs, (E, D, F), D**-0.5, config.dtype) if config.gated else None
+        self.up = normal(rngs, (E, D, F), D**-0.5, config.dtype)
+        self.down = normal(rngs, (E, F, D), (2 * config.n_layers * F) ** -0.5, config.dtype)
+
+    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Load]:
+        """y_BTD, and the load of the tokens that `real_BT` calls real (all, if None)."""
+        x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        route = self.route(x_XD)
+        real_X = jnp.ones(x_XD.shape[0], bool) if real_BT is None else real_BT.reshape(-1)
+        y_XD = self.capped(x_XD, route) if self.capacity_factor else self.dropless(x_XD, route)
+        return y_XD.reshape(x_BTD.shape), load(route, real_X)
+
+    def route(self, x_XD: jax.Array) -> Route:
+        logits_XE = jnp.dot(x_XD.astype(jnp.float32), self.router[...].astype(jnp.float32))
+        p_XE = jax.nn.softmax(logits_XE, axis=-1)
+        if self.order == "topk_softmax":
+            best_Xk, expert_Xk = jax.lax.top_k(logits_XE, self.k)
+            return Route(expert_Xk, jax.nn.softmax(best_Xk, axis=-1), p_XE, logits_XE)
+        gate_Xk, expert_Xk = jax.lax.top_k(p_XE, self.k)
+        if self.order == "softmax_topk":
+            gate_Xk /= jnp.sum(gate_Xk, axis=-1, keepdims=True)
+        return Route(expert_Xk, gate_Xk, p_XE, logits_XE)
+
+    def dropless(self, x_XD: jax.Array, route: Route) -> jax.Array:
+        """Rows sorted by expert, three grouped matmuls, and back."""
+        expert_M = route.expert_Xk.reshape(-1)
+        order_M = jnp.argsort(expert_M, stable=True)
+        sizes_E = jnp.bincount(expert_M, length=self.up.shape[0]).astype(jnp.int32)
+        x_MD = x_XD[order_M // self.k]
+        up_MF = grouped_matmul(x_MD, self.up[...], sizes_E)
+        gate_MF = None if self.gate is None else grouped_matmul(x_MD, self.gate[...], sizes_E)
+        y_MD = grouped_matmul(self._activated(gate_MF, up_MF), self.down[...], sizes_E)
+        return self._combined(y_MD[jnp.argsort(order_M)], route.gate_Xk)
+
+    def capped(self, x_XD: jax.Array, route: Route) -> jax.Array:
+        """Each expert has ceil(factor k X / E) places, taken in token order; the rest is dropped."""
+        X, E = x_XD.shape[0], self.up.shape[0]
+        places = min(X, math.ceil(self.capacity_factor * self.k * X / E))
+        expert_M = route.expert_Xk.reshape(-1)
+        taken_ME = jnp.cumsum(jax.nn.one_hot(expert_M, E, dtype=jnp.int32), axis=0)
+        place_M = jnp.take_along_axis(taken_ME, expert_M[:, None], axis=1)[:, 0] - 1
+        seat_M = jnp.where(place_M < places, expert_M * places + place_M, E * places)
+        x_MD = jnp.repeat(x_XD, self.k, axis=0)
+        x_ECD = jnp.zeros((E * places, x_XD.shape[1]), x_XD.dtype).at[seat_M].set(x_MD, mode="drop")
+        x_ECD = x_ECD.reshape(E, places, -1)
+        up_ECF = jnp.einsum("ECD,EDF->ECF", x_ECD, self.up[...])
+        gate_ECF = None if self.gate is None else jnp.einsum("ECD,EDF->ECF", x_ECD, self.gate[...])
+        y_ECD = jnp.einsum("ECF,EFD->ECD", self._activated(gate_ECF, up_ECF), self.down[...])
+        y_MD = y_ECD.reshape(E * places, -1).at[seat_M].get(mode="fill", fill_value=0)
+        return self._combined(y_MD, route.gate_Xk)
+
+    def _activated(self, gate: jax.Array | None, up: jax.Array) -> jax.Array:
+        return activate(up, self.activation) if gate is None else activate(gate, self.activation) * up
+
+    def _combined(self, y_MD: jax.Array, gate_Xk: jax.Array) -> jax.Array:
+        y_XkD = y_MD.reshape(*gate_Xk.shape, -1)
+        return jnp.sum(y_XkD * gate_Xk[..., None].astype(y_MD.dtype), axis=1)
+
+
+def load(route: Route, real_X: jax.Array) -> Load:
+    """The losses and the experts' shares, over real tokens only."""
+    E, k = route.p_XE.shape[1], route.expert_Xk.shape[1]
+    weight_X = real_X.astype(jnp.float32)
+    weight_X /= jnp.maximum(jnp.sum(weight_X), 1)
+    chosen_XE = jnp.sum(jax.nn.one_hot(route.expert_Xk, E, dtype=jnp.float32), axis=1)
+    share_E = jax.lax.stop_gradient(weight_X @ chosen_XE) / k
+    balance = E * jnp.sum(share_E * (weight_X @ route.p_XE))
+    z = weight_X @ jnp.square(jax.nn.logsumexp(route.logits_XE, axis=-1))
+    return Load(balance, z, share_E)

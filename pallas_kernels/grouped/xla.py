@@ -1,0 +1,93 @@
+"""Grouped matmul in plain XLA.
+
+On the CPU: one loop over blocks of rows, each block within one group, so the work is that of the rows
+there are plus at most one block a group. A block that reaches past its group's end computes rows of the
+next one wrongly; those are overwritten when their own group's turn comes, and what lies behind the last
+group is zeroed at the end. The gradients are two more such loops.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.precision import accumulator
+
+BLOCKS = (8, 128)  # the smallest and the largest block, in rows
+
+
+def refuses(ask) -> str | None:
+    return None
+
+
+def grouped_matmul(x_MD, w_EDF, group_sizes_E):
+    """Returns y_MF."""
+    if jax.default_backend() != "cpu":
+        return lax.ragged_dot(x_MD, w_EDF, group_sizes_E)
+    return _blocked(x_MD, w_EDF, group_sizes_E)
+
+
+@jax.custom_vjp
+def _blocked(x_MD, w_EDF, group_sizes_E):
+    return _rows_times(x_MD, w_EDF, group_sizes_E, transposed=False)
+
+
+def _forward(x_MD, w_EDF, group_sizes_E):
+    return _blocked(x_MD, w_EDF, group_sizes_E), (x_MD, w_EDF, group_sizes_E)
+
+
+def _backward(saved, dy_MF):
+    x_MD, w_EDF, group_sizes_E = saved
+    dx_MD = _rows_times(dy_MF, w_EDF, group_sizes_E, transposed=True)
+    return dx_MD, _outer_sums(x_MD, dy_MF, w_EDF, group_sizes_E), None
+
+
+_blocked.defvjp(_forward, _backward)
+
+
+def _plan(M: int, E: int, group_sizes_E):
+    """Block height b, and for each of at most M // b + E blocks: its first row, its group; and how many
+    there are."""
+    b = BLOCKS[0]
+    while b < BLOCKS[1] and b * E < M:
+        b *= 2
+    count_E = -(-group_sizes_E // b)
+    last_E = jnp.cumsum(count_E)
+    block_X = jnp.arange(M // b + E, dtype=jnp.int32)
+    group_X = jnp.minimum(jnp.searchsorted(last_E, block_X, side="right"), E - 1).astype(jnp.int32)
+    start_E = jnp.cumsum(group_sizes_E) - group_sizes_E
+    row_X = start_E[group_X] + (block_X - (last_E - count_E)[group_X]) * b
+    return b, row_X, group_X, last_E[-1]
+
+
+def _rows_times(x_MD, w_EDF, group_sizes_E, *, transposed: bool):
+    """Each row times its group's matrix, or that matrix transposed."""
+    M, E, F = x_MD.shape[0], w_EDF.shape[0], w_EDF.shape[1 if transposed else 2]
+    b, row_X, group_X, blocks = _plan(M, E, group_sizes_E)
+    x_MD = jnp.pad(x_MD, ((0, b), (0, 0)))
+
+    def one(i, y_MF):
+        x_bD = lax.dynamic_slice_in_dim(x_MD, row_X[i], b)
+        w_DF = lax.dynamic_index_in_dim(w_EDF, group_X[i], keepdims=False)
+        y_bF = lax.dot_general(x_bD, w_DF, (((1,), (1 if transposed else 0,)), ((), ())))
+        return lax.dynamic_update_slice_in_dim(y_MF, y_bF, row_X[i], 0)
+
+    y_MF = lax.fori_loop(0, blocks, one, jnp.zeros((M + b, F), x_MD.dtype))[:M]
+    return jnp.where((jnp.arange(M) < jnp.sum(group_sizes_E))[:, None], y_MF, 0)
+
+
+def _outer_sums(x_MD, dy_MF, w_EDF, group_sizes_E):
+    """dw[e] = sum over the rows of group e of x^T dy, accumulated in float32."""
+    M, E = x_MD.shape[0], w_EDF.shape[0]
+    b, row_X, group_X, blocks = _plan(M, E, group_sizes_E)
+    end_E = jnp.cumsum(group_sizes_E)
+    x_MD, dy_MF = (jnp.pad(z, ((0, b), (0, 0))) for z in (x_MD, dy_MF))
+    wide = accumulator(x_MD.dtype)
+
+    def one(i, dw_EDF):
+        mine_b1 = (row_X[i] + jnp.arange(b) < end_E[group_X[i]])[:, None]
+        x_bD = jnp.where(mine_b1, lax.dynamic_slice_in_dim(x_MD, row_X[i], b), 0)
+        dy_bF = lax.dynamic_slice_in_dim(dy_MF, row_X[i], b)
+        more_DF = lax.dot_general(x_bD, dy_bF, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        return dw_EDF.at[group_X[i]].add(more_DF)
+
+    return lax.fori_loop(0, blocks, one, jnp.zeros(w_EDF.shape, wide)).astype(w_EDF.dtype)

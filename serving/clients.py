@@ -1,0 +1,125 @@
+"""A workload of clients that differ: one floods, one comes in bursts and shares a prefix, one is modest.
+
+Arrivals are tied to progress, not to a clock: a client's next burst comes when so many requests of anyone
+have finished. So the same order of events meets every policy, on a fast machine and on a slow one.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from serving.request import Request, Sampling
+
+
+@dataclass(kw_only=True)
+class Client:
+    """One client's habit.
+
+    Attributes:
+      bursts, size: how many bursts of how many requests.
+      every: finished requests, of anyone, between two of its bursts; the first comes at the start.
+      prompt_tok, output_tok: least and most, in tokens.
+      shared_tok: tokens that all its prompts begin with, part of `prompt_tok`.
+    """
+
+    name: str
+    bursts: int = 1
+    size: int = 1
+    every: int = 1
+    prompt_tok: tuple[int, int] = (32, 64)
+    output_tok: tuple[int, int] = (16, 32)
+    shared_tok: int = 0
+
+    def check(self) -> None:
+        for name in ("prompt_tok", "output_tok"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"client {self.name!r}: {name} runs from {low} to {high}")
+        if self.shared_tok >= self.prompt_tok[0]:
+            low = self.prompt_tok[0]
+            raise ValueError(f"client {self.name!r} shares {self.shared_tok} tokens; prompts start at {low}")
+
+
+@dataclass(kw_only=True)
+class Workload:
+    """Clients, and how their outputs are sampled."""
+
+    clients: list[Client] = field(default_factory=list)
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+    def check(self) -> None:
+        for client in self.clients:
+            client.check()
+        names = [c.name for c in self.clients]
+        if len(set(names)) < len(names):
+            raise ValueError(f"client names {names} are not unique")
+
+    @property
+    def requests(self) -> int:
+        return sum(c.bursts * c.size for c in self.clients)
+
+
+class Arrivals:
+    """Requests that become due as others finish.
+
+    Args:
+      documents: token ids to cut prompts from.
+
+    Raises:
+      ValueError: no document is as long as the longest prompt.
+    """
+
+    def __init__(self, workload: Workload, documents: Sequence[Sequence[int]]):
+        self._left = [
+            (c.every * b, burst)
+            for c in workload.clients
+            for b, burst in enumerate(_bursts(c, workload, documents))
+        ]
+        self._left.sort(key=lambda due: due[0])  # stable: clients in their order, where bursts coincide
+
+    def __len__(self) -> int:
+        """Bursts still to come."""
+        return len(self._left)
+
+    def due(self, finished: int, idle: bool) -> list[Request]:
+        """Requests due after `finished` requests; if the server is `idle`, the next burst in any case."""
+        ready: list[Request] = []
+        while self._left and (self._left[0][0] <= finished or (idle and not ready)):
+            ready += self._left.pop(0)[1]
+        return ready
+
+
+def _bursts(
+    client: Client, workload: Workload, documents: Sequence[Sequence[int]]
+) -> Iterator[list[Request]]:
+    rng = random.Random(f"{workload.seed} {client.name}")
+    stem = _cut(rng, documents, client.shared_tok) if client.shared_tok else []
+    for b in range(client.bursts):
+        burst = []
+        for i in range(client.size):
+            length = rng.randint(*client.prompt_tok)
+            sampling = Sampling(
+                max_tokens=rng.randint(*client.output_tok),
+                temperature=workload.temperature,
+                top_p=workload.top_p,
+                seed=rng.getrandbits(31),
+            )
+            prompt = stem + _cut(rng, documents, length - len(stem))
+            burst.append(
+                Request(client=client.name, id=f"{client.name}-{b}-{i}", prompt_ids=prompt, sampling=sampling)
+            )
+        yield burst
+
+
+def _cut(rng: random.Random, documents: Sequence[Sequence[int]], length: int) -> list[int]:
+    fit = [d for d in documents if len(d) >= length]
+    if not fit:
+        longest = max(map(len, documents), default=0)
+        raise ValueError(
+            f"a prompt needs {length} tokens in a row; the longest held-out document has {longest}"
+        )
+    document = rng.choice(fit)
+    start = rng.randrange(len(document) - length + 1)
+    return list(document[start : start + length])

@@ -1,0 +1,103 @@
+"""What an engine is given before it starts: plain values, so that a wrong one is refused without jax."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from serving.clients import Workload
+
+STOP_IDS = 8  # ids the device compares each token with
+
+type Admission = Literal["reserve", "optimistic"]
+
+
+@dataclass(kw_only=True)
+class Limits:
+    """What one step may do.
+
+    Attributes:
+      chunk_tok: the most prompt tokens one request computes in a step.
+      step_tok: prompt tokens of all requests together in a step.
+      decode_steps: how many decode steps there may be between two looks of the host; a `range` for any.
+      admit_every: decode steps between two attempts to admit while somebody waits and a slot is free.
+      mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
+      admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
+        (what the fairness bounds assume); `optimistic` only those of its prompt.
+    """
+
+    chunk_tok: int = 64
+    step_tok: int = 256
+    decode_steps: Sequence[int] = (8, 4, 1)
+    admit_every: int = 1
+    mixed: bool = True
+    admission: Admission = "reserve"
+
+    def check(self) -> None:
+        if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
+            raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
+        if 1 not in self.decode_steps:
+            raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
+        if self.admit_every < 1:
+            raise ValueError(f"admit_every={self.admit_every} must be at least 1")
+        if self.admission not in ("reserve", "optimistic"):
+            raise ValueError(f"admission={self.admission!r} is neither 'reserve' nor 'optimistic'")
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """How much the engine holds and in what order it serves.
+
+    Attributes:
+      max_slots: requests that run at once.
+      page_size: tokens a page.
+      num_pages: pages of the full-attention pool, the null page included; 0 = enough for every slot.
+      window_pages: the same for sliding layers; 0 = every slot's worst case twice, the second half for
+        cached prefixes.
+      max_request_tok: the longest request, prompt and outputs together.
+      policy, policy_options: see `serving.fair.make`.
+      eos_ids: tokens that end every request, unless its sampling says `ignore_eos`.
+      prefill_rows: requests that one prefill program takes, by program.
+      reuse: keep computed prompts for later requests.
+    """
+
+    max_slots: int = 8
+    page_size: int = 16
+    num_pages: int = 0
+    window_pages: int = 0
+    max_request_tok: int = 256
+    policy: str = "fcfs"
+    policy_options: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    eos_ids: tuple[int, ...] = ()
+    prefill_rows: tuple[int, ...] = (1, 4)
+    reuse: bool = True
+
+    def check(self) -> None:
+        self.limits.check()
+        for name in ("max_slots", "page_size", "max_request_tok"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if len(self.eos_ids) > STOP_IDS:
+            raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
+
+
+@dataclass(kw_only=True)
+class Serve:
+    """An offline run: the same clients under several policies.
+
+    Attributes:
+      policies: name -> options of `serving.fair.make`.
+      completions: outputs kept as text, for the report.
+    """
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    workload: Workload = field(default_factory=Workload)
+    policies: dict[str, dict[str, Any]] = field(default_factory=lambda: {"fcfs": {}})
+    completions: int = 6
+
+    def check(self) -> None:
+        if not self.policies:
+            raise ValueError("serve.policies is empty; name at least one, e.g. {'fcfs': {}}")
+        longest = max((c.prompt_tok[1] + c.output_tok[1] for c in self.workload.clients), default=0)
+        if longest > (most := self.engine.max_request_tok):
+            raise ValueError(f"clients ask for up to {longest} tokens a request; max_request_tok is {most}")

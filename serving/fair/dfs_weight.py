@@ -1,0 +1,71 @@
+"""Depth-first through the prefix tree, the branch where most requests wait first.
+
+Requests that share a prefix run one after the other, while it is cached. No bound on service exists.
+
+Source: SGLang's policy of the same name. A pass orders all waiting requests once (O(requests x depth));
+the order holds until time moves on or somebody arrives.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+
+from serving.fair.base import Base, Tab
+from serving.fair.policy import Match
+from serving.request import Ask
+
+type Path = Callable[[Ask], Sequence[Hashable]]
+"""Nodes of the prefix tree along a waiting request's prompt, from the root on."""
+
+
+class DfsWeight(Base):
+    def __init__(self, *, match: Match | None = None, path: Path | None = None, **options):
+        """`path`, or a `match` that has one (see `Match`)."""
+        super().__init__(**{"cost": "extend"} | options)
+        found = path or getattr(match, "path", None)
+        if found is None:
+            raise ValueError("policy 'dfs_weight' needs path=, or a match= that offers it")
+        self.path: Path = found
+        self._order: list[Ask] = []  # last first
+        self._ordered_s: float | None = None
+
+    def pick(self, now_s: float) -> Ask | None:
+        if now_s != self._ordered_s:
+            self._order, self._ordered_s = self._depth_first()[::-1], now_s
+        while self._order and self.backlog.asks.get(self._order[-1].id) is not self._order[-1]:
+            self._order.pop()
+        return self._order[-1] if self._order else None
+
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
+        return None
+
+    def _depth_first(self) -> list[Ask]:
+        weight: Counter[Hashable] = Counter()
+        ends_at: dict[Hashable, list[Ask]] = {}
+        below: dict[Hashable, dict[Hashable, None]] = {}
+        for ask in sorted(self.backlog.asks.values(), key=lambda ask: ask.seq):
+            path = [None, *self.path(ask)]
+            ends_at.setdefault(path[-1], []).append(ask)
+            weight.update(path)
+            for parent, child in pairwise(path):
+                below.setdefault(parent, {})[child] = None
+        order: list[Ask] = []
+        todo: list[tuple[bool, Hashable]] = [(False, None)]
+        while todo:
+            visited, node = todo.pop()
+            if visited:
+                order += ends_at.get(node, [])
+            else:  # its children first, heaviest first; among equals the one asked for first
+                todo.append((True, node))
+                children = sorted(below.get(node, ()), key=lambda child: -weight[child])
+                todo += [(False, child) for child in reversed(children)]
+        return order
+
+    def _waits(self, tab: Tab) -> None:
+        self._ordered_s = None
+
+    def _leaves(self, tab: Tab, emptied: bool) -> None:
+        pass
+
+    def _rebuild(self) -> None:
+        self._ordered_s = None

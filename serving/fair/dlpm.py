@@ -1,0 +1,165 @@
+"""Deficit longest prefix match: locality orders, fairness gates.
+
+Source: Locality-aware Fair Scheduling in LLM Serving (arXiv 2501.14312), Alg. 1. Waiting requests are
+ordered by prefix match; those of clients whose credit is used up are passed over; when no waiting client
+has credit left, every known client in debt gets `quantum_tok`, again until a waiting one is positive. Only
+computed input and output tokens are billed: a cache hit is free.
+
+Credit is `quantum * refills - service`, and refills are given lazily: `rounds` counts them for all, and a
+client in debt takes those it missed when it is looked at next, up to the one that made it positive. So a
+refill costs O(log n) however many clients and rounds it has.
+
+The bound (ours): credit stays in (-U, Q], U = w_q*M + max(0, w_e - w_q)*L_in, and two clients that both
+wait get the same number of refills; hence |W_f - W_g| <= 2(U + Q) under `reserve` admission.
+"""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from serving.fair.base import Base, Tab
+from serving.fair.cost import Cost
+from serving.fair.least import Least
+from serving.fair.ledger import SCALE, Account, units
+from serving.fair.locality import Changed, Locality
+from serving.fair.policy import Match
+from serving.request import Ask, Client
+
+
+class Dlpm(Base):
+    def __init__(
+        self,
+        *,
+        match: Match,
+        quantum_tok: float | Fraction = 5000,
+        changed: Changed | None = None,
+        aging_tok: int = 0,
+        cost: str | Cost = "extend",
+        **options,
+    ):
+        """
+        Args:
+          match: prompt tokens of a waiting request that the prefix cache holds.
+          quantum_tok: credit a refill gives, in weighted tokens: small is fair, `math.inf` is pure locality.
+          changed: see `locality.Changed`; without it every waiting request is matched at every pick.
+          aging_tok: tokens of match that every admission adds to all who still wait; 0 leaves a client's
+            cold request behind its hot ones for ever.
+        """
+        super().__init__(cost=cost, **options)
+        if not quantum_tok > 0:
+            raise ValueError(f"quantum_tok is {quantum_tok}; a refill must give something, so above 0")
+        self.quantum = None if quantum_tok == math.inf else max(1, units(quantum_tok))
+        self.order = Locality(match, changed, aging_tok)
+        self.rounds = 0
+        self.refills = 0  # times that the gate had to be opened: how hard fairness presses on locality
+        self._rounds_of: dict[Client, tuple[int, int]] = {}  # rounds received, rounds looked at
+        self._debtors = Least(self._round_due)  # waiting clients whose gate is closed
+
+    def pick(self, now_s: float) -> Ask | None:
+        self.order.refresh()
+        while len(self.backlog):
+            ask = self.order.best()
+            if ask is None:
+                self._refill()
+            elif self._positive(ask.client):
+                return ask
+            else:
+                self._gate(ask.client)
+        return None
+
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
+        if self.quantum is None:
+            return None
+        batch = self.cost.batch_bound(
+            memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
+        )
+        return 2 * (batch + self.quantum) / SCALE
+
+    def credit(self, client: Client) -> int:
+        """Ledger units the client may still overdraw from; at or below 0 its gate is closed."""
+        received, _ = self._settle_rounds(self.ledger.accounts[client])
+        return (self.quantum or 0) * received - self.ledger.accounts[client].served
+
+    def _positive(self, client: Client) -> bool:
+        return self.quantum is None or self.credit(client) > 0
+
+    def _settle_rounds(self, account: Account) -> tuple[int, int]:
+        """Gives the refill rounds since the client was last looked at, as far as it was in debt."""
+        received, looked = self._rounds_of.get(account.client, (0, 0))
+        if looked < self.rounds and self.quantum:
+            credit = self.quantum * received - account.served
+            if credit <= 0:
+                received += min(self.rounds - looked, -credit // self.quantum + 1)
+        now = self._rounds_of[account.client] = received, self.rounds
+        return now
+
+    def _round_due(self, client: Client) -> int:
+        """The refill round that makes this client positive."""
+        assert self.quantum
+        return self.rounds + -self.credit(client) // self.quantum + 1
+
+    def _gate(self, client: Client) -> None:
+        """Opens or closes the gate of a waiting client, as its credit says."""
+        if self._positive(client):
+            self._debtors.discard(client)
+            self.order.open(client)
+        else:
+            self.order.close(client)
+            self._debtors.push(client)
+
+    def _refill(self) -> None:
+        """All the rounds until a waiting client is positive, at once."""
+        self.refills += 1
+        client = self._debtors.top()
+        assert client is not None, "something waits and no gate is open, so a gate is closed"
+        self.rounds = self._round_due(client)
+        while (client := self._debtors.top()) is not None and self._positive(client):
+            self._gate(client)
+
+    def _before_change(self, account: Account, amount: int) -> None:
+        if self.quantum:
+            self._settle_rounds(account)
+
+    def _refunded(self, account: Account) -> None:
+        if account.client in self.backlog.waiting_of:
+            self._gate(account.client)
+
+    def _waits(self, tab: Tab) -> None:
+        client = tab.ask.client
+        self.order.add(tab.ask, tab.born, first=tab.billed > 0)
+        if self.backlog.waiting_of[client] == 1:
+            self._gate(client)
+
+    def _leaves(self, tab: Tab, emptied: bool) -> None:
+        self.order.remove(tab.ask, emptied)
+        if emptied:
+            self._debtors.discard(tab.ask.client)
+
+    def _forgettable(self, idle: list[Account]) -> list[Account]:
+        """Those at zero credit, as newcomers are.
+
+        Debt is never forgotten. Credit is (it is worth at most a quantum), beyond `idle_clients` of them.
+        """
+        zero = [a for a in idle if self.credit(a.client) == 0]
+        rich = sorted((a for a in idle if self.credit(a.client) > 0), key=lambda a: a.turn)
+        gone = zero + rich[: max(0, len(rich) - self.idle_clients)]
+        for account in gone:
+            del self._rounds_of[account.client]
+        return gone
+
+    def snapshot(self) -> dict[str, Any]:
+        rounds_of = {client: list(rounds) for client, rounds in self._rounds_of.items()}
+        return super().snapshot() | {"rounds": self.rounds, "refills": self.refills, "rounds_of": rounds_of}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.rounds, self.refills = state["rounds"], state["refills"]
+        self._rounds_of = {client: (got, looked) for client, (got, looked) in state["rounds_of"].items()}
+        super().restore(state)
+
+    def _rebuild(self) -> None:
+        self.order.clear()
+        self._debtors.clear()
+        for tab in self._waiting_tabs():
+            self.order.add(tab.ask, tab.born, first=tab.billed > 0)
+        for client in self.backlog.waiting_of:
+            self._gate(client)

@@ -1,0 +1,103 @@
+"""Deficit round robin for requests of unknown length.
+
+Clients with waiting requests stand in a ring. At its turn a client whose credit is used up is given
+`quantum_tok`; while its credit is positive its requests are admitted; then the ring moves on. Output
+tokens are charged as they come, so credit may fall far below zero and take several turns to mend.
+
+Source: VTC (arXiv 2401.00588), App. C.2; the ancestor of DLPM's refill.
+
+The ring moves by arithmetic: a client k turns from positive credit is entered k rounds ahead, so a decision
+costs O(log n) whatever the debts.
+"""
+
+from fractions import Fraction
+from typing import Any
+
+from serving.fair.base import Base, Tab
+from serving.fair.least import Least
+from serving.fair.ledger import Account, units
+from serving.request import Ask, Client
+
+
+class Drr(Base):
+    def __init__(self, *, quantum_tok: float | Fraction, **options):
+        """`quantum_tok`: credit of a turn, in weighted tokens (the artifact: a twentieth of the pool)."""
+        super().__init__(**options)
+        if not quantum_tok > 0:
+            raise ValueError(f"quantum_tok is {quantum_tok}; a turn must give something, so above 0")
+        self.quantum = max(1, units(quantum_tok))
+        self.round = self.places = 0
+        self._place_of: dict[Client, int] = {}  # in the ring, of clients with waiting requests
+        self._turns_of: dict[Client, int] = {}  # quanta received
+        self._last_round_of: dict[Client, int] = {}  # the round of its last turn
+        self._ring: Least[Client] = Least(lambda client: (self._round_due(client), self._place_of[client]))
+
+    def pick(self, now_s: float) -> Ask | None:
+        client = self._ring.top()
+        if client is None:
+            return None
+        due = self._round_due(client)
+        self._turns_of[client] = self._turns_of.get(client, 0) + self._turns_needed(client)
+        self.round = self._last_round_of[client] = due
+        return self.backlog.head(client)
+
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
+        return None
+
+    def credit(self, client: Client) -> int:
+        return self.quantum * self._turns_of.get(client, 0) - self.ledger.accounts[client].served
+
+    def _turns_needed(self, client: Client) -> int:
+        credit = self.credit(client)
+        return 0 if credit > 0 else -credit // self.quantum + 1
+
+    def _round_due(self, client: Client) -> int:
+        """The round in which the client's credit is positive after its turn."""
+        return max(self.round, self._last_round_of[client] + self._turns_needed(client))
+
+    def _joins(self, account: Account) -> None:
+        """Behind all others, its turn of this round still to come."""
+        self._place_of[account.client] = self.places
+        self._last_round_of[account.client] = self.round - 1
+        self.places += 1
+
+    def _waits(self, tab: Tab) -> None:
+        client = tab.ask.client
+        if client not in self._place_of:  # an admission taken back
+            self._joins(tab.account)
+        self._ring.push(client)
+
+    def _leaves(self, tab: Tab, emptied: bool) -> None:
+        if emptied:
+            client = tab.ask.client
+            self._ring.discard(client)
+            del self._place_of[client], self._last_round_of[client]
+
+    def _refunded(self, account: Account) -> None:
+        if account.client in self._ring:
+            self._ring.push(account.client)
+
+    def _forgettable(self, idle: list[Account]) -> list[Account]:
+        """Those at zero credit, as newcomers are."""
+        gone = [account for account in idle if self.credit(account.client) == 0]
+        for account in gone:
+            self._turns_of.pop(account.client, None)
+        return gone
+
+    def snapshot(self) -> dict[str, Any]:
+        return super().snapshot() | {
+            "round": self.round,
+            "places": self.places,
+            "place_of": dict(self._place_of),
+            "turns_of": dict(self._turns_of),
+            "last_round_of": dict(self._last_round_of),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.round, self.places = state["round"], state["places"]
+        self._place_of, self._turns_of = dict(state["place_of"]), dict(state["turns_of"])
+        self._last_round_of = dict(state["last_round_of"])
+        super().restore(state)
+
+    def _rebuild(self) -> None:
+        self._ring.clear(self.backlog.waiting_of)

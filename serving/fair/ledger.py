@@ -1,0 +1,117 @@
+"""Exact accounts: what each client was charged, in integers.
+
+Amounts are integers of 1/SCALE weighted token, so sums neither round nor overflow (float32 loses single
+tokens at 1.7e7, int32 wraps at 2.1e9). A client of weight phi has virtual counter `raw / phi`; the counter is
+always derived from the integer sum `raw`, so its rounding (below 1/SCALE) never accumulates.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from serving.request import Client
+
+SCALE = 1 << 20
+
+
+def units(weighted_tok: float | Fraction) -> int:
+    """Ledger units of an amount in weighted tokens, rounded to the nearest."""
+    return round(Fraction(weighted_tok) * SCALE)
+
+
+def tokens(amount: int) -> float:
+    """Weighted tokens of an amount in ledger units."""
+    return amount / SCALE
+
+
+class Account:
+    """One client's sums. `raw = lifts + charges - refunds` at all times (all in ledger units).
+
+    Attributes:
+      lifts: credit forgone by coming back from idle; nobody was served for it.
+      charges, refunds: work billed, and predicted work given back.
+      turn: number of the admission that last served this client; -1 for never, or for newly returned.
+    """
+
+    __slots__ = ("charges", "client", "den", "lifts", "num", "raw", "refunds", "turn")
+
+    def __init__(self, client: Client, weight: Fraction = Fraction(1)):
+        if weight <= 0:
+            raise ValueError(f"client {client!r} has weight {weight}; a weight must be above 0")
+        self.client = client
+        self.num, self.den = weight.numerator, weight.denominator
+        self.lifts = self.charges = self.refunds = self.raw = 0
+        self.turn = -1
+
+    @property
+    def weight(self) -> Fraction:
+        return Fraction(self.num, self.den)
+
+    @property
+    def counter(self) -> int:
+        """Service per unit of weight, in ledger units (rounded down)."""
+        return self.raw if self.num == self.den else self.raw * self.den // self.num
+
+    @property
+    def served(self) -> int:
+        return self.charges - self.refunds
+
+    def charge(self, amount: int) -> None:
+        self.charges += amount
+        self.raw += amount
+
+    def refund(self, amount: int) -> None:
+        self.refunds += amount
+        self.raw -= amount
+
+    def lift_to(self, counter: int) -> None:
+        """Raises the counter to at least `counter`; never lowers it."""
+        short = -(-counter * self.num // self.den) - self.raw
+        if short > 0:
+            self.lifts += short
+            self.raw += short
+
+
+class Ledger:
+    """All accounts by client, and the sums of those that were dropped."""
+
+    def __init__(self, weights: dict[Client, Fraction] | None = None):
+        self.weights = dict(weights or {})
+        self.accounts: dict[Client, Account] = {}
+        self.dropped_served = 0
+
+    def open(self, client: Client) -> Account:
+        """The client's account; a new one starts at zero."""
+        account = self.accounts.get(client)
+        if account is None:
+            account = Account(client, self.weights.get(client, Fraction(1)))
+            self.accounts[client] = account
+        return account
+
+    def drop(self, client: Client) -> None:
+        self.dropped_served += self.accounts.pop(client).served
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self.accounts.values())
+
+    def __len__(self) -> int:
+        return len(self.accounts)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "dropped_served": self.dropped_served,
+            "weights": {c: str(w) for c, w in self.weights.items()},
+            "accounts": [
+                [a.client, str(a.weight), a.lifts, a.charges, a.refunds, a.turn]
+                for a in self.accounts.values()
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.dropped_served = state["dropped_served"]
+        self.weights = {c: Fraction(w) for c, w in state["weights"].items()}
+        self.accounts = {}
+        for client, weight, lifts, charges, refunds, turn in state["accounts"]:
+            account = self.accounts[client] = Account(client, Fraction(weight))
+            account.lifts, account.charges, account.refunds, account.turn = lifts, charges, refunds, turn
+            account.raw = lifts + charges - refunds

@@ -1,0 +1,34 @@
+"""Round robin: one request of each client in turn, whatever it costs. Fair in requests, not in service."""
+
+from serving.fair.base import Base, Tab
+from serving.fair.least import Least
+from serving.fair.ledger import Account
+from serving.request import Ask, Client
+
+
+class RoundRobin(Base):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._ring: Least[Client] = Least(lambda client: self.ledger.accounts[client].turn)
+
+    def pick(self, now_s: float) -> Ask | None:
+        client = self._ring.top()
+        return None if client is None else self.backlog.head(client)
+
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
+        return None
+
+    def _joins(self, account: Account) -> None:
+        """At the end of the ring, behind whoever was served last."""
+        account.turn = self.turn
+        self.turn += 1
+
+    def _waits(self, tab: Tab) -> None:
+        self._ring.push(tab.ask.client)
+
+    def _leaves(self, tab: Tab, emptied: bool) -> None:
+        if emptied:
+            self._ring.discard(tab.ask.client)
+
+    def _rebuild(self) -> None:
+        self._ring.clear(self.backlog.waiting_of)

@@ -1,0 +1,118 @@
+"""Memory as a count of tokens: what the fairness experiments of the papers assume, and fast.
+
+Stands where `PagedMemory` does (see `serving.scheduler.Memory`); no pages, no prefix cache. Three rules
+decide whether a request may start:
+
+    reserve     prompts and longest possible outputs of all running requests fit
+    peak        the largest footprint the running requests can reach together fits (as requests that finish
+                make room for those that grow); nobody is ever preempted, and yet VTC's 2U does not hold
+    optimistic  the prompt fits now; growth that finds no room preempts somebody
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from serving.request import RequestId
+from serving.tokens import Tokens
+
+type Admission = Literal["reserve", "peak", "optimistic"]
+ADMISSIONS: tuple[Admission, ...] = ("reserve", "peak", "optimistic")
+
+
+@dataclass(eq=False, slots=True)
+class Share:
+    """Tokens one running request holds, and the most it ever may."""
+
+    held_tok: int
+    final_tok: int
+    slot: int = 0
+
+
+class TokenMemory:
+    def __init__(self, capacity_tok: int, *, admission: Admission = "reserve", max_slots: int = 1000):
+        if capacity_tok < 1 or max_slots < 1:
+            raise ValueError(
+                f"memory of {capacity_tok} tokens for {max_slots} requests; both must be at least 1"
+            )
+        if admission not in ADMISSIONS:
+            raise ValueError(f"unknown admission {admission!r}; known: {', '.join(ADMISSIONS)}")
+        self.capacity_tok, self.admission, self.max_slots = capacity_tok, admission, max_slots
+        self.shares: dict[int, Share] = {}
+        self.held_tok = self.final_tok = 0
+
+    @property
+    def slots_free(self) -> int:
+        return self.max_slots - len(self.shares)
+
+    def never_fits(self, final_tok: int) -> str | None:
+        if final_tok <= self.capacity_tok:
+            return None
+        return f"needs {final_tok} tokens of memory, of which there are {self.capacity_tok}"
+
+    def admit(
+        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[Share, int] | None:
+        share = Share(len(tokens), final_tok)
+        if not self.slots_free or not self._fits(share):
+            return None
+        self.shares[id(share)] = share
+        self.held_tok += share.held_tok
+        self.final_tok += final_tok
+        return share, 0
+
+    def _fits(self, new: Share) -> bool:
+        if self.admission == "reserve":
+            return self.final_tok + new.final_tok <= self.capacity_tok
+        if self.held_tok + new.held_tok > self.capacity_tok:
+            return False
+        return self.admission == "optimistic" or self._peak(new) <= self.capacity_tok
+
+    def _peak(self, new: Share) -> int:
+        """The most held at once if everybody decodes to the end in step: when the k-th last finishes,
+        the k longest-running have each grown by what is left of it."""
+        left = sorted(
+            ((s.final_tok - s.held_tok, s.held_tok) for s in (*self.shares.values(), new)), reverse=True
+        )
+        peak = held = 0
+        for count, (more, now) in enumerate(left, 1):
+            held += now
+            peak = max(peak, held + count * more)
+        return peak
+
+    def grow(self, holding: Share, computed_tok: int, upto_tok: int) -> bool:
+        more = upto_tok - holding.held_tok
+        if more > 0:
+            if self.held_tok + more > self.capacity_tok:
+                return False
+            holding.held_tok = upto_tok
+            self.held_tok += more
+        return True
+
+    def computed(self, holding: Share, tokens: Tokens, computed_tok: int, *, share: bool) -> None:
+        pass
+
+    def release(self, holding: Share) -> None:
+        del self.shares[id(holding)]
+        self.held_tok -= holding.held_tok
+        self.final_tok -= holding.final_tok
+
+    # No prefix cache: nothing ever matches.
+
+    def match(self, tokens: Tokens, salt: Hashable) -> int:
+        return 0
+
+    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int:
+        return 0
+
+    def unwatch(self, id: RequestId) -> None:
+        pass
+
+    def touched(self) -> list[RequestId] | None:
+        return []
+
+    def clear_cache(self) -> None:
+        pass
+
+    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]:
+        return ()

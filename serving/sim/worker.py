@@ -1,0 +1,132 @@
+"""One server in virtual time: the engine's scheduler, and a cost model where the engine has a device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import inf
+from typing import Any
+
+from serving.config import Limits
+from serving.fair.policy import Policy
+from serving.request import Ask, RequestId
+from serving.scheduler import Entry, Memory, Plan, Produced, Scheduler
+from serving.sim.cost import StepCost
+from serving.sim.workload import Job
+
+
+@dataclass(slots=True)
+class Step:
+    """A step under way: what runs, since when, until when, and how many decode steps of it count."""
+
+    plan: Plan
+    start_s: float
+    end_s: float
+    steps: int
+    context_tok: int
+
+
+class Worker:
+    """Start a step, learn when it ends, end it. Somebody else keeps the time."""
+
+    def __init__(
+        self,
+        policy: Policy | Callable[..., Policy],
+        memory: Memory,
+        limits: Limits,
+        cost: StepCost,
+        log: Callable[[dict[str, Any]], None] = lambda event: None,
+    ):
+        self.scheduler = Scheduler(policy, memory, limits, log)
+        self.cost = cost
+        self.step: Step | None = None
+        self.busy_s = 0.0
+        self.jobs: dict[RequestId, Job] = {}
+
+    def submit(self, job: Job, ask: Ask, now_s: float) -> bool:
+        """Queues a job; False if the policy refuses it. Cuts a long decode short, so that it may be admitted.
+
+        Raises:
+          ValueError: it could not run even alone.
+        """
+        alone = not self.scheduler.waiting
+        self.jobs[ask.id] = job
+        if not self.scheduler.submit(Entry(ask, job.tokens, job.salt, now_s), now_s):
+            del self.jobs[ask.id]
+            return False
+        if alone and self.step is not None:
+            self._cut(self.step, now_s)
+        return True
+
+    @property
+    def ends_s(self) -> float:
+        """When the step under way ends; infinity if none is."""
+        return inf if self.step is None else self.step.end_s
+
+    def cancel(self, id: RequestId, now_s: float) -> int:
+        """Ends a live request; what a step under way did of it is lost, as in the engine. Returns its
+        outputs."""
+        live = self.scheduler.running.get(id) or self.scheduler.waiting[id]
+        self.scheduler.cancel(id, now_s)
+        del self.jobs[id]
+        return live.output_tok
+
+    def fail(self, now_s: float) -> list[Job]:
+        """Loses the step under way, everything cached, and all requests; returns these."""
+        lost, self.step = list(self.jobs.values()), None
+        for job in lost:
+            self.cancel(job.id, now_s)
+        self.scheduler.memory.clear_cache()
+        return lost
+
+    def begin(self, now_s: float) -> float | None:
+        """Starts the next step; returns when it ends, or None if there is nothing to do."""
+        plan = self.scheduler.plan(now_s)
+        if plan is None:
+            return None
+        context = sum(entry.total_tok for entry in plan.decode)
+        # The device would stop where the first request ends; a plan only knows how long it may go on.
+        steps = min((self.jobs[e.ask.id].output_tok - e.output_tok for e in plan.decode), default=1)
+        steps = min(steps, plan.steps)
+        cost_s = self.cost.prefill(plan) + self.cost.decode(len(plan.decode), context, steps)
+        self.step = Step(plan, now_s, now_s + cost_s, steps, context)
+        return self.step.end_s
+
+    def end(self) -> list[Job]:
+        """Books the step that is under way; returns the jobs that it finished."""
+        step = self.step
+        assert step is not None
+        self.step = None
+        self.busy_s += step.end_s - step.start_s
+        produced: dict[RequestId, Produced] = {}
+        for chunk in step.plan.chunks:
+            if chunk.samples:
+                produced[chunk.entry.ask.id] = self._produced(chunk.entry, 1)
+        for entry in step.plan.decode:
+            produced[entry.ask.id] = self._produced(entry, step.steps)
+        return [self.jobs.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
+
+    def _produced(self, entry: Entry, steps: int) -> Produced:
+        """Tokens of one row: it stops by itself where its job says, possibly before its allowance."""
+        job = self.jobs.get(entry.ask.id)
+        if job is None:  # cancelled while the step ran
+            return _NOTHING
+        left = job.output_tok - entry.output_tok
+        return _of(steps) if left > steps else Produced(left, (), "stop")
+
+    def _cut(self, step: Step, now_s: float) -> None:
+        if step.steps > 1:
+            before = step.end_s - step.start_s
+            fixed = self.cost.prefill(step.plan)
+            rows = len(step.plan.decode)
+            passed_s = now_s - step.start_s - fixed
+            step.steps = self.cost.steps_within(rows, step.context_tok, passed_s, step.steps)
+            step.end_s = step.start_s + fixed + self.cost.decode(rows, step.context_tok, step.steps)
+            assert step.end_s <= step.start_s + before + 1e-9
+
+
+_NOTHING = Produced(0)
+
+
+@cache
+def _of(steps: int) -> Produced:
+    return Produced(steps)

@@ -1,0 +1,111 @@
+"""A run stopped at any point and started again ends as if nothing had happened: real processes, killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from train import progress
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMING = {"seconds", "tokens_per_s"}
+
+
+def command(workdir, *more):
+    return [
+        sys.executable,
+        "-m",
+        "train.main",
+        "--config=tests/train/tiny.py",
+        f"--workdir={workdir}",
+        *more,
+    ]
+
+
+def start(workdir, *more):
+    return subprocess.Popen(
+        command(workdir, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(workdir, *more):
+    done = subprocess.run(
+        command(workdir, *more), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def stop(workdir, at_step, number):
+    """Starts the run, sends it a signal once metrics.csv shows `at_step`, returns the ended process."""
+    process = start(workdir)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        rows = progress.read(workdir / "metrics.csv")
+        if rows and int(rows[-1]["step"]) >= at_step:
+            break
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.out, process.err = process.communicate(timeout=60)
+    return process
+
+
+def trace(workdir):
+    """metrics.csv without the columns that depend on the clock."""
+    return [
+        {k: v for k, v in row.items() if k not in TIMING} for row in progress.read(workdir / "metrics.csv")
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+    workdir = tmp_path_factory.mktemp("unbroken")
+    finish(workdir)
+    return workdir
+
+
+def test_five_kills_at_random_steps_change_no_bit(unbroken, tmp_path):
+    steps = sorted(random.Random(7).sample(range(1, 290), 5))
+    for at_step in steps:
+        assert stop(tmp_path, at_step, signal.SIGKILL).returncode == -signal.SIGKILL
+        assert not (tmp_path / "summary.json").exists()
+    assert "going on from the checkpoint of step" in finish(tmp_path)
+    assert trace(tmp_path) == trace(unbroken)
+    assert len(trace(tmp_path)) == 300
+    one, other = (load_file(w / "model" / "model.safetensors") for w in (tmp_path, unbroken))
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name].view(np.int32), other[name].view(np.int32), err_msg=name)
+
+
+def test_ctrl_c_saves_the_step_it_finished_and_loses_nothing(unbroken, tmp_path):
+    process = stop(tmp_path, 33, signal.SIGINT)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in process.err
+    assert "Traceback" not in process.err
+    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == int(trace(tmp_path)[-1]["step"])
+    assert f"going on from the checkpoint of step {saved}" in finish(tmp_path)
+    assert trace(tmp_path) == trace(unbroken)
+
+
+def test_a_finished_run_is_not_trained_again(unbroken):
+    before = (unbroken / "metrics.csv").read_bytes()
+    assert "is trained already" in finish(unbroken)
+    assert (unbroken / "metrics.csv").read_bytes() == before
+
+
+def test_an_older_checkpoint_is_used_when_named_and_gives_the_same_end(unbroken, tmp_path):
+    finish(tmp_path)
+    older = min(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert older < 300
+    finish(tmp_path, f"--step={older}")
+    assert trace(tmp_path) == trace(unbroken)

@@ -1,0 +1,34 @@
+"""A run of seconds, for tests: two layers, 300 tokens, a sample of the standard library.
+
+Used as a user would: `python -m train.main --config=tests/train/tiny.py --workdir=...`.
+"""
+
+from mixattn import ModelConfig
+from train.data import Data
+from train.loop import Experiment, Saving, Stage, Train
+from train.optimizer import Optimizer
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        data=Data(limit_bytes=400_000),
+        model=ModelConfig(
+            n_layers=2,
+            d_model=32,
+            n_heads=2,
+            n_kv_heads=1,
+            head_dim=16,
+            d_ff=64,
+            vocab_size=300,
+            kv_wiring="0s_1",
+            window=8,
+            tied=True,
+        ),
+        train=Train(
+            stages=[Stage(name="tiny", steps=300, batch_size=2, seq_len=32)],
+            optimizer=Optimizer(rule="adamw", rate=0.01, warmup=10),
+            evaluate_every=50,
+            evaluate_windows=8,
+        ),
+        checkpoints=Saving(every=20),
+    )

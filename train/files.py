@@ -1,0 +1,42 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; it becomes `path` if the block ends well, else it is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parses `path`.
+
+    Raises:
+      ValueError: it is not JSON (someone wrote to it; we never leave one half-written).
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as why:
+        raise ValueError(
+            f"{path} is not valid JSON ({why}); remove it or its folder and start again"
+        ) from why

@@ -1,0 +1,85 @@
+"""One mesh, four named axes, and a table that says how each kind of parameter is laid over it.
+
+`data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads and feed-forward
+width; `expert` splits experts. The compiler inserts the communication (all axes are of type Auto).
+"""
+
+import re
+from dataclasses import astuple, dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor", "expert")
+
+# First match wins; axes that do not divide a dimension are dropped. Matrices are [in, out]; experts' weights
+# have the expert first.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"ffn\.(gate|up)$|ffn\.(gate|up)\.", P("fsdp", "tensor")),
+    (r"ffn\.down", P("tensor", "fsdp")),
+    (r"attention\.(q|k|v)\b", P("fsdp", "tensor")),
+    (r"attention\.o\b", P("tensor", "fsdp")),
+    (r"embed", P("tensor", "fsdp")),
+    (r"lm_head", P("fsdp", "tensor")),
+)
+
+
+@dataclass
+class MeshShape:
+    """Devices along each axis; `data=0` takes whatever is left."""
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+    expert: int = 1
+
+    def check(self) -> None:
+        if min(astuple(self)) < 0 or min(self.fsdp, self.tensor, self.expert) < 1:
+            raise ValueError(f"mesh {self} has an axis without devices")
+
+
+def make(shape: MeshShape) -> Mesh:
+    """A mesh over every device there is.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices, fixed = jax.device_count(), shape.fsdp * shape.tensor * shape.expert
+    data = shape.data or max(1, devices // fixed)
+    if data * fixed != devices:
+        raise ValueError(
+            f"mesh {data} x {shape.fsdp} x {shape.tensor} x {shape.expert} does not fit {devices} devices"
+        )
+    sizes = (data, shape.fsdp, shape.tensor, shape.expert)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where the parameter (or an optimizer's moment) at `path` lives."""
+    rule = next((spec for pattern, spec in RULES if re.search(pattern, path)), P())
+    names = list(rule)[: len(shape)]
+    if len(shape) == 3 and "ffn" in path:
+        names = ["expert", *names]
+    fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape)]
+    return NamedSharding(mesh, P(*fits))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over data and fsdp; every tensor and expert rank sees its group's rows."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def join(coordinator: str, processes: int, process: int) -> None:
+    """Joins the other processes of a run, before anything else touches a device.
+
+    Raises:
+      ValueError: several processes and no coordinator, or a number out of range.
+    """
+    if processes == 1:
+        return
+    if not coordinator:
+        raise ValueError(f"--processes={processes} needs --coordinator=HOST:PORT")
+    if not 0 <= process < processes:
+        raise ValueError(f"--process={process} of --processes={processes}: numbers start at 0")
+    jax.distributed.initialize(coordinator, processes, process)

@@ -1,0 +1,127 @@
+"""What a run shows while it runs: one live line on a terminal, a row of metrics.csv for every step.
+
+A row is written whole. When a run goes on from step n, rows after n are dropped first: they will come again.
+"""
+
+import csv
+import io
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from train import files
+
+_PLAIN_EVERY_S = 10.0  # seconds between lines where there is no terminal
+
+
+@dataclass
+class Row:
+    """One step. Losses in nats a token, `rate` of the rule's matrices, `seconds` since training began."""
+
+    step: int
+    stage: str
+    loss: float
+    grad_norm: float
+    rate: float
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    load_balance: float = 0.0
+    expert_load_max: float = 0.0
+    validation: float | None = None
+
+
+_COLUMNS = [field.name for field in fields(Row)]
+
+
+class Metrics:
+    """metrics.csv of a run, open for appending.
+
+    Args:
+      path: is made, or cut back to the rows up to `step`.
+    """
+
+    def __init__(self, path: Path, step: int):
+        kept = [row for row in read(path) if int(row["step"]) <= step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        files.write_text(path, text.getvalue())
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, _COLUMNS, lineterminator="\n")
+
+    def write(self, row: Row) -> None:
+        values = {k: repr(v) if isinstance(v, float) else v for k, v in asdict(row).items() if v is not None}
+        self._writer.writerow(values)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv; a last row that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    return [row for row in rows if None not in row.values() and row["step"].isdigit()]
+
+
+class Line:
+    """The live line. Without a terminal the same words are printed every ten seconds.
+
+    Args:
+      total: steps of the whole run.
+      quiet: print nothing (processes other than the first).
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False, console: Console | None = None):
+        self.total, self.quiet = total, quiet
+        self.console = console or Console(file=sys.stdout, highlight=False)
+        self._said_s = -_PLAIN_EVERY_S
+        self._live: Live | None = None
+        if self.console.is_terminal and not quiet:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def show(self, row: Row, validation: str, left_s: float) -> None:
+        if self.quiet:
+            return
+        words = (
+            f"step {row.step}/{self.total}  loss {row.loss:.3f}  {validation}"
+            f"{row.tokens_per_s:,.0f} tokens/s  rate {row.rate:.2g}  {clock(left_s)} left"
+        )
+        if self._live:
+            self._live.update(Text(words, no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() - self._said_s >= _PLAIN_EVERY_S or row.step == self.total:
+            self._said_s = time.monotonic()
+            self.console.print(words, soft_wrap=True)
+
+    def say(self, words: str) -> None:
+        """Prints above the live line."""
+        if not self.quiet:
+            self.console.print(words, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+
+
+def clock(seconds: float) -> str:
+    """61 -> "1:01"."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,248 @@
+"""Token arrays on disk, memory-mapped when read.
+
+A folder of tokens is: `tokenizer.json` (byte-level BPE; id 0 separates documents), for the parts train and
+validation a `PART.bin` (little-endian token ids, a separator before every document) and, where some tokens
+are not to be learnt, `PART.learn.bin` (one byte a token); `heldout.jsonl` (one {"path", "ids"} a document);
+and `manifest.json`, written last: a folder without it is not taken for whole.
+
+Tokenizing is resumable: documents are grouped into shards, a finished shard is kept.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from train import corpus, files
+
+SEPARATOR = "<|file|>"
+SEPARATOR_ID = 0
+_SHARD_CHARS = 4 << 20
+_TOKENIZER_CHARS = 64 << 20  # text that the vocabulary is learnt from
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An opened folder. `learn` is None where every token is learnt."""
+
+    folder: Path
+    train: np.ndarray
+    validation: np.ndarray
+    train_learn: np.ndarray | None
+    validation_learn: np.ndarray | None
+    manifest: dict
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of validation text a token stands for; turns nats a token into bits a byte."""
+        counts = self.manifest["parts"]["validation"]
+        return counts["bytes"] / counts["tokens"]
+
+
+def is_whole(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
+def open_folder(folder: Path) -> Tokens:
+    """Maps a folder that `write` left.
+
+    Raises:
+      ValueError: it is not whole, or a file is not as long as the manifest says.
+    """
+    if not is_whole(folder):
+        raise ValueError(
+            f"{folder} has no manifest.json: it is no folder of tokens, or its writing was cut short"
+        )
+    manifest = files.read_json(folder / "manifest.json")
+    mapped: dict[str, np.ndarray | None] = {}
+    for part in ("train", "validation"):
+        length = manifest["parts"][part]["tokens"]
+        mapped[part] = _map(folder / f"{part}.bin", np.dtype(manifest["dtype"]), length)
+        mapped[f"{part}_learn"] = (
+            _map(folder / f"{part}.learn.bin", np.dtype("uint8"), length) if manifest["learn"] else None
+        )
+    return Tokens(folder=folder, manifest=manifest, **mapped)  # type: ignore[arg-type]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` entries, id 0 being the separator."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[SEPARATOR],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return tokenizer
+
+
+def write(
+    path: str,
+    folder: Path,
+    *,
+    vocab_size: int,
+    limit_bytes: int = 0,
+    tokenizer: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Tokens:
+    """Tokenizes the corpus at `path` into `folder`, going on where an earlier call was cut short.
+
+    Args:
+      path, limit_bytes: see `corpus.documents`.
+      folder: is made; may hold shards of an earlier call for the same corpus.
+      vocab_size: of the tokenizer to train.
+      tokenizer: a tokenizer.json to use instead.
+      report: is told in words what is being done.
+
+    Raises:
+      ValueError: the corpus is missing, has no text, or is too small to fill every part of the split.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer.json").exists():
+        trained = Tokenizer.from_file(str(tokenizer)) if tokenizer else None
+        if trained is None:
+            report(f"training a tokenizer of {vocab_size} entries")
+            trained = train_tokenizer(_sample(corpus.documents(path, limit_bytes)), vocab_size)
+        with files.whole(folder / "tokenizer.json") as temporary:
+            trained.save(str(temporary))
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    shards = []
+    for documents in _grouped(corpus.documents(path, limit_bytes)):
+        shards.append(_shard(folder / "shards", documents, encoder))
+        report(f"tokenized {len(shards)} shard{'s' * (len(shards) > 1)}")
+    return _join(folder, shards, encoder)
+
+
+def _sample(documents: Iterable[corpus.Document]) -> Iterator[str]:
+    taken = 0
+    for document in documents:
+        if taken >= _TOKENIZER_CHARS:
+            return
+        if corpus.part(document.name) == "train":
+            taken += len(document.text)
+            yield document.text
+
+
+def _grouped(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Document]]:
+    group: list[corpus.Document] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if size >= _SHARD_CHARS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -> Path:
+    """Encodes one group into an .npz named by its content, unless it is there already."""
+    folder.mkdir(exist_ok=True)
+    content = hashlib.sha256(encoder.to_str().encode())
+    for document in documents:
+        content.update(f"{document.name}\0{document.text}\0".encode())
+    path = folder / f"{content.hexdigest()[:32]}.npz"
+    if path.exists():
+        return path
+    texts = [text for document in documents for text, _ in document.pieces]
+    encoded = iter(encoder.encode_batch_fast(texts, add_special_tokens=False))
+    arrays: dict[str, list[np.ndarray]] = {f"{p}{kind}": [] for p in corpus.PARTS for kind in ("", "_learn")}
+    names, sizes = [], dict.fromkeys(corpus.PARTS, (0, 0))
+    for document in documents:
+        part = corpus.part(document.name)
+        ids, learn = (
+            [np.array([SEPARATOR_ID], np.int32)],
+            [np.array([all(learnt for _, learnt in document.pieces)])],
+        )
+        for _, learnt in document.pieces:
+            ids.append(np.asarray(next(encoded).ids, dtype=np.int32))
+            learn.append(np.full(len(ids[-1]), learnt))
+        arrays[part].append(np.concatenate(ids))
+        arrays[f"{part}_learn"].append(np.concatenate(learn))
+        sizes[part] = (sizes[part][0] + 1, sizes[part][1] + len(document.text.encode()))
+        if part == "heldout":
+            names.append((document.name, len(arrays[part][-1])))
+    with files.whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            **{name: np.concatenate([np.zeros(0, np.bool_), *a]) for name, a in arrays.items()},  # type: ignore[arg-type]
+            heldout_names=np.array(json.dumps(names)),
+            sizes=np.array(json.dumps(sizes)),
+        )
+    return path
+
+
+def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> Tokens:
+    """Concatenates the shards into the final files, the manifest last, and removes them."""
+    dtype = np.dtype("<u2" if encoder.get_vocab_size() <= 1 << 16 else "<u4")
+    parts = {part: {"documents": 0, "bytes": 0, "tokens": 0} for part in corpus.PARTS}
+    learns_all = True
+    outputs = {f"{p}{k}": folder / f"{p}{k}" for p in ("train", "validation") for k in (".bin", ".learn.bin")}
+    for path in outputs.values():
+        path.unlink(missing_ok=True)
+    with files.whole(folder / "heldout.jsonl") as temporary, temporary.open("w") as heldout:
+        for shard in shards:
+            with np.load(shard) as arrays:
+                for part, (documents, size) in json.loads(str(arrays["sizes"])).items():
+                    parts[part]["documents"] += documents
+                    parts[part]["bytes"] += size
+                    parts[part]["tokens"] += len(arrays[part])
+                for part in ("train", "validation"):
+                    learns_all &= bool(arrays[f"{part}_learn"].all())
+                    with outputs[f"{part}.bin"].open("ab") as file:
+                        arrays[part].astype(dtype).tofile(file)
+                    with outputs[f"{part}.learn.bin"].open("ab") as file:
+                        arrays[f"{part}_learn"].astype(np.uint8).tofile(file)
+                start = 0
+                for name, length in json.loads(str(arrays["heldout_names"])):
+                    ids = arrays["heldout"][
+                        start + 1 : start + length
+                    ].tolist()  # the separator is the server's to add
+                    heldout.write(json.dumps({"path": name, "ids": ids}) + "\n")
+                    start += length
+    _refuse_empty(parts)
+    if learns_all:
+        for part in ("train", "validation"):
+            outputs[f"{part}.learn.bin"].unlink()
+    manifest = {
+        "dtype": dtype.str,
+        "vocab_size": encoder.get_vocab_size(),
+        "learn": not learns_all,
+        "parts": parts,
+    }
+    files.write_json(folder / "manifest.json", manifest)
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+    return open_folder(folder)
+
+
+def _refuse_empty(parts: Mapping[corpus.Part, dict[str, int]]) -> None:
+    total = sum(counts["documents"] for counts in parts.values())
+    if not total:
+        raise ValueError("the corpus holds no text: every file is empty or not UTF-8")
+    for part, counts in parts.items():
+        if not counts["documents"]:
+            raise ValueError(
+                f"the corpus has {total} documents and none of them falls into the {part} part; add more"
+            )
+
+
+def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    size = path.stat().st_size if path.exists() else 0
+    if size != length * dtype.itemsize:
+        raise ValueError(f"{path} has {size} bytes, its manifest says {length * dtype.itemsize}")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))

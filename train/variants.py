@@ -1,0 +1,179 @@
+"""The paper's finding in miniature: which wirings recall what lies beyond their windows.
+
+    python -m train.variants --config=configs/recall.py --workdir=runs/recall
+
+trains every variant from every seed on the same stream of rows, one after the other, and writes
+results/recall.csv (accuracy by distance of every run) and results/recall.svg (far accuracy against KV bytes).
+A finished run is kept in the workdir: stopped and started again it goes on with the next.
+
+Source: MixAttention (arXiv 2409.15012), section 4; the task and the sizes are ours.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+from flax import nnx
+
+from mixattn import ModelConfig, Transformer, cli, kv_bytes
+from mixattn.layers import Linear
+from train import files, heap, mesh, objective, recall, run
+from train.optimizer import Optimizer, count
+from train.step import Compute, Steps
+
+_RECENT = 50  # steps over which training accuracy is averaged before a run may stop early
+
+
+@dataclass
+class Comparison:
+    """Variants of one model on one task.
+
+    Attributes:
+      variants: names of wirings (`mixattn.PATTERNS`), or "ma+previous": `ma` whose first layer's keys also
+        see the token before.
+      model: everything but the wiring.
+      stop_at: a run ends early once the mean training accuracy of 50 steps exceeds this.
+      buckets: first distances of the columns of the result; the first column starts at 1.
+    """
+
+    variants: list[str] = field(default_factory=lambda: ["standard", "ma", "ma_offset"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    task: recall.Task = field(default_factory=recall.Task)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    steps: int = 900
+    batch_size: int = 64
+    stop_at: float = 0.998
+    evaluation_rows: int = 512
+    buckets: list[int] = field(default_factory=lambda: [1, 3, 6, 16, 25, 36])
+    name: str = "recall"
+
+    def check(self) -> None:
+        if self.model.vocab_size < self.task.vocab_size:
+            raise ValueError(
+                f"model.vocab_size is {self.model.vocab_size}, the task has {self.task.vocab_size} tokens"
+            )
+        for variant in self.variants:
+            self.config_of(variant)
+        if min(self.steps, self.batch_size, self.evaluation_rows, len(self.seeds)) < 1:
+            raise ValueError("steps, batch_size, evaluation_rows and seeds must all be at least one")
+
+    def config_of(self, variant: str) -> ModelConfig:
+        """The model of a variant.
+
+        Raises:
+          ValueError: no such wiring.
+        """
+        return ModelConfig(**{**vars(self.model), "kv_wiring": variant.removesuffix("+previous")})
+
+    @property
+    def reach(self) -> int:
+        """Tokens back that a stack of sliding layers alone can relay from: n_layers (W - 1) + 1."""
+        return self.model.n_layers * (self.model.window - 1) + 1
+
+
+class TwoTokens(nnx.Module):
+    """A linear map of each position plus another of the position before it."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width = config.n_kv_heads * config.head_dim
+        self.here, self.before = (Linear(config.d_model, width, config, rngs) for _ in range(2))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.here(x_BTD) + self.before(jnp.pad(x_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1])
+
+
+class WithPrevious(Transformer):
+    """A transformer whose first keys know the token before: what embeddings alone cannot say."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.blocks[0].attention.k = TwoTokens(config, rngs)
+
+
+def one_run(comparison: Comparison, variant: str, seed: int, report=lambda words: None) -> dict[str, Any]:
+    """Trains one variant from one seed; returns accuracy by distance and what it took."""
+    config = comparison.config_of(variant)
+    build = WithPrevious if variant.endswith("+previous") else Transformer
+    steps = Steps(config, comparison.optimizer, Compute(), mesh.make(mesh.MeshShape()), build=build)
+    params = objective.init_params(config, seed, build)
+    state, total = steps.start(params), jnp.int32(comparison.steps)
+    right: list[float] = []
+    loss, began, compiled_s = float("nan"), time.monotonic(), 0.0
+    for number in range(comparison.steps):
+        batch = recall.rows(comparison.task, comparison.batch_size, seed, number)
+        batch.pop("distance_BT")
+        state, metrics = steps.train(state, jax.device_put(batch, steps.rows), total)
+        right.append(float(metrics.right))
+        loss = float(metrics.loss)
+        if number == 0:
+            compiled_s = time.monotonic() - began
+        if number % 25 == 24:
+            report(f"{variant} seed {seed}: step {number + 1}, loss {loss:.3f}, right {right[-1]:.3f}")
+        if len(right) >= _RECENT and np.mean(right[-_RECENT:]) > comparison.stop_at:
+            break
+    return {
+        "variant": variant,
+        "seed": seed,
+        "wiring": config.wiring,
+        "owners": len(config.owners),
+        "kv_bytes": kv_bytes(config, comparison.task.length, "float32"),
+        "parameters": count(params),
+        **by_distance(comparison, config, build, state.params),
+        "loss": loss,
+        "steps": len(right),
+        "seconds": round(time.monotonic() - began - compiled_s, 1),
+    }
+
+
+def by_distance(comparison: Comparison, config: ModelConfig, build, params) -> dict[str, float]:
+    """Accuracy of held-out queries, in all and by bucket of distance."""
+    batch = recall.rows(comparison.task, comparison.evaluation_rows, seed=2**31, number=0)
+    predict = jax.jit(
+        lambda params, tokens_BT: objective.model_of(config, params, build)(tokens_BT).argmax(-1)
+    )
+    right_BT = np.asarray(predict(params, batch["tokens_BT"])) == batch["target_BT"]
+    distance_BT = batch["distance_BT"]
+    edges = [*comparison.buckets, comparison.task.length + 1]
+    accuracy = {"all": float(right_BT[distance_BT > 0].mean())}
+    for low, high in itertools.pairwise(edges):
+        inside_BT = (distance_BT >= low) & (distance_BT < high)
+        accuracy[f"{low}-{high - 1}"] = float(right_BT[inside_BT].mean())
+    return accuracy
+
+
+def _main() -> None:
+    heap.keep()
+    comparison, workdir = cli.config(), Path(flags.FLAGS.workdir or "runs/recall")
+    workdir.mkdir(parents=True, exist_ok=True)
+    asked = json.loads(json.dumps(dataclasses.asdict(comparison)))
+    asked = {k: v for k, v in asked.items() if k not in ("variants", "seeds")}
+    if (workdir / "config.json").exists() and files.read_json(workdir / "config.json") != asked:
+        raise ValueError(f"{workdir} holds runs of another config; name another --workdir")
+    files.write_json(workdir / "config.json", asked)
+    for seed in comparison.seeds:
+        for variant in comparison.variants:
+            path = workdir / f"{variant}-{seed}.json"
+            if not path.exists():
+                files.write_json(path, {**one_run(comparison, variant, seed, print), **run.environment()})
+            done = files.read_json(path)
+            took = f"{done['steps']} steps, {done['seconds']} s"
+            print(f"{variant} seed {seed}: {done['all']:.3f} in all after {took}")
+    pass
+
+
+if __name__ == "__main__":
+    heap.restart_with_huge_pages()
+    logging.set_verbosity(logging.FATAL)
+    cli.define_config()
+    flags.DEFINE_string("workdir", "runs/recall", "Folder in which finished runs are kept.")
+    flags.DEFINE_string("results", "results", "Folder for the table and the picture.")
+    cli.run(_main)
