@@ -67,7 +67,7 @@ def decisions(
 def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60) -> tuple[float, float]:
     """Microseconds of the pick in a pass, and of the whole pass, with a real prefix tree.
 
-    In a pass one request starts, its prompt enters the cache, what that touches is matched again, one arrives.
+    In a pass a request starts, its prompt enters the cache, what that touches is matched again, one arrives.
     """
     rng = random.Random(0)
     page = 16
