@@ -164,15 +164,15 @@ def _draw_service(part: Any, outcomes: Sequence[Outcome]) -> None:
 
 def _draw_gap(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis = part.subplots()
-    bounds: dict[float, str] = {}
+    bounds: dict[float, tuple[str, bool]] = {}
     for i, outcome in enumerate(outcomes):
         axis.plot(*zip(*outcome.curves()["gap"]), label=outcome.run.name, color=COLOURS[i % 10], lw=1.4)
-        if outcome.bound is not None:
-            bounds.setdefault(outcome.bound, outcome.run.name)
-    for bound, name in bounds.items():
-        axis.axhline(bound, color="black", ls="--", lw=0.9)
+        if outcome.hoped is not None:
+            bounds.setdefault(outcome.hoped, (outcome.run.name, outcome.bound is not None))
+    for bound, (name, proven) in bounds.items():
+        axis.axhline(bound, color="black", ls="--" if proven else ":", lw=0.9)
         axis.annotate(
-            f"proven bound ({name})",
+            f"2U of {name}" + ("" if proven else ", not proven for this admission"),
             (0.01, bound),
             xycoords=("axes fraction", "data"),
             fontsize=7,
