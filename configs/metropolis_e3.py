@@ -7,12 +7,12 @@ mixture's are assumed. Paper, 8 A100: 70B 1.97x (busy) and 2.01x (quiet) at best
 """
 
 from serving.metropolis.experiments import Experiment
-from serving.metropolis.server import ServerConfig
+from serving.metropolis.server import ServerConfig, step_cost
 
 
 def get_config() -> Experiment:
     servers = {
-        "70B on 4 A100": ServerConfig(step_s=0.027, running_s=0.0005, prefill_s=0.00025, max_running=256),
-        "MoE on 2 A100": ServerConfig(step_s=0.018, running_s=0.0005, prefill_s=0.00012, max_running=256),
+        "70B on 4 A100": ServerConfig(cost=step_cost(0.027, 0.0005, 0.00025), max_running=256),
+        "MoE on 2 A100": ServerConfig(cost=step_cost(0.018, 0.0005, 0.00012), max_running=256),
     }
     return Experiment("e3", agents=(25, 100, 500), replicas=(2, 4), slots=(256,), servers=servers)

@@ -80,6 +80,7 @@ def _times(rows: list[dict[str, Any]]):
         axis.set_title(_title(*panel), fontsize=10, loc="left")
         axis.set_ylabel("completion time (s)")
         axis.set_yscale("log")
+        axis.set_ylim(bottom=0.12 * min(r["elapsed_s"] for r in here))  # room to write in the bars
         axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[m]) for m in modes]
     top = 1 - 0.35 / (3.4 * len(panels) + 0.4)
