@@ -96,7 +96,7 @@ class WithPrevious(Transformer):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.blocks[0].attention.k = TwoTokens(config, rngs)
+        self.blocks[0].attention.k = TwoTokens(config, rngs)  # type: ignore[assignment]
 
 
 def one_run(comparison: Comparison, variant: str, seed: int, report=lambda words: None) -> dict[str, Any]:
