@@ -271,6 +271,15 @@ def test_a_trace_is_written_and_rehearsed(run_module, tmp_path):
     assert rows["metropolis"]["elapsed_s"] <= rows["parallel_sync"]["elapsed_s"]
 
 
+def test_an_hour_without_calls_has_no_ratios(tmp_path):
+    from serving.metropolis.experiments import Experiment, read, run, summarise
+
+    night = Experiment("night", hours=(2,), modes=("parallel_sync", "metropolis"), seeds=1, out=str(tmp_path))
+    rows = summarise(read(run(night)))
+    assert [r["elapsed_s"] for r in rows] == [0, 0]
+    assert not any("vs_sync" in r for r in rows)
+
+
 def test_an_experiment_goes_on_where_it_stopped_and_refuses_another_recipe(tmp_path):
     from serving.metropolis.experiments import Experiment, read, run, summarise
 
