@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from train import files
 
-_COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+_COLOURS = plt.get_cmap("tab10").colors
 
 
 def draw(path: Path, runs: list[dict[str, Any]], far: int, guess: float, length: int) -> None:
@@ -30,7 +30,14 @@ def draw(path: Path, runs: list[dict[str, Any]], far: int, guess: float, length:
         colour, marker = _COLOURS[i % 10], "oD^vsP*Xh"[i % 9]
         label = f"{variant} ({len(mine)} seed{'s' * (len(mine) > 1)})"
         left.scatter(
-            [run["kv_bytes"] / 1024 for run in mine], accuracy, color=colour, marker=marker, s=45, label=label
+            [run["kv_bytes"] / 1024 for run in mine],
+            accuracy,
+            # Hollow and growing, so that variants with the same bytes and accuracy are all seen.
+            facecolors="none",
+            edgecolors=[colour],
+            marker=marker,
+            s=25 + 30 * i,
+            label=label,
         )
         mean = [sum(run[b] for run in mine) / len(mine) for b in buckets]
         right.plot(range(len(buckets)), mean, color=colour, marker=marker, lw=1.3)

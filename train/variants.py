@@ -160,11 +160,12 @@ def _main() -> None:
     if (workdir / "config.json").exists() and files.read_json(workdir / "config.json") != asked:
         raise ValueError(f"{workdir} holds runs of another config; name another --workdir")
     files.write_json(workdir / "config.json", asked)
+    environment = run.environment()
     for seed in comparison.seeds:
         for variant in comparison.variants:
             path = workdir / f"{variant}-{seed}.json"
             if not path.exists():
-                files.write_json(path, {**one_run(comparison, variant, seed, print), **run.environment()})
+                files.write_json(path, {**one_run(comparison, variant, seed, print), **environment})
             done = files.read_json(path)
             took = f"{done['steps']} steps, {done['seconds']} s"
             print(f"{variant} seed {seed}: {done['all']:.3f} in all after {took}")
