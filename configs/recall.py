@@ -2,10 +2,10 @@
 
     python -m train.variants --config=configs/recall.py --workdir=runs/recall       about an hour on one core
 
-Twelve layers with windows of 3 reach 12 * 2 + 1 = 25 tokens back by relaying; rows are 48 tokens long. Wirings
-whose full layers read deep K/V (standard, offset, pairs, noshare) recall everywhere; those whose only full K/V
-are the first layer's (ma, ma_endslide) or that have none (swa) fail beyond 25, unless the first layer's keys
-are given the token before (ma+previous).
+Twelve layers with windows of 3 reach 12 * 2 + 1 = 25 tokens back by relaying; rows are 48 tokens long.
+Wirings whose full layers read deep K/V (standard, offset, pairs, noshare) recall everywhere; those whose only
+full K/V are the first layer's (ma, ma_endslide) or that have none (swa) fail beyond 25, unless the first
+layer's keys are given the token before (ma+previous).
 """
 
 from mixattn import ModelConfig

@@ -82,10 +82,8 @@ class Embedding(nnx.Module):
         self.scale, self.offset = config.embedding_scale, config.position_offset
         std = config.d_model**-0.5 if config.tied else 1.0 / config.embedding_scale
         self.table = normal(rngs, (config.vocab_size, config.d_model), std, config.dtype)
-        self.positions = None
-        if config.positions == "learned":
-            rows = config.max_positions + config.position_offset
-            self.positions = normal(rngs, (rows, config.d_model), std, config.dtype)
+        rows = (config.max_positions + config.position_offset, config.d_model)
+        self.positions = normal(rngs, rows, std, config.dtype) if config.positions == "learned" else None
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
         table_VD = self.table[...]

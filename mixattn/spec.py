@@ -268,6 +268,9 @@ def kv_bytes(config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed
 
 
 if __name__ == "__main__":
+    from absl import flags
+
     from mixattn import drawing
 
+    flags.adopt_module_key_flags(drawing)
     drawing.run()

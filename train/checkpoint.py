@@ -5,6 +5,7 @@ damaged afterwards is refused in one sentence; an older one is used only when a 
 """
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,29 @@ class Checkpoints:
           step: over all stages.
           meta: JSON: where the data, the clock and the stages stand.
           validation: loss in nats, if one was measured at this step.
+
+        Raises:
+          OSError: this one or the one before could not be written.
         """
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta)
-            ),
-            metrics=None if validation is None else {"validation": validation},
-            force=True,
-        )
+        self._refuse_full_disk(state)
+        with self._unwritten():
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta)
+                ),
+                metrics=None if validation is None else {"validation": validation},
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+          OSError: it could not be written; nothing of it is left.
+        """
+        with self._unwritten():
+            self.manager.wait_until_finished()
 
     def meta(self, step: int) -> dict[str, Any]:
         """What `save` was given beside the state.
@@ -94,9 +109,24 @@ class Checkpoints:
             self.manager.delete(newer)
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits for what is being written, and lets go of the folder."""
+        with self._unwritten():
+            self.manager.close()
+
+    def _refuse_full_disk(self, state: State) -> None:
+        """Asks before writing: the libraries' own words for a full disk are long and many."""
+        need = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise OSError(f"a checkpoint takes {need >> 20} MiB and {self.folder} has {free >> 20} MiB left")
+
+    @contextlib.contextmanager
+    def _unwritten(self):
+        try:
+            yield
+        except Exception as why:  # orbax and tensorstore raise what they like, for a write begun earlier too
+            reason = " ".join(str(why).split())
+            raise OSError(f"a checkpoint could not be written to {self.folder}: {reason[-120:]}") from why
 
     @contextlib.contextmanager
     def _damaged(self, step: int):

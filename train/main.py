@@ -50,6 +50,7 @@ def _flags() -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
+    # Libraries log from their own threads what they also raise; a user gets the one sentence.
+    logging.set_verbosity(logging.FATAL)
     _flags()
     cli.run(_main)

@@ -59,6 +59,7 @@ def run(
             closing.callback(run.checkpoints.close)
             params = init_params(experiment.model, experiment.train.seed)
             params = run.train(params, start, folder / "profile" if profile else None)
+            run.checkpoints.wait()
             return _finish(run, params, folder)
 
 
@@ -269,7 +270,11 @@ def _export(
     model = objective.model_of(config, params)
     unfinished = folder / ".model.part"
     shutil.rmtree(unfinished, ignore_errors=True)
-    hf.save(model, str(unfinished), tokenizer=corpus.tokenizer)
+    try:
+        hf.save(model, unfinished, tokenizer=corpus.tokenizer)
+    except Exception as why:  # the writer of safetensors has an exception type of its own
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"the model could not be written to {folder}: {why}") from why
     shutil.rmtree(folder / "model", ignore_errors=True)
     unfinished.rename(folder / "model")
     with files.whole(folder / "heldout.jsonl") as temporary:

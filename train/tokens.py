@@ -165,9 +165,12 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
     names, sizes = [], dict.fromkeys(corpus.PARTS, (0, 0))
     for document in documents:
         part = corpus.part(document.name)
-        ids, learn = [np.array([SEPARATOR_ID])], [np.array([all(learnt for _, learnt in document.pieces)])]
+        ids, learn = (
+            [np.array([SEPARATOR_ID], np.int32)],
+            [np.array([all(learnt for _, learnt in document.pieces)])],
+        )
         for _, learnt in document.pieces:
-            ids.append(np.asarray(next(encoded).ids, dtype=np.int64))
+            ids.append(np.asarray(next(encoded).ids, dtype=np.int32))
             learn.append(np.full(len(ids[-1]), learnt))
         arrays[part].append(np.concatenate(ids))
         arrays[f"{part}_learn"].append(np.concatenate(learn))
@@ -177,7 +180,7 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
     with files.whole(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            **{name: np.concatenate([np.zeros(0, np.int64), *a]) for name, a in arrays.items()},  # type: ignore[arg-type]
+            **{name: np.concatenate([np.zeros(0, np.bool_), *a]) for name, a in arrays.items()},  # type: ignore[arg-type]
             heldout_names=np.array(json.dumps(names)),
             sizes=np.array(json.dumps(sizes)),
         )

@@ -10,6 +10,7 @@ Source: MixAttention (arXiv 2409.15012), section 4; the task and the sizes are o
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -36,8 +37,8 @@ class Comparison:
     """Variants of one model on one task.
 
     Attributes:
-      variants: names of wirings (`mixattn.PATTERNS`), or "ma+previous": `ma` whose first layer's keys also see
-        the token before.
+      variants: names of wirings (`mixattn.PATTERNS`), or "ma+previous": `ma` whose first layer's keys also
+        see the token before.
       model: everything but the wiring.
       stop_at: a run ends early once the mean training accuracy of 50 steps exceeds this.
       buckets: first distances of the columns of the result; the first column starts at 1.
@@ -91,11 +92,11 @@ class TwoTokens(nnx.Module):
 
 
 class WithPrevious(Transformer):
-    """A transformer whose first keys know the token before: the very thing that embeddings alone cannot say."""
+    """A transformer whose first keys know the token before: what embeddings alone cannot say."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.blocks[0].attention.k = TwoTokens(config, rngs)
+        self.blocks[0].attention.k = TwoTokens(config, rngs)  # type: ignore[assignment]
 
 
 def one_run(comparison: Comparison, variant: str, seed: int, report=lambda words: None) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def by_distance(comparison: Comparison, config: ModelConfig, build, params) -> d
     distance_BT = batch["distance_BT"]
     edges = [*comparison.buckets, comparison.task.length + 1]
     accuracy = {"all": float(right_BT[distance_BT > 0].mean())}
-    for low, high in zip(edges, edges[1:]):
+    for low, high in itertools.pairwise(edges):
         inside_BT = (distance_BT >= low) & (distance_BT < high)
         accuracy[f"{low}-{high - 1}"] = float(right_BT[inside_BT].mean())
     return accuracy
@@ -164,15 +165,14 @@ def _main() -> None:
             if not path.exists():
                 files.write_json(path, {**one_run(comparison, variant, seed, print), **run.environment()})
             done = files.read_json(path)
-            print(
-                f"{variant} seed {seed}: {done['all']:.3f} in all after {done['steps']} steps, {done['seconds']} s"
-            )
+            took = f"{done['steps']} steps, {done['seconds']} s"
+            print(f"{variant} seed {seed}: {done['all']:.3f} in all after {took}")
     pass
 
 
 if __name__ == "__main__":
     heap.restart_with_huge_pages()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     cli.define_config()
     flags.DEFINE_string("workdir", "runs/recall", "Folder in which finished runs are kept.")
     flags.DEFINE_string("results", "results", "Folder for the table and the picture.")

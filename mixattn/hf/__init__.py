@@ -13,25 +13,44 @@ from typing import Any
 
 import tokenizers
 
-from mixattn.hf import store, tensors
+from mixattn.hf import families, store, tensors
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
 NATIVE = "mixattn"
 
 
-def save(model: Transformer, directory: str | Path, tokenizer: tokenizers.Tokenizer | None = None) -> None:
-    """Writes config.json, model.safetensors and, if given, tokenizer.json; the directory is whole or
-    refused."""
-    config = {"model_type": NATIVE, **dataclasses.asdict(model.config)}
-    text = None if tokenizer is None else tokenizer.to_str(pretty=True)
-    store.write(Path(directory), config, tensors.dump(model, tensors.native), text)
+def save(
+    model: Transformer,
+    directory: str | Path,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    *,
+    architecture: str = NATIVE,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Writes config.json, the weights and, if given, tokenizer.json; the directory is whole or refused by
+    `load`.
+
+    Args:
+      architecture: "mixattn", or a model type of `mixattn.hf.families` that can express the model.
+      extra: more fields for config.json (token ids, say).
+    Raises:
+      ValueError: the architecture cannot express the model; names the field.
+    """
+    config, text = model.config, None if tokenizer is None else tokenizer.to_str(pretty=True)
+    if architecture == NATIVE:
+        raw = {"model_type": NATIVE, **dataclasses.asdict(config)}
+        places: tensors.Places = tensors.native
+    else:
+        raw = families.write_config(architecture, config) | (extra or {})
+        places = families.places(architecture, config)
+    store.write(Path(directory), raw, tensors.dump(model, places), text)
 
 
 def load(
     directory: str | Path, *, dtype: str | None = None, shardings: tensors.Shardings | None = None
 ) -> tuple[Transformer, ModelConfig]:
-    """Reads a model.
+    """Reads a model of any known architecture.
 
     Args:
       dtype: of the weights in memory; None = the config's.
@@ -42,12 +61,31 @@ def load(
     """
     directory = Path(directory)
     raw = store.read_json(directory / store.CONFIG)
-    if raw.get("model_type") != NATIVE:
-        raise ValueError(f"{directory}: model_type is {raw.get('model_type')!r}; this build reads {NATIVE}")
-    config = native_config(raw)
+    model_type = raw.get("model_type", "")
+    places: tensors.Places = tensors.native
+    if model_type == NATIVE:
+        config = native_config(raw)
+    else:
+        config = families.read_config(model_type, raw)
+        places = families.places(model_type, config)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
-    return tensors.load(store.Tensors(directory), config, tensors.native, shardings=shardings), config
+
+    def unused(name: str) -> bool:
+        return families.dormant_tensor(name) or (config.tied and name == "lm_head.weight")
+
+    return tensors.load(store.Tensors(directory), config, places, unused, shardings), config
+
+
+def stop_ids(directory: str | Path) -> list[int]:
+    """The end-of-text ids a checkpoint declares: generation_config.json's, else config.json's; may be
+    none."""
+    for name in ("generation_config.json", store.CONFIG):
+        if (Path(directory) / name).exists():
+            ids = store.read_json(Path(directory) / name).get("eos_token_id")
+            if ids is not None:
+                return [ids] if isinstance(ids, int) else list(ids)
+    return []
 
 
 def native_config(raw: dict[str, Any]) -> ModelConfig:

@@ -25,10 +25,12 @@ class Place(NamedTuple):
     """Attributes:
     names: one tensor, or the rows of a stack.
     transpose: swap the two axes of each tensor.
+    stacked: the parameter has one more axis in front, one row a name.
     """
 
     names: tuple[str, ...]
     transpose: bool = False
+    stacked: bool = False
 
 
 def native(path: Path) -> Place:
@@ -78,8 +80,7 @@ def load(
 
 
 def _read(tensors: Tensors, place: Place, shape: tuple[int, ...]) -> np.ndarray:
-    stacked = len(place.names) > 1
-    want = shape[1:] if stacked else shape
+    want = shape[1:] if place.stacked else shape
     want = want[::-1] if place.transpose else want
     for name in place.names:
         if name not in tensors:
@@ -87,13 +88,13 @@ def _read(tensors: Tensors, place: Place, shape: tuple[int, ...]) -> np.ndarray:
         if tensors.shape(name) != want:
             raise ValueError(f"tensor {name} has shape {tensors.shape(name)}; the model needs {want}")
     rows = [tensors.read(name).T if place.transpose else tensors.read(name) for name in place.names]
-    return np.stack(rows) if stacked else rows[0]
+    return np.stack(rows) if place.stacked else rows[0]
 
 
 def dump(model: Transformer, places: Places) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter under its checkpoint name, one at a time."""
     for path, param in nnx.to_flat_state(nnx.split(model)[1]):
         place, value = places(dotted(path)), np.asarray(param.get_value())
-        rows = value if len(place.names) > 1 else [value]
+        rows = value if place.stacked else [value]
         for name, row in zip(place.names, rows, strict=True):
             yield name, row.T if place.transpose else row

@@ -70,10 +70,10 @@ def attention(
       ValueError: shapes or options disagree.
       NotImplementedError: the named body cannot take the call.
     """
-    ask = _ask(
+    what = ask(
         q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS
     )
-    body, choice = choose(__name__, backend, ask)
+    body, choice = choose(__name__, backend, what)
     out_BTNH, lse_BTN = body.attention(
         q_BTNH,
         k_BSKH,
@@ -101,11 +101,12 @@ def explain(
     positions = (rest.get("q_pos_BT"), rest.get("k_pos_BS"))
     segments = (rest.get("segment_q_BT"), rest.get("segment_k_BS"))
     return choose(
-        __name__, backend, _ask(q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, *positions, *segments)
+        __name__, backend, ask(q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, *positions, *segments)
     )[1]
 
 
-def _ask(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k) -> Ask:
+def ask(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k) -> Ask:
+    """The static facts of a call, checked."""
     (B, T, N, H), (_, S, K, _) = q.shape, k.shape
     if k.shape != v.shape or (k.shape[0], k.shape[3]) != (B, H):
         raise ValueError(

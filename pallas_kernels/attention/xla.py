@@ -1,16 +1,46 @@
 """Attention in plain XLA: the CPU's body and everybody's fallback.
 
-Two shapes of work. `_dense` scores every query against every key. `_banded` takes over when a window makes
-most of those pairs invisible and positions are the plain 0..S-1: queries in blocks, each against the few key
-blocks its window reaches, so that time and memory grow with T·W. In both, the G query heads of one
-key/value head are folded into the rows of the score product, where matrix units like them.
+Time and memory follow the pairs that are visible, by one of three plans, chosen from static facts:
+
+  prefix    a few blocks of queries, each against the keys before it; one block if nothing is known of the
+            positions. Best while the scores of a block stay in cache.
+  banded    with a window: all blocks of queries at once, each against the few key blocks it reaches.
+  streamed  long inputs: a loop over query blocks around a loop over just the key blocks they can see,
+            joined by streaming softmax. Skips documents too.
+
+The backward pass recomputes each tile's weights from the log-sum-exp, by the same plan.
 """
 
-import jax.numpy as jnp
-from jax import lax
+import functools
+from types import ModuleType
+from typing import NamedTuple
 
-from pallas_kernels.masks import visible
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import banded, prefix, streamed
+from pallas_kernels.attention.tiles import Score
 from pallas_kernels.precision import accumulator
+
+# Above this many bytes of scores alive at once the streamed plan is faster (and leaner).
+SCORE_BYTES = 1 << 20
+
+
+class Static(NamedTuple):
+    """What is known of a call before it runs."""
+
+    window: int | None
+    causal: bool
+    score: Score
+
+
+class Places(NamedTuple):
+    """Where queries and keys are; None where the plain 0..S-1 or a single document is meant."""
+
+    q_pos_BT: jax.Array | None
+    k_pos_BS: jax.Array | None
+    segment_q_BT: jax.Array | None
+    segment_k_BS: jax.Array | None
 
 
 def refuses(ask) -> str | None:
@@ -32,89 +62,67 @@ def attention(
     segment_k_BS,
 ):
     """Returns out_BTNH and lse_BTN."""
-    (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
-    wide = accumulator(q_BTNH.dtype)
-    # [B, K, T, G, H]: one key/value head's queries lie together.
-    q_BKTGH = jnp.moveaxis((q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H), 2, 1)
-    k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 2, 1), jnp.moveaxis(v_BSKH, 2, 1)
-    plain = q_pos_BT is None
-    if plain and window is not None and T > 1 and 2 * window < S:
-        out_BKTGH, lse_BKTG = _banded(
-            q_BKTGH, k_BKSH, v_BKSH, window, softcap, segment_q_BT, segment_k_BS, wide
-        )
+    if window is not None and q_pos_BT is None and window >= k_BSKH.shape[1]:
+        window = None  # it reaches every key there is
+    places = Places(q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS)
+    return _attention(Static(window, causal, Score(float(scale), softcap)), q_BTNH, k_BSKH, v_BSKH, places)
+
+
+def plan(static: Static, places: Places, q_shape, k_shape) -> ModuleType:
+    """The module that computes a call of these shapes."""
+    (B, T, N, _), S = q_shape, k_shape[1]
+    plain = places.q_pos_BT is None and static.causal
+    if plain and static.window is not None and T > 1:
+        pairs, body = banded.pairs(T, static.window), "banded"
     else:
-        keep_BTS = _keep(B, T, S, window, causal, q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS)
-        out_BKTGH, lse_BKTG = _softmax_rows(q_BKTGH, k_BKSH, v_BKSH, keep_BTS[:, None], softcap, wide)
-    out_BTNH = jnp.moveaxis(out_BKTGH, 1, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
-    return out_BTNH, jnp.moveaxis(lse_BKTG, 1, 2).reshape(B, T, N)
+        pairs, body = (prefix.pairs(T, S) if plain else T * S), "prefix"
+    small = 4 * B * N * pairs <= SCORE_BYTES
+    return {"banded": banded, "prefix": prefix}[body] if small else streamed
 
 
-def _keep(B, T, S, window, causal, q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS):
-    """Which keys each query sees: bool [B or 1, T, S]."""
-    if q_pos_BT is None:
-        q_pos_BT, k_pos_BS = jnp.arange(S - T, S)[None], jnp.arange(S)[None]
-    age_BTS = q_pos_BT[:, :, None] - k_pos_BS[:, None, :]
-    keep_BTS = jnp.broadcast_to((k_pos_BS >= 0)[:, None], age_BTS.shape)
-    if causal:
-        keep_BTS &= visible(age_BTS, window)
-    if segment_q_BT is not None:
-        keep_BTS = keep_BTS & (segment_q_BT[:, :, None] == segment_k_BS[:, None, :])
-    return keep_BTS
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(static, q_BTNH, k_BSKH, v_BSKH, places):
+    return _forward(static, q_BTNH, k_BSKH, v_BSKH, places)[0]
 
 
-def _softmax_rows(q_XTGH, k_XSH, v_XSH, keep_XTS, softcap, wide):
-    """Softmax attention of T·G rows over S keys; the leading axes X are batch axes (1 broadcasts in keep)."""
-    *X, T, G, H = q_XTGH.shape
-    S = k_XSH.shape[-2]
-    rows = (*X, T * G, H)
-    score_XRS = jnp.einsum("...RH,...SH->...RS", q_XTGH.reshape(rows), k_XSH, preferred_element_type=wide)
-    if softcap is not None:
-        score_XRS = softcap * jnp.tanh(score_XRS / softcap)
-    score_XTGS = score_XRS.reshape(*X, T, G, S)
-    score_XTGS = jnp.where(keep_XTS[..., None, :], score_XTGS, -jnp.inf)
-    # A row that sees nothing has maximum -inf; 0 in its place keeps exp and its gradient finite.
-    top_XTG1 = lax.stop_gradient(jnp.max(score_XTGS, axis=-1, keepdims=True))
-    top_XTG1 = jnp.where(jnp.isfinite(top_XTG1), top_XTG1, 0)
-    weight_XTGS = jnp.exp(score_XTGS - top_XTG1)
-    total_XTG1 = jnp.sum(weight_XTGS, axis=-1, keepdims=True)
-    seen_XTG1 = total_XTG1 > 0
-    total_XTG1 = jnp.where(seen_XTG1, total_XTG1, 1)
-    weight_XRS = weight_XTGS.reshape(*X, T * G, S).astype(v_XSH.dtype)
-    out_XRH = jnp.einsum("...RS,...SH->...RH", weight_XRS, v_XSH, preferred_element_type=wide)
-    lse_XTG = jnp.where(seen_XTG1, top_XTG1 + jnp.log(total_XTG1), -jnp.inf)[..., 0]
-    return out_XRH.reshape(*X, T, G, H) / total_XTG1, lse_XTG
+def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
+    body = plan(static, places, q_BTNH.shape, k_BSKH.shape)
+    q_BKTGH, k_BKSH, v_BKSH = by_group(q_BTNH, k_BSKH.shape[2]), by_head(k_BSKH), by_head(v_BSKH)
+    out_BKTGH, lse_BKTG = body.forward(q_BKTGH, k_BKSH, v_BKSH, places, static, accumulator(q_BTNH.dtype))
+    out_BTNH = by_query(out_BKTGH).astype(q_BTNH.dtype)
+    lse_BTN = by_query(lse_BKTG)
+    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN)
 
 
-def _banded(q_BKTGH, k_BKSH, v_BKSH, window, softcap, segment_q_BT, segment_k_BS, wide):
-    """Blocks of queries against the `back + 1` key blocks that hold everything their windows reach."""
-    B, K, T, G, H = q_BKTGH.shape
-    S = k_BKSH.shape[2]
-    block = min(window, 256) if window > 1 else 16
-    n, back = -(-T // block), -(-(window - 1) // block)
-    lead = back * block - (S - T)  # rows put before key 0 (negative: keys nobody sees are cut)
+def backward(static, saved, cotangents):
+    q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN = saved
+    dout_BTNH, dlse_BTN = cotangents
+    K, wide = k_BSKH.shape[2], accumulator(q_BTNH.dtype)
+    delta_BTN = jnp.sum(out_BTNH.astype(wide) * dout_BTNH.astype(wide), axis=-1) - dlse_BTN
+    grouped = (by_group(x, K) for x in (dout_BTNH, lse_BTN, delta_BTN))
+    body = plan(static, places, q_BTNH.shape, k_BSKH.shape)
+    dq_BKTGH, dk_BKSH, dv_BKSH = body.backward(
+        by_group(q_BTNH, K), by_head(k_BSKH), by_head(v_BSKH), places, static, wide, *grouped
+    )
+    gradients = by_query(dq_BKTGH), by_head(dk_BKSH), by_head(dv_BKSH)
+    return *(x.astype(q_BTNH.dtype) for x in gradients), None
 
-    def align(x, axis, fill=0):
-        cut = lax.slice_in_dim(x, max(-lead, 0), None, axis=axis)
-        pad = [(0, 0)] * x.ndim
-        pad[axis] = (max(lead, 0), n * block - T)
-        return jnp.pad(cut, pad, constant_values=fill)
 
-    def windows(x, axis):
-        """Splits `axis` into n overlapping stretches of (back + 1) blocks."""
-        x = x.reshape(*x.shape[:axis], n + back, block, *x.shape[axis + 1 :])
-        parts = [lax.slice_in_dim(x, j, j + n, axis=axis) for j in range(back + 1)]
-        return jnp.concatenate(parts, axis=axis + 1)
+_attention.defvjp(_forward, backward)
 
-    q_BKnTGH = jnp.pad(q_BKTGH, ((0, 0), (0, 0), (0, n * block - T), (0, 0), (0, 0)))
-    q_BKnTGH = q_BKnTGH.reshape(B, K, n, block, G, H)
-    k_BKnSH, v_BKnSH = windows(align(k_BKSH, 2), 2), windows(align(v_BKSH, 2), 2)
-    row_T, column_S = jnp.arange(block), jnp.arange((back + 1) * block)
-    key_nS = jnp.arange(n)[:, None] * block + column_S[None, :] - lead
-    seen_TS = visible(back * block + row_T[:, None] - column_S[None, :], window)
-    keep_BKnTS = (seen_TS[None] & ((key_nS >= 0) & (key_nS < S))[:, None])[None, None]
-    if segment_q_BT is not None:
-        segment_q_BnT = jnp.pad(segment_q_BT, ((0, 0), (0, n * block - T))).reshape(B, n, block)
-        segment_k_BnS = windows(align(segment_k_BS, 1), 1)
-        keep_BKnTS = keep_BKnTS & (segment_q_BnT[:, None, :, :, None] == segment_k_BnS[:, None, :, None, :])
-    out, lse = _softmax_rows(q_BKnTGH, k_BKnSH, v_BKnSH, keep_BKnTS, softcap, wide)
-    return out.reshape(B, K, n * block, G, H)[:, :, :T], lse.reshape(B, K, n * block, G)[:, :, :T]
+
+def by_group(x, K):
+    """[B, T, N, ...] to [B, K, T, G, ...]."""
+    B, T, N = x.shape[:3]
+    return jnp.moveaxis(x.reshape(B, T, K, N // K, *x.shape[3:]), 2, 1)
+
+
+def by_query(x):
+    """[B, K, T, G, ...] to [B, T, N, ...]."""
+    B, K, T, G = x.shape[:4]
+    return jnp.moveaxis(x, 1, 2).reshape(B, T, K * G, *x.shape[4:])
+
+
+def by_head(x):
+    """[B, S, K, H] to [B, K, S, H], and back."""
+    return jnp.swapaxes(x, 1, 2)

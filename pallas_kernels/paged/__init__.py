@@ -17,24 +17,33 @@ Source: paged attention as in vLLM (arXiv 2309.06180), ragged rows as in JAX's r
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choose import Backend, Choice, choose
 
+type Layout = Literal["rows", "columns"]
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=["page_size"]
-)
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=["layout"])
 @dataclass(frozen=True)
 class Pool:
-    """One owner layer's pages. Made by `init`, changed by `write` and `copy_pages`, read by `attend`."""
+    """One owner layer's pages. Made by `init`, changed by `write` and `copy_pages`, read by `attend`.
 
-    keys: jax.Array  # private order: see `init`
+    The order of the arrays is private to this package. Values are [pages, K, page_size, H] always; keys are
+    the same in layout "rows" and [pages, K, H, page_size] in layout "columns".
+    """
+
+    keys: jax.Array
     values: jax.Array
-    page_size: int
+    layout: Layout
+
+    @property
+    def page_size(self) -> int:
+        """Positions a page holds."""
+        return self.values.shape[2]
 
     @property
     def pages(self) -> int:
@@ -63,6 +72,7 @@ class Ask(NamedTuple):
     pages: int
     page_size: int
     n_kv_heads: int
+    layout: Layout
     dtype: jnp.dtype
     window: int | None
     softcap: float | None
@@ -70,18 +80,30 @@ class Ask(NamedTuple):
 
 
 def init(
-    pages: int, page_size: int, n_kv_heads: int, head_dim: int, dtype, *, window: int | None = None
+    pages: int,
+    page_size: int,
+    n_kv_heads: int,
+    head_dim: int,
+    dtype,
+    *,
+    window: int | None = None,
+    layout: Layout | None = None,
 ) -> Pool:
     """An empty pool of `pages` physical pages, the null page among them, all zero.
 
-    `window` is what the layers that read this pool will ask for; it may shape the pool, never its meaning.
+    `window` is what the layers that read this pool will ask for. It and `layout` shape the pool, never its
+    meaning. By default a CPU keeps the keys of a pool without a window in columns, where decoding can leave
+    every page where it is (see `xla`); all else is in rows.
     """
     if pages < 2 or page_size < 1:
         raise ValueError(
             f"{pages} pages of {page_size}: a pool needs the null page and one more, of 1 or more"
         )
-    shape = (pages, n_kv_heads, page_size, head_dim)
-    return Pool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), page_size)
+    if layout is None:
+        layout = "columns" if window is None and jax.default_backend() == "cpu" else "rows"
+    rows = (pages, n_kv_heads, page_size, head_dim)
+    columns = (pages, n_kv_heads, head_dim, page_size)
+    return Pool(jnp.zeros(columns if layout == "columns" else rows, dtype), jnp.zeros(rows, dtype), layout)
 
 
 def page_bytes(page_size: int, n_kv_heads: int, head_dim: int, dtype) -> int:
@@ -97,29 +119,26 @@ def write(pool: Pool, k_TKH, v_TKH, page_T, offset_T) -> Pool:
     there is zeroed, or a NaN of it would reach a row that masks it, as 0 * NaN. Donate the pool and this
     happens in place.
     """
-    keep_T = (page_T > 0) & (page_T < pool.pages)
-    page_T = jnp.where(keep_T, page_T, pool.pages)
+    page_T = jnp.where((page_T > 0) & (page_T < pool.pages), page_T, pool.pages)
     opened_T = jnp.where(offset_T == 0, page_T, pool.pages)
-
-    def put(pages_PKtH, rows_TKH):
-        return pages_PKtH.at[opened_T].set(0, mode="drop").at[page_T, :, offset_T].set(rows_TKH, mode="drop")
-
-    return Pool(put(pool.keys, k_TKH), put(pool.values, v_TKH), pool.page_size)
+    keys, values = (pages.at[opened_T].set(0, mode="drop") for pages in (pool.keys, pool.values))
+    at = (page_T, slice(None), offset_T)
+    at_key = (page_T, slice(None), slice(None), offset_T) if pool.layout == "columns" else at
+    keys, values = keys.at[at_key].set(k_TKH, mode="drop"), values.at[at].set(v_TKH, mode="drop")
+    return Pool(keys, values, pool.layout)
 
 
 def copy_pages(pool: Pool, src_X, dst_X) -> Pool:
     """Page `dst_X[i]` becomes a copy of page `src_X[i]`. A destination outside 1..pages-1 is dropped."""
     dst_X = jnp.where((dst_X > 0) & (dst_X < pool.pages), dst_X, pool.pages)
-    return Pool(
-        pool.keys.at[dst_X].set(pool.keys[src_X], mode="drop"),
-        pool.values.at[dst_X].set(pool.values[src_X], mode="drop"),
-        pool.page_size,
-    )
+    keys = pool.keys.at[dst_X].set(pool.keys[src_X], mode="drop")
+    return Pool(keys, pool.values.at[dst_X].set(pool.values[src_X], mode="drop"), pool.layout)
 
 
 def read(pool: Pool, page_X) -> tuple[jax.Array, jax.Array]:
     """Keys and values of whole pages in the order of positions: two arrays [*X, page_size, K, H]."""
-    return jnp.swapaxes(pool.keys[page_X], -3, -2), jnp.swapaxes(pool.values[page_X], -3, -2)
+    k, v = pool.keys[page_X], jnp.swapaxes(pool.values[page_X], -3, -2)
+    return jnp.moveaxis(k, -1, -3) if pool.layout == "columns" else jnp.swapaxes(k, -3, -2), v
 
 
 def attend(
@@ -200,5 +219,14 @@ def _ask(q, pool, table, start, count, window, softcap, weights) -> Ask:
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap {softcap} must be above 0")
     return Ask(
-        q.shape, table.shape, pool.pages, pool.page_size, pool.n_kv_heads, q.dtype, window, softcap, weights
+        q.shape,
+        table.shape,
+        pool.pages,
+        pool.page_size,
+        pool.n_kv_heads,
+        pool.layout,
+        q.dtype,
+        window,
+        softcap,
+        weights,
     )

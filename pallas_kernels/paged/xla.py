@@ -1,12 +1,19 @@
-"""Paged attention in plain XLA: gather the pages a row needs, then one softmax.
+"""Paged attention in plain XLA, two ways.
 
-With a window only the pages that the window and the chunk can touch are gathered, whatever the context.
+`_gathered` lays the pages a row needs out beside each other: with a window only the few that the window and
+the chunk can touch, whatever the context. `pagewise.attend` decodes without moving any page: queries go to
+the pages instead. It reads the whole pool once, so it is for pools about as large as what is alive.
 """
 
 import jax.numpy as jnp
 
+from pallas_kernels.attention import tiles
 from pallas_kernels.masks import oldest, visible
+from pallas_kernels.paged import pagewise, read
 from pallas_kernels.precision import accumulator
+
+# Gathering a page costs about this many times reading it in place.
+GATHER_COST = 2
 
 
 def refuses(ask) -> str | None:
@@ -16,47 +23,44 @@ def refuses(ask) -> str | None:
 def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, return_weights):
     """Returns out_BCNH, lse_BCN and weights_BCNS or None."""
     B, C, N, H = q_BCNH.shape
-    P, K, t = table_BP.shape[1], pool.n_kv_heads, pool.page_size
-    wide = accumulator(q_BCNH.dtype)
+    score = tiles.Score(float(scale), softcap)
+    q_BKCGH = jnp.moveaxis(q_BCNH.reshape(B, C, pool.n_kv_heads, -1, H), 1, 2)
+    whole_pool = C == 1 and pool.layout == "columns" and pool.pages <= GATHER_COST * table_BP.size
+    if whole_pool and not return_weights:
+        part, weights_BCNS = pagewise.attend(
+            q_BKCGH, pool, table_BP, start_B, count_B, window, score, gathered
+        )
+    else:
+        part, weights_BCNS = gathered(
+            q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_weights
+        )
+    out_BKCGH, lse_BKCG = tiles.finish(part)
+    out_BCNH = jnp.moveaxis(out_BKCGH, 1, 2).reshape(B, C, N, H).astype(q_BCNH.dtype)
+    return out_BCNH, jnp.moveaxis(lse_BKCG, 1, 2).reshape(B, C, N), weights_BCNS
+
+
+def gathered(q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_weights=False):
+    """The partial result over copies of the needed pages, and weights_BCNS if asked for."""
+    B, _, C, _, H = q_BKCGH.shape
+    P, t, wide = table_BP.shape[1], pool.page_size, accumulator(q_BKCGH.dtype)
     near = P if window is None else min(P, pages_in_view(window, C, t))
-    first_B = jnp.maximum(oldest(start_B, window), 0) // t
-    logical_Bn = first_B[:, None] + jnp.arange(near)[None]
-    end_B = jnp.where(count_B > 0, start_B + count_B, 0)
-    live_Bn = (logical_Bn * t < end_B[:, None]) & (logical_Bn < P)
-    page_Bn = jnp.take_along_axis(table_BP, jnp.minimum(logical_Bn, P - 1), axis=1)
-    page_Bn = jnp.where(live_Bn, page_Bn, 0)
+    logical_Bn = jnp.maximum(oldest(start_B, window), 0)[:, None] // t + jnp.arange(near)[None]
+    live_Bn = (logical_Bn * t < pagewise.end(start_B, count_B)[:, None]) & (logical_Bn < P)
+    page_Bn = jnp.where(live_Bn, jnp.take_along_axis(table_BP, jnp.minimum(logical_Bn, P - 1), axis=1), 0)
 
     q_pos_BC = start_B[:, None] + jnp.arange(C)[None]
     k_pos_Bnt = logical_Bn[:, :, None] * t + jnp.arange(t)[None, None]
-    age_BCnt = q_pos_BC[:, :, None, None] - k_pos_Bnt[:, None]
-    keep_BCnt = visible(age_BCnt, window) & live_Bn[:, None, :, None]
+    keep_BCnt = visible(q_pos_BC[:, :, None, None] - k_pos_Bnt[:, None], window) & live_Bn[:, None, :, None]
     keep_BCnt &= (jnp.arange(C)[None] < count_B[:, None])[:, :, None, None]
 
-    q_BKCGH = jnp.moveaxis((q_BCNH * jnp.asarray(scale, q_BCNH.dtype)).reshape(B, C, K, N // K, H), 1, 2)
-    k_BnKtH, v_BnKtH = pool.keys[page_Bn], pool.values[page_Bn]
-    score_BKCGnt = jnp.einsum("BKCGH,BnKtH->BKCGnt", q_BKCGH, k_BnKtH, preferred_element_type=wide)
-    if softcap is not None:
-        score_BKCGnt = softcap * jnp.tanh(score_BKCGnt / softcap)
-    score_BKCGnt = jnp.where(keep_BCnt[:, None, :, None], score_BKCGnt, -jnp.inf)
-    top_BKCG = jnp.max(score_BKCGnt, axis=(-2, -1))
-    safe_BKCG = jnp.where(jnp.isfinite(top_BKCG), top_BKCG, 0)
-    weight_BKCGnt = jnp.exp(score_BKCGnt - safe_BKCG[..., None, None])
-    total_BKCG = jnp.sum(weight_BKCGnt, axis=(-2, -1))
-    share_BKCG = jnp.where(total_BKCG > 0, 1 / jnp.where(total_BKCG > 0, total_BKCG, 1), 0)
-    out_BKCGH = jnp.einsum(
-        "BKCGnt,BnKtH->BKCGH", weight_BKCGnt.astype(q_BCNH.dtype), v_BnKtH, preferred_element_type=wide
-    )
-    out_BKCGH = (out_BKCGH * share_BKCG[..., None]).astype(q_BCNH.dtype)
-    lse_BKCG = jnp.where(total_BKCG > 0, safe_BKCG - jnp.log(share_BKCG), -jnp.inf)
-
-    def by_query(x):
-        return jnp.moveaxis(x, 1, 2).reshape(B, C, N, *x.shape[4:])
-
-    weights_BCNS = None
-    if return_weights:
-        share_BKCGnt = weight_BKCGnt * share_BKCG[..., None, None]
-        weights_BCNS = _by_position(by_query(share_BKCGnt), jnp.where(live_Bn, logical_Bn, P), P)
-    return by_query(out_BKCGH), by_query(lse_BKCG), weights_BCNS
+    k_BKSH, v_BKSH = (jnp.moveaxis(x, 3, 1).reshape(B, -1, near * t, H) for x in read(pool, page_Bn))
+    keep_B1CS = keep_BCnt.reshape(B, 1, C, near * t)
+    part = tiles.forward(q_BKCGH, k_BKSH, v_BKSH, keep_B1CS, score, wide)
+    if not return_weights:
+        return part, None
+    weight_BKCGS, _, total = tiles.weigh(tiles.product(q_BKCGH, k_BKSH, wide), keep_B1CS[..., None, :], score)
+    weight_BCKGS = jnp.moveaxis(weight_BKCGS / jnp.where(total > 0, total, 1), 1, 2)
+    return part, _by_position(weight_BCKGS.reshape(B, C, -1, near, t), jnp.where(live_Bn, logical_Bn, P), P)
 
 
 def pages_in_view(window: int, chunk: int, page_size: int) -> int:

@@ -90,7 +90,7 @@ class Base(ABC):
         """The request to admit next."""
 
     @abstractmethod
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
         """See `Policy`."""
 
     def _accepts(self, ask: Ask, now_s: float) -> bool:

@@ -23,10 +23,12 @@ class Cost(Protocol):
     def per_output(self) -> int | None:
         """Ledger units of every output token if that is one number, else None."""
 
-    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int) -> int:
+    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
         """The most one client can still be charged from just before its last admission on, in ledger units.
 
-        Its live requests, the new one included, hold at most `memory_tok` prompt and output tokens.
+        Its live requests, the new one included, compute and hold at most `memory_tok` prompt and output
+        tokens. Up to `max_hit_tok` of a prompt come from a cache, where they take no room of the request's
+        own.
         """
 
 
@@ -54,10 +56,13 @@ class Tokens:
     def per_output(self) -> int:
         return self._units[2]  # type: ignore[attr-defined]
 
-    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int) -> int:
+    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
         prompt, cached, output = self._units  # type: ignore[attr-defined]
-        dearer = max(prompt, cached) - output
-        return output * memory_tok + max(0, dearer) * min(max_prompt_tok, memory_tok)
+        computed, hit = max(0, prompt - output), min(max_hit_tok, max_prompt_tok)
+        # Every prompt token is either computed (in place of an output) or hit; the dearer way first.
+        free = max_prompt_tok - hit if computed < cached else max_prompt_tok
+        hit = hit if computed < cached else 0
+        return output * memory_tok + cached * hit + computed * min(free, memory_tok)
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,13 @@ class MemoryTime:
             + units(self.rent) * held
         )
 
-    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int) -> int:
+    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
         # x + y <= M over the batch; sums of x*y and y*(y+1)/2 are largest for one request that holds all
         # of it.
-        linear = Tokens(self.prompt, self.output, self.prompt)
-        held = memory_tok * (memory_tok + 1)
-        return (
-            linear.batch_bound(memory_tok=memory_tok, max_prompt_tok=max_prompt_tok) + units(self.rent) * held
+        linear = Tokens(self.prompt, self.output, self.prompt).batch_bound(
+            memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
         )
+        return linear + units(self.rent) * memory_tok * (memory_tok + 1 + max_hit_tok)
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,10 @@ class Profiled:
         a, b, c, d, e = (units(v) for v in (self.a, self.b, self.c, self.d, self.e))
         return a * x + b * y + c * x * y + d * y * y + e
 
-    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int) -> int:
-        m = memory_tok
-        return units(max(self.a, self.b) * m + self.c * m * m / 4 + self.d * m * m + self.e)
+    def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
+        m, hit = memory_tok, max_hit_tok
+        linear = max(self.a, self.b) * m + self.a * hit + self.e * m
+        return units(linear + self.c * m * (m + hit) + self.d * m * m)
 
 
 COSTS: dict[str, Callable[[float | Fraction, float | Fraction], Cost]] = {

@@ -36,7 +36,7 @@ class DfsWeight(Base):
             self._order.pop()
         return self._order[-1] if self._order else None
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
     def _depth_first(self) -> list[Ask]:

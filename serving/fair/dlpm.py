@@ -67,10 +67,12 @@ class Dlpm(Base):
                 self._gate(ask.client)
         return None
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
         if self.quantum is None:
             return None
-        batch = self.cost.batch_bound(memory_tok=memory_tok, max_prompt_tok=max_prompt_tok)
+        batch = self.cost.batch_bound(
+            memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
+        )
         return 2 * (batch + self.quantum) / SCALE
 
     def credit(self, client: Client) -> int:

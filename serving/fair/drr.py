@@ -41,7 +41,7 @@ class Drr(Base):
         self.round = self._last_round_of[client] = due
         return self.backlog.head(client)
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
     def credit(self, client: Client) -> int:

@@ -20,7 +20,7 @@ class Fcfs(Base):
             heapq.heappop(self._order)
         return None
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
     def _waits(self, tab: Tab) -> None:

@@ -30,7 +30,7 @@ class Hrrn(Base):
         heads = [head for uncached in list(self._oldest) if (head := self._head(uncached))]
         return max(heads, key=self._rank, default=None)
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
     def _rank(self, ask: Ask) -> tuple[bool, Fraction, int]:

@@ -66,7 +66,7 @@ class Hvtc(Base):
             node = node.children[name]
         return None if node is self.root else self.backlog.head(node.name)
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         """None: clients of different organisations are not meant to be equal; siblings keep VTC's bound."""
         return None
 

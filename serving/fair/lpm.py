@@ -19,7 +19,7 @@ class Lpm(Base):
         self.order.refresh()
         return self.order.best()
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
     def _waits(self, tab: Tab) -> None:

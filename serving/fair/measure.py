@@ -85,7 +85,7 @@ class Gap:
         changed = [client for client in clients if client in self.waiting]
         for client in changed:
             for other in self.waiting:
-                if other is not client:
+                if other != client:
                     self._look((other, client) if other < client else (client, other), served)
 
     def _look(self, pair: tuple[Client, Client], served: dict[Client, float]) -> None:

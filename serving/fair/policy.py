@@ -59,11 +59,11 @@ class Policy(Protocol):
     def served(self) -> Mapping[Client, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
         """The proven bound on |W_f - W_g| of two backlogged clients in weighted tokens, or None.
 
         Holds under `reserve` admission, where prompts plus maximal outputs of the running batch fit in
-        `memory_tok`.
+        `memory_tok`. With a prefix cache, `max_hit_tok` of a prompt may take no room there (all of it, say).
         """
 
     def snapshot(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class RoundRobin(Base):
         client = self._ring.top()
         return None if client is None else self.backlog.head(client)
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
     def _joins(self, account: Account) -> None:

@@ -37,10 +37,12 @@ class Vtc(Base):
         client = self._least.top()
         return None if client is None else self.backlog.head(client)
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
         if self.lift != "paper":
             return None
-        batch = self.cost.batch_bound(memory_tok=memory_tok, max_prompt_tok=max_prompt_tok)
+        batch = self.cost.batch_bound(
+            memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
+        )
         least = min([Fraction(1), *self.ledger.weights.values()])
         return float(2 * batch / least) / SCALE
 

@@ -207,7 +207,7 @@ class Graph:
         for agent in members:
             self.state[agent] = RUNNING
             self._component[agent] = None
-        return Cluster(step, tuple(members))
+        return Cluster(step, tuple(sorted(members)))
 
     def _join(self, agent: int) -> None:
         """Merges `agent` with the idle agents of its step within reach; the smaller list moves."""

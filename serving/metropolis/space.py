@@ -84,8 +84,10 @@ class GridIndex:
         self._cell: dict[int, tuple[int, int]] = {}
         self._step: dict[int, int] = {}
         self._inside: dict[tuple[int, int], dict[int, None]] = {}
-        self._low: list[dict[tuple[int, int], int]] = [{} for _ in range(self.LEVELS)]
-        self._top = self.LEVELS - 1
+        self._low: dict[tuple[int, int], int] = {}  # of a smallest square
+        # Above: of each square, the minima of its four quarters; slot 1 is east, slot 2 is north.
+        self._quarters: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(self.LEVELS + 1)]
+        self._top = self.LEVELS
 
     def put(self, agent, pos, step):
         edge = self.edge
@@ -94,7 +96,7 @@ class GridIndex:
         before = self._step.get(agent, -1)
         self._step[agent] = step
         if old == cell:
-            if self._low[0][cell] == before:
+            if self._low[cell] == before:
                 self._lift(cell)
             return
         if old is not None:
@@ -104,8 +106,7 @@ class GridIndex:
         if inside is None:
             inside = self._inside[cell] = {}
         inside[agent] = None
-        low = self._low[0].get(cell)
-        if low is None or step < low:
+        if step < self._low.get(cell, _NOBODY):
             self._lift(cell)
 
     def drop(self, agent):
@@ -121,30 +122,37 @@ class GridIndex:
 
     def _lift(self, cell):
         """Recomputes the minimum of `cell` and of the squares above it, until one does not change."""
-        step = self._step
-        inside = self._inside.get(cell)
-        low = min([step[x] for x in inside]) if inside else None
-        for level, lows in enumerate(self._low):
-            if lows.get(cell) == low:
+        step, inside = self._step, self._inside.get(cell)
+        low = min([step[x] for x in inside]) if inside else _NOBODY
+        if low == self._low.get(cell, _NOBODY):
+            return
+        if low == _NOBODY:
+            del self._low[cell]
+        else:
+            self._low[cell] = low
+        x, y = cell
+        for squares in self._quarters[1:]:
+            slot = (x & 1) | (y & 1) << 1
+            x, y = x >> 1, y >> 1
+            quarters = squares.get((x, y))
+            if quarters is None:
+                quarters = squares[x, y] = [_NOBODY] * 4
+            before = min(quarters)
+            quarters[slot] = low
+            low = min(quarters)
+            if low == _NOBODY:
+                del squares[x, y]
+            if low == before:
                 return
-            if low is None:
-                del lows[cell]
-            else:
-                lows[cell] = low
-            if level + 1 == self.LEVELS:
-                return
-            x, y = cell[0] & ~1, cell[1] & ~1
-            found = [lows.get((x, y)), lows.get((x + 1, y)), lows.get((x, y + 1)), lows.get((x + 1, y + 1))]
-            low = min([v for v in found if v is not None], default=None)
-            cell = (cell[0] >> 1, cell[1] >> 1)
 
     def _entry(self) -> int:
         """The level to start a search at: the lowest with a handful of squares."""
-        top, lows = self._top, self._low
-        while top > 0 and len(lows[top - 1]) <= 4:
+        top, squares = self._top, self._quarters
+        while top > 1 and len(squares[top - 1]) <= 4:
             top -= 1
-        while top + 1 < self.LEVELS and len(lows[top]) > 4:
+        while top < self.LEVELS and len(squares[top]) > 4:
             top += 1
+        self._top = top
         return top
 
     def near(self, pos, radius):
@@ -163,32 +171,35 @@ class GridIndex:
 
     def behind(self, pos, step, slack, move, holds):
         px, py = pos[0], pos[1]
-        top = self._top = self._entry()
-        stack = [(top, cell, low) for cell, low in self._low[top].items()]
+        top = self._entry()
+        stack = [(top, x, y, 0) for x, y in self._quarters[top]]
         while stack:
-            level, (x, y), low = stack.pop()
-            if low >= step:
-                continue
+            level, x, y, _ = stack.pop()
             if level == 0:
                 steps = self._step
                 for other in self._inside[x, y]:
                     if steps[other] < step and holds(other):
                         return other
                 continue
-            lows, size = self._low[level - 1], self.edge * (1 << (level - 1))
+            half = self.edge * (1 << (level - 1))
             close = []
-            for cell in ((2 * x, 2 * y), (2 * x + 1, 2 * y), (2 * x, 2 * y + 1), (2 * x + 1, 2 * y + 1)):
-                least = lows.get(cell)
-                if least is None or least >= step:
-                    continue
-                reach = slack + (step - least) * move
-                left, under = cell[0] * size, cell[1] * size
-                if left - reach <= px <= left + size + reach and under - reach <= py <= under + size + reach:
-                    close.append((level - 1, cell, least))
+            for slot, low in enumerate(self._quarters[level][x, y]):
+                if low < step:
+                    reach = slack + (step - low) * move
+                    i, j = 2 * x + (slot & 1), 2 * y + (slot >> 1)
+                    if -reach <= px - i * half <= half + reach and -reach <= py - j * half <= half + reach:
+                        close.append((level - 1, i, j, low))
             if len(close) > 1:  # slowest first: the witness that will hold longest
-                close.sort(key=lambda node: -node[2])
+                close.sort(key=_by_low)
             stack += close
         return None
+
+
+_NOBODY = 1 << 62
+
+
+def _by_low(square):
+    return -square[3]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class Memory:
         self._calls[call.agent, call.step, call.index] = call
 
     def checkpoint(self, checkpoint):
-        self._checkpoints.append(checkpoint)
+        # As text and back: a world may go on changing what its snapshot still refers to.
+        self._checkpoints.append(Checkpoint(checkpoint.seq, json.loads(json.dumps(checkpoint.state))))
 
     def about(self):
         return self._about

@@ -67,6 +67,28 @@ def attention(
     return out, lse, weight
 
 
+def gradients(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, dlse_BTN, *, scale=None, softcap=None, **options):
+    """Cotangents of q, k, v for those of out and log-sum-exp, from the definition's weights, in float64."""
+    q, k, v, dout, dlse = (np.asarray(x, np.float64) for x in (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, dlse_BTN))
+    out, _, weight = attention(q, k, v, scale=scale, softcap=softcap, **options)
+    G = q.shape[2] // k.shape[2]
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    k_BSNH, v_BSNH = (np.repeat(x, G, axis=2) for x in (k, v))
+    dweight = np.einsum("btnh,bsnh->btns", dout, v_BSNH)
+    dscore = weight * (dweight - np.sum(out * dout, axis=-1)[..., None] + dlse[..., None])
+    if softcap is not None:
+        score = np.einsum("btnh,bsnh->btns", q, k_BSNH) * scale
+        dscore *= 1 - np.tanh(score / softcap) ** 2
+    dscore *= scale
+
+    def by_kv_head(x_BSNH):
+        return x_BSNH.reshape(*x_BSNH.shape[:2], -1, G, x_BSNH.shape[3]).sum(axis=3)
+
+    dk = by_kv_head(np.einsum("btns,btnh->bsnh", dscore, q))
+    dv = by_kv_head(np.einsum("btns,btnh->bsnh", weight, dout))
+    return np.einsum("btns,bsnh->btnh", dscore, k_BSNH), dk, dv
+
+
 def paged(batch, *, window=None, scale=None, softcap=None):
     """The definition over a `paged.cases.Batch`: (out_BCNH, lse_BCN, weight_BCNS), all float64."""
     B, C = batch.q_BCNH.shape[:2]

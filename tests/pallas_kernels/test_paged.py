@@ -6,39 +6,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import paged
+from pallas_kernels.paged import gpu, pagewise, tpu
 from pallas_kernels.paged.cases import CASES, Batch, Case, batch
 from pallas_kernels.paged.xla import pages_in_view
-from tests.pallas_kernels import oracle
+from tests.pallas_kernels import oracle, races
 
-BODIES = ("reference", "xla")
+# "weights" is the xla body asked for the weight of every key, which takes its other way through the pool.
+# "interpret" is the tpu body under the Pallas interpreter, with tiles small enough to make several.
+QUICK = ("decode_window", "decode_empty_rows", "mixed", "mixed_window")
+INTERPRETED = [
+    pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=() if case.name in QUICK else pytest.mark.long)
+    for case in CASES
+    for dtype in ("float32", "bfloat16")
+]
+RUNS = [("reference", "float32"), ("xla", "float32"), ("xla", "bfloat16"), ("weights", "float32")]
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _fill(pool, k_TKH, v_TKH, page_T, offset_T, options=()):
-    return paged.write(pool, k_TKH, v_TKH, page_T, offset_T)
+@functools.partial(jax.jit, static_argnames=("case", "dtype", "pages", "layout"))
+def _fill(k_BSKH, v_BSKH, page_BS, offset_BS, poison_X, *, case, dtype, pages, layout):
+    pool = paged.init(pages, case.page_size, case.K, case.H, dtype, window=case.window, layout=layout)
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (k_BSKH, v_BSKH, page_BS, offset_BS))
+    pool = paged.write(pool, *flat)
+    nan = jnp.full((len(poison_X), case.K, case.H), jnp.nan, dtype)
+    for offset in range(case.page_size):
+        pool = paged.write(pool, nan, nan, poison_X, jnp.full(len(poison_X), offset))
+    return pool
 
 
-def fill(case: Case, given: Batch, dtype: str, poison: bool = True) -> paged.Pool:
+def fill(case: Case, given: Batch, dtype: str, poison: bool = True, layout=None) -> paged.Pool:
     """A pool that holds the batch's keys and values; NaN in every page that no row's live table names."""
-    pool = paged.init(given.pages, case.page_size, case.K, case.H, dtype, window=case.window)
-    if poison:
-        named = np.unique(given.table_BP[given.table_BP < given.pages])
-        other = np.setdiff1d(np.arange(1, given.pages), named)
-        t = case.page_size
-        pages, offsets = (
-            np.repeat(other, t).astype(np.int32),
-            np.tile(np.arange(t, dtype=np.int32), len(other)),
-        )
-        nan = jnp.full((len(pages), case.K, case.H), jnp.nan, dtype)
-        pool = paged.write(pool, nan, nan, pages, offsets)
+    every = np.arange(given.pages, dtype=np.int32)
+    free = poison & ~np.isin(every, given.table_BP)
     dead = ~np.isin(given.page_BS, given.table_BP)  # pages below the window were given back
     page_BS = np.where(dead, given.pages, given.page_BS).astype(np.int32)
-    flat = (x.reshape(-1, *x.shape[2:]) for x in (given.k_BSKH, given.v_BSKH, page_BS, given.offset_BS))
-    return _fill(pool, *flat)
+    shape = case._replace(rows=(), name="", share=False)  # one compilation for all batches of a shape
+    return _fill(
+        given.k_BSKH,
+        given.v_BSKH,
+        page_BS,
+        given.offset_BS,
+        np.where(free, every, given.pages).astype(np.int32),
+        case=shape,
+        dtype=dtype,
+        pages=given.pages,
+        layout=layout,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("case", "backend", "weights"))
@@ -52,24 +70,133 @@ def ask(given: Batch):
     return given.table_BP, given.start_B, given.count_B
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize(("body", "dtype"), RUNS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_agrees_with_the_definition(case, backend, dtype):
+def test_agrees_with_the_definition(case, body, dtype):
     given = batch(case, dtype)
-    got = run(given.q_BCNH, fill(case, given, dtype), *ask(given), case=case, backend=backend, weights=True)
+    pool = fill(case, given, dtype)
+    weights = body in ("reference", "weights")
+    got = run(
+        given.q_BCNH, pool, *ask(given), case=case, backend=body.replace("weights", "xla"), weights=weights
+    )
     want = oracle.paged(given, **case.options)
-    assert [x.dtype for x in got] == [dtype, "float32", "float32"]
-    for x, exact, tolerance in zip(
-        got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE), strict=True
-    ):
+    assert [x.dtype for x in got] == [dtype, "float32", "float32"][: len(got)]
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE)):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+@pytest.mark.parametrize(("case", "dtype"), INTERPRETED)
+def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
+    monkeypatch.setattr(tpu, "ROWS", 8)
+    monkeypatch.setattr(tpu, "KEYS", 16)
+    given = batch(case, dtype)
+    pool = fill(case, given, dtype, layout="rows")
+    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret")
+    want = oracle.paged(given, **case.options)
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
+    """Under the race detector; with the waits taken out it must cry."""
+    case = Case("race", ((20, 1), (9, 1)), 1, 2, 1, 64, 8, 4, window=12)
+    given = batch(case)
+    pool = fill(case, given, "float32", layout="rows")
+    monkeypatch.setattr(tpu, "KEYS", 8)
+    if planted:
+        monkeypatch.setattr(tpu, "wait_for", lambda copies: list(copies))
+    options = {"window": 12, "scale": 64**-0.5, "softcap": None, "return_weights": False}
+    with races.detected() as found:
+        out = tpu.attend(given.q_BCNH, pool, *ask(given), **options, interpret=races.PARAMS)[0]
+        out.block_until_ready()
+        assert found() == planted
+    if not planted:
+        np.testing.assert_allclose(out, oracle.paged(given, window=12)[0], atol=oracle.TOLERANCE["float32"])
+
+
+GPU_CASES = [
+    pytest.param(case, id=case.name, marks=() if case.name in ("mixed_window",) else pytest.mark.long)
+    for case in CASES
+    if case.H in (64, 128)
+]
+
+
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_gpu_kernel_agrees_with_the_definition(case):
+    """Under the Hopper interpreter: barriers, asynchronous copies and wgmma as they are written."""
+    given = batch(case, "bfloat16")
+    pool = fill(case, given, "bfloat16", layout="rows")
+    options = {**case.options, "scale": case.scale or case.H**-0.5, "return_weights": False}
+    with plgpu.force_gpu_interpret_mode():
+        got = gpu.attend(given.q_BCNH, pool, *ask(given), **options, splits=2)
+    want = oracle.paged(given, **case.options)
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
+
+
+def test_the_gpu_kernel_runs_without_a_race():
+    case = Case("race", ((20, 1),), 1, 2, 1, 64, 32, 1)
+    given = batch(case, "bfloat16")
+    pool = fill(case, given, "bfloat16", layout="rows")
+    options = {"window": None, "scale": 64**-0.5, "softcap": None, "return_weights": False}
+    with races.detected_on_gpu() as found:
+        gpu.attend(given.q_BCNH, pool, *ask(given), **options)[0].block_until_ready()
+        assert not found()
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_gpu_race_detector_cries_when_two_warpgroups_share_a_buffer(planted):
+    """The control of the test above: handing a buffer over without a barrier is seen."""
+
+    def kernel(out_hbm, buffer, handed_over):
+        @pl.when(jax.lax.axis_index("warpgroup") == 0)
+        def _():
+            buffer[...] = jnp.ones_like(buffer)
+            plgpu.commit_smem()
+            if not planted:
+                plgpu.barrier_arrive(handed_over)
+
+        @pl.when(jax.lax.axis_index("warpgroup") == 1)
+        def _():
+            if not planted:
+                plgpu.barrier_wait(handed_over)
+            plgpu.copy_smem_to_gmem(buffer, out_hbm)
+            plgpu.wait_smem_to_gmem(0)
+
+    with races.detected_on_gpu() as found:
+        plgpu.kernel(
+            kernel,
+            out_type=jax.ShapeDtypeStruct((128,), jnp.float32),
+            scratch_types=[plgpu.SMEM((128,), jnp.float32), plgpu.Barrier()],
+            num_threads=2,
+            thread_name="warpgroup",
+        )().block_until_ready()
+        assert found() == planted
+
+
+def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
+    given = batch(CASES[0])
+    pool = paged.init(given.pages, 8, 2, 64, "float32", layout="columns")
+    with pytest.raises(NotImplementedError, match="keeps its keys in columns"):
+        paged.explain(given.q_BCNH, pool, *ask(given), backend="interpret")
+
+
+@pytest.mark.parametrize("hot", [1, 16])
+def test_shared_pages_are_right_whether_few_or_many(hot, monkeypatch):
+    """Four pages are shared: dense for all (16), or too many for that (1) so that pages are copied."""
+    monkeypatch.setattr(pagewise, "HOT", hot)
+    case = next(c for c in CASES if c.name == "decode_shared")._replace(name=f"hot_{hot}")
+    given = batch(case)
+    got = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")
+    np.testing.assert_allclose(got[0], oracle.paged(given)[0], atol=oracle.TOLERANCE["float32"])
 
 
 RAGGED = Case("ragged", ((0, 0),) * 4, 3, 4, 2, 64, 4, 6)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 5])
+@settings(max_examples=25)
 @given(
     rows=st.lists(
         st.integers(0, 3).flatmap(lambda n: st.tuples(st.integers(0, 24 - n), st.just(n))),

@@ -74,3 +74,16 @@ def test_half_a_prefill_counts_half_and_the_other_half_later():
     assert measure.report(log).service == {"a": 9}
     log[4]["prefilled"] = 3  # less than the first admission had executed
     assert measure.report(log).service == {"a": 5}
+
+
+def test_clients_read_from_a_file_are_compared_by_name_not_by_object():
+    first, second = "".join(["a", "b"]), "".join(["a", "b"])
+    assert first is not second
+    log = [
+        {"t": 0.0, "event": "arrive", "id": "1", "client": first},
+        {"t": 0.0, "event": "arrive", "id": "2", "client": first},
+        {"t": 0.0, "event": "arrive", "id": "3", "client": "other"},
+        {"t": 1.0, "event": "admit", "id": "1", "client": second, "extend": 5, "hit": 0},
+        {"t": 2.0, "event": "tokens", "counts": {second: 3}},
+    ]
+    assert measure.report(log).gap == 11

@@ -151,7 +151,7 @@ def grid_ball(metric, size=None):
 
     def around(pos, radius):
         if (pos, radius) not in known:
-            r = min(int(radius), 10_000 if size is None else size)
+            r = int(min(radius, 10_000 if size is None else size))
             span = range(-r, r + 1)
             cells = [(pos[0] + i, pos[1] + j) for i in span for j in span]
             known[pos, radius] = [

@@ -1,0 +1,317 @@
+"""The theorems, on random lives of a server: counters stay together, and so does service."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving import fair
+from serving.fair.ledger import SCALE
+from serving.request import Ask
+from tests.serving.fair.oracle import Oracle
+from tests.serving.fair.world import World, live
+
+WEIGHTS = [(1, 2), (1, 1), (2, 1), (0, 1)]
+LOCAL = ["fcfs", "rr", "rpm", "lcf", "drr", "lpm", "dfs_weight", "hrrn"] + [
+    "vtc",
+    "vtc_predict",
+    "wvtc",
+    "hvtc",
+    "dlpm",
+]
+OPTIONS = {
+    "rpm": {"limit": 10},
+    "drr": {"quantum_tok": 9},
+    "wvtc": {"weights": {"c0": 2}},
+    "dlpm": {"quantum_tok": 12},
+}
+
+
+def worlds(policy=None, **fixed):
+    names = {
+        "seed": st.integers(0, 10**6),
+        "clients": st.integers(1, 5),
+        "shape": st.sampled_from(["burst", "spread", "waves"]),
+        "lengths": st.sampled_from(["flat", "heavy"]),
+        "memory_tok": st.sampled_from([60, 90, 200]),
+        "every": st.sampled_from([1, 10]),
+        "cancels": st.sampled_from([0.0, 0.2]),
+        "slack": st.sampled_from([0, 5]),
+    }
+    names |= {n: v if isinstance(v, st.SearchStrategy) else st.just(v) for n, v in fixed.items()}
+    if policy:
+        names["policy"] = st.just(policy)
+    return st.builds(World, **names)
+
+
+def weighed(world: World, pair) -> World:
+    world.options = world.options | {"prompt_weight": pair[0], "output_weight": pair[1]}
+    return world
+
+
+def oracle(life, pair=(1, 2), cached=None):
+    cached = (0 if life.world.prefixes else pair[0]) if cached is None else cached
+    return Oracle(life.log, pair[0], pair[1], cached)
+
+
+@pytest.mark.parametrize("policy", LOCAL)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_P1_what_is_billed_is_what_was_executed(policy, data):
+    prefixes = 2 if policy in ("lpm", "dfs_weight", "hrrn", "dlpm") else 0
+    world = data.draw(worlds(policy, options=OPTIONS.get(policy, {}), prefixes=prefixes))
+    world.memory_tok += 40 * bool(prefixes)
+    life = live(world, watch=_ledger_adds_up)
+    served = {client: amount / SCALE for client, amount in life.policy.served().items()}
+    assert served == dict(oracle(life).served)
+    assert life.meter.report().gap == oracle(life).gap(), "the fast meter and the slow oracle agree"
+
+
+def _ledger_adds_up(policy, event):
+    for account in policy.ledger:
+        assert account.raw == account.lifts + account.charges - account.refunds
+
+
+@given(world=worlds("vtc"), pair=st.sampled_from(WEIGHTS))
+def test_P2_counters_of_waiting_clients_stay_within_U(world, pair):
+    def watch(policy, event):
+        if event["event"] != "arrive":  # told before the policy hears of it
+            counters = [policy.ledger.accounts[c].counter for c in policy.backlog.waiting_of]
+            spread.append((max(counters) - min(counters)) / SCALE if counters else 0)
+
+    spread = [0]
+    life = live(weighed(world, pair), watch)
+    assert max(spread) <= life.bound / 2
+
+
+@given(world=worlds("vtc"), pair=st.sampled_from(WEIGHTS))
+def test_P3_backlogged_clients_never_drift_further_apart_than_2U(world, pair):
+    life = live(weighed(world, pair))
+    assert oracle(life, pair).gap() <= life.bound
+
+
+@given(world=worlds("vtc"), pair=st.sampled_from(WEIGHTS))
+def test_P5_nobody_gets_4U_ahead_of_a_client_that_waits(world, pair):
+    life = live(weighed(world, pair))
+    seen = oracle(life, pair)
+    for f in seen.served:
+        for g in seen.served:
+            assert seen.drift(f, g, both=False) <= 2 * life.bound
+
+
+@given(world=worlds("vtc", admission="peak", cancels=0.0))
+def test_P4_under_peak_admission_the_harmonic_bound_holds(world):
+    life = live(world)
+    longest_output = max(job.max_output_tok for job in world.jobs())
+    batch = 2 * world.memory_tok * (1 + math.log(longest_output)) + life.max_prompt_tok
+    assert oracle(life).gap() <= 2 * batch
+
+
+@given(world=worlds("vtc"))
+def test_P6_a_returning_client_is_lifted_to_the_least_of_the_waiting_and_never_lowered(world):
+    last = {}
+
+    def watch(policy, event):
+        for account in policy.ledger:
+            assert account.counter >= last.get(account.client, 0)
+            last[account.client] = account.counter
+
+    world.cancels = 0.0
+    life = live(world, watch)
+    assert last
+    assert all(account.lifts >= 0 for account in life.policy.ledger)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_P6_the_lift_is_to_the_least_waiting_or_else_to_the_last_that_left(waiting):
+    policy = fair.make("vtc")
+    for seq, (client, prompt) in enumerate([("a", 50), ("b", 20), ("b", 7), ("a", 9)]):
+        policy.arrive(Ask(f"{client}{seq}", client, seq, prompt, 4), 0.0)
+    for _ in range(2 if waiting else 4):
+        ask = policy.pick(0.0)
+        policy.admit(ask, extend_tok=ask.prompt_tok, hit_tok=0)
+    counters = {a.client: a.counter / SCALE for a in policy.ledger}
+    policy.arrive(Ask("new", "c", 9, 1, 1), 0.0)
+    floor = min(counters.values()) if waiting else counters[policy.last_left]
+    assert policy.ledger.accounts["c"].counter / SCALE == floor
+
+
+@given(world=worlds("vtc_predict"), predictor=st.sampled_from(["oracle", "noisy", "mean"]))
+def test_P13_prediction_ends_in_the_same_bill_and_keeps_the_bound(world, predictor):
+    world.options = {"predictor": predictor}
+    life = live(world)
+    seen = oracle(life)
+    assert {c: w / SCALE for c, w in life.policy.served().items()} == dict(seen.served)
+    assert seen.gap() <= life.bound
+    if predictor == "oracle" and not world.cancels:
+        assert all(account.refunds == 0 for account in life.policy.ledger)
+
+
+@given(
+    world=worlds("dlpm", prefixes=st.sampled_from([1, 2, 4]), memory_tok=st.sampled_from([120, 240])),
+    quantum=st.sampled_from([1, 12, 90]),
+    shared=st.booleans(),
+)
+def test_P14_P15_credit_stays_between_debt_and_quantum_and_so_service_stays_together(world, quantum, shared):
+    def watch(policy, event):
+        assert policy.quantum == quantum * SCALE
+        for account in policy.ledger:
+            credit = policy.credit(account.client)
+            assert credit <= policy.quantum
+            assert -credit < debt * SCALE
+
+    world.options, world.shared = {"quantum_tok": quantum}, shared
+    longest = max(job.prompt_tok for job in world.jobs())
+    debt = 2 * (world.memory_tok + 4) + longest  # pages round the memory up
+    life = live(world, watch)
+    seen = oracle(life)
+    bound = life.policy.gap_bound(memory_tok=world.memory_tok + 4, max_prompt_tok=longest)
+    assert seen.gap() <= bound
+    for f in seen.served:
+        for g in seen.served:
+            assert seen.drift(f, g, both=False) <= bound
+
+
+@given(world=worlds("wvtc", clients=st.integers(2, 4), shape="burst"))
+def test_P12_weighted_service_of_backlogged_clients_stays_within_2U_over_the_least_weight(world):
+    shares = {"c0": 1, "c1": 2, "c2": 4}
+    world.options = {"weights": shares}
+    life = live(world)
+    seen = oracle(life)
+    for _, served in seen.history:
+        for client in served:
+            served[client] /= shares.get(client, 1)
+    assert seen.gap() <= life.bound
+
+
+@pytest.mark.parametrize("policy", LOCAL)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_P8_P9_nobody_waits_beside_a_server_with_room_and_all_are_served(policy, data):
+    prefixes = 2 if policy in ("lpm", "dfs_weight", "hrrn", "dlpm") else 0
+    options = OPTIONS.get(policy, {}) | ({"limit": 1000} if policy == "rpm" else {})
+    world = data.draw(worlds(policy, options=options, prefixes=prefixes, cancels=0.0))
+    world.memory_tok += 40 * bool(prefixes)
+    life = live(world)
+    assert sum(event["event"] == "finish" for event in life.log) == world.requests
+    assert not life.policy.tabs
+    assert life.policy.pick(0.0) is None
+    assert life.worker.scheduler.idle
+
+
+@given(world=worlds("vtc", cancels=0.0))
+def test_P9_the_wait_of_a_head_is_bounded_by_the_service_others_may_take_first(world):
+    """While a client waits, each of the others gains at most 2U on it: so (n - 1) 2U + its own service
+    passes."""
+    life = live(world)
+    seen = oracle(life)
+    for f in seen.served:
+        others = sum(seen.drift(f, g, both=False) for g in seen.served if g != f)
+        assert others <= (len(seen.served) - 1) * 2 * life.bound
+
+
+@given(world=worlds("vtc", cancels=0.0), policy=st.sampled_from(["vtc", "dlpm", "drr", "rr"]))
+def test_P10_other_names_for_the_clients_change_nothing(world, policy):
+    world.policy, world.options = policy, OPTIONS.get(policy, {})
+    jobs, renamed = world.jobs(), world.jobs()
+    for job in renamed:
+        job.client = {"c0": "z", "c1": "m"}.get(job.client, job.client)
+    assert live(world, jobs=jobs).order() == live(world, jobs=renamed).order()
+
+
+@given(world=worlds("wvtc", cancels=0.0), factor=st.sampled_from([2, 3, 0.5]))
+def test_P11_only_the_ratio_of_weights_matters(world, factor):
+    names = [f"c{i}" for i in range(world.clients)]
+    world.options = {"weights": {name: 1 + i for i, name in enumerate(names)}}
+    once = live(world).order()
+    world.options = {"weights": {name: factor * (1 + i) for i, name in enumerate(names)}}
+    assert live(world).order() == once
+
+
+def test_P11_a_client_of_weight_two_gets_what_two_of_weight_one_get():
+    world = World(clients=3, requests=300, memory_tok=100, policy="wvtc", options={"weights": {"c0": 2}})
+    history = Oracle(live(world).log).history
+    served = [served for waiting, served in history if len(waiting) == 3][-1]
+    assert served["c0"] > 800
+    assert abs(served["c0"] - served["c1"] - served["c2"]) <= 2 * (2 * 2 * 100)
+
+
+@given(world=worlds("lpm", prefixes=st.integers(1, 3), memory_tok=150, shared=st.booleans()))
+def test_P16_with_an_infinite_quantum_dlpm_is_lpm(world):
+    order = live(world).order()
+    world.policy, world.options = "dlpm", {"quantum_tok": math.inf}
+    assert live(world).order() == order
+
+
+@given(world=worlds("dlpm", cancels=0.0, shape="burst"))
+def test_P16_without_sharing_and_with_a_tiny_quantum_dlpm_serves_like_vtc(world):
+    """Not the same order, but while all wait no client's service differs by more than both bounds allow."""
+    world.options = {"quantum_tok": 1}
+    dlpm = live(world)
+    world.policy, world.options = "vtc", {}
+    vtc = live(world)
+    assert oracle(dlpm).gap() <= dlpm.policy.gap_bound(memory_tok=world.memory_tok, max_prompt_tok=20)
+    assert dlpm.policy.served() == vtc.policy.served()
+
+
+@settings(max_examples=200)
+@given(
+    debts=st.lists(st.integers(0, 10**6), min_size=1, max_size=8),
+    quantum=st.integers(1, 5000),
+    waits=st.data(),
+)
+def test_P17_rounds_of_refill_at_once_are_the_rounds_one_by_one(debts, quantum, waits):
+    waiting = waits.draw(st.lists(st.booleans(), min_size=len(debts), max_size=len(debts)).filter(any))
+    policy = fair.make("dlpm", match=lambda ask: 0, quantum_tok=quantum)
+    for i, debt in enumerate(debts):
+        policy.arrive(Ask(f"r{i}", f"c{i}", i, debt, 1), 0.0)
+        policy.admit(policy.backlog.head(f"c{i}"), extend_tok=debt, hit_tok=0)
+    for i, wait in enumerate(waiting):
+        if wait:
+            policy.arrive(Ask(f"w{i}", f"c{i}", 100 + i, 1, 1), 0.0)
+    policy.pick(0.0)
+    credit, rounds = [-debt for debt in debts], 0
+    while not any(wait and q > 0 for wait, q in zip(waiting, credit)):
+        credit = [q + quantum if q <= 0 else q for q in credit]
+        rounds += 1
+    assert rounds <= max(debts) // quantum + 1
+    assert [policy.credit(f"c{i}") for i in range(len(debts))] == [q * SCALE for q in credit]
+
+
+@given(world=worlds("dlpm", prefixes=st.integers(1, 3), memory_tok=120, shared=st.booleans()))
+def test_P18_hits_are_free_and_the_extension_is_what_admission_found(world):
+    life = live(world)
+    computed = {}
+    for event in life.log:
+        if event["event"] == "admit":
+            assert event["extend"] >= 1, "the last prompt token is always computed"
+            computed[event["client"]] = computed.get(event["client"], 0) + event["extend"]
+    if not any(event["event"] in ("preempt", "cancel") for event in life.log):
+        prompts = {c: sum(j.output_tok for j in world.jobs() if j.client == c) for c in computed}
+        billed = {c: w / SCALE for c, w in life.policy.served().items() if c in computed}
+        assert billed == {c: computed[c] + 2 * prompts[c] for c in computed}
+
+
+@given(seed=st.integers(0, 10**6), policy=st.sampled_from(["lpm", "dlpm"]), aging=st.sampled_from([1, 3, 50]))
+def test_P19_aging_lets_nobody_pass_who_comes_that_many_admissions_later(seed, policy, aging):
+    import random
+
+    rng = random.Random(seed)
+    match, most = {}, 40
+    options = {"quantum_tok": math.inf} if policy == "dlpm" else {}
+    policy = fair.make(policy, match=lambda ask: match[ask.id], aging_tok=aging, **options)
+    born, admitted = {}, []
+    for seq in range(60):
+        id = f"r{seq}"
+        match[id] = rng.randint(0, most)
+        born[id] = len(admitted)
+        policy.arrive(Ask(id, rng.choice("ab"), seq, 50, 1), 0.0)
+        for other in policy.backlog.asks:
+            if rng.random() < 0.2:
+                match[other] = rng.randint(0, most)
+        if rng.random() < 0.6 and (ask := policy.pick(0.0)):
+            for other in policy.backlog.asks:
+                assert born[ask.id] - born[other] <= math.ceil(most / aging)
+            policy.admit(ask, extend_tok=1, hit_tok=0)
+            admitted.append(ask.id)
