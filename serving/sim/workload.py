@@ -98,10 +98,11 @@ class Source:
                 f"client {self.client!r} has arrivals={self.arrivals!r}; known: even, poisson, burst"
             )
 
-    def jobs(self, rng: random.Random) -> Iterator[Job]:
+    def jobs(self, rng: random.Random, tag: str = "") -> Iterator[Job]:
+        """`tag` keeps apart the ids of several sources of one client."""
         for i, at_s in enumerate(self._times(rng)):
             prompt, output = max(1, draw(self.prompt, rng)), max(1, draw(self.output, rng))
-            id = f"{self.client}-{i}"
+            id = f"{self.client}-{tag}{i}"
             runs: list[Run] = []
             if self.prefix:
                 runs.append(rng.choices(self.prefix, self.popularity or None)[0])
@@ -139,7 +140,7 @@ def merged(sources: Iterable[Source], seed: int) -> list[Job]:
     jobs: list[Job] = []
     for i, source in enumerate(sources):
         source.check()
-        jobs += source.jobs(random.Random(f"{seed}/{i}/{source.client}"))
+        jobs += source.jobs(random.Random(f"{seed}/{i}/{source.client}"), f"{i}." if i else "")
     return sorted(jobs, key=lambda job: job.arrival_s)
 
 

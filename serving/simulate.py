@@ -1,0 +1,212 @@
+"""Fair scheduling in virtual time: the papers' experiments, or anyone's workload.
+
+  python -m serving.simulate --config=configs/fair_vtc.py:E1
+  python -m serving.simulate --trace=requests.jsonl --policy=dlpm --admission=reserve --memory_tok=20000
+  --json python -m serving.simulate --suite=fairness         # every experiment, into results/fairness
+  (minutes) python -m serving.simulate --suite=overhead         # what a decision costs, up to 10^6 waiting
+  (minutes)
+
+A trace is JSON lines: {"id", "client", "arrival_s", "prompt": [ids] | "prompt_len" [+ "prefix": [[key,
+length], ..]], "output_len", "max_output"?, "weight"?}. Prefixes of one key share their tokens.
+"""
+
+import ast
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mixattn import cli
+from serving import fair
+from serving.fair import measure
+from serving.fair.measure import Event
+from serving.sim import fit
+from serving.sim.experiment import Experiment, Outcome, Run, Server, run
+from serving.sim.workload import read_trace
+
+cli.define_config()
+_TRACE = flags.DEFINE_string("trace", None, "A workload as JSON lines, instead of --config.")
+_POLICY = flags.DEFINE_string("policy", "vtc", f"With --trace: one of {', '.join(fair.POLICIES)}.")
+_OPTION = flags.DEFINE_multi_string("option", [], "With --trace: NAME=VALUE of the policy; may be repeated.")
+_ADMISSION = flags.DEFINE_string("admission", "reserve", "With --trace: reserve, peak or optimistic.")
+_MEMORY = flags.DEFINE_integer("memory_tok", 10_000, "With --trace: tokens of KV memory.")
+_PAGE = flags.DEFINE_integer("page_tok", 16, "With --trace: page of the prefix cache in tokens; 0 for none.")
+_EVENTS = flags.DEFINE_string("events", None, "Write the event log here (of the only or the last run).")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+_SUITE = flags.DEFINE_enum("suite", None, ["fairness", "overhead"], "Run a whole suite into --out.")
+_FIT = flags.DEFINE_string("fit", None, "Fit the step costs to an engine's event log and print them.")
+_ONLY = flags.DEFINE_list("only", [], "With --suite=fairness: these experiments, e.g. E1,E13.")
+_OUT = flags.DEFINE_string("out", "results/fairness", "Where a suite puts its files.")
+
+
+def main() -> None:
+    given = [name for name in ("trace", "suite", "fit") if getattr(flags.FLAGS, name)]
+    given += ["config"] if flags.FLAGS.config is not None else []
+    if len(given) != 1:
+        found = " and ".join(f"--{name}" for name in given) or "none of them"
+        raise ValueError(f"give one of --config, --trace, --suite and --fit; given: {found}")
+    if _FIT.value:
+        print(json.dumps(fit.of_events(measure.read(_FIT.value)).report()))
+    elif _SUITE.value == "fairness":
+        from serving import fairness  # matplotlib takes a second to import
+
+        fairness.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter)
+    elif _SUITE.value == "overhead":
+        from serving import overhead
+
+        overhead.run_suite(Path(_OUT.value), clock=time.perf_counter)
+    else:
+        experiment = _of_trace(_TRACE.value) if _TRACE.value else cli.config()
+        if not isinstance(experiment, Experiment):
+            raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
+        show(experiment, list(_run_all(experiment)))
+
+
+def _of_trace(path: str) -> Experiment:
+    """The experiment that --trace and the flags beside it describe.
+
+    Raises:
+      ValueError: a bad line of the file, or a policy or option that does not exist.
+    """
+    trace = read_trace(path)
+    options: dict[str, Any] = {}
+    for text in _OPTION.value:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option={text} is not NAME=VALUE")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        options[name] = value
+    if any(weight != 1 for weight in trace.weights.values()):
+        options.setdefault("weights", trace.weights)
+    page_tok = 0 if _ADMISSION.value == "peak" else _PAGE.value
+    server = Server(
+        memory_tok=_MEMORY.value,
+        admission=_ADMISSION.value,
+        page_tok=page_tok,
+        admit_every=1,
+    )
+    experiment = Experiment(
+        id=Path(path).stem,
+        title=f"{len(trace.jobs)} requests of {len(trace.weights)} clients",
+        jobs=lambda seed: list(trace.jobs),
+        server=server,
+        runs=(Run(_POLICY.value, options),),
+        demand_s=max(60.0, trace.jobs[-1].arrival_s) + 30.0,
+    )
+    cli.check_tree(experiment)
+    known = fair.options(_POLICY.value)
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"policy {_POLICY.value!r} has no option {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    return experiment
+
+
+def _run_all(experiment: Experiment) -> Iterator[Outcome]:
+    jobs = experiment.workload()
+    console = Console(stderr=True)
+    with Progress(console=console, disable=_JSON.value, transient=True) as progress, _event_log() as log:
+        for which in experiment.runs:
+            task = progress.add_task(which.name, total=experiment.demand_s)
+
+            def tick(now_s: float, task: Any = task) -> None:
+                progress.update(task, completed=now_s)
+
+            last = which is experiment.runs[-1]
+            yield run(
+                experiment,
+                which,
+                jobs=jobs,
+                log=log if last else None,
+                clock=time.perf_counter,
+                progress=tick,
+            )
+            progress.remove_task(task)
+
+
+@contextlib.contextmanager
+def _event_log() -> Iterator[Callable[[Event], None] | None]:
+    """Writes --events whole or not at all."""
+    if _EVENTS.value is None:
+        yield None
+        return
+    path = Path(_EVENTS.value)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w") as lines:
+            yield lambda event: print(json.dumps(event), file=lines)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+COLUMNS = {
+    "run": "policy",
+    "finished": "finished",
+    "tok_per_s": "tok/s",
+    "avg_diff": "service\ndiff. avg",
+    "max_diff": "max",
+    "accumulated_gap": "accumulated\ngap",
+    "backlogged_gap": "gap while\nboth wait",
+    "bound": "proven\nbound",
+    "jain_service": "Jain",
+    "hit_rate": "hit rate",
+    "ttft_mean_s": "TTFT\nmean s",
+    "ttft_p99_s": "p99 s",
+    "decision_us": "decision\nus",
+}
+
+
+def show(experiment: Experiment, outcomes: list[Outcome]) -> None:
+    """Prints one table of runs and one of clients, or a JSON object with both."""
+    rows = [outcome.row() for outcome in outcomes]
+    clients = [line for outcome in outcomes for line in outcome.client_rows()]
+    if _JSON.value:
+        paper = experiment.paper or None
+        print(
+            json.dumps(
+                {"id": experiment.id, "runs": _plain(rows), "clients": _plain(clients), "paper": paper}
+            )
+        )
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(_table(f"{experiment.id}: {experiment.title}", rows, COLUMNS))
+    names = {name: name.replace("_", " ") for name in clients[0]} if clients else {}
+    if len(clients) <= 40:
+        console.print(_table("Clients (service in weighted tokens)", clients, names))
+
+
+def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """JSON knows no nan."""
+    return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in rows]
+
+
+def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
+    table = Table(title=title)
+    for column in columns.values():
+        table.add_column(column, justify="left" if column in ("policy", "run", "client") else "right")
+    for row in rows:
+        table.add_row(*(_text(row[name]) for name in columns))
+    return table
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
