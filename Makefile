@@ -7,11 +7,12 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-long lint format bench parity clean
+.PHONY: help setup demo demo-fast test test-long aot lint format bench parity clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make test       the whole test suite"
 	@echo "make test-long  nightly-size property runs"
+	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
@@ -43,6 +44,24 @@ test: setup
 
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
+
+bench: setup
+	$(BIN)/python -m pallas_kernels.bench --out=results/kernels_cpu.csv
+
+# Compiles the kernels for TPU v5e, v6e and H100 without having one; about a gigabyte of compilers.
+aot: $(VENV)-aot/.ready
+	JAX_PLATFORMS=cpu TPU_WORKER_HOSTNAMES=localhost TPU_ACCELERATOR_TYPE=v5litepod-4 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+	$(VENV)-aot/bin/python -m pytest -m aot
+$(VENV)-aot/.ready: pyproject.toml constraints.txt
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(VENV)-aot with the TPU and GPU compilers"; \
+	$$python -m venv $(VENV)-aot && \
+	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,dev]" && \
+	for extra in aot-tpu aot-cuda; do \
+	  $(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
+	  || echo "no $$extra here: its compile checks will be skipped"; \
+	done
+	@touch $@
 
 # torch and transformers live in an environment of their own and meet ours through files only.
 PARITY := $(VENV)-parity

@@ -36,7 +36,7 @@ def count(config: ModelConfig) -> Counts:
     for path, param in nnx.to_flat_state(abstract(config)[1]):
         shape = param.get_value().shape
         size = math.prod(shape)
-        expert = path[0] == "blocks" and config.has_experts(int(path[1])) and path[2:] in EXPERTS
+        expert = path[0] == "blocks" and config.has_experts(int(str(path[1]))) and path[2:] in EXPERTS
         by_part[_part(path, expert)] += size
         if expert:
             idle += size * (config.n_experts - config.experts_per_token) // config.n_experts

@@ -13,7 +13,7 @@ HOST = {"rich", "absl", "ml_collections"}
 # What a module may import besides the standard library and its own room; the most specific prefix wins.
 MAY: dict[str, set[str]] = {
     "pallas_kernels": {"jax", "numpy", "pallas_kernels"},
-    "mixattn": MODEL | {"mixattn", "tokenizers", "safetensors", "ml_dtypes"} | HOST,
+    "mixattn": MODEL | {"mixattn", "tokenizers", "safetensors", "ml_dtypes", "jinja2"} | HOST,
     "train": MODEL
     | HOST
     | {

@@ -46,7 +46,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps that can be restored, oldest first."""
-        return sorted(self.manager.all_steps(read=True))
+        return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: State, meta: dict[str, Any], validation: float | None = None) -> None:
         """Copies `state` away and returns; writing goes on in the background.
@@ -114,7 +114,7 @@ class Checkpoints:
             self.manager.close()
 
     def _refuse_full_disk(self, state: State) -> None:
-        """Asks before writing: the libraries' own words for a full disk are long and come from many threads."""
+        """Asks before writing: the libraries' own words for a full disk are long and many."""
         need = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < need:

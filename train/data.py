@@ -20,6 +20,8 @@ from absl import flags
 from mixattn import cli
 from train import files, tokens
 
+_EPOCHS = 1 << 32  # without end for us; grain's own "without end" overflows when batches hold one row
+
 
 @dataclass
 class Data:
@@ -130,7 +132,7 @@ def batches(
     """
     if batch_size % processes:
         raise ValueError(f"a batch of {batch_size} rows does not split over {processes} processes")
-    order = grain.MapDataset.range(windows.count).shuffle(seed=windows.seed).repeat(None)
+    order = grain.MapDataset.range(windows.count).shuffle(seed=windows.seed).repeat(_EPOCHS)
     rows = order.map_with_index(lambda i, window: windows.cut(window, i // windows.count))
     mine = rows[process::processes].batch(batch_size // processes)
     return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))

@@ -68,7 +68,7 @@ def score(logits_NV: jax.Array, target_N: jax.Array, learn_N: jax.Array) -> tupl
     picked_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=-1)[:, 0]
     nats_N = jax.nn.logsumexp(logits_NV, axis=-1) - picked_N
     right_N = picked_N >= logits_NV.max(axis=-1)
-    return jnp.sum(nats_N * learn_N), jnp.sum(right_N * learn_N)
+    return jnp.sum(nats_N * learn_N), jnp.sum(jnp.where(right_N, learn_N, 0))
 
 
 def sums(graph: Any, params: Params, batch: dict[str, jax.Array], *, document_mask: bool = False) -> Sums:

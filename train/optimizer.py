@@ -129,7 +129,17 @@ def build(config: Optimizer) -> optax.GradientTransformation:
                 adam_learning_rate=config.adam_rate or config.rate,
                 muon_weight_dimension_numbers=_matrix_axes,
             )
-    return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
+    return _lenient(optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule)
+
+
+def _lenient(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets optax mix dtypes and ranks as it was written to, where the rest of the program may not."""
+
+    def update(gradient, state, params=None):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return rule.update(gradient, state, params)
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def _matrix_axes(params: Params) -> dict[str, MuonDimensionNumbers | None]:

@@ -165,7 +165,7 @@ class Steps:
         metrics = Metrics(
             loss=sums.nats / learnt,
             right=sums.right / learnt,
-            grad_norm=optax.global_norm(gradient),
+            grad_norm=optax.tree.norm(gradient),
             factor=factor,
             load_balance=sums.load_balance / self.compute.accumulate,
             expert_load_E=sums.expert_load_E / self.compute.accumulate,

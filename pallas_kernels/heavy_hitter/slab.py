@@ -91,17 +91,19 @@ def compact(k_BSKH, v_BSKH, score_BKS, position_BS, *, heavy: int, recent: int) 
 
 
 def append(slab: Slab, k_BKH, v_BKH, position_B) -> Slab:
-    """Puts one new token a row into an empty slot, with score 0. A negative position puts nothing there."""
+    """Puts one new token a row into an empty slot, with score 0; donate the slab and this happens in place.
+
+    A row with a negative position gets nothing.
+    """
+    B, K, R = slab.position_BKR.shape
     slot_BK = jnp.argmax(slab.position_BKR < 0, axis=-1)
-    here_BKR = (jnp.arange(slab.position_BKR.shape[-1])[None, None] == slot_BK[..., None]) & (
-        position_B >= 0
-    )[:, None, None]
+    at = jnp.arange(B)[:, None], jnp.arange(K)[None], jnp.where(position_B[:, None] < 0, R, slot_BK)
     return replace(
         slab,
-        k_BKRH=jnp.where(here_BKR[..., None], k_BKH[:, :, None], slab.k_BKRH),
-        v_BKRH=jnp.where(here_BKR[..., None], v_BKH[:, :, None], slab.v_BKRH),
-        score_BKR=jnp.where(here_BKR, 0, slab.score_BKR),
-        position_BKR=jnp.where(here_BKR, position_B[:, None, None], slab.position_BKR),
+        k_BKRH=slab.k_BKRH.at[at].set(k_BKH, mode="drop"),
+        v_BKRH=slab.v_BKRH.at[at].set(v_BKH, mode="drop"),
+        score_BKR=slab.score_BKR.at[at].set(0, mode="drop"),
+        position_BKR=slab.position_BKR.at[at].set(position_B[:, None], mode="drop"),
     )
 
 
@@ -129,10 +131,15 @@ def attend(
 
 
 def evict(slab: Slab) -> Slab:
-    """Empties one slot of every head that is over budget: the lowest score outside the `recent` newest."""
+    """Empties one slot of every head that is over budget: the lowest score outside the `recent` newest.
+
+    A request's positions follow one another without gaps, and the newest are never emptied: so the recent
+    ones are those less than `recent` behind the newest.
+    """
     filled_BKR = slab.position_BKR >= 0
     over_BK = jnp.sum(filled_BKR, axis=-1) > slab.heavy + slab.recent
-    candidate_BKR = filled_BKR & (_rank(-slab.position_BKR) >= slab.recent)
+    newest_BK1 = jnp.max(slab.position_BKR, axis=-1, keepdims=True)
+    candidate_BKR = filled_BKR & ~visible(newest_BK1 - slab.position_BKR, slab.recent)
     worth_BKR = jnp.where(candidate_BKR, slab.score_BKR, jnp.inf)
     lowest_BKR = candidate_BKR & (worth_BKR == jnp.min(worth_BKR, axis=-1, keepdims=True))
     victim_BK = jnp.argmax(jnp.where(lowest_BKR, slab.position_BKR, -2), axis=-1)

@@ -89,6 +89,11 @@ def attend(
     return by_query(out), by_query(lse)[..., 0], None
 
 
+def wait_for(copies):
+    for copy in copies:
+        copy.wait()
+
+
 def _kernel(
     table, start, count, q_KRH, keys, values, out_KRH, lse_KR1, k_buffer, v_buffer, arrived, part, top, total,
     *, bq, G, group, window, score,
@@ -122,8 +127,7 @@ def _kernel(
     def step(g, _):
         slot = g % 2
         pl.when(g + 1 < groups)(lambda: fetch(g + 1))
-        for copy in copies(g, slot):
-            copy.wait()
+        wait_for(copies(g, slot))
         query_RS = lax.broadcasted_iota(jnp.int32, (rows, group * t), 0) // G
         key_RS = (first + g * group) * t + lax.broadcasted_iota(jnp.int32, (rows, group * t), 1)
         keep_RS = visible(position + query_RS - key_RS, window) & (query_RS < asked)

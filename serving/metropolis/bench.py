@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serving.metropolis.graph import Cluster, Graph
+from serving.metropolis.rehearse import replay
 from serving.metropolis.rules import Reach
+from serving.metropolis.server import ServerConfig
 from serving.metropolis.space import Grid
+from serving.metropolis.synthetic import TownConfig, generate
 
 TILES_PER_AGENT = 140 * 100 / 25
 
@@ -108,3 +111,17 @@ def run(sizes: tuple[int, ...], *, commits: int = 20_000, repeats: int = 3) -> I
         yield measure(agents, commits, repeats=repeats)
         if agents <= 1000:
             yield measure(agents, max(200, commits // 100), repeats=repeats, rescan=True)
+
+
+def day(agents: int, seed: int = 0) -> dict[str, float]:
+    """Replays a synthetic whole day under metropolis on 8 simulated replicas; wall seconds beside it."""
+    began = time.perf_counter()
+    trace = generate(TownConfig(agents=agents, hour=-1, seed=seed))
+    drawn = time.perf_counter()
+    meter = replay(trace, "metropolis", ServerConfig())
+    return {
+        "agents": agents,
+        "generate_wall_s": drawn - began,
+        "replay_wall_s": time.perf_counter() - drawn,
+        **meter.summary(),
+    }

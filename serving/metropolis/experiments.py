@@ -207,6 +207,22 @@ def _write_whole(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+# What the paper measured on its own traces and machines, as (over parallel-sync, share of the oracle):
+# agents, hour (12 busy, 6 quiet, -1 a whole day), replicas of an L4. None was not published.
+PAPER: dict[tuple[int, ...], tuple[float, float | None]] = {
+    (25, -1, 1): (1.44, None),
+    (25, -1, 8): (1.67, 0.747),
+    (25, 12, 8): (1.88, 0.531),
+    (25, 6, 8): (1.28, None),
+    (100, 12, 1): (1.87, 0.90),
+    (500, 12, 1): (1.60, 1.00),
+    (500, 12, 8): (4.15, 0.924),
+    (500, 6, 8): (2.79, None),
+    (1000, 12, 8): (3.94, 0.97),
+}
+PAPERS_OWN = ("metropolis", "paper", "8B on L4")
+
+
 # ---- summaries --------------------------------------------------------------------------------------------
 GROUP = ("agents", "hour", "server", "replicas", "slots", "priority")
 
@@ -221,10 +237,22 @@ def summarise(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         setting = cells.setdefault(tuple(row[k] for k in GROUP), {})
         setting.setdefault((row["mode"], row["variant"]), {})[row["seed"]] = row
     return [
-        {**dict(zip(GROUP, key)), "mode": mode, "variant": variant, **_figures(by_seed, setting)}
+        {
+            **dict(zip(GROUP, key)),
+            **{"mode": mode, "variant": variant},
+            **_figures(by_seed, setting),
+            **_published(dict(zip(GROUP, key)), mode, variant),
+        }
         for key, setting in cells.items()
         for (mode, variant), by_seed in setting.items()
     ]
+
+
+def _published(setting: dict[str, str], mode: str, variant: str) -> dict[str, Any]:
+    """The paper's figures for the same setting on its own traces, where it gives any."""
+    where = tuple(int(setting[name]) for name in ("agents", "hour", "replicas"))
+    told = PAPER.get(where) if (mode, variant, setting["server"]) == PAPERS_OWN else None
+    return {"paper_vs_sync": told[0], "paper_of_oracle": told[1]} if told else {}
 
 
 def _figures(by_seed: dict[str, dict[str, str]], setting: dict) -> dict[str, Any]:
@@ -240,8 +268,8 @@ def _figures(by_seed: dict[str, dict[str, str]], setting: dict) -> dict[str, Any
         ("of_critical", "critical"),
     ):
         other: dict[str, dict[str, str]] = next((v for (m, _), v in setting.items() if m == mode), {})
-        seeds = by_seed.keys() & other.keys()
-        if seeds:
+        seeds = {s for s in by_seed.keys() & other.keys() if float(by_seed[s]["elapsed_s"])}
+        if seeds:  # hours without calls take no time and have no ratios
             ratio = [float(other[s]["elapsed_s"]) / float(by_seed[s]["elapsed_s"]) for s in sorted(seeds)]
             out |= _spread(name, ratio)
     return out

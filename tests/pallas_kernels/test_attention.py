@@ -7,13 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import attention, explain, streamed, tiles, xla
+from pallas_kernels.attention import attention, explain, gpu, streamed, tiles, tpu, xla
 from pallas_kernels.attention.cases import CASES, Case, inputs
-from tests.pallas_kernels import oracle
+from tests.pallas_kernels import oracle, races
 
 # "streamed" is the xla body held to its plan for long inputs, with blocks small enough to matter.
 BODIES = ("reference", "xla", "streamed")
+# "interpret" is the tpu body under the Pallas interpreter, with tiles small enough to make several.
 RUNS = [(body, "float32") for body in BODIES] + [("xla", "bfloat16")]
+QUICK = ("full_ragged_tail", "window", "documents_window", "ring")
+INTERPRETED = [
+    pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=() if case.name in QUICK else pytest.mark.long)
+    for case in CASES
+    if case.causal
+    for dtype in ("float32", "bfloat16")
+]
 
 
 @functools.cache
@@ -36,6 +44,9 @@ def run(arrays, places, case, body, cotangents=None):
             patch.setattr(xla, "SCORE_BYTES", 0)
             patch.setattr(streamed, "BLOCK", 16)
             patch.setattr(streamed, "MIN_BLOCK", 4)
+        if body == "interpret":
+            patch.setattr(tpu, "ROWS", 64)
+            patch.setattr(tpu, "KEYS", 16)
         return _run(arrays, places, cotangents, case=case, body=body)
 
 
@@ -64,6 +75,47 @@ def test_values_and_gradients_agree_with_the_definition(case, body, dtype):
     for name, exact in want.items():
         tolerance = oracle.GRADIENT_TOLERANCE[dtype]
         np.testing.assert_allclose(np.float64(gradients[name]), exact, atol=tolerance, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(("case", "dtype"), INTERPRETED)
+def test_the_tpu_kernel_agrees_with_the_definition(case, dtype):
+    arrays, places, _, want, _ = given(case, dtype)
+    tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE
+    for x, exact, tolerance in zip(run(arrays, places, case, "interpret"), want, tolerances, strict=True):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+GPU_CASES = [
+    pytest.param(case, id=case.name, marks=() if case.name == "window" else pytest.mark.long)
+    for case in CASES
+    if case.H in (64, 128) and case.causal and not (case.ring or case.segments)
+]
+
+
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_gpu_kernel_agrees_with_the_definition(case):
+    """Under the Hopper interpreter with its race detector: two warpgroups hand buffers to each other."""
+    arrays, _, _, want, _ = given(case, "bfloat16")
+    score = tiles.Score(case.scale or case.H**-0.5, case.softcap)
+    with races.detected_on_gpu() as found:
+        got = gpu.forward(xla.Static(case.window, True, score), *arrays.values())
+        assert not found()
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE), strict=True):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
+
+
+def test_the_tpu_kernel_is_differentiable():
+    case = next(c for c in CASES if c.name == "window")
+    arrays, places, cotangents, _, want = given(case, "float32")
+    _, gradients = run(arrays, places, case, "interpret", cotangents)
+    for name, exact in want.items():
+        np.testing.assert_allclose(gradients[name], exact, atol=oracle.GRADIENT_TOLERANCE["float32"])
+
+
+def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
+    with pytest.raises(NotImplementedError, match="tpu: only causal attention is written"):
+        explain(*shapes(), causal=False, backend="interpret")
+    assert explain(*shapes(), backend="interpret").interpret
 
 
 def test_the_definitions_gradient_is_a_difference_quotient():

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pallas_kernels import heavy_hitter
-from pallas_kernels.attention import attention
+from pallas_kernels.attention import attention, tpu
 from pallas_kernels.attention.cases import CASES, inputs
 from tests.pallas_kernels import oracle
 
 SUM_TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-1}
 RUNS = [("reference", "float32"), ("xla", "float32"), ("xla", "bfloat16")]
+QUICK = ("full_ragged_tail", "documents_window")
 CAUSAL = [case for case in CASES if case.causal]
 
 
@@ -46,6 +47,22 @@ def test_column_sums_agree_with_the_definition(case, backend, dtype):
     got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend=backend)
     assert got.dtype == "float32"
     np.testing.assert_allclose(np.float64(got), want, atol=SUM_TOLERANCE[dtype] * max(1, want.max()), rtol=0)
+
+
+INTERPRETED = [
+    pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.long) for case in CAUSAL
+]
+
+
+@pytest.mark.parametrize("case", INTERPRETED)
+def test_the_tpu_kernel_agrees_with_the_definition(case, monkeypatch):
+    monkeypatch.setattr(tpu, "ROWS", 64)
+    monkeypatch.setattr(tpu, "KEYS", 16)
+    arrays, places, lse, want = expected(case, "float32")
+    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend="interpret")
+    np.testing.assert_allclose(
+        np.float64(got), want, atol=SUM_TOLERANCE["float32"] * max(1, want.max()), rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["full_ragged_tail", "window", "documents_window", "several_blocks"])

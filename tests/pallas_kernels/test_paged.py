@@ -8,20 +8,29 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import paged
-from pallas_kernels.paged import pagewise
+from pallas_kernels.paged import gpu, pagewise, tpu
 from pallas_kernels.paged.cases import CASES, Batch, Case, batch
 from pallas_kernels.paged.xla import pages_in_view
-from tests.pallas_kernels import oracle
+from tests.pallas_kernels import oracle, races
 
 # "weights" is the xla body asked for the weight of every key, which takes its other way through the pool.
+# "interpret" is the tpu body under the Pallas interpreter, with tiles small enough to make several.
+QUICK = ("decode_window", "decode_empty_rows", "mixed", "mixed_window")
+INTERPRETED = [
+    pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=() if case.name in QUICK else pytest.mark.long)
+    for case in CASES
+    for dtype in ("float32", "bfloat16")
+]
 RUNS = [("reference", "float32"), ("xla", "float32"), ("xla", "bfloat16"), ("weights", "float32")]
 
 
-@functools.partial(jax.jit, static_argnames=("case", "dtype", "pages"))
-def _fill(k_BSKH, v_BSKH, page_BS, offset_BS, poison_X, *, case, dtype, pages):
-    pool = paged.init(pages, case.page_size, case.K, case.H, dtype, window=case.window)
+@functools.partial(jax.jit, static_argnames=("case", "dtype", "pages", "layout"))
+def _fill(k_BSKH, v_BSKH, page_BS, offset_BS, poison_X, *, case, dtype, pages, layout):
+    pool = paged.init(pages, case.page_size, case.K, case.H, dtype, window=case.window, layout=layout)
     flat = (x.reshape(-1, *x.shape[2:]) for x in (k_BSKH, v_BSKH, page_BS, offset_BS))
     pool = paged.write(pool, *flat)
     nan = jnp.full((len(poison_X), case.K, case.H), jnp.nan, dtype)
@@ -30,7 +39,7 @@ def _fill(k_BSKH, v_BSKH, page_BS, offset_BS, poison_X, *, case, dtype, pages):
     return pool
 
 
-def fill(case: Case, given: Batch, dtype: str, poison: bool = True) -> paged.Pool:
+def fill(case: Case, given: Batch, dtype: str, poison: bool = True, layout=None) -> paged.Pool:
     """A pool that holds the batch's keys and values; NaN in every page that no row's live table names."""
     every = np.arange(given.pages, dtype=np.int32)
     free = poison & ~np.isin(every, given.table_BP)
@@ -46,6 +55,7 @@ def fill(case: Case, given: Batch, dtype: str, poison: bool = True) -> paged.Poo
         case=shape,
         dtype=dtype,
         pages=given.pages,
+        layout=layout,
     )
 
 
@@ -73,6 +83,103 @@ def test_agrees_with_the_definition(case, body, dtype):
     assert [x.dtype for x in got] == [dtype, "float32", "float32"][: len(got)]
     for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE)):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+@pytest.mark.parametrize(("case", "dtype"), INTERPRETED)
+def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
+    monkeypatch.setattr(tpu, "ROWS", 8)
+    monkeypatch.setattr(tpu, "KEYS", 16)
+    given = batch(case, dtype)
+    pool = fill(case, given, dtype, layout="rows")
+    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret")
+    want = oracle.paged(given, **case.options)
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
+    """Under the race detector; with the waits taken out it must cry."""
+    case = Case("race", ((20, 1), (9, 1)), 1, 2, 1, 64, 8, 4, window=12)
+    given = batch(case)
+    pool = fill(case, given, "float32", layout="rows")
+    monkeypatch.setattr(tpu, "KEYS", 8)
+    if planted:
+        monkeypatch.setattr(tpu, "wait_for", lambda copies: list(copies))
+    options = {"window": 12, "scale": 64**-0.5, "softcap": None, "return_weights": False}
+    with races.detected() as found:
+        out = tpu.attend(given.q_BCNH, pool, *ask(given), **options, interpret=races.PARAMS)[0]
+        out.block_until_ready()
+        assert found() == planted
+    if not planted:
+        np.testing.assert_allclose(out, oracle.paged(given, window=12)[0], atol=oracle.TOLERANCE["float32"])
+
+
+GPU_CASES = [
+    pytest.param(case, id=case.name, marks=() if case.name in ("mixed_window",) else pytest.mark.long)
+    for case in CASES
+    if case.H in (64, 128)
+]
+
+
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_gpu_kernel_agrees_with_the_definition(case):
+    """Under the Hopper interpreter: barriers, asynchronous copies and wgmma as they are written."""
+    given = batch(case, "bfloat16")
+    pool = fill(case, given, "bfloat16", layout="rows")
+    options = {**case.options, "scale": case.scale or case.H**-0.5, "return_weights": False}
+    with plgpu.force_gpu_interpret_mode():
+        got = gpu.attend(given.q_BCNH, pool, *ask(given), **options, splits=2)
+    want = oracle.paged(given, **case.options)
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
+
+
+def test_the_gpu_kernel_runs_without_a_race():
+    case = Case("race", ((20, 1),), 1, 2, 1, 64, 32, 1)
+    given = batch(case, "bfloat16")
+    pool = fill(case, given, "bfloat16", layout="rows")
+    options = {"window": None, "scale": 64**-0.5, "softcap": None, "return_weights": False}
+    with races.detected_on_gpu() as found:
+        gpu.attend(given.q_BCNH, pool, *ask(given), **options)[0].block_until_ready()
+        assert not found()
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_gpu_race_detector_cries_when_two_warpgroups_share_a_buffer(planted):
+    """The control of the test above: handing a buffer over without a barrier is seen."""
+
+    def kernel(out_hbm, buffer, handed_over):
+        @pl.when(jax.lax.axis_index("warpgroup") == 0)
+        def _():
+            buffer[...] = jnp.ones_like(buffer)
+            plgpu.commit_smem()
+            if not planted:
+                plgpu.barrier_arrive(handed_over)
+
+        @pl.when(jax.lax.axis_index("warpgroup") == 1)
+        def _():
+            if not planted:
+                plgpu.barrier_wait(handed_over)
+            plgpu.copy_smem_to_gmem(buffer, out_hbm)
+            plgpu.wait_smem_to_gmem(0)
+
+    with races.detected_on_gpu() as found:
+        plgpu.kernel(
+            kernel,
+            out_type=jax.ShapeDtypeStruct((128,), jnp.float32),
+            scratch_types=[plgpu.SMEM((128,), jnp.float32), plgpu.Barrier()],
+            num_threads=2,
+            thread_name="warpgroup",
+        )().block_until_ready()
+        assert found() == planted
+
+
+def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
+    given = batch(CASES[0])
+    pool = paged.init(given.pages, 8, 2, 64, "float32", layout="columns")
+    with pytest.raises(NotImplementedError, match="keeps its keys in columns"):
+        paged.explain(given.q_BCNH, pool, *ask(given), backend="interpret")
 
 
 @pytest.mark.parametrize("hot", [1, 16])

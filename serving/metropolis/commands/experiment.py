@@ -39,13 +39,22 @@ def _main() -> None:
 
 
 def show(summary: list[dict]) -> None:
-    """The summary as a table: means over seeds, spread in brackets."""
+    """The summary as a table: means over seeds, spread in brackets; settings that never vary are left out."""
     table = Table(title="mean (sd) over seeds; ratios are per seed")
-    names = ("agents", "hour", "server", "replicas", "slots", "priority", "mode", "variant")
-    figures = ("elapsed_s", "parallelism", "vs_sync", "vs_single", "of_oracle", "of_critical")
-    for name in (*names, *figures):
-        table.add_column(name, justify="right" if name in figures else "left")
-    for row in summary:
+    names = ["agents", "hour", "server", "replicas", "slots", "priority", "variant"]
+    names = [n for n in names if len({row[n] for row in summary}) > 1] + ["mode"]
+    every = ("elapsed_s", "parallelism", "vs_sync", "vs_single", "of_oracle", "of_critical")
+    figures = [f for f in every if any(f in row for row in summary)]
+    for name in (*names, *figures, "paper"):
+        table.add_column(name, justify="right" if name in figures else "left", no_wrap=True)
+    for row in sorted(summary, key=lambda r: tuple(_number(r[n]) for n in names)):
         cells = [f"{row[f]:.4g} ({row[f + '_sd']:.2g})" if f in row else "" for f in figures]
-        table.add_row(*(str(row[n]) for n in names), *cells)
-    Console(width=200).print(table)
+        told = [f"{row['paper_vs_sync']}x"] if "paper_vs_sync" in row else []
+        told += [f"{100 * row['paper_of_oracle']:.0f} %"] if row.get("paper_of_oracle") else []
+        table.add_row(*(str(row[n]) for n in names), *cells, ", ".join(told))
+    Console(width=190).print(table)
+
+
+def _number(text: str) -> tuple[float, str]:
+    """Sorts numbers as numbers and words as words."""
+    return (float(text), "") if text.lstrip("-").isdigit() else (0.0, text)

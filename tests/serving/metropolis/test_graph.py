@@ -41,7 +41,7 @@ def test_margins_are_symmetric_in_coupling_and_versions_never_widen_them():
 
 
 def test_the_paper_rule_in_numbers():
-    """Perception 4, speed 1: three steps behind blocks up to distance 4 + (3 + 1) * 1 = 8, equality included."""
+    """Perception 4, speed 1: three steps behind blocks up to 4 + (3 + 1) * 1 = 8, equality included."""
     margin = in_place(TOWN, TOWN)
     assert blocked(8, margin, moves_left(3, 0, 0), 1)
     assert not blocked(9, margin, moves_left(3, 0, 0), 1)

@@ -1,0 +1,227 @@
+"""Decode and prefill on this machine: against transformers on the same weights, and against the machine
+itself.
+
+    NPROC=1 OMP_NUM_THREADS=1 taskset -c 3 python -m mixattn.bench transformers --model=small
+    NPROC=1 OMP_NUM_THREADS=1 taskset -c 3 python -m mixattn.bench windows
+
+`transformers` saves a random Llama-shaped model, lets both sides generate from it in turns within one run,
+and takes per-step times as (t(34 new) - t(2 new)) / 32. Beside them stands the floor: the step's weight
+matmuls alone, and its weight and K/V bytes at the bandwidth measured here. `windows` shows that a sliding
+layer's decode step does not grow with the context. Both write a CSV under results/.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from mixattn import ModelConfig, Transformer, cli, generate, hf, results
+from mixattn.cache import Ring
+from mixattn.generation import decode, prefill
+from mixattn.sample import Knobs
+from mixattn.spec import kv_bytes
+
+flags.DEFINE_enum("model", "small", ["small", "half_billion"], "Shape for `transformers`.")
+flags.DEFINE_string(
+    "torch", ".venv-parity/bin/python", "The interpreter that has transformers (`make parity`)."
+)
+flags.DEFINE_list("batches", "1,32", "Batch sizes for `transformers`.")
+flags.DEFINE_integer("repeats", 5, "Interleaved repeats; medians and minima are reported.", lower_bound=1)
+flags.DEFINE_string(
+    "out", None, "CSV to write (default results/decode_MODEL.csv, results/decode_windows.csv)."
+)
+FLAGS = flags.FLAGS
+
+MODELS = {
+    "small": ModelConfig(
+        n_layers=8,
+        d_model=512,
+        n_heads=8,
+        n_kv_heads=4,
+        head_dim=64,
+        d_ff=1376,
+        vocab_size=8192,
+    ),
+    "half_billion": ModelConfig(
+        n_layers=24,
+        d_model=1280,
+        n_heads=20,
+        n_kv_heads=4,
+        head_dim=64,
+        d_ff=3456,
+        vocab_size=16_384,
+    ),
+}
+PROMPT, FEW, MANY = 300, 2, 34
+
+
+def best_and_median(seconds: list[float]) -> dict[str, float]:
+    return {"median_ms": round(1e3 * median(seconds), 3), "min_ms": round(1e3 * min(seconds), 3)}
+
+
+def timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begin
+
+
+@contextmanager
+def transformers_side(model_dir: str) -> Iterator[Callable[..., dict]]:
+    """A process with the same weights; call it with the fields of a request."""
+    command = [FLAGS.torch, "tests/parity/torch_bench.py"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def ask(**fields) -> dict:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(fields) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+
+
+def against_transformers() -> None:
+    config = MODELS[FLAGS.model]
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save(model, folder, architecture="llama")
+        with transformers_side(folder) as ask:
+            theirs = ask(model=folder)
+            for batch in map(int, FLAGS.batches):
+                rows += compare(model, ask, batch)
+                print(*(json.dumps(row) for row in rows[-2:]), sep="\n")
+    note = {
+        "other side": theirs["versions"],
+        "their threads": theirs["threads"],
+        "parameters": theirs["parameters"],
+    }
+    results.write_csv(FLAGS.out or f"results/decode_{FLAGS.model}.csv", rows, config=config, seed=0, **note)
+
+
+def compare(model: Transformer, ask, batch: int) -> list[dict]:
+    """Two rows, decode step and prefill: ours, theirs with either cache, and the ratio to the better of
+    them."""
+    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, PROMPT)).tolist()
+
+    def ours(new: int) -> float:
+        return timed(lambda: generate(model, prompts, new))
+
+    def theirs(cache: str):
+        return lambda new: ask(batch=batch, prompt=PROMPT, new=new, cache=cache)["seconds"]
+
+    sides = {"ours": ours, "dynamic": theirs("dynamic"), "static": theirs("static")}
+    for side in sides.values():  # compiles ours, warms theirs
+        side(FEW), side(MANY)
+    few: dict[str, list[float]] = {name: [] for name in sides}
+    many: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(FLAGS.repeats):
+        for name, side in sides.items():
+            few[name].append(side(FEW))
+            many[name].append(side(MANY))
+    step = {name: [(b - a) / (MANY - FEW) for a, b in zip(few[name], many[name])] for name in sides}
+    rows = []
+    for what, times in (("decode step", step), ("prefill 300 + 2 steps", few)):
+        row: dict = {"what": what, "batch": batch}
+        for name in sides:
+            row |= {f"{name}_{key}": value for key, value in best_and_median(times[name]).items()}
+        for key in ("median_ms", "min_ms"):
+            row[f"ratio_{key[:-3]}"] = round(
+                min(row[f"dynamic_{key}"], row[f"static_{key}"]) / row[f"ours_{key}"], 2
+            )
+        rows.append(row | (floor(model, batch) if what == "decode step" else {}))
+    return rows
+
+
+def floor(model: Transformer, batch: int) -> dict[str, float]:
+    """What one decode step cannot go below here: its weight matmuls alone, and its bytes at this machine's
+    speed."""
+    kernels = [p.get_value() for _, p in nnx.to_flat_state(nnx.split(model)[1]) if p.get_value().ndim == 2]
+    kernels = [k for k in kernels if k.shape[0] != model.config.vocab_size]
+    inputs = {k.shape[0]: jnp.ones((batch, k.shape[0])) for k in kernels}
+
+    @jax.jit
+    def matmuls(kernels, inputs):
+        return [inputs[k.shape[0]] @ k for k in kernels]
+
+    @jax.jit
+    def read(kernels):
+        return [jnp.sum(k) for k in kernels]
+
+    for call in (lambda: matmuls(kernels, inputs), lambda: read(kernels)):
+        timed(call)
+    matmul_s = min(timed(lambda: matmuls(kernels, inputs)) for _ in range(9))
+    read_s = min(timed(lambda: read(kernels)) for _ in range(9))
+    weight_bytes = sum(k.nbytes for k in kernels)
+    kv = batch * kv_bytes(model.config, PROMPT + MANY // 2, "float32")
+    bandwidth = weight_bytes / read_s
+    return {
+        "matmul_floor_ms": round(1e3 * matmul_s, 3),
+        "byte_floor_ms": round(1e3 * (weight_bytes + kv) / bandwidth, 3),
+        "bandwidth_gb_s": round(bandwidth / 1e9, 1),
+    }
+
+
+def windows() -> None:
+    """One decode step of an all-sliding model at several context lengths; window 1024."""
+    config = ModelConfig(
+        n_layers=4,
+        d_model=256,
+        n_heads=8,
+        n_kv_heads=2,
+        head_dim=64,
+        d_ff=688,
+        vocab_size=1024,
+        kv_wiring="swa",
+    )
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    stop_X, knobs_B, states = jnp.zeros(0, jnp.int32), Knobs.greedy(1, np), {}
+    for context in (2048, 8192, 32_768):
+        tokens = jnp.zeros((1, context), jnp.int32)
+        sizes = {"cache": Ring, "capacity": context + 1024}
+        args = (tokens, jnp.asarray([context], jnp.int32), knobs_B, stop_X)
+        begin = time.perf_counter()
+        state = jax.block_until_ready(prefill(graphdef, params, *args, **sizes))
+        states[context] = state
+        print(f"context {context}: prefilled in {time.perf_counter() - begin:.1f} s with compilation")
+    times: dict[int, list[float]] = {context: [] for context in states}
+    for repeat in range(FLAGS.repeats + 1):
+        for context, state in states.items():
+            begin = time.perf_counter()
+            states[context], new_SB = decode(graphdef, params, state, knobs_B, stop_X, 16)
+            jax.block_until_ready(new_SB)
+            if repeat:
+                times[context].append((time.perf_counter() - begin) / 16)
+    rows = []
+    for context, seconds in times.items():
+        row = {"context": context, "window": config.window, **best_and_median(seconds)}
+        rows.append(row | {"over_2k": round(median(seconds) / median(times[2048]), 3)})
+        print(json.dumps(rows[-1]))
+    results.write_csv(FLAGS.out or "results/decode_windows.csv", rows, config=config, seed=0)
+
+
+COMMANDS = {"transformers": against_transformers, "windows": windows}
+COMMAND = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+
+if __name__ == "__main__":
+    if COMMAND not in COMMANDS and not {"--help", "-h", "--helpfull"} & set(sys.argv):
+        print(f"error: say one of {', '.join(COMMANDS)}, not {COMMAND!r}", file=sys.stderr)
+        sys.exit(2)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    cli.run(COMMANDS.get(COMMAND, windows))

@@ -1,0 +1,34 @@
+"""Draws who ran which step when, one panel a mode, for a synthetic hour."""
+
+from pathlib import Path
+
+from absl import flags
+
+from mixattn import cli
+from serving.metropolis import pictures
+from serving.metropolis.server import ServerConfig
+from serving.metropolis.synthetic import TownConfig, generate
+
+FLAGS = flags.FLAGS
+
+
+def start(argv: list[str]) -> None:
+    flags.DEFINE_string("out", "gantt.png", "The picture to write.")
+    flags.DEFINE_integer("agents", 25, "Agents of the trace.")
+    flags.DEFINE_integer("hour", 12, "Hour of the trace.")
+    flags.DEFINE_integer("seed", 0, "Of the trace.")
+    flags.DEFINE_integer("replicas", 8, "Replicas of the simulated server.")
+    flags.DEFINE_float("until_s", 1500.0, "Server time to show.")
+    cli.run(_main, argv)
+
+
+def _main() -> None:
+    trace = generate(TownConfig(agents=FLAGS.agents, hour=FLAGS.hour, seed=FLAGS.seed))
+    out = pictures.gantt(
+        trace,
+        ServerConfig(replicas=FLAGS.replicas),
+        Path(FLAGS.out),
+        modes=("parallel_sync", "metropolis", "oracle"),
+        until_s=FLAGS.until_s,
+    )
+    print(f"{out}: who ran which step when")

@@ -1,0 +1,93 @@
+"""Checkpoints: what comes back, what is kept, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.checkpoint import Checkpoints
+from train.step import State
+
+
+def state(n: float) -> State:
+    params = {"embed.table": jnp.full((8, 4), n), "blocks.0.attention.q.kernel": jnp.full((4, 4), -n)}
+    moments = jax.tree.map(lambda x: x + 1, params)
+    return State(jnp.int32(n), params, {"mu": moments, "count": jnp.int32(n)})
+
+
+def restore(checkpoints, step):
+    like = state(0)
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return checkpoints.restore(step, like, shardings)
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "c", keep_last=2, keep_best=1)
+    yield made
+    made.manager.close()
+
+
+def test_a_state_comes_back_as_it_was_though_training_went_on(checkpoints):
+    @jax.jit
+    def double(x):
+        return jax.tree.map(lambda y: y * 2, x)
+
+    advance = jax.jit(double, donate_argnums=0)
+    now, saved = state(3), state(3)
+    checkpoints.save(3, now, {"batches": {"next_index": 7}, "seconds": 1.5})
+    for _ in range(5):  # reuses the very buffers that are being written
+        now = advance(now)
+    checkpoints.wait()
+    assert equal(restore(checkpoints, 3), saved)
+    assert checkpoints.meta(3) == {"batches": {"next_index": 7}, "seconds": 1.5}
+
+
+def test_the_newest_and_the_best_are_kept(checkpoints):
+    for step, validation in enumerate([9.0, 2.0, 5.0, 4.0, None, 6.0], start=1):
+        checkpoints.save(step, state(step), {}, validation)
+    checkpoints.wait()
+    assert checkpoints.steps == [2, 5, 6]
+
+
+def test_what_is_newer_than_a_named_step_is_forgotten(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    checkpoints.forget_after(1)
+    assert checkpoints.steps == [1]
+    checkpoints.save(2, state(7), {})
+    checkpoints.wait()
+    assert equal(restore(checkpoints, 2), state(7))
+
+
+def test_other_shapes_are_refused_with_the_step_and_an_older_one_named(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    like = state(0)
+    like.params["embed.table"] = jnp.zeros((9, 4))
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    with pytest.raises(ValueError, match=r"step 2 .* cannot be used .*--step=1 goes on from the one before"):
+        checkpoints.restore(2, like, shardings)
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_written(checkpoints, monkeypatch):
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("train.checkpoint.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"a checkpoint takes 0 MiB and .* has 0 MiB left"):
+        checkpoints.save(1, state(1), {})
+    assert checkpoints.steps == []
+
+
+def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
+    left = tmp_path / "c" / "5.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    opened = Checkpoints(tmp_path / "c")
+    assert opened.steps == []
+    opened.close()
