@@ -2,8 +2,8 @@
 
 With one version of every post, contacts at the same step must commit together (one would read what the other
 has just written), and in a connected graph that is everybody: lock-step. A network that answers by version
-needs only "step a may run once every contact has committed a steps" (`rules.multi_version`), so a slow thinker
-holds its own circle at first and reaches others hop by hop.
+needs only "step a may run once every contact has committed a steps" (`rules.multi_version`), so a slow
+thinker holds its own circle at first and reaches others hop by hop.
 """
 
 import random
