@@ -21,6 +21,8 @@ class Limits:
       decode_steps: how many decode steps there may be between two looks of the host; a `range` for any.
       admit_every: decode steps between two attempts to admit while somebody waits and a slot is free.
       mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
+      share_cold: a request whose next page a running one is computing waits for that page, rather than
+        computing it too.
       admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
         (what the fairness bounds assume); `optimistic` only those of its prompt.
     """
@@ -30,6 +32,7 @@ class Limits:
     decode_steps: Sequence[int] = (8, 4, 1)
     admit_every: int = 1
     mixed: bool = True
+    share_cold: bool = True
     admission: Admission = "reserve"
 
     def check(self) -> None:
@@ -58,6 +61,12 @@ class EngineConfig:
       eos_ids: tokens that end every request, unless its sampling says `ignore_eos`.
       prefill_rows: requests that one prefill program takes, by program.
       reuse: keep computed prompts for later requests.
+      penalties: compile what penalties and `logit_bias` need; 9 bytes a slot and vocabulary entry.
+      logprobs: alternatives a request may ask log-probabilities of; -1 = compile no log-probabilities in.
+      prompt_logprobs: compile those of prompts too.
+      overlap: start the next decode step before the last one's tokens are read, where its outcome cannot
+        matter. Hides host time behind an accelerator; on a CPU both share the cores.
+      debug: after every step, check every invariant and fill freed pages with NaN. Slow.
     """
 
     max_slots: int = 8
@@ -71,6 +80,11 @@ class EngineConfig:
     eos_ids: tuple[int, ...] = ()
     prefill_rows: tuple[int, ...] = (1, 4)
     reuse: bool = True
+    penalties: bool = False
+    logprobs: int = -1
+    prompt_logprobs: bool = False
+    overlap: bool = False
+    debug: bool = False
 
     def check(self) -> None:
         self.limits.check()
@@ -79,6 +93,8 @@ class EngineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if len(self.eos_ids) > STOP_IDS:
             raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
+        if self.prompt_logprobs and self.logprobs < 0:
+            raise ValueError(f"prompt_logprobs is on, but logprobs is {self.logprobs}; give it 0 or more")
 
 
 @dataclass(kw_only=True)

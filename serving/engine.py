@@ -6,54 +6,36 @@
         for delta in engine.step(): ...
 
 One step: plan (host), prefill and decode programs (device), read tokens back (the one wait), commit (host).
+A program that fails takes down the requests of its step and nobody else.
 """
 
+import dataclasses
+import heapq
 import itertools
 import time
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
+from absl import logging
 
 from mixattn.model import Transformer
 from mixattn.paging import Kind, Paged
 from serving import fair
+from serving.check import Checker
 from serving.config import STOP_IDS, EngineConfig
-from serving.memory import PagedMemory
+from serving.exchange import Exchange, Flight
+from serving.guard import Guard
+from serving.memory import ALONE, PagedMemory
 from serving.pages import Group
-from serving.programs import NOT_FINITE, PrefillBatch, Programs, State
+from serving.programs import PLAIN, Level, Programs, State
 from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
-from serving.scheduler import Chunk, Entry, Plan, Produced, Scheduler
+from serving.scheduler import Entry, Plan, Scheduler
+from serving.stats import Counts, Stats
+from serving.stream import Stream
+from serving.text import Decode
 from serving.tokens import Ids
 
-
-@dataclass(frozen=True)
-class Stats:
-    """What the engine holds and has done since it started.
-
-    Attributes:
-      programs, compile_s: compiled programs and the seconds each took. Fixed after start-up.
-      pages: by kind, (in use by requests, cached, free, total).
-      bytes_held: KV bytes of the pages in use by requests or cached.
-      prompt_tok, hit_tok, output_tok: tokens admitted, of those found in the cache, produced.
-      host_s, device_s: where step time went: scheduling and bookkeeping, or waiting for programs.
-    """
-
-    programs: int
-    compile_s: Mapping[str, float]
-    pages: Mapping[Kind, tuple[int, int, int, int]]
-    bytes_held: int
-    running: int
-    waiting: int
-    steps: int
-    prompt_tok: int
-    hit_tok: int
-    output_tok: int
-    preemptions: int
-    host_s: float
-    device_s: float
+HEAD_START = 2**40  # places in the order of arrival that one step of priority is worth
 
 
 class Engine:
@@ -64,6 +46,8 @@ class Engine:
       clock: seconds, never going back.
       log: hears every scheduling event as a JSON-ready dict.
       report: hears each program's name and compile seconds during start-up.
+      decode: token ids -> text; without it there is no text and no stop text.
+      programs: those of another engine of the same shapes, to share instead of compiling.
 
     Raises:
       ValueError: the configuration cannot serve (see `EngineConfig.check`, `Programs`).
@@ -77,11 +61,15 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[dict[str, Any]], None] = lambda event: None,
         report: Callable[[str, float], None] = lambda name, seconds: None,
+        decode: Decode | None = None,
+        programs: Programs | None = None,
     ):
         config.check()
-        self.config, self.clock, self._log = config, clock, log
+        self.config, self.clock, self._log, self._decode = config, clock, log, decode
         limits = config.limits
-        self._span = max(limits.chunk_tok, *limits.decode_steps)
+        # With overlap a row is two calls ahead of what is known of it.
+        self._span = max(limits.chunk_tok, max(limits.decode_steps) * (1 + config.overlap))
+        self.model_config = model.config
         self.kinds, groups = self._groups(model)
         self.memory = PagedMemory(
             groups,
@@ -109,15 +97,19 @@ class Engine:
             slots=config.max_slots,
             buckets=[(r, c) for r in config.prefill_rows for c in _chunk_sizes(limits.chunk_tok)],
             most_steps=max(limits.decode_steps),
+            levels=_levels(config, model.config.vocab_size),
         )
-        self.programs.compile(report)
+        self.programs.compile(report) if programs is None else self.programs.borrow(programs)
         self.state: State = self.programs.fresh_state()
-        self._requests: dict[RequestId, Request] = {}
-        self._reported: dict[RequestId, int] = {}
+        self.streams: dict[RequestId, Stream] = {}
+        tables = dict(zip(self.kinds, self.memory.tables))
+        self._exchange = Exchange(self.programs, tables, self.streams, max(config.prefill_rows))
+        self._flight: Flight | None = None
+        self._deadlines: list[tuple[float, int, RequestId]] = []
         self._seq = itertools.count()
         self._done: list[Delta] = []
-        self._counts = {"steps": 0, "prompt_tok": 0, "hit_tok": 0, "output_tok": 0, "preemptions": 0}
-        self._host_s = self._device_s = 0.0
+        self._counts = Counts()
+        self._checker = Checker(self) if config.debug else None
 
     # ---- requests ----
 
@@ -125,32 +117,31 @@ class Engine:
         """Queues a request; returns its id.
 
         Raises:
-          ValueError: the id is live already, the request can never fit, or a stop id is too many.
+          ValueError: the id is live already, the request can never fit, or it asks for what is not compiled
+            in; nothing is queued then.
         """
-        sampling = request.sampling
         id = request.id or f"r{next(self._seq)}"
-        if len(self._stops(sampling)) > STOP_IDS:
-            raise ValueError(f"request {id!r} has {len(self._stops(sampling))} stop ids; at most {STOP_IDS}")
-        ask = Ask(id, request.client, next(self._seq), len(request.prompt_ids), sampling.max_tokens)
-        now = self.clock()
-        entry = Entry(ask, Ids(request.prompt_ids), request.salt, now)
-        self._requests[id] = request
-        self._reported[id] = 0
+        names = _names(id, request.sampling.n)
+        if taken := [name for name in names if name in self.streams]:
+            raise ValueError(f"request id {taken[0]!r} is live already")
+        self._refuse(id, request)
+        request = dataclasses.replace(request, id=id)
+        queued: list[str] = []
         try:
-            accepted = self.scheduler.submit(entry, now)
+            for index, name in enumerate(names):
+                self._queue(request, name, index)
+                queued.append(name)
         except ValueError:
-            del self._requests[id], self._reported[id]
+            for name in queued:
+                self._drop(name, "cancel", tell=False)
             raise
-        if not accepted:
-            self._end(_refused(ask, now))
         return id
 
     def cancel(self, id: RequestId) -> bool:
         """Ends a request; False if it is not live. Its last delta comes with the next step."""
-        output = self.scheduler.cancel(id, self.clock())
-        if output is not None:
-            self._end(output)
-        return output is not None
+        stream = self.streams.get(id) or next((s for s in self.streams.values() if s.request.id == id), None)
+        names = _names(id, stream.sampling.n) if stream else []
+        return sum(self._drop(name, "cancel") for name in names) > 0
 
     @property
     def live(self) -> bool:
@@ -158,30 +149,36 @@ class Engine:
         return not self.scheduler.idle or bool(self._done)
 
     def run(self, requests: Iterable[Request]) -> list[Output]:
-        """Serves requests to the end; outputs in request order."""
-        ids = [self.submit(r) for r in requests]
-        outputs: dict[RequestId, Output] = {}
+        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index."""
+        order = {self.submit(r): i for i, r in enumerate(requests)}
+        outputs: list[Output] = []
         while self.live:
-            outputs |= {d.id: d.output for d in self.step() if d.output is not None}
-        return [outputs[id] for id in ids]
+            outputs += [d.output for d in self.step() if d.output is not None and d.id in order]
+        return sorted(outputs, key=lambda o: (order[o.id], o.index))
 
     # ---- the step ----
 
     def step(self) -> list[Delta]:
         """Runs one step; returns what it brought each request, in no order but each request's own."""
-        began = time.perf_counter()
-        waited = 0.0
-        if plan := self.scheduler.plan(self.clock()):
-            handles = self._dispatch(plan)
+        began, waited = time.perf_counter(), 0.0
+        now_s = self.clock()
+        self._expire(now_s)
+        flight, self._flight = self._flight, None
+        if flight is None and (plan := self.scheduler.plan(now_s)):
+            flight = self._launch(plan)
+        if flight is not None:
+            if self.config.overlap and (plan := self.scheduler.ahead(flight.plan)):
+                self._flight = self._launch(plan)
+                self._counts.ahead += 1
             sent = time.perf_counter()
-            answers = [np.asarray(h) for h in handles]
+            landed = self._land(flight)
             waited = time.perf_counter() - sent
-            produced = self._read(plan, answers)
-            outputs = self.scheduler.commit(plan, produced, self.clock())
-            self._counts["steps"] += 1
-            self._collect(plan, outputs)
-        self._device_s += waited
-        self._host_s += time.perf_counter() - began - waited
+            if landed is not None:
+                self._commit(landed)
+        if self._checker is not None:
+            self._checker.after_step()
+        self._counts.device_s += waited
+        self._counts.host_s += time.perf_counter() - began - waited
         done, self._done = self._done, []
         return done
 
@@ -199,105 +196,127 @@ class Engine:
             bytes_held=held,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
-            host_s=self._host_s,
-            device_s=self._device_s,
-            **self._counts,
+            slots=self.config.max_slots,
+            policy_failure=self._guard.failure,
+            **dataclasses.asdict(self._counts),
         )
 
-    # ---- inside ----
+    # ---- inside: requests ----
 
-    def _dispatch(self, plan: Plan) -> list:
-        """Starts the step's programs; returns their answers, not waited for."""
-        handles = []
-        for chunks in _batches(plan.chunks, max(self.config.prefill_rows)):
-            self.state, next_R = self.programs.prefill(self.state, self._prefill_batch(chunks))
-            handles.append(next_R)
-        if plan.decode:
-            left_B = np.zeros(self.config.max_slots, np.int32)
-            for entry in plan.decode:
-                left_B[entry.slot] = min(plan.steps, entry.left_tok)
-            tables = {k: t.copy() for k, t in zip(self.kinds, self.memory.tables)}
-            self.state, out_NB = self.programs.decode(self.state, tables, left_B, plan.steps)
-            handles.append(out_NB)
-        return handles
+    def _refuse(self, id: RequestId, request: Request) -> None:
+        """Raises ValueError for what a request asks and this engine cannot do."""
+        sampling, config = request.sampling, self.config
+        if len(stops := self._stops(sampling)) > STOP_IDS:
+            raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
+        ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
+        if strange := [i for i in ids if not 0 <= i < self.programs.vocab]:
+            raise ValueError(
+                f"request {id!r} names token {strange[0]} of a vocabulary of {self.programs.vocab}"
+            )
+        if sampling.stop and self._decode is None:
+            raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
+        if sampling.shaped and not config.penalties:
+            raise ValueError(f"request {id!r} asks for penalties or a bias, but config.penalties is off")
+        most = min(config.logprobs, self.programs.vocab)
+        if sampling.top > most:
+            raise ValueError(f"request {id!r} asks for {sampling.top} logprobs; config.logprobs is {most}")
+        if sampling.prompt_logprobs is not None and not config.prompt_logprobs:
+            raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
 
-    def _prefill_batch(self, chunks: Sequence[Chunk]) -> PrefillBatch:
-        shape = self.programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
-        batch = self.programs.blank_prefill(*shape)
-        for r, chunk in enumerate(chunks):
-            entry, count = chunk.entry, chunk.end - chunk.start
-            tokens = entry.all_tokens
-            assert isinstance(tokens, Ids)
-            batch.tokens_RC[r, :count] = tokens.ids[chunk.start : chunk.end]
-            batch.start_R[r], batch.count_R[r] = chunk.start, count
-            for kind, table in zip(self.kinds, self.memory.tables):
-                batch.tables[kind][r] = table[entry.slot]
-            if chunk.last:
-                self._install(batch, r, entry)
-        return batch
+    def _queue(self, request: Request, name: str, index: int) -> None:
+        seq = next(self._seq) - request.priority * HEAD_START
+        sampling, now_s = request.sampling, self.clock()
+        ask = Ask(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
+        salt = ALONE if sampling.prompt_logprobs is not None else request.salt
+        accepted = self.scheduler.submit(Entry(ask, Ids(request.prompt_ids), salt, now_s), now_s)
+        self.streams[name] = Stream(request, name, index, self._stops(sampling), self._decode)
+        if not accepted:
+            self._end(name, _refused(ask, now_s))
+        elif request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (now_s + request.deadline_s, seq, name))
 
-    def _install(self, batch: PrefillBatch, r: int, entry: Entry) -> None:
-        sampling = self._requests[entry.ask.id].sampling
-        batch.slot_R[r] = entry.slot
-        if entry.output_ids:
-            batch.known_R[r] = entry.output_ids[-1]
-        seed = sampling.seed if sampling.seed is not None else zlib.crc32(entry.ask.id.encode())
-        batch.knobs_R.set(r, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, seed)
-        stops = self._stops(sampling)
-        batch.stop_RE[r, : len(stops)] = stops
+    def _expire(self, now_s: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, seq, name = heapq.heappop(self._deadlines)
+            entry = self.scheduler.running.get(name) or self.scheduler.waiting.get(name)
+            if entry is not None and entry.ask.seq == seq:  # not a later request of the same id
+                self._drop(name, "deadline")
 
-    def _read(self, plan: Plan, answers: list[np.ndarray]) -> dict[RequestId, Produced]:
-        produced = {}
-        batches = _batches(plan.chunks, max(self.config.prefill_rows))
-        for chunks, next_R in zip(batches, answers):
-            for r, chunk in enumerate(chunks):
-                if chunk.samples:
-                    produced[chunk.entry.ask.id] = self._judge(chunk.entry, next_R[r : r + 1])
-        for entry in plan.decode:
-            produced[entry.ask.id] = self._judge(entry, answers[-1][:, entry.slot])
-        return produced
+    def _drop(self, name: str, why: Any, tell: bool = True) -> bool:
+        output = self.scheduler.cancel(name, self.clock(), why)
+        if output is not None and tell:
+            self._end(name, output)
+        elif output is not None:
+            del self.streams[name]
+        return output is not None
 
-    def _judge(self, entry: Entry, column: np.ndarray) -> Produced:
-        """Tokens of one row (-1 is none), and whether a stop id or broken logits ended it."""
-        ids = column[column != -1].tolist()
-        if ids and ids[-1] == NOT_FINITE:
-            return Produced(len(ids) - 1, ids[:-1], "error")
-        stopped = bool(ids) and ids[-1] in self._stops(self._requests[entry.ask.id].sampling)
-        return Produced(len(ids), ids, "stop" if stopped else None)
-
-    def _collect(self, plan: Plan, outputs: list[Output]) -> None:
-        for entry in [c.entry for c in plan.chunks if c.samples] + list(plan.decode):
-            id = entry.ask.id
-            if id in self.scheduler.running and len(entry.output_ids) > self._reported[id]:
-                self._done.append(Delta(id, entry.ask.client, entry.output_ids[self._reported[id] :]))
-                self._reported[id] = len(entry.output_ids)
-        for output in outputs:
-            self._end(output)
-
-    def _end(self, output: Output) -> None:
-        new = output.output_ids[self._reported.pop(output.id) :]
-        del self._requests[output.id]
-        self._done.append(Delta(output.id, output.client, new, output))
+    def _end(self, name: str, output: Output) -> None:
+        delta = self.streams.pop(name).delta(output.output_ids, output)
+        assert delta is not None
+        self._done.append(delta)
+        why = output.finish_reason
+        self._counts.finished[why] = self._counts.finished.get(why, 0) + 1
 
     def _stops(self, sampling: Sampling) -> tuple[int, ...]:
         return sampling.stop_ids + (() if sampling.ignore_eos else self.config.eos_ids)
 
+    # ---- inside: a step ----
+
+    def _launch(self, plan: Plan) -> Flight | None:
+        self._counts.decode_steps += plan.steps if plan.decode else 0
+        self._counts.decode_rows += plan.steps * len(plan.decode)
+        try:
+            self.state, flight = self._exchange.launch(self.state, plan)
+            return flight
+        except Exception as why:
+            self._reset(plan, why)
+            return None
+
+    def _land(self, flight: Flight) -> Flight | None:
+        try:
+            return flight.wait()
+        except Exception as why:
+            self._reset(flight.plan, why)
+            return None
+
+    def _commit(self, flight: Flight) -> None:
+        produced = self._exchange.read(flight)
+        outputs = self.scheduler.commit(flight.plan, produced, self.clock())
+        self._counts.steps += 1
+        for output in outputs:
+            self._end(output.id, output)
+        for entry in [c.entry for c in flight.plan.chunks if c.samples] + list(flight.plan.decode):
+            if entry.holding is not None and (delta := self.streams[entry.ask.id].delta(entry.output_ids)):
+                self._done.append(delta)
+
+    def _reset(self, plan: Plan, why: Exception) -> None:
+        """A program failed: its requests end, the others start again on a new state (the old may be gone)."""
+        logging.error("a step failed, its requests end: %r", why)
+        self._counts.resets += 1
+        self._flight = None
+        for entry in [c.entry for c in plan.chunks] + list(plan.decode):
+            if entry.holding is not None:
+                self._drop(entry.ask.id, "error")
+        self.scheduler.lose_memory(self.clock())
+        self.state = self.programs.fresh_state()
+
     def _record(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "admit":
-                self._counts["prompt_tok"] += event["extend"] + event["hit"]
-                self._counts["hit_tok"] += event["hit"]
+                self._counts.prompt_tok += event["extend"] + event["hit"]
+                self._counts.hit_tok += event["hit"]
             case "tokens":
-                self._counts["output_tok"] += sum(event["counts"].values())
+                self._counts.output_tok += sum(event["counts"].values())
             case "preempt":
-                self._counts["preemptions"] += 1
+                self._counts.preemptions += 1
         self._log(event)
 
     def _policy(self, match: Callable[[Ask], int]):
         options = dict(self.config.policy_options)
         if "match" in fair.options(self.config.policy):
             options["match"] = match
-        return fair.make(self.config.policy, **options)
+        self._guard = Guard(fair.make(self.config.policy, **options))
+        return self._guard
 
     def _groups(self, model: Transformer) -> tuple[list[Kind], list[Group]]:
         """Page groups of the model: full owners, then sliding ones."""
@@ -327,8 +346,15 @@ def _chunk_sizes(most: int) -> list[int]:
     return [*sizes, most]
 
 
-def _batches(chunks: Sequence[Chunk], most: int) -> list[Sequence[Chunk]]:
-    return [chunks[i : i + most] for i in range(0, len(chunks), most)]
+def _names(id: RequestId, n: int) -> list[RequestId]:
+    """The names under which a request's outputs are scheduled."""
+    return [id, *(f"{id}#{i}" for i in range(1, n))]
+
+
+def _levels(config: EngineConfig, vocab: int) -> list[Level]:
+    """What programs are compiled to do: nothing extra, every extra, and every extra with prompts'."""
+    rich = Level(config.penalties, min(config.logprobs, vocab))
+    return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))
 
 
 def _refused(ask: Ask, now_s: float) -> Output:

@@ -15,6 +15,9 @@ from serving.prefix import Lease, Tree
 from serving.tokens import Tokens
 
 
+ALONE = None  # the salt of requests that neither find anything cached nor leave anything
+
+
 @dataclass(eq=False, slots=True)
 class Holding:
     """Pages of one running request.
@@ -107,11 +110,11 @@ class PagedMemory:
 
     def match(self, tokens: Tokens, salt: Hashable) -> int:
         """Tokens a new request would find cached; at least one token is always left to compute."""
-        return self.tree.match(tokens, salt, len(tokens) - 1) if self.reuse else 0
+        return self.tree.match(tokens, salt, self._limit(tokens, salt))
 
     def watch(self, id: str, tokens: Tokens, salt: Hashable) -> int:
         """`match`, and `touched` names `id` whenever the answer may have changed, until `unwatch`."""
-        return self.tree.watch(id, tokens, salt, len(tokens) - 1) if self.reuse else 0
+        return self.tree.watch(id, tokens, salt, self._limit(tokens, salt)) if self.reuse else 0
 
     def unwatch(self, id: str) -> None:
         self.tree.unwatch(id)
@@ -136,7 +139,7 @@ class PagedMemory:
         """
         if not self._free_slots:
             return None
-        lease, hit = self.tree.acquire(tokens, salt, len(tokens) - 1 if self.reuse else 0)
+        lease, hit = self.tree.acquire(tokens, salt, self._limit(tokens, salt))
         holding = Holding(-1, lease, final_tok if reserve else len(tokens), salt)
         holding.pages = self.tree.path_pages(lease)
         holding.first = [0] * len(self.groups)
@@ -176,7 +179,7 @@ class PagedMemory:
           share: hand whole pages to the prefix tree now.
         """
         whole = min(computed_tok, len(tokens)) // self.page_tok * self.page_tok
-        if share and self.reuse and whole > holding.lease.end.end:
+        if share and self.reuse and holding.salt is not ALONE and whole > holding.lease.end.end:
             self._share(holding, tokens.cut(0, whole), computed_tok)
         self.tree.slide(holding.lease, computed_tok)
         self._forget_before(holding, computed_tok)
@@ -198,6 +201,9 @@ class PagedMemory:
             self._evict(g, self.tree.held[g])
 
     # ---- inside ----
+
+    def _limit(self, tokens: Tokens, salt: Hashable) -> int:
+        return len(tokens) - 1 if self.reuse and salt is not ALONE else 0
 
     def _pledge(self, holding: Holding, group: int) -> int:
         """Pages the request is promised: of a full group what it has not taken yet, of a window its peak."""

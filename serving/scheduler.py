@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from serving.config import Limits
 from serving.fair.policy import Policy
-from serving.memory import Holding
+from serving.memory import ALONE, Holding
 from serving.request import Ask, Client, FinishReason, Output, RequestId
 from serving.tokens import Tokens
 
@@ -170,6 +170,9 @@ class Scheduler:
         # A policy that orders by locality is built around the cache's answer.
         self.policy: Policy = policy(Locality(memory, self.waiting)) if callable(policy) else policy
         self._step_sizes = sorted(limits.decode_steps)
+        # Waiting for a prefix pays only where there is a cache to find it in.
+        self._page_tok: int = getattr(memory, "page_tok", 0)
+        self._share_cold = limits.share_cold and getattr(memory, "reuse", False)
         self.running: dict[RequestId, Entry] = {}  # in order of admission
         self._prefilling: dict[RequestId, Entry] = {}  # of these, the ones that cannot decode yet
 
@@ -205,6 +208,30 @@ class Scheduler:
         self._release(entry)
         return _output(entry, reason, now_s)
 
+    def preempt(self, id: RequestId, now_s: float, *, keep: bool = True) -> None:
+        """Puts a running request back to waiting; it computes again what the cache does not hold then.
+
+        Args:
+          keep: what it has computed goes to the cache. False if that is lost.
+        """
+        entry = self.running[id]
+        if keep:
+            self._computed(entry, share=True)
+        self._release(entry)
+        prefilled, told = entry.prefilled_tok, _prefilled(entry)
+        entry.preemptions += 1
+        entry.computed_tok = 0
+        del self.running[id]
+        self.waiting[id] = entry  # before the policy is told, which may ask for its match
+        self.policy.preempt(id, prefilled_tok=prefilled)
+        self._tell(now_s, "preempt", entry.ask, **told)
+
+    def lose_memory(self, now_s: float) -> None:
+        """All pages are lost: running requests wait again and nothing is cached."""
+        for id in list(self.running):
+            self.preempt(id, now_s, keep=False)
+        self.memory.clear_cache()
+
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
@@ -221,6 +248,22 @@ class Scheduler:
         # Making room may have preempted someone who was planned.
         chunks = [c for c in chunks if c.entry.holding is not None]
         return Plan(tuple(chunks), tuple(decode), steps) if chunks or decode else None
+
+    def ahead(self, plan: Plan) -> Plan | None:
+        """The step behind `plan`, while that is still running: decode rows only, as if none stopped early.
+
+        Rows that did stop run on for nothing; what they write is theirs or nobody's until it has run. None
+        where the outcome of `plan` decides what is next: there are prompts to compute, or room for a newcomer.
+        """
+        rows = [e for e in plan.decode if e.holding is not None and e.left_tok > plan.steps]
+        full = not self.memory.slots_free and len(rows) == len(plan.decode)
+        if not rows or plan.chunks or self._prefilling or (self.waiting and not full):
+            return None
+        steps = self._at_most(min(e.left_tok for e in rows) - plan.steps)
+        for e in rows:
+            if not self.memory.grow(e.holding, e.computed_tok, e.computed_tok + plan.steps + steps):
+                return None
+        return Plan((), tuple(rows), steps)
 
     def commit(self, plan: Plan, produced: Mapping[RequestId, Produced], now_s: float) -> list[Output]:
         """Books what a step produced; returns the requests it ended, in plan order."""
@@ -253,6 +296,8 @@ class Scheduler:
         chunks = []
         while budget > 0 and (ask := self.policy.pick(now_s)) is not None:
             entry = self.waiting[ask.id]
+            if self._share_cold and self._is_coming(entry):
+                break  # its next page is under way: waiting for it is cheaper than computing it twice
             got = self.memory.admit(
                 entry.all_tokens.cut(0, entry.prefill_tok),
                 entry.salt,
@@ -267,6 +312,19 @@ class Scheduler:
                 chunks.append(chunk)
                 budget -= chunk.end - chunk.start
         return chunks
+
+    def _is_coming(self, entry: Entry) -> bool:
+        """Whether a running request is about to compute the page that `entry` would have to compute next."""
+        if not self._prefilling or entry.salt is ALONE:
+            return False
+        tokens = entry.all_tokens.cut(0, entry.prefill_tok)
+        end = self.memory.match(tokens, entry.salt) + self._page_tok
+        return any(
+            other.salt == entry.salt
+            and other.computed_tok < end <= other.prefill_tok
+            and tokens.common(0, other.all_tokens.cut(0, end)) == end < len(tokens)
+            for other in self._prefilling.values()
+        )
 
     def _start(self, entry: Entry, now_s: float) -> None:
         ask, hit = entry.ask, entry.computed_tok
@@ -296,7 +354,10 @@ class Scheduler:
         most = min(e.left_tok for e in rows)
         if most > self.limits.admit_every and self.waiting and self.memory.slots_free:
             most = min(most, self.limits.admit_every)
-        return self._step_sizes[max(0, bisect_right(self._step_sizes, most) - 1)]
+        return self._at_most(most)
+
+    def _at_most(self, steps: int) -> int:
+        return self._step_sizes[max(0, bisect_right(self._step_sizes, steps) - 1)]
 
     def _grow_rows(self, rows: Iterable[Entry], steps: int, now_s: float) -> list[Entry]:
         ready = []
@@ -304,7 +365,7 @@ class Scheduler:
             while entry.holding is not None and not self.memory.grow(
                 entry.holding, entry.computed_tok, entry.computed_tok + min(steps, entry.left_tok)
             ):
-                self._preempt(self._victim(), now_s)
+                self.preempt(self._victim().ask.id, now_s)
             if entry.holding is not None:
                 ready.append(entry)
         return [e for e in ready if e.holding is not None]
@@ -312,17 +373,6 @@ class Scheduler:
     def _victim(self) -> Entry:
         """Least work lost: fewest outputs first, then the longest prompt."""
         return min(self.running.values(), key=lambda e: (e.output_tok, -e.ask.prompt_tok, -e.ask.seq))
-
-    def _preempt(self, entry: Entry, now_s: float) -> None:
-        self._computed(entry, share=True)
-        self._release(entry)
-        prefilled, told = entry.prefilled_tok, _prefilled(entry)
-        entry.preemptions += 1
-        entry.computed_tok = 0
-        del self.running[entry.ask.id]
-        self.waiting[entry.ask.id] = entry  # before the policy is told, which may ask for its match
-        self.policy.preempt(entry.ask.id, prefilled_tok=prefilled)
-        self._tell(now_s, "preempt", entry.ask, **told)
 
     def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
         tokens_of: dict[RequestId, int] = {}

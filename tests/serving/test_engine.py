@@ -1,87 +1,14 @@
-"""The engine against teacher-forced decoding: same tokens whatever the batch, the cache or the chunks."""
-
-import functools
+"""The engine from outside: policies, stops, cancels, deltas, refusals, nothing compiled after start-up."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
-from mixattn import ModelConfig, Transformer
-from serving.config import EngineConfig, Limits
+from serving.config import Limits
 from serving.engine import Engine
 from serving.request import Request, Sampling
-
-WIRING = "0s_0s_2_3s_3s_2"
-VOCAB = 64
-
-
-@functools.cache
-def model(wiring: str = WIRING, window: int = 12) -> Transformer:
-    config = ModelConfig(
-        n_layers=len(wiring.split("_")),
-        d_model=32,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        d_ff=64,
-        vocab_size=VOCAB,
-        kv_wiring=wiring,
-        window=window,
-    )
-    return Transformer(config, rngs=nnx.Rngs(3))
-
-
-@functools.cache
-def _forward(wiring: str):
-    graphdef, params = nnx.split(model(wiring))
-    run = jax.jit(lambda params, tokens_BT: nnx.merge(graphdef, params)(tokens_BT))
-    return functools.partial(run, params)
-
-
-def teacher_forced(prompt, n, wiring: str = WIRING) -> list[int]:
-    """Greedy decoding without any cache: the whole sequence anew for each token."""
-    tokens = list(prompt)
-    for _ in range(n):
-        padded = np.zeros((1, 96), np.int32)
-        padded[0, : len(tokens)] = tokens
-        tokens.append(int(jnp.argmax(_forward(wiring)(padded)[0, len(tokens) - 1])))
-    return tokens[len(prompt) :]
-
-
-def engine(wiring: str = WIRING, *, policy="fcfs", options=None, log=None, **more) -> Engine:
-    limits = more.pop("limits", Limits(chunk_tok=16, step_tok=32))
-    config = EngineConfig(
-        max_slots=4,
-        page_size=4,
-        max_request_tok=64,
-        prefill_rows=(4,),
-        policy=policy,
-        policy_options=options or {},
-        limits=limits,
-        **more,
-    )
-    return Engine(model(wiring), config, log=log or (lambda event: None))
-
-
-def workload(seed=0, n=10) -> list[Request]:
-    rng = np.random.default_rng(seed)
-    stem = rng.integers(0, VOCAB, 20).tolist()
-    requests = []
-    for i in range(n):
-        own = rng.integers(0, VOCAB, rng.integers(1, 25)).tolist()
-        prompt = stem + own if i % 3 == 0 else own
-        sampling = Sampling(max_tokens=int(rng.integers(1, 18)))
-        requests.append(Request(client="abc"[i % 3], prompt_ids=prompt, sampling=sampling))
-    return requests
-
-
-def check_against_teacher(requests, outputs, wiring=WIRING):
-    for request, output in zip(requests, outputs):
-        want = teacher_forced(request.prompt_ids, request.sampling.max_tokens, wiring)
-        assert output.output_ids == want, f"{output.id}: prompt of {len(request.prompt_ids)}"
-        assert output.finish_reason == "length"
+from tests.serving.tiny import check_against_teacher, engine, model, teacher_forced, workload
 
 
 @pytest.mark.parametrize(
@@ -89,7 +16,7 @@ def check_against_teacher(requests, outputs, wiring=WIRING):
 )
 def test_greedy_tokens_of_a_mixed_workload_are_those_of_the_uncached_model(policy, options):
     requests = workload()
-    eng = engine(policy=policy, options=options)
+    eng = engine(policy=policy, policy_options=options)
     check_against_teacher(requests, eng.run(requests))
     # A second wave finds the first one's prompts cached and must not notice.
     again = eng.run(requests)
@@ -98,28 +25,15 @@ def test_greedy_tokens_of_a_mixed_workload_are_those_of_the_uncached_model(polic
     eng.memory.check()
 
 
-@pytest.mark.parametrize("wiring", ["0_1_2", "0s_1s", "0s_0s_2_2"])
-def test_every_kind_of_wiring_is_served(wiring):
-    requests = workload(seed=1, n=6)
-    check_against_teacher(requests, engine(wiring).run(requests), wiring)
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 32])
-def test_chunk_size_does_not_change_tokens(chunk):
-    requests = workload(seed=2, n=6)
-    eng = engine(limits=Limits(chunk_tok=chunk, step_tok=max(chunk, 8), decode_steps=(1,)))
-    check_against_teacher(requests, eng.run(requests))
-
-
 def test_running_out_of_pages_preempts_and_resumes_without_changing_tokens():
     requests = [
         Request(client="a", prompt_ids=[i + 1] * 10, sampling=Sampling(max_tokens=30)) for i in range(4)
     ]
     limits = Limits(chunk_tok=16, step_tok=32, admission="optimistic")
-    eng = engine("0_1_2", num_pages=20, limits=limits)
+    eng = engine(model("0_1_2"), num_pages=20, limits=limits)
     outputs = eng.run(requests)
     assert eng.stats().preemptions > 0
-    check_against_teacher(requests, outputs, "0_1_2")
+    check_against_teacher(requests, outputs, model("0_1_2"))
     eng.memory.check()
 
 

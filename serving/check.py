@@ -1,0 +1,94 @@
+"""What must hold after every step, checked for real: the debug mode of the engine.
+
+    1. every page has one holder and every count agrees               (`PagedMemory.check`)
+    2. a slot belongs to one running request, a running request has one slot
+    3. a page of a live table row is its request's own, or in a part of the tree that it locks    (there too)
+    4. no request has computed more than it has; a decoding one all but its newest token
+    5. what has ended holds nothing: no stream, no slot, no place in the queue
+    6. nobody waits and runs at once
+
+Freed pages are filled with NaN, so that whoever still reads one shows it. A page is zeroed by the write that
+opens it (`pallas_kernels.paged.write`), so the poison reaches no new holder.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixattn.paging import kind
+from serving.programs import State
+
+if TYPE_CHECKING:
+    from serving.engine import Engine
+
+BATCH = 32  # pages that one call poisons
+
+
+class Checker:
+    """Looks at an engine after each of its steps."""
+
+    def __init__(self, engine: "Engine"):
+        self._engine = engine
+        layers = engine.model_config.layers
+        self._group_of = {
+            owner: engine.kinds.index(kind(layers[owner])) for owner in engine.model_config.owners
+        }
+        self._free = [set(pool.free_pages()) for pool in engine.memory.pools]
+
+    def after_step(self) -> None:
+        """Raises AssertionError if anything is out of order."""
+        check(self._engine)
+        free = [set(pool.free_pages()) for pool in self._engine.memory.pools]
+        freed = [sorted(now - before) for now, before in zip(free, self._free)]
+        self._free = free
+        self._poison(freed)
+
+    def _poison(self, freed: list[list[int]]) -> None:
+        for at in range(0, max(map(len, freed)), BATCH):
+            pages = np.zeros((len(freed), BATCH), np.int32)
+            for row, some in zip(pages, freed):
+                row[: len(some[at : at + BATCH])] = some[at : at + BATCH]
+            groups = tuple(sorted(self._group_of.items()))
+            self._engine.state = poison(self._engine.state, pages, groups)
+
+
+@functools.partial(jax.jit, static_argnames="groups", donate_argnames="state")
+def poison(state: State, page_GX: jax.Array, groups: tuple[tuple[int, int], ...]) -> State:
+    """NaN in pages `page_GX` of each group (0 = none); `groups` says which group each owner is in."""
+    pools = dict(state.cache.pools)
+    for owner, group in groups:
+        page_X = jnp.where(page_GX[group] > 0, page_GX[group], pools[owner].pages)
+        pools[owner] = jax.tree.map(lambda x, at=page_X: x.at[at].set(jnp.nan, mode="drop"), pools[owner])
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, pools=pools))
+
+
+def check(engine: "Engine") -> None:
+    """Asserts the invariants above."""
+    engine.memory.check()
+    running, waiting = engine.scheduler.running, engine.scheduler.waiting
+    slots: Mapping[int, str] = {e.slot: id for id, e in running.items()}
+    assert len(slots) == len(running) == engine.config.max_slots - engine.memory.slots_free
+    for id, entry in running.items():
+        assert entry.computed_tok <= entry.total_tok, f"{id} computed tokens it does not have"
+        if not entry.prefilling:
+            assert entry.computed_tok == entry.total_tok - 1, f"{id} decodes without its past"
+    for id, entry in waiting.items():
+        assert entry.holding is None, f"{id} waits and holds a slot"
+        assert entry.computed_tok == 0
+    assert not running.keys() & waiting.keys()
+    assert engine.streams.keys() == running.keys() | waiting.keys(), "a stream without a request"
+
+
+def check_idle(engine: "Engine") -> None:
+    """Asserts that nothing is left of any request but what the cache keeps."""
+    check(engine)
+    assert not engine.live
+    assert engine.memory.slots_free == engine.config.max_slots
+    for g, pool in enumerate(engine.memory.pools):
+        assert len(pool) + engine.memory.tree.held[g] == pool.num_pages - 1
+        assert engine.memory.tree.evictable[g] == engine.memory.tree.held[g]

@@ -1,0 +1,147 @@
+"""Between a plan and the programs: host arrays out, tokens of each request back.
+
+The page tables handed to a program are copies: the host goes on changing its own while the program runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from mixattn.paging import Kind
+from serving.logits import Logprobs
+from serving.programs import NOT_FINITE, Drawn, PrefillBatch, Programs, State
+from serving.request import Logprob, RequestId
+from serving.scheduler import Chunk, Entry, Plan, Produced
+from serving.stream import Stream
+from serving.tokens import Ids
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step under way: what it does, and its programs' answers, not waited for."""
+
+    plan: Plan
+    batches: Sequence[Sequence[Chunk]]
+    answers: Sequence[Drawn]
+
+    def wait(self) -> "Flight":
+        """The same with answers as numpy arrays."""
+        return Flight(self.plan, self.batches, [jax.tree.map(np.asarray, a) for a in self.answers])
+
+
+class Exchange:
+    """Runs plans.
+
+    Args:
+      tables: by kind, the page tables, changed by whoever owns them.
+      streams: the live requests, changed likewise.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        tables: Mapping[Kind, np.ndarray],
+        streams: Mapping[RequestId, Stream],
+        prefill_rows: int,
+    ):
+        self._programs, self._tables, self._streams, self._rows = programs, tables, streams, prefill_rows
+
+    def launch(self, state: State, plan: Plan) -> tuple[State, Flight]:
+        """Starts the plan's programs."""
+        answers = []
+        batches = [plan.chunks[i : i + self._rows] for i in range(0, len(plan.chunks), self._rows)]
+        for chunks in batches:
+            level = self._programs.level((self._sampling(c.entry) for c in chunks), prompt=True)
+            state, drawn = self._programs.prefill(state, self._batch(chunks, level), level)
+            answers.append(drawn)
+        if plan.decode:
+            left_B = np.zeros(self._programs.slots, np.int32)
+            for entry in plan.decode:
+                left_B[entry.slot] = min(plan.steps, entry.left_tok)
+            level = self._programs.level(map(self._sampling, plan.decode), prompt=False)
+            tables = {kind: table.copy() for kind, table in self._tables.items()}
+            state, drawn = self._programs.decode(state, tables, left_B, plan.steps, level)
+            answers.append(drawn)
+        return state, Flight(plan, batches, answers)
+
+    def read(self, flight: Flight) -> dict[RequestId, Produced]:
+        """What the step produced, of requests that have not ended meanwhile. `flight` has been waited for."""
+        produced = {}
+        for chunks, drawn in zip(flight.batches, flight.answers):
+            for r, chunk in enumerate(chunks):
+                if chunk.entry.holding is not None:
+                    self._note_prompt(chunk, drawn.prompt, r)
+                    if chunk.samples:
+                        produced[chunk.entry.ask.id] = self._judge(chunk.entry, *_column(drawn, r))
+        for entry in flight.plan.decode:
+            if entry.holding is not None:
+                produced[entry.ask.id] = self._judge(entry, *_column(flight.answers[-1], entry.slot))
+        return produced
+
+    # ---- inside ----
+
+    def _sampling(self, entry: Entry):
+        return self._streams[entry.ask.id].sampling
+
+    def _batch(self, chunks: Sequence[Chunk], level) -> PrefillBatch:
+        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
+        batch = self._programs.blank_prefill(*shape, level)
+        for r, chunk in enumerate(chunks):
+            entry, count = chunk.entry, chunk.end - chunk.start
+            tokens = entry.all_tokens
+            assert isinstance(tokens, Ids)
+            batch.tokens_RC[r, :count] = tokens.ids[chunk.start : chunk.end]
+            behind = tokens.ids[chunk.start + 1 : chunk.end + 1]
+            batch.target_RC[r, : len(behind)] = behind
+            batch.start_R[r], batch.count_R[r] = chunk.start, count
+            for kind, table in self._tables.items():
+                batch.tables[kind][r] = table[entry.slot]
+            if chunk.last:
+                self._install(batch, r, entry)
+        return batch
+
+    def _install(self, batch: PrefillBatch, r: int, entry: Entry) -> None:
+        stream = self._streams[entry.ask.id]
+        sampling = stream.sampling
+        batch.slot_R[r] = entry.slot
+        if entry.output_ids:
+            batch.known_R[r] = entry.output_ids[-1]
+        batch.knobs_R.set(
+            r, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, stream.seed
+        )
+        stops = sorted(stream.stops)
+        batch.stop_RE[r, : len(stops)] = stops
+        batch.least_R[r] = entry.ask.prompt_tok + sampling.min_tokens
+        if batch.shaping is not None:
+            batch.shaping.set(r, sampling, stream.request.prompt_ids, entry.output_ids)
+
+    def _note_prompt(self, chunk: Chunk, prompt: Logprobs | None, r: int) -> None:
+        stream = self._streams[chunk.entry.ask.id]
+        k = stream.sampling.prompt_logprobs
+        if prompt is not None and k is not None:
+            ids = stream.request.prompt_ids
+            for position in range(chunk.start, min(chunk.end, len(ids) - 1)):
+                at = r, position - chunk.start
+                stream.prompt_logprobs[position + 1] = prompt.at(at, ids[position + 1], k)
+
+    def _judge(self, entry: Entry, ids: list[int], logprobs: Logprobs | None) -> Produced:
+        stream = self._streams[entry.ask.id]
+        broken = bool(ids) and ids[-1] == NOT_FINITE
+        if broken:
+            ids = ids[:-1]
+        told: list[Logprob] = []
+        k = stream.sampling.logprobs
+        if logprobs is not None and k is not None:
+            told = [logprobs.at(i, id, k) for i, id in enumerate(ids)]
+        return stream.take(ids, broken, told)
+
+
+def _column(drawn: Drawn, row: int) -> tuple[list[int], Logprobs | None]:
+    """The tokens of one row (those of -1 are none), and their log-probabilities."""
+    token_N, lp = np.atleast_2d(drawn.token)[:, row], drawn.logprobs
+    if lp is not None:
+        one = drawn.token.ndim == 1  # a prefill yields one token a row
+        lp = Logprobs(*((x[None] if one else x)[:, row] for x in lp))
+    return token_N[token_N != -1].tolist(), lp

@@ -1,0 +1,95 @@
+"""A policy that cannot stop the server: if it raises, or names nobody while requests wait, first come first
+served takes over for good.
+
+The proven bounds of the policy end there; `failure` says so.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from serving import fair
+from serving.fair.policy import Policy
+from serving.request import Ask, Client, RequestId
+
+PATIENCE = 64  # times in a row a policy may name nobody while somebody waits
+
+
+class Guard:
+    """A `Policy` around another.
+
+    Attributes:
+      failure: why the policy was replaced, or None.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self.failure: str | None = None
+        self._waiting: dict[RequestId, Ask] = {}
+        self._running: dict[RequestId, Ask] = {}
+        self._silent = 0
+
+    def arrive(self, ask: Ask, now_s: float) -> bool:
+        if accepted := self._call("arrive", ask, now_s):
+            self._waiting[ask.id] = ask
+        return accepted
+
+    def pick(self, now_s: float) -> Ask | None:
+        ask = self._call("pick", now_s)
+        self._silent = 0 if ask is not None or not self._waiting else self._silent + 1
+        if self._silent > PATIENCE or (ask is not None and ask.id not in self._waiting):
+            self._replace(f"named {ask and ask.id!r} while {len(self._waiting)} requests waited")
+            ask = self.policy.pick(now_s)
+        return ask
+
+    def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
+        self._call("admit", ask, extend_tok=extend_tok, hit_tok=hit_tok)
+        self._running[ask.id] = self._waiting.pop(ask.id)
+
+    def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
+        self._call("decoded", tokens_of)
+
+    def finish(self, id: RequestId) -> None:
+        self._call("finish", id)
+        del self._running[id]
+
+    def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        self._call("cancel", id, prefilled_tok=prefilled_tok)
+        self._waiting.pop(id, None)
+        self._running.pop(id, None)
+
+    def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
+        self._call("preempt", id, prefilled_tok=prefilled_tok)
+        self._waiting[id] = self._running.pop(id)
+
+    def served(self) -> Mapping[Client, int]:
+        return self.policy.served()
+
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
+        return self.policy.gap_bound(memory_tok=memory_tok, max_prompt_tok=max_prompt_tok)
+
+    def snapshot(self) -> dict[str, Any]:
+        return self.policy.snapshot()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.policy.restore(state)
+
+    def _call(self, event: str, *args, **more) -> Any:
+        try:
+            return getattr(self.policy, event)(*args, **more)
+        except Exception as why:
+            if self.failure is not None:
+                raise
+            self._replace(f"raised in {event}: {why!r}")
+            return getattr(self.policy, event)(*args, **more)
+
+    def _replace(self, why: str) -> None:
+        """A fresh policy that knows who waits and who runs; the event that failed is still to be told."""
+        logging.error("policy %s %s; from here on: fcfs", type(self.policy).__name__, why)
+        self.failure, self._silent = why, 0
+        self.policy = fair.make("fcfs")
+        for ask in sorted([*self._waiting.values(), *self._running.values()], key=lambda ask: ask.seq):
+            self.policy.arrive(ask, 0.0)
+        for ask in self._running.values():
+            self.policy.admit(ask, extend_tok=0, hit_tok=0)

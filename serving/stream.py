@@ -1,0 +1,87 @@
+"""A live request on its way out: tokens judged as they come, text and log-probabilities not yet handed over."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+from serving.request import Delta, Logprob, Output, Request, Sampling
+from serving.scheduler import Produced
+from serving.text import Decode, Text
+
+
+class Stream:
+    """One output of one request.
+
+    Args:
+      index: which of the request's outputs.
+      stops: ids that end it.
+      decode: ids -> text, if anybody wants text.
+    """
+
+    def __init__(self, request: Request, id: str, index: int, stops: Sequence[int], decode: Decode | None):
+        sampling = request.sampling
+        self.request, self.id, self.index, self.stops = request, id, index, frozenset(stops)
+        self.text = decode and Text(decode, sampling.stop, include_stop=sampling.include_stop)
+        self.logprobs: list[Logprob] = []
+        self.prompt_logprobs: dict[int, Logprob] = {}
+        self._stop: int | str | None = None
+        self._taken = self._told = 0
+        self._all_text = ""
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.request.sampling
+
+    @property
+    def seed(self) -> int:
+        """Of this output: the first one's is the request's own."""
+        seed = self.sampling.seed
+        if seed is None:
+            seed = zlib.crc32(self.request.id.encode()) if self.request.id else zlib.crc32(self.id.encode())
+        return seed if self.index == 0 else zlib.crc32(f"{seed} {self.index}".encode())
+
+    def take(self, ids: Sequence[int], broken: bool, logprobs: Sequence[Logprob] = ()) -> Produced:
+        """Judges the tokens of a step: how many of `ids` count, and whether they end the request.
+
+        Args:
+          broken: behind `ids` the logits were not finite.
+        """
+        for n, id in enumerate(ids, 1):
+            self._taken += 1
+            may_stop = self._taken >= self.sampling.min_tokens
+            if may_stop and id in self.stops:
+                self._stop = id
+            elif self.text and self.text.push(id, may_stop=may_stop):
+                self._stop = self.text.stopped_by
+            if self._stop is not None:
+                self.logprobs += logprobs[:n]
+                return Produced(n, ids[:n], "stop")
+        self.logprobs += logprobs
+        return Produced(len(ids), ids, "error" if broken else None)
+
+    def delta(self, output_ids: Sequence[int], output: Output | None = None) -> Delta | None:
+        """What is new since the last delta, or None; with `output` the last delta of all."""
+        new = list(output_ids[self._told :])
+        logprobs = tuple(self.logprobs[self._told : len(output_ids)])
+        self._told = len(output_ids)
+        if self.text and output is not None:
+            self.text.close()
+        text = self.text.pull() if self.text else ""
+        self._all_text += text
+        if not new and output is None:
+            return None
+        if output is not None:
+            output = self._whole(output)
+        return Delta(self.request.id, self.request.client, new, output, self.index, text, logprobs)
+
+    def _whole(self, output: Output) -> Output:
+        prompt = [lp for _, lp in sorted(self.prompt_logprobs.items())]
+        return dataclasses.replace(
+            output,
+            id=self.request.id,
+            index=self.index,
+            text=self._all_text,
+            stop=self._stop if output.finish_reason == "stop" else None,
+            logprobs=tuple(self.logprobs[: len(output.output_ids)]),
+            prompt_logprobs=prompt,
+        )

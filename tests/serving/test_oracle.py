@@ -1,0 +1,94 @@
+"""The oracle: whatever the engine does to be fast, its greedy tokens are those of a model without any of it."""
+
+import random
+
+import pytest
+
+from mixattn import PATTERNS
+from serving.config import Limits
+from serving.request import Request, Sampling
+from tests.serving.tiny import check_against_teacher, engine, finish, model, workload
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+@pytest.mark.parametrize("steps", [(1,), (4, 1), (8, 4, 1)], ids=lambda s: f"N{s[0]}")
+@pytest.mark.parametrize("reuse", [False, True], ids=["no cache", "cache"])
+def test_reuse_steps_and_overlap_do_not_change_tokens(reuse, steps, overlap):
+    eng = engine(
+        limits=Limits(chunk_tok=16, step_tok=32, decode_steps=steps), reuse=reuse, overlap=overlap, debug=True
+    )
+    for wave in range(2):
+        requests = workload(seed=wave // 2, n=8)
+        check_against_teacher(requests, eng.run(requests))
+    assert (eng.stats().hit_tok > 0) == reuse
+    assert (eng.stats().ahead > 0) == overlap
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["split", "mixed"])
+@pytest.mark.parametrize("chunk", [1, 7, 4, 48], ids=["1", "7", "page", "whole"])
+def test_chunks_and_step_modes_do_not_change_tokens(chunk, mixed):
+    requests = workload(seed=2, n=6)
+    eng = engine(limits=Limits(chunk_tok=chunk, step_tok=max(chunk, 8), mixed=mixed), debug=True)
+    check_against_teacher(requests, eng.run(requests))
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+def test_retraction_every_few_steps_does_not_change_tokens(every, overlap):
+    """A victim loses its memory, keeps its tokens, and goes on as if nothing had been."""
+    rng = random.Random(every)
+    requests = workload(seed=3, n=8)
+    eng = engine(debug=True, overlap=overlap, limits=Limits(chunk_tok=16, step_tok=32, decode_steps=(4, 1)))
+    ids = [eng.submit(r) for r in requests]
+    outputs, steps = {}, 0
+    while eng.live:
+        outputs |= {d.id: d.output for d in eng.step() if d.output}
+        steps += 1
+        # Only those that decode: a victim in every step's prefill would never get anywhere.
+        old = [id for id, e in eng.scheduler.running.items() if not e.prefilling and e.preemptions < 3]
+        if old and steps % every == 0:
+            eng.scheduler.preempt(rng.choice(old), eng.clock())
+    assert eng.stats().preemptions > 2
+    check_against_teacher(requests, [outputs[id] for id in ids])
+
+
+USUAL = ("ma_offset", "swa", "yoco")
+
+
+@pytest.mark.parametrize(
+    "name", [*USUAL, *(pytest.param(n, marks=pytest.mark.long) for n in sorted(set(PATTERNS) - set(USUAL)))]
+)
+def test_every_named_wiring_is_served(name):
+    try:
+        net = model(name, n_layers=6)
+    except ValueError as why:
+        pytest.skip(str(why))
+    requests = workload(seed=1, n=5)
+    eng = engine(net, debug=True)
+    check_against_teacher(requests, eng.run(requests), net)
+    check_against_teacher(requests, eng.run(requests), net)
+
+
+def test_a_mixture_of_experts_is_served():
+    net = model("0_1s_1s", n_experts=4, experts_per_token=2)
+    requests = workload(seed=4, n=8)
+    eng = engine(net, debug=True)
+    check_against_teacher(requests, eng.run(requests), net)
+
+
+def test_the_richest_programs_give_plain_requests_the_same_tokens():
+    """One row with penalties and log-probabilities lifts the whole batch to other programs."""
+    requests = workload(seed=5, n=6)
+    eng = engine(model("0_1s"), rich=True, debug=True)
+    rich = Sampling(max_tokens=40, repetition_penalty=1.3, logprobs=5)
+    eng.submit(Request(client="x", prompt_ids=[1, 2, 3], sampling=rich))
+    check_against_teacher(requests, eng.run(requests), model("0_1s"))
+
+
+def test_poison_in_freed_pages_reaches_nobody_in_a_tight_pool():
+    """Few pages and short windows: every page is freed, poisoned and used again many times."""
+    limits = Limits(chunk_tok=16, step_tok=32, admission="optimistic")
+    eng = engine(model("0_1s"), num_pages=24, window_pages=28, limits=limits, debug=True)
+    requests = workload(seed=6, n=16)
+    check_against_teacher(requests, eng.run(requests), model("0_1s"))
+    finish(eng)
