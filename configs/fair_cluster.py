@@ -54,6 +54,7 @@ def experiment(skew: bool = False, failures: tuple[tuple[int, float, float], ...
         Run("lpm", label="least load + lpm", bill=EXTEND, server=cluster("least_load")),
         Run("lpm", label="sticky + lpm", bill=EXTEND, server=cluster("sticky")),
         Run("lpm", label="preble + lpm", bill=EXTEND, server=cluster("preble")),
+        Run("dlpm", quantum, label="round robin + dlpm", bill=EXTEND, server=cluster("round_robin")),
         Run("dlpm", quantum, label="sticky + dlpm", bill=EXTEND, server=cluster("sticky")),
     ]
     runs += [

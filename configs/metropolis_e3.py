@@ -1,18 +1,21 @@
 """E3: other models: constants of a 70B on 4 A100 a replica, and of a mixture of experts (figures 6 and 7).
 
-    python -m serving.metropolis experiment --config=configs/metropolis_e3.py      about 10 minutes on 2 cores
+    python -m serving.metropolis experiment --config=configs/metropolis_e3.py      about 3 minutes on 2 cores
+    ... --config=configs/metropolis_e3.py:500                                      500 agents: 10 minutes
 
 The 70B constants give 0.77 s for a mean call, which is what the paper's single-thread day implies; the
 mixture's are assumed. Paper, 8 A100: 70B 1.97x (busy) and 2.01x (quiet) at best, mixture 2.97x and 2.29x.
 """
 
 from serving.metropolis.experiments import Experiment
-from serving.metropolis.server import ServerConfig
+from serving.metropolis.server import ServerConfig, step_cost
 
 
-def get_config() -> Experiment:
+def get_config(setting: str = "all") -> Experiment:
     servers = {
-        "70B on 4 A100": ServerConfig(step_s=0.027, running_s=0.0005, prefill_s=0.00025, max_running=256),
-        "MoE on 2 A100": ServerConfig(step_s=0.018, running_s=0.0005, prefill_s=0.00012, max_running=256),
+        "70B on 4 A100": ServerConfig(cost=step_cost(0.027, 0.0005, 0.00025), max_running=256),
+        "MoE on 2 A100": ServerConfig(cost=step_cost(0.018, 0.0005, 0.00012), max_running=256),
     }
-    return Experiment("e3", agents=(25, 100, 500), replicas=(2, 4), slots=(256,), servers=servers)
+    if setting == "500":
+        return Experiment("e3_500", agents=(500,), replicas=(2, 4), slots=(256,), servers=servers)
+    return Experiment("e3", agents=(25, 100), replicas=(2, 4), slots=(256,), servers=servers)

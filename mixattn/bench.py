@@ -36,6 +36,7 @@ flags.DEFINE_enum("model", "small", ["small", "half_billion"], "Shape for `trans
 flags.DEFINE_string(
     "torch", ".venv-parity/bin/python", "The interpreter that has transformers (`make parity`)."
 )
+flags.DEFINE_list("batches", "1,32", "Batch sizes for `transformers`.")
 flags.DEFINE_integer("repeats", 5, "Interleaved repeats; medians and minima are reported.", lower_bound=1)
 flags.DEFINE_string(
     "out", None, "CSV to write (default results/decode_MODEL.csv, results/decode_windows.csv)."
@@ -102,7 +103,7 @@ def against_transformers() -> None:
         hf.save(model, folder, architecture="llama")
         with transformers_side(folder) as ask:
             theirs = ask(model=folder)
-            for batch in (1, 32) if FLAGS.model == "small" else (1, 8):
+            for batch in map(int, FLAGS.batches):
                 rows += compare(model, ask, batch)
                 print(*(json.dumps(row) for row in rows[-2:]), sep="\n")
     note = {

@@ -123,8 +123,8 @@ def dense(q_BTNH, k_BSKH, v_BSKH, window):
 
 
 def products(q_nRH, k_nSH):
-    """The two products of attention over n blocks, and nothing else."""
-    return jnp.einsum("nRS,nSH->nRH", jnp.einsum("nRH,nSH->nRS", q_nRH, k_nSH), k_nSH)
+    """The two products of attention over n blocks, one block after the other, and nothing else."""
+    return jax.lax.map(lambda qk: (qk[0] @ qk[1].T) @ qk[1], (q_nRH, k_nSH))
 
 
 def attention_window() -> Group:

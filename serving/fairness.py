@@ -157,22 +157,22 @@ def _draw_service(part: Any, outcomes: Sequence[Outcome]) -> None:
         axis.set_title(outcome.run.name, fontsize=9)
         axis.set_xlabel("time [s]", fontsize=8)
         axis.tick_params(labelsize=8)
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)  # shared by all, so only now that everything is drawn
     axes[0].set_ylabel("service [weighted tok/s]", fontsize=8)
     axes[-1].legend(fontsize=7, loc="upper right", ncols=2 if len(outcomes[0].report.service) > 5 else 1)
 
 
 def _draw_gap(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis = part.subplots()
-    bounds: dict[float, str] = {}
+    bounds: dict[float, tuple[str, bool]] = {}
     for i, outcome in enumerate(outcomes):
         axis.plot(*zip(*outcome.curves()["gap"]), label=outcome.run.name, color=COLOURS[i % 10], lw=1.4)
-        if outcome.bound is not None:
-            bounds.setdefault(outcome.bound, outcome.run.name)
-    for bound, name in bounds.items():
-        axis.axhline(bound, color="black", ls="--", lw=0.9)
+        if outcome.hoped is not None:
+            bounds.setdefault(outcome.hoped, (outcome.run.name, outcome.bound is not None))
+    for bound, (name, proven) in bounds.items():
+        axis.axhline(bound, color="black", ls="--" if proven else ":", lw=0.9)
         axis.annotate(
-            f"proven bound ({name})",
+            f"2U of {name}" + ("" if proven else ", not proven for this admission"),
             (0.01, bound),
             xycoords=("axes fraction", "data"),
             fontsize=7,
@@ -206,16 +206,14 @@ def _draw_latency(part: Any, outcomes: Sequence[Outcome]) -> None:
 
 def _draw_pareto(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis = part.subplots()
-    for i, outcome in enumerate(outcomes):
-        row = outcome.row()
+    rows = [outcome.row() for outcome in outcomes]
+    swept = [row for row, outcome in zip(rows, outcomes) if outcome.run.policy == "dlpm"]
+    axis.plot([r["backlogged_gap"] for r in swept], [r["req_per_s"] for r in swept], color="0.8", zorder=1)
+    for i, row in enumerate(rows):
         axis.scatter(
-            row["backlogged_gap"],
-            row["req_per_s"],
-            color=COLOURS[i % 10],
-            s=36,
-            zorder=3,
-            label=outcome.run.name,
-        )
+            row["backlogged_gap"], row["req_per_s"], color=COLOURS[i % 10], s=36, zorder=3, label=row["run"],
+            marker="os^D"[i // 10],
+        )  # fmt: skip
     axis.set_xscale("log")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)

@@ -32,9 +32,13 @@ AGNOSTIC: dict[str, dict[str, Any]] = {
 LOCAL: dict[str, dict[str, Any]] = {"lpm": {}, "dlpm": {"quantum_tok": 5000}}
 
 
-def decisions(name: str, waiting: int, clients: int, clock: Callable[[], float], rounds: int = 400) -> float:
-    """Microseconds of one decision in a steady state: pick, admit, two decode reports, finish, one new
-    arrival."""
+def decisions(
+    name: str, waiting: int, clients: int, clock: Callable[[], float], rounds: int = 400
+) -> tuple[float, float]:
+    """Microseconds of a decision (pick and admit), and of a request's whole life in the policy.
+
+    In a steady state; the life is pick, admit, two decode reports, finish, and the arrival of the next.
+    """
     rng = random.Random(0)
     policy = fair.make(name, **AGNOSTIC[name])
     asks = (
@@ -43,25 +47,28 @@ def decisions(name: str, waiting: int, clients: int, clock: Callable[[], float],
     )
     for _ in range(waiting):
         policy.arrive(next(asks), 0.0)
-    spent = []
+    decided, lived = [], []
     gc.collect()
     gc.disable()
     for ask in list(asks):
         began = clock()
         head = policy.pick(0.0)
         policy.admit(head, extend_tok=head.prompt_tok, hit_tok=0)
+        decided.append(clock() - began)
         policy.decoded({head.id: 8})
         policy.decoded({head.id: 8})
         policy.finish(head.id)
         policy.arrive(ask, 0.0)
-        spent.append(clock() - began)
+        lived.append(clock() - began)
     gc.enable()
-    return 1e6 * median(spent)
+    return 1e6 * median(decided), 1e6 * median(lived)
 
 
-def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60) -> float:
-    """Microseconds of one pass with a real prefix tree: a prompt enters the cache, matches are renewed,
-    one starts."""
+def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60) -> tuple[float, float]:
+    """Microseconds of the pick in a pass, and of the whole pass, with a real prefix tree.
+
+    In a pass a request starts, its prompt enters the cache, what that touches is matched again, one arrives.
+    """
     rng = random.Random(0)
     page = 16
     memory = PagedMemory([Group(None, 400_000)], page_tok=page, max_slots=64, max_tok=4096, span_tok=4096)
@@ -71,12 +78,13 @@ def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60
     for entry in entries[:waiting]:
         waits[entry.ask.id] = entry
         policy.arrive(entry.ask, 0.0)
-    spent = []
+    picked, passed = [], []
     gc.collect()
     gc.disable()
     for entry in entries[waiting:]:
         began = clock()
         ask = policy.pick(0.0)
+        picked.append(clock() - began)
         head = waits[ask.id]
         got = memory.admit(head.tokens, "", head.ask.prompt_tok + 64, reserve=True)
         assert got is not None
@@ -90,9 +98,9 @@ def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60
         memory.release(holding)
         waits[entry.ask.id] = entry
         policy.arrive(entry.ask, 0.0)
-        spent.append(clock() - began)
+        passed.append(clock() - began)
     gc.enable()
-    return 1e6 * median(spent)
+    return 1e6 * median(picked), 1e6 * median(passed)
 
 
 def _entry(i: int, rng: random.Random) -> Entry:
@@ -111,23 +119,26 @@ def growth(sizes: list[int], costs: list[float]) -> float:
 def measured(clock: Callable[[], float], console: Console) -> Iterator[dict[str, Any]]:
     for name in (*AGNOSTIC, *LOCAL):
         sizes = [n for n in SIZES if name in AGNOSTIC or n <= 100_000]
+        what = decisions if name in AGNOSTIC else passes
+        clients_of = {n: max(10, min(10_000, n // 10)) if name in AGNOSTIC else 100 for n in sizes}
         costs = []
         for waiting in sizes:
-            clients = max(10, min(10_000, waiting // 10))
-            cost = (
-                decisions(name, waiting, clients, clock) if name in AGNOSTIC else passes(name, waiting, clock)
-            )
-            costs.append(cost)
-            console.print(f"{name:12} {waiting:9,} waiting: {cost:8.1f} us")
-        exponent = growth(sizes, costs)
-        for waiting, cost in zip(sizes, costs):
+            if what is decisions:
+                costs.append(decisions(name, waiting, clients_of[waiting], clock))
+            else:
+                costs.append(passes(name, waiting, clock))
+            console.print(f"{name:12} {waiting:9,} waiting: {costs[-1][0]:8.1f} us, {costs[-1][1]:8.1f} us")
+        exponents = [growth(sizes, [cost[i] for cost in costs]) for i in range(2)]
+        for waiting, (decision, whole) in zip(sizes, costs):
             yield {
                 "policy": name,
                 "waiting": waiting,
-                "clients": 100 if name in LOCAL else max(10, min(10_000, waiting // 10)),
-                "what": "pass with prefix tree" if name in LOCAL else "decision",
-                "us": round(cost, 2),
-                "growth_exponent": round(exponent, 3),
+                "clients": clients_of[waiting],
+                "decision_us": round(decision, 2),
+                "decision_growth": round(exponents[0], 3),
+                "whole": "request" if name in AGNOSTIC else "pass with prefix tree",
+                "whole_us": round(whole, 2),
+                "whole_growth": round(exponents[1], 3),
             }
 
 

@@ -46,7 +46,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps that can be restored, oldest first."""
-        return sorted(self.manager.all_steps(read=True))
+        return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: State, meta: dict[str, Any], validation: float | None = None) -> None:
         """Copies `state` away and returns; writing goes on in the background.

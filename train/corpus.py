@@ -128,10 +128,9 @@ def documents(path: str, limit_bytes: int = 0) -> Iterator[Document]:
 def _standard_library() -> tuple[Path, list[Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     kept = []
-    for file in root.rglob("*.py"):
-        inside = file.relative_to(root).parts
-        if not _LEFT_OUT.intersection(inside) and not inside[0].startswith(("config-", "_sysconfigdata")):
-            kept.append(file)
+    for folder, below, names in root.walk():
+        below[:] = [name for name in below if name not in _LEFT_OUT and not name.startswith("config-")]
+        kept += [folder / n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata")]
     return root, kept
 
 

@@ -53,11 +53,11 @@ def run(
                 f"{folder} is trained already: {_verdict(summary)}; remove it, or name --step, to train again"
             )
             return summary
-        run, start = _prepare(experiment, folder, step, evaluators)
+        params = init_params(experiment.model, experiment.train.seed)
+        run, start = _prepare(experiment, folder, step, evaluators, params)
         with contextlib.ExitStack() as closing:
             closing.callback(run.line.close)
             closing.callback(run.checkpoints.close)
-            params = init_params(experiment.model, experiment.train.seed)
             params = run.train(params, start, folder / "profile" if profile else None)
             run.checkpoints.wait()
             return _finish(run, params, folder)
@@ -112,7 +112,9 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] |
     return None
 
 
-def _prepare(experiment: loop.Experiment, folder: Path, step: int | None, evaluators) -> tuple[loop.Run, int]:
+def _prepare(
+    experiment: loop.Experiment, folder: Path, step: int | None, evaluators, params
+) -> tuple[loop.Run, int]:
     """Data, bars, compiled stages and checkpoints of a run, and the step it starts after."""
     train, first = experiment.train, jax.process_index() == 0
     say = print if first else lambda words: None
@@ -133,7 +135,7 @@ def _prepare(experiment: loop.Experiment, folder: Path, step: int | None, evalua
         progress.Line(0, quiet=True),
         evaluators=evaluators,
     )
-    run.steps = _steps(run, folder / "steps.json", say)
+    run.steps = _steps(run, params, folder / "steps.json", say)
     run.metrics = progress.Metrics(folder / "metrics.csv", start) if first else None
     if train.gate in bars:
         run.bars = f" ({train.gate} {bars[train.gate]:.3f})"
@@ -197,12 +199,11 @@ def _start(checkpoints: Checkpoints, step: int | None, folder: Path) -> int:
     return step
 
 
-def _steps(run: loop.Run, path: Path, say) -> list[int]:
+def _steps(run: loop.Run, params, path: Path, say) -> list[int]:
     """Steps of each stage, chosen once and kept for the time the run goes on."""
     if path.exists():
         return files.read_json(path)
     train = run.experiment.train
-    params = init_params(run.experiment.model, train.seed)
     chosen = [run.choose_steps(i, params) for i in range(len(train.stages))]
     chosen = (
         [int(n) for n in multihost_utils.broadcast_one_to_all(chosen)] if jax.process_count() > 1 else chosen

@@ -25,7 +25,8 @@ from flax import nnx
 
 from mixattn import ModelConfig, Transformer, cli, kv_bytes
 from mixattn.layers import Linear
-from train import files, heap, mesh, objective, recall, run
+from train import files, heap, mesh, objective, recall, run, table
+from train import recall_picture as picture
 from train.optimizer import Optimizer, count
 from train.step import Compute, Steps
 
@@ -159,15 +160,28 @@ def _main() -> None:
     if (workdir / "config.json").exists() and files.read_json(workdir / "config.json") != asked:
         raise ValueError(f"{workdir} holds runs of another config; name another --workdir")
     files.write_json(workdir / "config.json", asked)
+    environment = run.environment()
     for seed in comparison.seeds:
         for variant in comparison.variants:
             path = workdir / f"{variant}-{seed}.json"
             if not path.exists():
-                files.write_json(path, {**one_run(comparison, variant, seed, print), **run.environment()})
+                files.write_json(path, {**one_run(comparison, variant, seed, print), **environment})
             done = files.read_json(path)
             took = f"{done['steps']} steps, {done['seconds']} s"
             print(f"{variant} seed {seed}: {done['all']:.3f} in all after {took}")
-    pass
+    write_results(comparison, workdir, Path(flags.FLAGS.results))
+
+
+def write_results(comparison: Comparison, workdir: Path, folder: Path) -> None:
+    """The table and the picture of every run that is finished."""
+    runs = [files.read_json(path) for path in sorted(workdir.glob("*-*.json"))]
+    order = {variant: i for i, variant in enumerate(comparison.variants)}
+    runs.sort(key=lambda one: (order.get(one["variant"], len(order)), one["seed"]))
+    far = next(low for low in comparison.buckets if low >= comparison.reach)
+    guess = recall.only_recent_values(comparison.task, far)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.write_csv(folder / f"{comparison.name}.csv", runs, config=comparison, guess_far=round(guess, 4))
+    picture.draw(folder / f"{comparison.name}.svg", runs, far, guess, comparison.task.length)
 
 
 if __name__ == "__main__":

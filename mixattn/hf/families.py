@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from mixattn.hf import names
 from mixattn.hf.rope import read_rope, write_rope
 from mixattn.hf.tensors import Path, Place
 from mixattn.spec import ModelConfig
@@ -42,18 +43,14 @@ class Family(NamedTuple):
     defaults: fields that config.json may leave out.
     read: raw config -> ModelConfig fields.
     write: config -> raw config, as far as the family can say it.
-    names: our parameter within the model or a block -> tensor, `{i}` the layer, `{e}` the expert.
+    tensors: our parameter within the model or a block -> tensor, `{i}` the layer, `{e}` the expert.
     """
 
     architecture: str
     defaults: Raw
     read: Callable[[Raw], Raw]
     write: Callable[[ModelConfig], Raw]
-    names: Mapping[str, str]
-
-
-# Readers and writers
-# ------------------------------------------------------------------------------------------
+    tensors: Mapping[str, str]
 
 
 def _read_common(raw: Raw) -> Raw:
@@ -251,58 +248,6 @@ def _write_opt(config: ModelConfig) -> Raw:
     }
 
 
-# Names
-# --------------------------------------------------------------------------------------------------------
-
-_LAYER = "model.layers.{i}."
-_LLAMA_NAMES = {
-    "embed.table": "model.embed_tokens.weight",
-    "final_norm.gain": "model.norm.weight",
-    "lm_head.kernel": "lm_head.weight",
-    "attention_norm.gain": _LAYER + "input_layernorm.weight",
-    "ffn_norm.gain": _LAYER + "post_attention_layernorm.weight",
-    "attention.q_norm.gain": _LAYER + "self_attn.q_norm.weight",
-    "attention.k_norm.gain": _LAYER + "self_attn.k_norm.weight",
-    **{f"attention.{x}.kernel": _LAYER + f"self_attn.{x}_proj.weight" for x in "qkvo"},
-    **{f"attention.{x}.bias": _LAYER + f"self_attn.{x}_proj.bias" for x in "qkvo"},
-    **{f"ffn.{x}.kernel": _LAYER + f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
-    **{f"ffn.{x}.bias": _LAYER + f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
-}
-_MIXTRAL_NAMES = _LLAMA_NAMES | {
-    "ffn.router": _LAYER + "block_sparse_moe.gate.weight",
-    "ffn.gate": _LAYER + "block_sparse_moe.experts.{e}.w1.weight",
-    "ffn.up": _LAYER + "block_sparse_moe.experts.{e}.w3.weight",
-    "ffn.down": _LAYER + "block_sparse_moe.experts.{e}.w2.weight",
-}
-_GEMMA_NAMES = _LLAMA_NAMES | {
-    "attention_post_norm.gain": _LAYER + "post_attention_layernorm.weight",
-    "ffn_norm.gain": _LAYER + "pre_feedforward_layernorm.weight",
-    "ffn_post_norm.gain": _LAYER + "post_feedforward_layernorm.weight",
-}
-_OPT = "model.decoder."
-_OPT_LAYER = _OPT + "layers.{i}."
-_OPT_PARTS = {
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.out_proj",
-    "ffn.up": "fc1",
-    "ffn.down": "fc2",
-}
-_OPT_NAMES = {
-    "embed.table": _OPT + "embed_tokens.weight",
-    "embed.positions": _OPT + "embed_positions.weight",
-    "lm_head.kernel": "lm_head.weight",
-    "final_norm.gain": _OPT + "final_layer_norm.weight",
-    "final_norm.bias": _OPT + "final_layer_norm.bias",
-    "attention_norm.gain": _OPT_LAYER + "self_attn_layer_norm.weight",
-    "attention_norm.bias": _OPT_LAYER + "self_attn_layer_norm.bias",
-    "ffn_norm.gain": _OPT_LAYER + "final_layer_norm.weight",
-    "ffn_norm.bias": _OPT_LAYER + "final_layer_norm.bias",
-    **{f"{ours}.kernel": f"{_OPT_LAYER}{theirs}.weight" for ours, theirs in _OPT_PARTS.items()},
-    **{f"{ours}.bias": f"{_OPT_LAYER}{theirs}.bias" for ours, theirs in _OPT_PARTS.items()},
-}
-
 _LLAMA = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -323,8 +268,8 @@ _GEMMA = _LLAMA | {
     "max_position_embeddings": 8192,
 }
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", _LLAMA, _read_llama, _write_llama, _LLAMA_NAMES),
-    "mistral": Family("MistralForCausalLM", _MISTRAL, _read_mistral, _write_mistral, _LLAMA_NAMES),
+    "llama": Family("LlamaForCausalLM", _LLAMA, _read_llama, _write_llama, names.LLAMA),
+    "mistral": Family("MistralForCausalLM", _MISTRAL, _read_mistral, _write_mistral, names.LLAMA),
     "mixtral": Family(
         "MixtralForCausalLM",
         _MISTRAL
@@ -332,43 +277,40 @@ FAMILIES: dict[str, Family] = {
         | {"rope_theta": 1e6},
         _read_mixtral,
         _write_mixtral,
-        _MIXTRAL_NAMES,
+        names.MIXTRAL,
     ),
     "qwen2": Family(
-        "Qwen2ForCausalLM", _QWEN | {"sliding_window": 4096}, _read_qwen2, _write_qwen2, _LLAMA_NAMES
+        "Qwen2ForCausalLM", _QWEN | {"sliding_window": 4096}, _read_qwen2, _write_qwen2, names.LLAMA
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         _QWEN | {"sliding_window": 4096, "head_dim": 128},
         _read_qwen3,
         _write_qwen3,
-        _LLAMA_NAMES,
+        names.LLAMA,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         _read_gemma2,
         _write_gemma2,
-        _GEMMA_NAMES,
+        names.GEMMA,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _GEMMA | {"max_position_embeddings": 131_072, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         _read_gemma3,
         _write_gemma2,
-        _GEMMA_NAMES,
+        names.GEMMA,
     ),
     "opt": Family(
         "OPTForCausalLM",
         {"max_position_embeddings": 2048, "activation_function": "relu", "tie_word_embeddings": True},
         _read_opt,
         _write_opt,
-        _OPT_NAMES,
+        names.OPT,
     ),
 }
-
-# In and out
-# ---------------------------------------------------------------------------------------------------
 
 
 def family(model_type: str) -> Family:
@@ -439,18 +381,18 @@ def _meaning(config: ModelConfig) -> Raw:
 
 def places(model_type: str, config: ModelConfig) -> Callable[[Path], Place]:
     """Where each of our parameters lies in a checkpoint of this family."""
-    names = family(model_type).names
+    table = family(model_type).tensors
 
     def place(path: Path) -> Place:
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", path)
         layer, part = (int(block[1]), block[2]) if block else (0, path)
-        if part not in names:
+        if part not in table:
             raise ValueError(f"{model_type} has no tensor for our parameter {path}")
-        if "{e}" in names[part]:
-            rows = tuple(names[part].format(i=layer, e=e) for e in range(config.n_experts))
+        if "{e}" in table[part]:
+            rows = tuple(table[part].format(i=layer, e=e) for e in range(config.n_experts))
             return Place(rows, transpose=True, stacked=True)
         flipped = part.endswith(".kernel") or part == "ffn.router"
-        return Place((names[part].format(i=layer),), transpose=flipped)
+        return Place((table[part].format(i=layer),), transpose=flipped)
 
     return place
 

@@ -10,7 +10,6 @@ idle rows cost nothing.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +18,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention import tiles
+from pallas_kernels.attention.gpu import KEYS, ROWS, STAGES, TILED, nothing, refuses_shape, tile
 from pallas_kernels.masks import oldest, visible
 
-ROWS, KEYS, STAGES = 64, 64, 4
 MULTIPROCESSORS = 132
-LOWEST = -1e30  # below every score, and still finite: exp(LOWEST - LOWEST) is 1, not NaN
-LOG2E = math.log2(math.e)
 
 
 def refuses(ask) -> str | None:
     N, H = ask.shape_BCNH[2:]
-    if ask.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"wgmma multiplies 16-bit floats, not {ask.dtype}"
     if ask.layout != "rows":
         return f"the pool keeps its keys in {ask.layout}; this kernel reads rows"
     if ask.weights:
         return "weights per key are not written"
-    if H not in (64, 128):
-        return f"head size {H} is neither 64 nor 128, which fit shared memory in {STAGES} stages"
     if ask.page_size not in (8, 16, 32, 64):
         return f"pages of {ask.page_size} positions do not tile {KEYS} keys"
-    if N // ask.n_kv_heads > ROWS:
-        return f"{N // ask.n_kv_heads} query heads share a key/value head; {ROWS} fit"
-    return None
+    return refuses_shape(ask.dtype, H, N // ask.n_kv_heads)
 
 
 def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, return_weights, splits=None):
@@ -59,12 +50,11 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, 0), (0, ROWS - bq * G), (0, 0)))
 
     dtype = q_BCNH.dtype
-    tiled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     scratch = {
-        "q_RH": plgpu.SMEM((ROWS, H), dtype, transforms=tiled),
-        "k_xSH": plgpu.SMEM((STAGES, KEYS, H), dtype, transforms=tiled),
-        "v_xSH": plgpu.SMEM((STAGES, KEYS, H), dtype, transforms=tiled),
-        "p_RS": plgpu.SMEM((ROWS, KEYS), dtype, transforms=tiled),
+        "q_RH": plgpu.SMEM((ROWS, H), dtype, transforms=TILED),
+        "k_xSH": plgpu.SMEM((STAGES, KEYS, H), dtype, transforms=TILED),
+        "v_xSH": plgpu.SMEM((STAGES, KEYS, H), dtype, transforms=TILED),
+        "p_RS": plgpu.SMEM((ROWS, KEYS), dtype, transforms=TILED),
         "out_RH": plgpu.SMEM((ROWS, H), jnp.float32),
         "top_R": plgpu.SMEM((ROWS,), jnp.float32),
         "total_R": plgpu.SMEM((ROWS,), jnp.float32),
@@ -134,49 +124,22 @@ def _kernel(
         pl.when(lo + ahead < hi)(functools.partial(fetch, lo + ahead))
     plgpu.barrier_wait(q_here)
 
-    def rows_full(value):
-        return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
-
-    zeros_RH = plgpu.layout_cast(jnp.zeros((ROWS, H), jnp.float32), plgpu.Layout.WGMMA)
-
     def step(g, carry):
-        out, top, total = carry
         slot = lax.rem(g - lo, STAGES)
         pl.when(g + STAGES - 1 < hi)(lambda: fetch(g + STAGES - 1))
         plgpu.barrier_wait(k_here.at[slot])
 
-        def scores(acc):
-            plgpu.wgmma(acc, q_RH, k_xSH.at[slot].transpose((1, 0)))
-            return acc[...]
+        def keep(row_RS, key_RS):
+            query_RS = row_RS // G if G > 1 else row_RS
+            age_RS = position + query_RS - (key_RS + (first + g * group) * t)
+            return visible(age_RS, window) & (query_RS < asked)
 
-        raw_RS = pl.run_scoped(scores, plgpu.ACC((ROWS, KEYS), jnp.float32)) * score.scale
-        if score.softcap is not None:
-            raw_RS = score.softcap * jnp.tanh(raw_RS / score.softcap)
-        row_RS, key_RS = (
-            plgpu.broadcasted_iota(jnp.int32, (ROWS, KEYS), axis, layout=plgpu.Layout.WGMMA)
-            for axis in (0, 1)
-        )
-        query_RS = row_RS // G if G > 1 else row_RS
-        age_RS = position + query_RS - (key_RS + (first + g * group) * t)
-        keep_RS = visible(age_RS, window) & (query_RS < asked)
-        score_RS = jnp.where(keep_RS, raw_RS, -jnp.inf)
-        best = jnp.maximum(top, score_RS.max(axis=1))
-        fade = jnp.exp2((top - best) * LOG2E)
-        weight_RS = jnp.exp2((score_RS - lax.broadcast_in_dim(best, score_RS.shape, [0])) * LOG2E)
-        total = total * fade + weight_RS.sum(axis=1)
-        # The weights go through shared memory: the interpreter knows no wgmma with operands in registers.
-        p_RS[...] = weight_RS.astype(p_RS.dtype)
-        plgpu.commit_smem()
-        plgpu.barrier_wait(v_here.at[slot])
+        def values_here():
+            plgpu.barrier_wait(v_here.at[slot])
 
-        def outputs(acc):
-            plgpu.wgmma(acc, p_RS, v_xSH.at[slot])
-            return acc[...]
+        return tile(q_RH, k_xSH.at[slot], v_xSH.at[slot], p_RS, keep, carry, score, values_here)
 
-        more = pl.run_scoped(outputs, plgpu.ACC((ROWS, H), jnp.float32))
-        return out * lax.broadcast_in_dim(fade, out.shape, [0]) + more, best, total
-
-    out, top, total = lax.fori_loop(lo, hi, step, (zeros_RH, rows_full(LOWEST), rows_full(0.0)))
+    out, top, total = lax.fori_loop(lo, hi, step, nothing(H))
     out_RH[...] = out
     top_R[...] = top
     total_R[...] = total

@@ -13,7 +13,7 @@ from pallas_kernels.paged import pagewise, read
 from pallas_kernels.precision import accumulator
 
 # Gathering a page costs about this many times reading it in place.
-GATHER_COST = 2
+GATHER_COST = 4
 
 
 def refuses(ask) -> str | None:

@@ -8,6 +8,7 @@
     python -m serving.metropolis rehearse --trace=day.jsonl          every mode on a trace, in virtual time
     python -m serving.metropolis experiment --config=configs/metropolis_e2.py
     python -m serving.metropolis gantt --out=gantt.png               who ran which step when, by mode
+    python -m serving.metropolis live --config=configs/metropolis_e7.py      the town on our own engine
     python -m serving.metropolis bench                            the graph's cost a commit, to 100,000 agents
 
 `--help` after a command lists its flags.
@@ -16,7 +17,7 @@
 import importlib
 import sys
 
-COMMANDS = ("run", "replay", "check", "trace", "rehearse", "experiment", "gantt", "bench")
+COMMANDS = ("run", "replay", "check", "trace", "rehearse", "experiment", "gantt", "live", "bench")
 
 
 def main(argv: list[str]) -> None:

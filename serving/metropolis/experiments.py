@@ -268,8 +268,8 @@ def _figures(by_seed: dict[str, dict[str, str]], setting: dict) -> dict[str, Any
         ("of_critical", "critical"),
     ):
         other: dict[str, dict[str, str]] = next((v for (m, _), v in setting.items() if m == mode), {})
-        seeds = by_seed.keys() & other.keys()
-        if seeds:
+        seeds = {s for s in by_seed.keys() & other.keys() if float(by_seed[s]["elapsed_s"])}
+        if seeds:  # hours without calls take no time and have no ratios
             ratio = [float(other[s]["elapsed_s"]) / float(by_seed[s]["elapsed_s"]) for s in sorted(seeds)]
             out |= _spread(name, ratio)
     return out

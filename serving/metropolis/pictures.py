@@ -80,6 +80,7 @@ def _times(rows: list[dict[str, Any]]):
         axis.set_title(_title(*panel), fontsize=10, loc="left")
         axis.set_ylabel("completion time (s)")
         axis.set_yscale("log")
+        axis.set_ylim(bottom=0.12 * min(r["elapsed_s"] for r in here))  # room to write in the bars
         axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[m]) for m in modes]
     top = 1 - 0.35 / (3.4 * len(panels) + 0.4)
@@ -123,7 +124,7 @@ def _priority(rows: list[dict[str, Any]]):
     axis.axhline(0, color="#444444", lw=0.8)
     axis.set_xticks(range(len(groups)), [f"{a} agents\n{s} slots a replica" for a, s in groups], fontsize=8)
     axis.set_ylabel("time saved by priority (%)")
-    axis.set_title("Earlier steps first, busy hour, 8 replicas", fontsize=10, loc="left")
+    axis.set_title(f"Earlier steps first, busy hour, {rows[0]['replicas']} replicas", fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.tight_layout(rect=(0, 0.03, 1, 1))

@@ -3,10 +3,10 @@
 One replica works in iterations. At each boundary it admits waiting calls, smallest priority first and then
 the oldest, while it has slots and the iteration's prefill budget lasts; the iteration then takes
 
-    step_s + running_s * running + prefill_s * prompt tokens admitted
+    step_s + row_s * running + prefill_s * prompt tokens admitted
 
-and gives every running call one token. A call goes to the replica with the fewest calls outstanding.
-Iterations that admit and finish nothing are not simulated one by one: `Replica` jumps over them.
+(the constants of `serving.sim.cost`) and gives every running call one token. A call goes to the replica with
+the fewest calls outstanding. `Replica` jumps over iterations that admit and finish nothing.
 """
 
 import asyncio
@@ -14,30 +14,27 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from mixattn.evals.llm import Completion, Prompt, Usage
+from serving.sim.cost import StepCost
 
 
-@dataclass(unsafe_hash=True, kw_only=True)
+@dataclass(kw_only=True)
 class ServerConfig:
-    """Constants of a simulated server; the defaults are fitted to an 8B model on one L4 per replica.
+    """A simulated server; the default cost is fitted to an 8B model on one L4 per replica.
 
     Attributes:
       replicas: data-parallel copies.
-      step_s: of an iteration, whatever it holds (reading the weights).
-      running_s: more for each running call.
-      prefill_s: more for each prompt token admitted.
+      cost: of an iteration; how long contexts are is left out (`context_s` must be 0).
       max_running: slots of a replica.
       prefill_tok: prompt tokens admitted per iteration; one call is admitted however long it is.
       priority: order waiting calls by priority; else by arrival alone.
     """
 
     replicas: int = 8
-    step_s: float = 0.065
-    running_s: float = 0.002
-    prefill_s: float = 0.0003
+    cost: StepCost = field(default_factory=lambda: step_cost(0.065, 0.002, 0.0003))
     max_running: int = 64
     prefill_tok: int = 4096
     priority: bool = True
@@ -46,15 +43,20 @@ class ServerConfig:
         for name in ("replicas", "max_running", "prefill_tok"):
             if getattr(self, name) < 1:
                 raise ValueError(f"server.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("step_s", "running_s", "prefill_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"server.{name} is {getattr(self, name)}; it must not be negative")
-        if self.step_s + self.running_s == 0:
-            raise ValueError("server.step_s and server.running_s are both 0; an iteration would take no time")
+        self.cost.check()
+        if self.cost.context_s:
+            raise ValueError(f"server.cost.context_s is {self.cost.context_s}; this model knows only 0")
+        if self.cost.step_s + self.cost.row_s == 0:
+            raise ValueError("server.cost: step_s and row_s are both 0; an iteration would take no time")
 
     def alone_s(self, prompt_tok: int, output_tok: int) -> float:
         """Latency of one call on an idle server."""
-        return self.prefill_s * prompt_tok + max(1, output_tok) * (self.step_s + self.running_s)
+        return self.cost.prefill_s * prompt_tok + self.cost.decode(1, 0, max(1, output_tok))
+
+
+def step_cost(step_s: float, row_s: float, prefill_s: float) -> StepCost:
+    """A cost that does not depend on how long contexts are."""
+    return StepCost(step_s=step_s, row_s=row_s, prefill_s=prefill_s, context_s=0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -115,10 +117,10 @@ class Replica:
         if not running:
             self.wake_s, self._count = math.inf, 0
             return
-        config = self.config
+        cost = self.config.cost
         self._start_s = now_s
-        self._each_s = config.step_s + config.running_s * running + config.prefill_s * prefill
-        room = len(self._waiting) > 0 and running < config.max_running
+        self._each_s = cost.decode(running, 0, 1) + cost.prefill_s * prefill
+        room = len(self._waiting) > 0 and running < self.config.max_running
         self._count = 1 if prefill or room else self._finish[0][0] - self._iteration
         self.wake_s = now_s + self._count * self._each_s
 

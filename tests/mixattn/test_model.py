@@ -18,6 +18,22 @@ def test_a_window_as_wide_as_the_sequence_is_full_attention():
     )
 
 
+def test_so_are_its_gradients():
+    full = nnx.split(model(wired("standard")))[1]
+
+    def gradient(config):
+        graphdef = nnx.split(model(config))[0]
+
+        def loss(params):
+            return jnp.mean(jnp.sin(nnx.merge(graphdef, params)(tokens())))
+
+        return jax.jit(jax.grad(loss))(full)
+
+    wide, whole = gradient(wired("swa", window=T)), gradient(wired("standard"))
+    for one, other in zip(jax.tree.leaves(wide), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-8)
+
+
 def test_a_narrower_window_is_not():
     full = nnx.split(model(wired("standard")))[1]
     gap = np.abs(

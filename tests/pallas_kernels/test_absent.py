@@ -73,6 +73,9 @@ def test_every_program_compiles_for_tpu_within_its_memory(name, chip):
 
 
 GPU_PROGRAMS = {
+    "prefill": PROGRAMS["prefill"],
+    "prefill_window": PROGRAMS["prefill_window"],
+    "prefill_head_64": functools.partial(prefill, H=64, window=1000, N=6),
     "decode": PROGRAMS["decode"],
     "decode_window": PROGRAMS["decode_window"],
     "decode_head_64": PROGRAMS["decode_head_64"],

@@ -72,12 +72,18 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
-def test_five_kills_at_random_steps_change_no_bit(unbroken, tmp_path):
-    steps = sorted(random.Random(7).sample(range(1, 290), 5))
-    for at_step in steps:
+def test_five_kills_and_a_ctrl_c_at_random_steps_change_no_bit(unbroken, tmp_path):
+    *kills, interrupt = sorted(random.Random(7).sample(range(1, 280), 6))
+    for at_step in kills:
         assert stop(tmp_path, at_step, signal.SIGKILL).returncode == -signal.SIGKILL
         assert not (tmp_path / "summary.json").exists()
-    assert "going on from the checkpoint of step" in finish(tmp_path)
+    process = stop(tmp_path, interrupt, signal.SIGINT)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in process.err
+    assert "Traceback" not in process.err
+    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == int(trace(tmp_path)[-1]["step"])  # nothing that was finished is done again
+    assert f"going on from the checkpoint of step {saved}" in finish(tmp_path)
     assert trace(tmp_path) == trace(unbroken)
     assert len(trace(tmp_path)) == 300
     one, other = (load_file(w / "model" / "model.safetensors") for w in (tmp_path, unbroken))
@@ -86,26 +92,7 @@ def test_five_kills_at_random_steps_change_no_bit(unbroken, tmp_path):
         np.testing.assert_array_equal(one[name].view(np.int32), other[name].view(np.int32), err_msg=name)
 
 
-def test_ctrl_c_saves_the_step_it_finished_and_loses_nothing(unbroken, tmp_path):
-    process = stop(tmp_path, 33, signal.SIGINT)
-    assert process.returncode == 130
-    assert "stopped by Ctrl-C" in process.err
-    assert "Traceback" not in process.err
-    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert saved == int(trace(tmp_path)[-1]["step"])
-    assert f"going on from the checkpoint of step {saved}" in finish(tmp_path)
-    assert trace(tmp_path) == trace(unbroken)
-
-
 def test_a_finished_run_is_not_trained_again(unbroken):
     before = (unbroken / "metrics.csv").read_bytes()
     assert "is trained already" in finish(unbroken)
     assert (unbroken / "metrics.csv").read_bytes() == before
-
-
-def test_an_older_checkpoint_is_used_when_named_and_gives_the_same_end(unbroken, tmp_path):
-    finish(tmp_path)
-    older = min(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert older < 300
-    finish(tmp_path, f"--step={older}")
-    assert trace(tmp_path) == trace(unbroken)

@@ -11,7 +11,7 @@ import pytest
 
 from mixattn import cli, hf
 from tests.train import tiny
-from train import corpus, mesh, tokens
+from train import corpus, mesh, run, tokens
 from train.loop import Stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -124,12 +124,13 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff"], ids=["empty", "binary"])
-def test_a_corpus_without_text_is_refused_and_leaves_no_tokens(run_module, tmp_path, content):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    (folder / "a.txt").write_bytes(content)
-    done = run_module("train.main", CONFIG, f"--workdir={tmp_path / 'run'}", f"--config.data.path={folder}")
-    refused(done, "no text")
+def test_a_corpus_without_text_is_refused_and_leaves_no_tokens(tmp_path, content):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(content)
+    config = tiny.get_config()
+    config.data.path = str(tmp_path / "texts")
+    with pytest.raises(ValueError, match="the corpus holds no text"):
+        run.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "data" / "manifest.json").exists()
 
 
@@ -141,9 +142,19 @@ def test_the_workdir_of_another_config_is_refused_and_left_alone(run_module, tra
     assert sorted(p.name for p in workdir.rglob("*")) == before
 
 
-def test_a_workdir_that_cannot_be_made_is_refused(run_module, tmp_path):
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(run_module("train.main", CONFIG, f"--workdir={tmp_path / 'file' / 'run'}"), "Not a directory")
+    with pytest.raises(NotADirectoryError), run.claimed(tmp_path / "file" / "run", tiny.get_config()):
+        pass
+
+
+def test_a_workdir_in_which_another_process_trains_is_refused(tmp_path):
+    with (
+        run.claimed(tmp_path, tiny.get_config()),
+        pytest.raises(ValueError, match="another process is training in"),
+        run.claimed(tmp_path, tiny.get_config()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("kib", [64, 4096], ids=["tokens", "checkpoint"])

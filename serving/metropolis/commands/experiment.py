@@ -43,8 +43,8 @@ def show(summary: list[dict]) -> None:
     table = Table(title="mean (sd) over seeds; ratios are per seed")
     names = ["agents", "hour", "server", "replicas", "slots", "priority", "variant"]
     names = [n for n in names if len({row[n] for row in summary}) > 1] + ["mode"]
-    figures = ("elapsed_s", "parallelism", "vs_sync", "vs_single", "of_oracle", "of_critical")
-    figures = tuple(f for f in figures if any(f in row for row in summary))
+    every = ("elapsed_s", "parallelism", "vs_sync", "vs_single", "of_oracle", "of_critical")
+    figures = [f for f in every if any(f in row for row in summary)]
     for name in (*names, *figures, "paper"):
         table.add_column(name, justify="right" if name in figures else "left", no_wrap=True)
     for row in sorted(summary, key=lambda r: tuple(_number(r[n]) for n in names)):

@@ -97,8 +97,8 @@ class Life:
         return [event["id"] for event in self.log if event["event"] == "admit"]
 
 
-def live(world: World, watch=None, jobs=None) -> Life:
-    """Runs a world to its end. `watch(policy, event)` sees every event as it is logged."""
+def live(world: World, watch=None, jobs=None, keep=True) -> Life:
+    """Runs a world to its end. `watch(policy, event)` sees every event as it is logged; `keep` keeps them."""
     jobs = world.jobs() if jobs is None else jobs
     limits = Limits(
         chunk_tok=10_000,
@@ -112,7 +112,8 @@ def live(world: World, watch=None, jobs=None) -> Life:
     meter = Meter(cached=cached, curves=False)
 
     def tell(event):
-        log.append(event)
+        if keep:
+            log.append(event)
         meter.take(event)
         if watch:
             watch(worker.scheduler.policy, event)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from serving.metropolis.clock import run_virtual
-from serving.metropolis.server import ServerConfig, SimulatedServer
+from serving.metropolis.server import ServerConfig, SimulatedServer, step_cost
 
 ONE = ServerConfig(replicas=1)
 
@@ -31,7 +31,7 @@ def plain(config: ServerConfig, calls) -> list[float]:
             i = queue.pop(0)
             prefill += calls[i][1]
             running[i] = calls[i][2]
-        now += config.step_s + config.running_s * len(running) + config.prefill_s * prefill
+        now += config.cost.step_s + config.cost.row_s * len(running) + config.cost.prefill_s * prefill
         for i in list(running):
             running[i] -= 1
             if not running[i]:
@@ -104,7 +104,7 @@ def test_a_cancelled_call_frees_its_slot():
 
 def test_a_server_that_takes_no_time_is_refused():
     with pytest.raises(ValueError, match="no time"):
-        SimulatedServer(ServerConfig(step_s=0, running_s=0))
+        SimulatedServer(ServerConfig(cost=step_cost(0, 0, 0.1)))
     with pytest.raises(ValueError, match=r"server\.replicas is 0"):
         SimulatedServer(ServerConfig(replicas=0))
 

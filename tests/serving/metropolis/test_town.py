@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -201,6 +203,39 @@ def test_run_check_and_replay_as_a_user_would(run_module, tmp_path):
     assert (tmp_path / "replay.html").stat().st_size > 20_000
 
 
+def test_the_town_runs_against_any_openai_compatible_server(run_module, tmp_path):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompts_seen.append(asked)
+            answer = {"choices": [{"text": prompts.reply(asked["prompt"], asked["seed"])}]}
+            data = json.dumps(answer).encode()
+            self.send_response(200 if len(prompts_seen) % 7 else 503)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    prompts_seen: list[dict] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"--url=http://127.0.0.1:{server.server_port}/v1"
+    sizes = (f"--workdir={tmp_path}", "--residents=5", "--steps=120", "--llm=http", "--json")
+    done = run_module("serving.metropolis", "run", url, *sizes)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["agent_steps"] == 600
+    assert figures["retries"] == len(prompts_seen) // 7
+    assert {p["user"] for p in prompts_seen} <= {person.name for person in PEOPLE[:5]}
+    assert all(p["prompt"].startswith("Task: ") and p["priority"] < 120 for p in prompts_seen)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -234,6 +269,15 @@ def test_a_trace_is_written_and_rehearsed(run_module, tmp_path):
     rows = json.loads(done.stdout)
     assert rows["critical_s"] <= rows["oracle"]["elapsed_s"] * 1.02
     assert rows["metropolis"]["elapsed_s"] <= rows["parallel_sync"]["elapsed_s"]
+
+
+def test_an_hour_without_calls_has_no_ratios(tmp_path):
+    from serving.metropolis.experiments import Experiment, read, run, summarise
+
+    night = Experiment("night", hours=(2,), modes=("parallel_sync", "metropolis"), seeds=1, out=str(tmp_path))
+    rows = summarise(read(run(night)))
+    assert [r["elapsed_s"] for r in rows] == [0, 0]
+    assert not any("vs_sync" in r for r in rows)
 
 
 def test_an_experiment_goes_on_where_it_stopped_and_refuses_another_recipe(tmp_path):

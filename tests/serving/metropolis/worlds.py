@@ -124,9 +124,11 @@ class Muddle:
     """A model whose words depend on the question only and whose answers take unpredictable times.
 
     `fail` and `hang` are shares of attempts that raise or never return; the next attempt draws anew.
+    `even`: a call takes the same time in every run, for runs whose lengths are compared.
     """
 
-    def __init__(self, seed=0, *, slow=(), fail=0.0, hang=0.0):
+    def __init__(self, seed=0, *, slow=(), fail=0.0, hang=0.0, even=False):
+        self._even = even
         self._draw, self._slow, self._fail, self._hang = random.Random(seed), slow, fail, hang
         self.asked = 0
 
@@ -141,7 +143,8 @@ class Muddle:
             raise CallFailed("the server is busy", transient=True)
         if luck < self._fail + self._hang:
             await asyncio.sleep(1e9)
-        await asyncio.sleep(self._draw.expovariate(1.0) * (1000 if client in self._slow else 1))
+        wait = key(client, seed, "latency") % 1000 / 500 if self._even else self._draw.expovariate(1.0)
+        await asyncio.sleep(wait * (1000 if client in self._slow else 1))
         return Completion(str(key(prompt, seed or 0)), Usage(1, 1))
 
 

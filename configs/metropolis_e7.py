@@ -1,0 +1,12 @@
+"""E7: the town on our own engine, live, with a tiny random model: equality with lock-step, wall-clock gain.
+
+    python -m serving.metropolis live --config=configs/metropolis_e7.py            a few minutes on a CPU
+
+Twelve residents, bytes as tokens, greedy decoding. Every mode must end with the same story.
+"""
+
+from serving.metropolis.live import Live
+
+
+def get_config() -> Live:
+    return Live()
