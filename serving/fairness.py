@@ -217,7 +217,7 @@ def _draw_pareto(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis.plot([r[x] for r in swept], [r["req_per_s"] for r in swept], color="0.8", zorder=1)
     for i, row in enumerate(rows):
         axis.scatter(
-            row["backlogged_gap"], row["req_per_s"], color=COLOURS[i % 10], s=36, zorder=3, label=row["run"],
+            row[x], row["req_per_s"], color=COLOURS[i % 10], s=36, zorder=3, label=row["run"],
             marker="os^D"[i // 10],
         )  # fmt: skip
     if cluster:
