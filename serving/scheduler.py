@@ -253,7 +253,7 @@ class Scheduler:
         """The step behind `plan`, while that is still running: decode rows only, as if none stopped early.
 
         Rows that did stop run on for nothing; what they write is theirs or nobody's until it has run. None
-        where the outcome of `plan` decides what is next: there are prompts to compute, or room for a newcomer.
+        where the outcome of `plan` decides what is next: prompts to compute, or room for a newcomer.
         """
         rows = [e for e in plan.decode if e.holding is not None and e.left_tok > plan.steps]
         full = not self.memory.slots_free and len(rows) == len(plan.decode)
