@@ -104,11 +104,15 @@ def run(
     tell(done, len(settings))
     with ProcessPoolExecutor(workers) as pool, path.open("a", newline="") as out:
         writer = csv.DictWriter(out, (*KEY, *MEASURED))
-        for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
-            writer.writerow(future.result())
-            out.flush()
-            done += 1
-            tell(done, len(settings))
+        try:
+            for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
+                writer.writerow(future.result())
+                out.flush()
+                done += 1
+                tell(done, len(settings))
+        except BaseException:  # Ctrl-C among them: do not sit through the rows that have not begun
+            pool.shutdown(cancel_futures=True)
+            raise
     summary = summarise(read(path))
     _write_whole(
         path.with_suffix(".json"), json.dumps({"about": about(experiment), "summary": summary}, indent=1)
