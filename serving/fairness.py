@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -139,7 +140,8 @@ def draw(path: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> Non
     figure = plt.figure(
         figsize=(max(7.0, 3.6 * wide), 3.4 * len(experiment.plots) + 0.5), layout="constrained"
     )
-    figure.suptitle(f"{experiment.id}. {experiment.title}", fontsize=11)
+    title = textwrap.fill(f"{experiment.id}. {experiment.title}", int(11 * figure.get_figwidth()))
+    figure.suptitle(title, fontsize=11)
     for part, name in zip(figure.subfigures(len(experiment.plots), 1, squeeze=False)[:, 0], experiment.plots):
         panels[name](part, outcomes)
     partial = path.with_name(path.name + ".partial")
