@@ -104,12 +104,16 @@ def run(
     tell(done, len(settings))
     with ProcessPoolExecutor(workers) as pool, path.open("a", newline="") as out:
         writer = csv.DictWriter(out, (*KEY, *MEASURED))
-        for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
-            writer.writerow(future.result())
-            out.flush()
-            done += 1
-            tell(done, len(settings))
-    summary = summarise(read(path))
+        try:
+            for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
+                writer.writerow(future.result())
+                out.flush()
+                done += 1
+                tell(done, len(settings))
+        except BaseException:  # Ctrl-C among them: do not sit through the rows that have not begun
+            pool.shutdown(cancel_futures=True)
+            raise
+    summary = summarise(read(path), published=experiment.network is None)
     _write_whole(
         path.with_suffix(".json"), json.dumps({"about": about(experiment), "summary": summary}, indent=1)
     )
@@ -230,10 +234,11 @@ PAPERS_OWN = ("metropolis", "paper", "8B on L4")
 GROUP = ("agents", "hour", "server", "replicas", "slots", "priority")
 
 
-def summarise(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+def summarise(rows: list[dict[str, str]], *, published: bool = True) -> list[dict[str, Any]]:
     """One entry a setting, mode and variant: mean and spread over seeds, speed-ups, share of the oracle.
 
-    Ratios are taken seed by seed (same trace on both sides), then averaged.
+    Ratios are taken seed by seed (same trace on both sides), then averaged. `published` adds the paper's
+    figures where it has the same setting.
     """
     cells: dict[tuple, dict[tuple[str, str], dict[str, dict[str, str]]]] = {}
     for row in rows:
@@ -244,7 +249,7 @@ def summarise(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
             **dict(zip(GROUP, key)),
             **{"mode": mode, "variant": variant},
             **_figures(by_seed, setting),
-            **_published(dict(zip(GROUP, key)), mode, variant),
+            **(_published(dict(zip(GROUP, key)), mode, variant) if published else {}),
         }
         for key, setting in cells.items()
         for (mode, variant), by_seed in setting.items()

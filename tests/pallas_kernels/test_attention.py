@@ -57,7 +57,7 @@ def run(arrays, places, case, body, cotangents=None):
     """(out, lse) of one body, and with cotangents also the gradients of q, k and v."""
     with pytest.MonkeyPatch.context() as patch:
         if body == "streamed":
-            patch.setattr(xla, "SCORE_BYTES", 0)
+            patch.setattr(xla, "plan", lambda *_: streamed)
             patch.setattr(streamed, "BLOCK", 16)
             patch.setattr(streamed, "MIN_BLOCK", 4)
         if body == "interpret":
@@ -199,6 +199,22 @@ def test_no_array_of_queries_by_keys_is_ever_made():
         temporary = both.lower(q, k, k, window=window).compile().memory_analysis().temp_size_in_bytes
         assert temporary < 2 * T * T * 4 / 2, window
     assert temporary < 12 * inputs_bytes
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "window", "positions", "name"),
+    [
+        ((64, 1, 8, 64), (64, 4096, 2, 64), None, True, "prefix"),  # decoding: one dense product
+        ((4, 256, 2, 64), (4, 256, 1, 64), None, False, "prefix"),
+        ((4, 256, 2, 64), (4, 256, 1, 64), 64, False, "banded"),
+        ((1, 8192, 4, 64), (1, 8192, 1, 64), 1024, False, "streamed"),
+        ((1, 512, 4, 64), (1, 8192, 1, 64), None, True, "streamed"),
+    ],
+)
+def test_the_plan_follows_the_shape(q, k, window, positions, name):
+    static = xla.Static(window, True, tiles.Score(1.0, None))
+    places = xla.Places(*[object() if positions else None] * 2, None, None)
+    assert xla.plan(static, places, q, k).__name__ == f"pallas_kernels.attention.{name}"
 
 
 def test_key_blocks_that_nobody_sees_are_not_visited():
