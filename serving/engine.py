@@ -137,6 +137,13 @@ class Engine:
             raise
         return id
 
+    def check(self, request: Request) -> None:
+        """Raises ValueError if `request` could never be served here, whatever else is live."""
+        self._refuse(request.id, request)
+        most = len(request.prompt_ids) + request.sampling.max_tokens
+        if why := self.memory.never_fits(most):
+            raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
+
     def cancel(self, id: RequestId) -> bool:
         """Ends a request; False if it is not live. Its last delta comes with the next step."""
         stream = self.streams.get(id) or next((s for s in self.streams.values() if s.request.id == id), None)

@@ -66,8 +66,8 @@ class Guard:
     def served(self) -> Mapping[Client, int]:
         return self.policy.served()
 
-    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int) -> float | None:
-        return self.policy.gap_bound(memory_tok=memory_tok, max_prompt_tok=max_prompt_tok)
+    def gap_bound(self, **sizes: int) -> float | None:
+        return self.policy.gap_bound(**sizes)
 
     def snapshot(self) -> dict[str, Any]:
         return self.policy.snapshot()

@@ -1,11 +1,19 @@
-"""Serves a trained checkpoint offline: several clients under several policies, figures into WORKDIR/serve.
+"""Serves a trained checkpoint offline: several clients under several policies, figures into WORKDIR/serve; or
+the requests of a file.
 
     python -m serving.main --config=configs/demo.py --workdir=runs/demo
+    python -m serving.main --config=configs/demo.py --workdir=runs/demo --requests=a.jsonl --out=b.jsonl
 
 Reads WORKDIR/model and WORKDIR/heldout.jsonl, which `python -m train.main` leaves there. Writes, whole or not
 at all, serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (what `serving.report` draws).
+With --requests it answers those lines instead (fields: see `serving.jsonl`), each answer a line as it comes;
+the same command again goes on where it was stopped. --model names any Hugging Face directory instead.
+
+Programs are compiled at the start, listed with their seconds. With JAX_COMPILATION_CACHE_DIR=DIR and
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment they are kept between runs.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,10 +27,20 @@ _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
 
 
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory to serve instead of WORKDIR/model.")
+_REQUESTS = flags.DEFINE_string("requests", None, "Answer the requests of this file of JSON lines.")
+_OUT = flags.DEFINE_string("out", None, "File the answers go to, with --requests; kept and continued.")
+
+
 def main() -> None:
     serve = getattr(cli.config(), "serve", None)
     if serve is None:
         raise ValueError("--config has no field `serve`; name one that serves, e.g. configs/demo.py")
+    if bool(_REQUESTS.value) != bool(_OUT.value):
+        raise ValueError(f"--requests={_REQUESTS.value} and --out={_OUT.value} go together")
+    if _REQUESTS.value:
+        answer(serve.engine)
+        return
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing; name the folder of a training run, e.g. --workdir=runs/demo")
     workdir = Path(_WORKDIR.value)
@@ -39,6 +57,62 @@ def main() -> None:
         tables.show(summary)
 
 
+def answer(config) -> None:
+    """Answers the requests of a file."""
+    from serving.jsonl import Answers, read
+
+    folder = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds no model; name a training run by --workdir or a folder by --model")
+    if not Path(_REQUESTS.value).exists():
+        raise ValueError(f"{_REQUESTS.value} does not exist")
+    from mixattn import hf
+
+    tokenizer = hf.load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
+    encode = None if tokenizer is None else (lambda text: tokenizer.encode(text).ids)
+    requests = read(Path(_REQUESTS.value), encode)
+    answers = Answers(Path(_OUT.value), requests)
+    left = answers.missing
+    try:
+        stats = _answer(config, hf.load(folder)[0], tokenizer, left, answers) if left else {}
+    finally:
+        answers.close()
+    told = {"answered": len(left), "kept": len(requests) - len(left), **stats}
+    print(json.dumps(told) if _JSON.value else ", ".join(f"{k} {v}" for k, v in told.items()))
+
+
+def _answer(config, model, tokenizer, requests, answers) -> dict[str, Any]:
+    from serving.engine import Engine
+    from serving.progress import Lines
+
+    with Lines() as lines:
+        line = lines.add("answer", sum(r.sampling.n for r in requests))
+        decode = None if tokenizer is None else tokenizer.decode
+        engine = Engine(model, config, report=line.compiled, decode=decode)
+        for request in requests:
+            engine.check(request)
+        queue = iter(requests)
+        while True:
+            # A few more than run at once: enough for the policy to choose from, and a short queue to keep.
+            for request in itertools.islice(queue, max(0, 4 * config.max_slots - len(engine.streams))):
+                engine.submit(request)
+            if not engine.live:
+                break
+            for delta in engine.step():
+                line.delta(delta)
+                if delta.output is not None:
+                    answers.write(delta.output)
+    stats = engine.stats()
+    return {
+        "output_tok": stats.output_tok,
+        "hit_rate": round(stats.hit_rate, 3),
+        "occupancy": round(stats.occupancy, 3),
+        "preemptions": stats.preemptions,
+        "host_s": round(stats.host_s, 3),
+        "device_s": round(stats.device_s, 3),
+    }
+
+
 def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any]:
     """Runs every policy; returns what summary.json says."""
     from mixattn import hf
@@ -48,10 +122,12 @@ def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any
     model, config = hf.load(workdir / "model")
     tokenizer = hf.load_tokenizer(workdir / "model")
     summary: dict[str, Any] = {"policies": {}, "memory": offline.kv_memory(config, [256, 1024, 4096])}
+    programs = None  # compiled once, shared by all policies
     with Lines() as lines:
         for policy in serve.policies:
             line = lines.add(f"serve {policy}", serve.workload.requests)
-            run = offline.run(model, serve, policy, documents, line.delta, line.compiled)
+            run = offline.run(model, serve, policy, documents, line.delta, line.compiled, programs)
+            programs = run.programs
             log = "".join(json.dumps(event) + "\n" for event in run.events)
             write_text(workdir / "serve" / f"{policy}.events.jsonl", log)
             kept = {"table": run.table, "curves": run.curves, "gap_curve": run.gap_curve}

@@ -14,7 +14,6 @@ from serving.pages import NULL_PAGE, Group, Pages
 from serving.prefix import Lease, Tree
 from serving.tokens import Tokens
 
-
 ALONE = None  # the salt of requests that neither find anything cached nor leave anything
 
 

@@ -11,6 +11,7 @@ from serving.clients import Arrivals
 from serving.config import Serve
 from serving.engine import Engine
 from serving.fair import measure
+from serving.programs import Programs
 from serving.request import Delta, Output
 
 # What a policy calls service: DLPM bills no token found in the cache, the others every prompt token.
@@ -34,6 +35,7 @@ class Run:
     gap_curve: list[tuple[float, float]]
     events: list[dict[str, Any]]
     outputs: list[Output]
+    programs: Programs
 
 
 def run(
@@ -43,6 +45,7 @@ def run(
     documents: Sequence[Sequence[int]],
     on_delta: Callable[[Delta], None] = lambda delta: None,
     report: Callable[[str, float], None] = lambda name, seconds: None,
+    programs: Programs | None = None,
 ) -> Run:
     """Serves the whole workload under `policy`.
 
@@ -50,11 +53,12 @@ def run(
       documents: held-out texts as token ids, to cut prompts from.
       on_delta: hears every piece of output.
       report: hears each program's compile seconds.
+      programs: those of an earlier run of the same engine, to share.
     """
     events: list[dict[str, Any]] = []
     config = dataclasses.replace(serve.engine, policy=policy, policy_options=serve.policies[policy])
-    engine = Engine(model, config, log=events.append, report=report)
-    programs = engine.stats().programs
+    engine = Engine(model, config, log=events.append, report=report, programs=programs)
+    compiled = engine.stats().programs
     outputs = drive(engine, Arrivals(serve.workload, documents), on_delta)
     cached = CACHED_WEIGHT.get(policy, 1.0)
     report_ = measure.report(events, cached=cached)
@@ -63,14 +67,22 @@ def run(
     table = report_.table() | {
         "bound": bound(engine, serve),
         "cached_weight": cached,
-        "programs_at_start": programs,
+        "programs_at_start": compiled,
         "programs_at_end": stats.programs,
         "steps": stats.steps,
         "host_ms_per_step": 1e3 * stats.host_s / max(1, stats.steps),
         "device_ms_per_step": 1e3 * stats.device_s / max(1, stats.steps),
     }
     curves = {c: [(t - start, s) for t, s in curve] for c, curve in report_.curve.items()}
-    return Run(policy, table, curves, [(t - start, g) for t, g in report_.gap_curve], events, outputs)
+    return Run(
+        policy,
+        table,
+        curves,
+        [(t - start, g) for t, g in report_.gap_curve],
+        events,
+        outputs,
+        engine.programs,
+    )
 
 
 def drive(engine: Engine, arrivals: Arrivals, on_delta: Callable[[Delta], None]) -> list[Output]:

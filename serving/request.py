@@ -21,7 +21,8 @@ class Sampling:
       max_tokens, min_tokens: no stop ends it before `min_tokens`.
       temperature: below 1e-6 is greedy. top_k (-1: off), top_p, min_p: see `mixattn.sample.Knobs`.
       repetition_penalty: divides positive logits of tokens in prompt or output, multiplies negative ones.
-      frequency_penalty, presence_penalty: taken off a token's logit for each, and for any, time it was output.
+      frequency_penalty, presence_penalty: taken off a token's logit for each, and for any, time it was
+        output.
       logit_bias: token id -> added to its logit.
       seed: the same seed draws the same tokens in any company; None: derived from the request's id.
       n: how many outputs, drawn apart. Output 0 is what n = 1 would give.
@@ -30,7 +31,8 @@ class Sampling:
       ignore_eos: go on behind the model's own end tokens.
       logprobs: None: none; k: log-probability of each output token and of the k likeliest in its place, after
         penalties and bias, before temperature and filters.
-      prompt_logprobs: the same for each prompt token but the first. Such a prompt is computed whole, uncached.
+      prompt_logprobs: the same for each prompt token but the first. Such a prompt is computed whole, and
+        not cached.
     """
 
     max_tokens: int = 16

@@ -1,4 +1,4 @@
-"""A live request on its way out: tokens judged as they come, text and log-probabilities not yet handed over."""
+"""A live request on its way out: judges its tokens as they come, and keeps what was not handed over yet."""
 
 import dataclasses
 import zlib

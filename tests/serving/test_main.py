@@ -120,3 +120,69 @@ def test_the_report_names_what_is_missing(tmp_path, run_module):
     done = run_module("serving.report", f"--workdir={tmp_path}")
     assert done.returncode == 2
     assert "summary.json does not exist; run train.main and serving.main" in done.stderr
+
+
+def ask_file(folder: Path, lines: list[dict | str]) -> Path:
+    path = folder / "asks.jsonl"
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return path
+
+
+def test_a_file_of_requests_is_answered_and_continued_without_doing_anything_twice(
+    trained, run_module, tmp_path
+):
+    asks = [{"prompt_ids": [i, i + 1, 5], "max_tokens": 4 + i, "n": 1 + i // 5} for i in range(6)]
+    path = ask_file(tmp_path, [*asks, {"prompt": "w1 w2 w3", "max_tokens": 3, "id": "text"}])
+    out = tmp_path / "o"
+    args = [CONFIG, f"--model={trained}/model", f"--requests={path}", f"--out={out}", "--json"]
+    done = run_module("serving.main", *args)
+    assert done.returncode == 0, done.stderr
+    first = out.read_text()
+    answers = [json.loads(line) for line in first.splitlines()]
+    assert sorted(a["id"] for a in answers) == sorted(["1", "2", "3", "4", "5", "6", "6", "text"])
+    by_id = {a["id"]: a for a in answers}
+    assert len(by_id["3"]["output_ids"]) == 6
+    assert by_id["text"]["text"]
+    # Stopped in the middle of a line: the torn line is done again, and the request that has half its outputs.
+    lines = first.splitlines(keepends=True)
+    torn = [i for i, a in enumerate(answers) if a["id"] == "6"][1]
+    out.write_text("".join(lines[:torn]) + lines[torn][:20])
+    again = run_module("serving.main", *args)
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout.splitlines()[-1])
+    kept = [line for line in lines[:torn] if json.loads(line)["id"] != "6"]
+    assert told["kept"] == len(kept)
+    assert out.read_text().startswith("".join(kept))
+
+    def outputs(text):
+        return sorted((a["id"], a["index"], a["output_ids"]) for a in map(json.loads, text.splitlines()))
+
+    assert outputs(out.read_text()) == outputs(first), "each exactly once"
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["{oops"], "bad requests: line 1"),
+        ([{"prompt_ids": [1]}, {"prompt_ids": [1], "top": 3}], "line 2: has unknown fields top"),
+        ([{"prompt_ids": [1], "max_tokens": 0}], "line 1: sampling.max_tokens is 0"),
+        ([{"prompt": 3}], "line 1: prompt must be text"),
+        ([{"prompt_ids": [1], "id": "a"}, {"prompt_ids": [1], "id": "a"}], "asks for id 'a' twice"),
+    ],
+)
+def test_a_bad_line_is_named_by_number(lines, sentence, tmp_path):
+    from serving.jsonl import read
+
+    with pytest.raises(ValueError, match=sentence):
+        read(ask_file(tmp_path, lines), lambda text: [1])
+
+
+def test_a_request_that_can_never_be_served_is_refused_before_anything_is_answered(
+    trained, run_module, tmp_path
+):
+    path = ask_file(tmp_path, [{"prompt_ids": [1]}, {"prompt_ids": [1] * 60, "max_tokens": 4}])
+    args = [CONFIG, f"--model={trained}/model", f"--requests={path}", f"--out={tmp_path}/o"]
+    done = run_module("serving.main", *args)
+    assert done.returncode == 2
+    assert "request '2' of 'default' needs 64 tokens, the engine serves at most 48" in done.stderr
+    assert (tmp_path / "o").read_text() == ""

@@ -1,4 +1,4 @@
-"""The oracle: whatever the engine does to be fast, its greedy tokens are those of a model without any of it."""
+"""The oracle: whatever an engine does to be fast, its greedy tokens are those of a model without it."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Sampling parameters in the engine, each against its definition in float64 on the uncached model's logits."""
+"""Sampling parameters in the engine, each against its definition, on the uncached model's logits."""
 
 import dataclasses
 

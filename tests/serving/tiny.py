@@ -80,7 +80,7 @@ def engine(
         "window_pages": more.pop("window_pages", 129),
     }
     config = EngineConfig(limits=limits, **common, **extras, **more)
-    key = id(net), tuple(common.items()), rich
+    key = net.config, tuple(common.items()), rich
     if key not in _programs:
         _programs[key] = Engine(net, EngineConfig(limits=MOST, **common, **extras)).programs
     hears = {"log": log} if log else {}

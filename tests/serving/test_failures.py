@@ -1,0 +1,318 @@
+"""What goes wrong in serving, row by row, and what must be left standing; rows are numbered in test names:
+1 pages exhausted  2 too large  4 cancel anywhere  5 cancel races a finish  6 double free  7 NaN logits
+8 stop texts (test_text.py, test_sampling.py)  9 hit inside a gap  10 locks and splits  11 edges of chunks and
+pages  12 unknown shape  13 a program raises  17 duplicate id  19 the policy fails  20 large counters
+21 freed pages under a step in flight  22 n outputs that end apart.
+"""
+
+import dataclasses
+import random
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from serving import fair
+from serving.check import check_idle
+from serving.config import Limits
+from serving.fair.fcfs import Fcfs
+from serving.memory import PagedMemory
+from serving.pages import Group, Pages
+from serving.request import Ask, Request, Sampling
+from tests.serving.tiny import (
+    LONGEST,
+    VOCAB,
+    check_against_teacher,
+    engine,
+    finish,
+    model,
+    teacher_forced,
+    workload,
+)
+
+
+def ask(prompt, tokens=8, client="a", **more) -> Request:
+    return Request(client=client, prompt_ids=prompt, sampling=Sampling(max_tokens=tokens, **more))
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+def test_row_1_pages_exhausted_in_decode_evict_retract_resume(overlap):
+    net = model("0_1s")
+    requests = [ask([i + 1] * 10, 30) for i in range(8)]
+    limits = Limits(chunk_tok=16, step_tok=32, admission="optimistic")
+    eng = engine(net, num_pages=24, window_pages=28, limits=limits, overlap=overlap, debug=True)
+    outputs = eng.run(requests)
+    assert eng.stats().preemptions > 0
+    check_against_teacher(requests, outputs, net)
+    check_idle(eng)
+
+
+def test_row_2_a_request_larger_than_the_pool_is_refused_at_arrival():
+    eng = engine(model("0_1s"), num_pages=24, window_pages=28)
+    with pytest.raises(ValueError, match="needs 65 tokens"):
+        eng.submit(ask([1] * 60, 5))
+    memory = PagedMemory([Group(None, 6)], page_tok=4, max_slots=2, max_tok=64, span_tok=8)
+    assert memory.never_fits(21) == "needs 6 pages with window None, of which there are 5"
+    assert memory.never_fits(20) is None
+    assert not eng.live
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+@pytest.mark.parametrize("seed", range(3))
+def test_row_4_cancel_in_queue_in_prefill_in_decode_and_after_the_end(seed, overlap):
+    rng = random.Random(seed)
+    eng = engine(limits=Limits(chunk_tok=4, step_tok=8), overlap=overlap, debug=True)
+    requests = workload(seed=seed, n=12)
+    ids = [eng.submit(r) for r in requests]
+    ended: dict[str, list] = {id: [] for id in ids}
+    while eng.live:
+        for delta in eng.step():
+            ended[delta.id] += [delta.output] if delta.output else []
+        victim = rng.choice(ids)
+        alive = not ended[victim] and victim in eng.streams
+        assert eng.cancel(victim) == alive
+    check_idle(eng)
+    assert all(len(outputs) == 1 for outputs in ended.values()), "each ends exactly once"
+    done = [(r, ended[id][0]) for r, id in zip(requests, ids) if ended[id][0].finish_reason == "length"]
+    check_against_teacher(*zip(*done)) if done else None
+
+
+def test_row_5_a_cancel_while_its_last_step_is_in_flight_ends_it_once():
+    eng = engine(overlap=True, debug=True, limits=Limits(chunk_tok=16, step_tok=32, decode_steps=(1,)))
+    id = eng.submit(ask([1, 2, 3], 6))
+    outputs = []
+    for _ in range(4):
+        outputs += [d.output for d in eng.step() if d.output]
+    assert eng._flight is not None, "a step is in flight"
+    assert eng.cancel(id)
+    assert not eng.cancel(id)
+    again = eng.submit(dataclasses.replace(ask([4, 5, 6], 6), id=id))
+    outputs += [d.output for d in finish(eng) if d.output]
+    assert [o.finish_reason for o in outputs] == ["cancel", "length"]
+    assert outputs[1].output_ids == teacher_forced([4, 5, 6], 6), "none of the old one's tokens"
+    assert again == id
+
+
+def test_row_6_a_page_freed_twice_raises_and_the_null_page_is_never_handed_out():
+    pages = Pages(5)
+    taken = pages.take(4)
+    assert 0 not in taken
+    pages.give([0, taken[0]])
+    with pytest.raises(ValueError, match="freed twice"):
+        pages.give([taken[0]])
+
+
+def broken_model():
+    """A model whose logits are NaN for prompts that hold token 63."""
+    graphdef, params = nnx.split(model("0_1s"))
+    params = jax.tree.map(lambda x: x, params)
+    params["embed"]["table"][...] = params["embed"]["table"][...].at[63].set(jnp.nan)
+    return nnx.merge(graphdef, params)
+
+
+def test_row_7_nan_logits_end_that_row_only_even_where_its_pages_go():
+    net = broken_model()
+    eng = engine(net, num_pages=24, window_pages=28, debug=True)
+    bad, good = [4, 63, 5], [1, 2, 3]
+    for _ in range(6):
+        outputs = eng.run([ask(bad), ask(good), ask([*good, 7])])
+        assert [o.finish_reason for o in outputs] == ["error", "length", "length"]
+        assert outputs[1].output_ids == teacher_forced(good, 8, model("0_1s"))
+    check_idle(eng)
+
+
+def test_row_9_hits_end_where_every_window_is_whole_and_give_the_uncached_tokens():
+    """Window pages are evicted from cached prompts; later hits fall back to the deepest valid end."""
+    net = model("0_1s")
+    eng = engine(net, num_pages=24, window_pages=28, debug=True)
+    stem = list(range(40))
+    hits = set()
+    for length in (40, 12, 24, 36, 40, 8, 30, 40, 17):
+        for filler in range(3):
+            eng.run([ask([50 + filler, *range(length)], 3)])
+        request = ask([*stem[:length], 60], 4)
+        [output] = eng.run([request])
+        assert output.output_ids == teacher_forced(request.prompt_ids, 4, net)
+        hits.add(output.hit_tok)
+    assert len(hits) > 2, "hits of several lengths were met"
+
+
+def test_row_10_concurrent_equal_prompts_split_nodes_and_eviction_keep_one_place_a_page():
+    eng = engine(model("0_1s"), num_pages=24, window_pages=28, debug=True)  # every step checks the books
+    stem = [7] * 16
+    requests = [ask([*stem[: 4 * (i % 5)], *([i] * 6)], 6) for i in range(20)]
+    check_against_teacher(requests, eng.run(requests), model("0_1s"))
+    check_idle(eng)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 15, 16, 17, 32, 48, LONGEST - 1])
+def test_row_11_prompts_at_the_edges_of_pages_chunks_and_buckets(length):
+    eng = engine(debug=True)
+    prompt = [(3 * i) % VOCAB for i in range(length)]
+    tokens = min(5, LONGEST - length)
+    for wave in range(2):
+        [output] = eng.run([ask(prompt, tokens)])
+        assert output.output_ids == teacher_forced(prompt, tokens), wave
+    check_idle(eng)
+
+
+def test_row_12_a_shape_outside_the_buckets_fails_its_request_and_compiles_nothing(monkeypatch):
+    eng = engine()
+    known = eng.stats().programs
+    monkeypatch.setattr(eng.programs, "bucket", lambda requests, tokens: (3, 17))
+    [output] = eng.run([ask([1, 2, 3])])
+    assert output.finish_reason == "error"
+    monkeypatch.undo()
+    [output] = eng.run([ask([1, 2, 3])])
+    assert output.output_ids == teacher_forced([1, 2, 3], 8)
+    assert (eng.stats().programs, eng.stats().resets) == (known, 1)
+    check_idle(eng)
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+def test_row_13_a_program_that_raises_ends_its_step_and_the_rest_starts_again(overlap, monkeypatch):
+    eng = engine(overlap=overlap, debug=True)
+    requests = workload(seed=7, n=9)
+    ids = [eng.submit(r) for r in requests]
+    outputs = {}
+    for _ in range(3):
+        outputs |= {d.id: d.output for d in eng.step() if d.output}
+
+    def explode(state, *rest):
+        jax.tree.map(lambda x: x.delete(), state)  # donated, then lost
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(eng.programs, "decode", explode)
+    monkeypatch.setattr(eng.programs, "prefill", explode)
+    outputs |= {d.id: d.output for d in eng.step() if d.output}
+    monkeypatch.undo()
+    outputs |= {d.id: d.output for d in finish(eng) if d.output}
+    reasons = [outputs[id].finish_reason for id in ids]
+    assert set(reasons) == {"error", "length"}
+    whole = [(r, outputs[id]) for r, id in zip(requests, ids) if outputs[id].finish_reason == "length"]
+    check_against_teacher(*zip(*whole))
+    assert eng.stats().resets == 1
+
+
+def test_row_17_a_live_id_is_refused_and_the_live_one_is_untouched():
+    eng = engine()
+    eng.submit(dataclasses.replace(ask([1, 2, 3]), id="x"))
+    with pytest.raises(ValueError, match="'x' is live already"):
+        eng.submit(dataclasses.replace(ask([9, 9]), id="x"))
+    eng.submit(dataclasses.replace(ask([5], n=3), id="y"))
+    with pytest.raises(ValueError, match="'y#1' is live already"):
+        eng.submit(dataclasses.replace(ask([9, 9]), id="y#1"))
+    [first] = [d.output for d in finish(eng) if d.output and d.id == "x"]
+    assert first.output_ids == teacher_forced([1, 2, 3], 8)
+
+
+class Broken(Fcfs):
+    """Fails at the third call of one of its methods."""
+
+    def __init__(self, method, how):
+        super().__init__()
+        self._left = 3
+        original = getattr(self, method)
+
+        def call(*args, **more):
+            self._left -= 1
+            if self._left <= 0:
+                if how == "silent":
+                    return None
+                raise ZeroDivisionError("bad policy")
+            return original(*args, **more)
+
+        setattr(self, method, call)
+
+
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [("pick", "raises"), ("pick", "silent"), ("arrive", "raises"), ("admit", "raises"), ("decoded", "raises")]
+    + [("finish", "raises")],
+)
+def test_row_19_a_policy_that_raises_or_starves_gives_way_to_fcfs(method, how, monkeypatch):
+    monkeypatch.setattr("serving.fair.make", lambda name, **more: Fcfs() if name == "fcfs" else broken)
+    broken = Broken(method, how)
+    eng = engine(policy="vtc")
+    requests = workload(seed=8, n=8)
+    check_against_teacher(requests, eng.run(requests))
+    assert ("raised" if how == "raises" else "named None") in eng.stats().policy_failure
+    check_idle(eng)
+
+
+def test_row_20_counters_are_exact_far_beyond_what_a_float_counts():
+    policy = fair.make("vtc")
+    for i, client in enumerate("ab"):
+        one = Ask(client, client, i, 1, 2**62)
+        policy.arrive(one, 0.0)
+        policy.admit(one, extend_tok=2**60, hit_tok=0)
+    equal = policy.served()["a"]
+    assert equal == policy.served()["b"]
+    policy.decoded({"a": 1})
+    assert policy.served()["a"] > equal, "one token more shows, behind 10**18 of them"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_row_21_pages_freed_under_a_step_in_flight_are_read_before_they_are_poisoned(seed):
+    """Overlap, tight pools, short windows, cancels at random: every freed page is NaN at once."""
+    rng = random.Random(seed)
+    limits = Limits(chunk_tok=4, step_tok=16, decode_steps=(4, 1), admission="optimistic")
+    net = model("0_1s")
+    eng = engine(net, num_pages=24, window_pages=28, limits=limits, overlap=True, debug=True)
+    requests = [
+        ask([rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))], rng.randint(4, 30)) for _ in range(14)
+    ]
+    ids = [eng.submit(r) for r in requests]
+    outputs = {}
+    while eng.live:
+        outputs |= {d.id: d.output for d in eng.step() if d.output}
+        if rng.random() < 0.1 and eng.streams:
+            eng.cancel(rng.choice(list(eng.streams)))
+    assert eng.stats().ahead > 0
+    whole = [(r, outputs[id]) for r, id in zip(requests, ids) if outputs[id].finish_reason != "cancel"]
+    check_against_teacher(*zip(*whole), net)
+    check_idle(eng)
+
+
+def test_poison_does_reach_whoever_reads_a_page_that_is_not_theirs():
+    """The control of the tests above: a page freed while it is read shows at once."""
+    eng = engine(debug=True, reuse=False)
+    eng.submit(ask([1] * 9, 20))
+    eng.step()
+    assert eng._checker is not None
+    [entry] = eng.scheduler.running.values()
+    eng._checker._poison([[entry.holding.pages[0][0]], [entry.holding.pages[1][0]]])
+    [output] = [d.output for d in finish(eng) if d.output]
+    assert output.finish_reason == "error"
+
+
+def test_row_22_outputs_of_one_request_end_apart_and_the_last_still_reads_the_shared_pages():
+    eng = engine(debug=True)
+    prompt = [11] * 30
+    free = eng.run([ask(prompt, 20, temperature=1.0, seed=1, n=3)])
+    stop = free[1].output_ids[2]
+    outputs = eng.run([ask(prompt, 20, temperature=1.0, seed=1, n=3, stop_ids=(stop,))])
+    assert len({len(o.output_ids) for o in outputs}) > 1, "they end apart"
+    for before, after in zip(free, outputs):
+        assert after.output_ids == before.output_ids[: len(after.output_ids)]
+    check_idle(eng)
+    id = eng.submit(ask(prompt, 20, n=3))
+    eng.step()
+    assert eng.cancel(id)
+    assert {d.output.finish_reason for d in finish(eng) if d.output} == {"cancel"}
+
+
+def test_one_that_is_computing_a_prefix_is_waited_for_and_salts_keep_apart():
+    events: list = []
+    stem = list(range(32))
+
+    def run(salts):
+        events.clear()
+        eng = engine(log=events.append, limits=Limits(chunk_tok=8, step_tok=32), debug=True)
+        requests = [dataclasses.replace(ask([*stem, 40 + i], 3), salt=salt) for i, salt in enumerate(salts)]
+        check_against_teacher(requests, eng.run(requests))
+        return [e["hit"] for e in events if e["event"] == "admit"]
+
+    assert run(["t", "t", "t"]) == [0, 32, 32], "computed once"
+    assert run(["t", "u", "t"]) == [0, 0, 32], "another tenant learns nothing, and nobody waits for him"
