@@ -1,6 +1,7 @@
 # Everything a newcomer needs is `make demo` and `make test`; both set themselves up first.
 VENV      ?= .venv
 BIN       := $(VENV)/bin
+PARITY    := $(VENV)-parity
 CACHE     ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mixattn
 # Compiled XLA programs are kept between runs and checkouts, so that a second `make test` is fast.
 export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
@@ -45,8 +46,10 @@ test: setup
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
 
-bench: setup
+bench: setup $(PARITY)/.ready
 	$(BIN)/python -m pallas_kernels.bench --out=results/kernels_cpu.csv
+	NPROC=1 taskset -c 0 $(BIN)/python -m mixattn.bench windows
+	NPROC=1 OMP_NUM_THREADS=1 taskset -c 0 $(BIN)/python -m mixattn.bench transformers
 
 # Compiles the kernels for TPU v5e, v6e and H100 without having one; about a gigabyte of compilers.
 aot: $(VENV)-aot/.ready
@@ -64,7 +67,6 @@ $(VENV)-aot/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 # torch and transformers live in an environment of their own and meet ours through files only.
-PARITY := $(VENV)-parity
 $(PARITY)/.ready: .ci/parity-env
 	@.ci/parity-env $(PARITY)
 	@touch $@

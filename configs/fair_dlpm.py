@@ -107,12 +107,13 @@ def _mixed(seed: int) -> list[Job]:
 
 
 def e16() -> Experiment:
-    common = {"arrivals": "poisson", "prompt": 60, "output": (20, 60), "end_s": 120.0}
+    more = {"arrivals": "poisson", "prompt": 60, "output": (20, 60)}
+    common = more | {"end_s": 120.0}
     return Experiment(
         title="A client's cold requests behind its own hot ones: aging",
         sources=(
             Source("mixed", 14.0, prefix=documents("mixed", 1), **common),
-            Source("mixed", 0.1, prefix=documents("cold", 9), **common),
+            Source("mixed", 0.2, prefix=documents("cold", 9), end_s=30.0, **more),
             Source("other", 2.0, prefix=documents("other", 2), **common),
         ),
         server=CACHE,

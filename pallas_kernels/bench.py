@@ -123,14 +123,15 @@ def dense(q_BTNH, k_BSKH, v_BSKH, window):
 
 
 def products(q_nRH, k_nSH):
-    """The two products of attention over n blocks, one block after the other, and nothing else."""
+    """The two products of attention over n tiles, one tile after the other, and nothing else."""
     return jax.lax.map(lambda qk: (qk[0] @ qk[1].T) @ qk[1], (q_nRH, k_nSH))
 
 
 def attention_window() -> Group:
     T, N, K, H, W, block = 8192, 4, 1, 64, 1024, 128
     q, k, v = arrays((1, T, N, H), (1, T, K, H), (1, T, K, H))
-    blocks = arrays((T // block, block * N // K, H), (T // block, W + block, H))
+    tiles = T // block * (W // block + 1)
+    blocks = arrays((tiles, block * N // K, H), (tiles, block, H))
     return Group(
         "attention_window",
         {
@@ -140,7 +141,7 @@ def attention_window() -> Group:
         },
         "floor_products",
         f"forward, T {T}, W {W}, {N} query / {K} kv heads of {H}, float32; "
-        f"floor: both products over blocks of {block} queries x {W + block} keys",
+        f"floor: both products over the {tiles} tiles of {block} queries x {block} keys in reach",
         rounds=3,
     )
 

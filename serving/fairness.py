@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -139,7 +140,8 @@ def draw(path: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> Non
     figure = plt.figure(
         figsize=(max(7.0, 3.6 * wide), 3.4 * len(experiment.plots) + 0.5), layout="constrained"
     )
-    figure.suptitle(f"{experiment.id}. {experiment.title}", fontsize=11)
+    title = textwrap.fill(f"{experiment.id}. {experiment.title}", int(11 * figure.get_figwidth()))
+    figure.suptitle(title, fontsize=11)
     for part, name in zip(figure.subfigures(len(experiment.plots), 1, squeeze=False)[:, 0], experiment.plots):
         panels[name](part, outcomes)
     partial = path.with_name(path.name + ".partial")
@@ -207,16 +209,23 @@ def _draw_latency(part: Any, outcomes: Sequence[Outcome]) -> None:
 def _draw_pareto(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis = part.subplots()
     rows = [outcome.row() for outcome in outcomes]
-    swept = [row for row, outcome in zip(rows, outcomes) if outcome.run.policy == "dlpm"]
-    axis.plot([r["backlogged_gap"] for r in swept], [r["req_per_s"] for r in swept], color="0.8", zorder=1)
+    # Of a cluster, what each client feels; on one worker, the gap that is bounded.
+    cluster = len(outcomes[0].result.busy_s) > 1
+    x = "jain_ttft" if cluster else "backlogged_gap"
+    family = "d2lpm" if cluster else "dlpm"
+    swept = [row for row in rows if row["run"].startswith(family)]
+    axis.plot([r[x] for r in swept], [r["req_per_s"] for r in swept], color="0.8", zorder=1)
     for i, row in enumerate(rows):
         axis.scatter(
-            row["backlogged_gap"], row["req_per_s"], color=COLOURS[i % 10], s=36, zorder=3, label=row["run"],
+            row[x], row["req_per_s"], color=COLOURS[i % 10], s=36, zorder=3, label=row["run"],
             marker="os^D"[i // 10],
         )  # fmt: skip
-    axis.set_xscale("log")
+    if cluster:
+        axis.set_xlabel("fairness: Jain's index of the clients' median times to first token", fontsize=8)
+    else:
+        axis.set_xscale("log")
+        axis.set_xlabel("largest service gap of two clients that both wait [weighted tok]", fontsize=8)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.set_xlabel("largest service gap of two clients that both wait [weighted tok]", fontsize=8)
     axis.set_ylabel("requests/s", fontsize=8)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

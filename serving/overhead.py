@@ -3,7 +3,7 @@
 import gc
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +17,11 @@ from serving.memory import PagedMemory
 from serving.pages import Group
 from serving.request import Ask
 from serving.scheduler import Entry, Locality
+from serving.sim.experiment import Server
+from serving.sim.run import Simulation
 from serving.sim.runs import Runs
+from serving.sim.worker import Worker
+from serving.sim.workload import Source, merged
 
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 AGNOSTIC: dict[str, dict[str, Any]] = {
@@ -142,15 +146,73 @@ def measured(clock: Callable[[], float], console: Console) -> Iterator[dict[str,
             }
 
 
-def run_suite(out: Path, *, clock: Callable[[], float]) -> None:
-    """Writes E19.csv and prints it."""
+def simulated(
+    clock: Callable[[], float], cpu: Callable[[], float], plain: int = 1_000_000, shared: int = 100_000
+) -> Iterator[dict[str, Any]]:
+    """Seconds to simulate so many requests, workload made beforehand: without prefixes, and with prefix
+    trees."""
+    even = [Source("a", 0.6, end_s=plain / 1.8), Source("b", 1.2, end_s=plain / 1.8)]
+    documents = tuple((f"doc{i}", 480) for i in range(40))
+    asking = [
+        Source(f"c{i}", 1.0, end_s=shared / 4, prompt=(16, 48), output=(8, 24), prefix=documents)
+        for i in range(4)
+    ]
+    cases = {
+        "no prefixes": ("vtc", even, Server(admit_every=4096)),
+        "prefix trees": (
+            "dlpm",
+            asking,
+            Server(memory_tok=9600, page_tok=48, max_slots=32, admit_every=4096),
+        ),
+    }
+    for name, (policy, sources, server) in cases.items():
+        jobs = merged(sources, 0)
+        worker = Worker(
+            lambda match, policy=policy: fair.make(policy, match=match),
+            server.memory(),
+            server.limits(),
+            server.cost,
+        )
+        gc.collect()
+        gc.freeze()
+        began, worked = clock(), cpu()
+        result = Simulation([worker], jobs).run()
+        seconds, worked = clock() - began, cpu() - worked
+        gc.unfreeze()
+        yield {
+            "workload": name,
+            "policy": policy,
+            "requests": len(jobs),
+            "plans": result.plans,
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(worked, 2),
+            "cpu_us_per_request": round(1e6 * worked / len(jobs), 1),
+        }
+
+
+def run_suite(
+    out: Path, *, only: Sequence[str] = (), clock: Callable[[], float], cpu: Callable[[], float]
+) -> None:
+    """Writes E19.csv and prints it; E19_simulator.csv too, or alone if `only` says `simulator`.
+
+    Args:
+      clock, cpu: seconds of the wall, and of this process's work (what counts on a busy machine).
+    """
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    rows = list(measured(clock, console))
-    write_csv(out / "E19.csv", rows, "E19: cost of decisions in microseconds (medians), by requests waiting")
-    table = Table(title="E19: a decision in microseconds")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    if "simulator" not in only:
+        rows = list(measured(clock, console))
+        write_csv(
+            out / "E19.csv", rows, "E19: cost of decisions in microseconds (medians), by requests waiting"
+        )
+        table = Table(title="E19: a decision in microseconds")
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        Console(width=140).print(table)
+    speed = []
+    for row in simulated(clock, cpu):
+        console.print(*row.values())
+        speed.append(row)
+    write_csv(out / "E19_simulator.csv", speed, "E19: how long the simulator takes")

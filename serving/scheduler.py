@@ -9,7 +9,7 @@ the line does not fit. Every decision goes, in order, to `log` as one JSON-ready
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -351,7 +351,7 @@ class Scheduler:
         """As many as change nothing for others: few while anyone could be admitted, one beside a prefill."""
         if not rows or busy:
             return 1
-        most = min(e.left_tok for e in rows)
+        most = min([e.ask.max_output_tok - e.output_tok for e in rows])
         if most > self.limits.admit_every and self.waiting and self.memory.slots_free:
             most = min(most, self.limits.admit_every)
         return self._at_most(most)
@@ -359,16 +359,15 @@ class Scheduler:
     def _at_most(self, steps: int) -> int:
         return self._step_sizes[max(0, bisect_right(self._step_sizes, steps) - 1)]
 
-    def _grow_rows(self, rows: Iterable[Entry], steps: int, now_s: float) -> list[Entry]:
-        ready = []
+    def _grow_rows(self, rows: Sequence[Entry], steps: int, now_s: float) -> list[Entry]:
+        grow = self.memory.grow
         for entry in rows:
-            while entry.holding is not None and not self.memory.grow(
-                entry.holding, entry.computed_tok, entry.computed_tok + min(steps, entry.left_tok)
+            # No row is planned beyond its allowance (see `_choose_steps`).
+            while entry.holding is not None and not grow(
+                entry.holding, entry.computed_tok, entry.computed_tok + steps
             ):
                 self.preempt(self._victim().ask.id, now_s)
-            if entry.holding is not None:
-                ready.append(entry)
-        return [e for e in ready if e.holding is not None]
+        return [e for e in rows if e.holding is not None]
 
     def _victim(self) -> Entry:
         """Least work lost: fewest outputs first, then the longest prompt."""
@@ -379,7 +378,8 @@ class Scheduler:
         clients: dict[Client, int] = {}
         for entry in rows:
             ask, got = entry.ask, produced[entry.ask.id]
-            count = min(got.count, ask.max_output_tok - entry.output_tok)
+            left = ask.max_output_tok - entry.output_tok
+            count = got.count if got.count < left else left
             if count and not entry.output_tok:
                 entry.first_token_s = now_s
                 self._tell(now_s, "first_token", ask)

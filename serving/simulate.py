@@ -44,7 +44,9 @@ _EVENTS = flags.DEFINE_string("events", None, "Write the event log here (of the 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 _SUITE = flags.DEFINE_enum("suite", None, ["fairness", "overhead"], "Run a whole suite into --out.")
 _FIT = flags.DEFINE_string("fit", None, "Fit the step costs to an engine's event log and print them.")
-_ONLY = flags.DEFINE_list("only", [], "With --suite=fairness: these experiments, e.g. E1,E13.")
+_ONLY = flags.DEFINE_list(
+    "only", [], "With --suite: these experiments only, e.g. E1,E13; overhead knows `simulator`."
+)
 _OUT = flags.DEFINE_string("out", "results/fairness", "Where a suite puts its files.")
 
 
@@ -63,7 +65,7 @@ def main() -> None:
     elif _SUITE.value == "overhead":
         from serving import overhead
 
-        overhead.run_suite(Path(_OUT.value), clock=time.perf_counter)
+        overhead.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
     else:
         experiment = _of_trace(_TRACE.value) if _TRACE.value else cli.config()
         if not isinstance(experiment, Experiment):

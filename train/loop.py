@@ -179,7 +179,7 @@ class Run:
     bars: str = ""
     evaluators: tuple[Evaluator, ...] = ()
     seconds: float = 0.0
-    evaluated: dict[int, dict[str, float]] = field(default_factory=dict)
+    evaluated: dict[str, dict[str, float]] = field(default_factory=dict)
     pace: "Pace" = field(default_factory=lambda: Pace())
 
     def train(
@@ -192,7 +192,7 @@ class Run:
           KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the last finished step was written.
         """
         meta = self.checkpoints.meta(start) if start else {}
-        self.seconds = meta.get("seconds", 0.0)
+        self.seconds, self.evaluated = meta.get("seconds", 0.0), meta.get("evaluated", {})
         done = 0
         for index, steps in enumerate(self.steps):
             # A checkpoint on the border of two stages belongs to the earlier one, whose state it holds.
@@ -256,7 +256,11 @@ class Run:
                 waiting = None
                 self.seconds = time.monotonic() - began
                 if saves:
-                    meta = {"batches": batches.get_state(), "seconds": self.seconds, "stage": index}
+                    meta = {
+                        "batches": batches.get_state(),
+                        "seconds": self.seconds,
+                        "evaluated": self.evaluated,
+                    }
                     self.checkpoints.save(step, state, meta, validation)
                 if asked:
                     self.checkpoints.close()
@@ -322,9 +326,9 @@ class Run:
 
     def _evaluate(self, index: int, step: int, params) -> float:
         loss = self.validate(index, params, self.experiment.train.evaluate_windows)
-        self.evaluated[step] = {"validation": loss}
+        self.evaluated[str(step)] = {"validation": loss}
         for evaluator in self.evaluators:
-            self.evaluated[step] |= evaluator(step, params)
+            self.evaluated[str(step)] |= evaluator(step, params)
         return loss
 
     def _check(self, step: int, metrics) -> None:

@@ -57,6 +57,8 @@ def run(
         run, start = _prepare(experiment, folder, step, evaluators, params)
         with contextlib.ExitStack() as closing:
             closing.callback(run.line.close)
+            if run.metrics:
+                closing.callback(run.metrics.close)
             closing.callback(run.checkpoints.close)
             params = run.train(params, start, folder / "profile" if profile else None)
             run.checkpoints.wait()
@@ -239,6 +241,7 @@ def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[s
         "tokens": int(rows[-1]["tokens"]),
         "train_seconds": float(rows[-1]["seconds"]),
         "corpus": {"path": experiment.data.path or "the standard library", **corpus.manifest},
+        "evaluated": run.evaluated,
         "curve": [
             {
                 name: float(row[name])

@@ -151,9 +151,12 @@ def by_distance(comparison: Comparison, config: ModelConfig, build, params) -> d
     return accuracy
 
 
-def _main() -> None:
-    heap.keep()
-    comparison, workdir = cli.config(), Path(flags.FLAGS.workdir or "runs/recall")
+def compare(comparison: Comparison, workdir: Path, folder: Path) -> None:
+    """Does every run that is not finished yet, then writes the results.
+
+    Raises:
+      ValueError: the workdir holds runs of another config (other variants and seeds are no other config).
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     asked = json.loads(json.dumps(dataclasses.asdict(comparison)))
     asked = {k: v for k, v in asked.items() if k not in ("variants", "seeds")}
@@ -169,7 +172,7 @@ def _main() -> None:
             done = files.read_json(path)
             took = f"{done['steps']} steps, {done['seconds']} s"
             print(f"{variant} seed {seed}: {done['all']:.3f} in all after {took}")
-    write_results(comparison, workdir, Path(flags.FLAGS.results))
+    write_results(comparison, workdir, folder)
 
 
 def write_results(comparison: Comparison, workdir: Path, folder: Path) -> None:
@@ -182,6 +185,11 @@ def write_results(comparison: Comparison, workdir: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table.write_csv(folder / f"{comparison.name}.csv", runs, config=comparison, guess_far=round(guess, 4))
     picture.draw(folder / f"{comparison.name}.svg", runs, far, guess, comparison.task.length)
+
+
+def _main() -> None:
+    heap.keep()
+    compare(cli.config(), Path(flags.FLAGS.workdir), Path(flags.FLAGS.results))
 
 
 if __name__ == "__main__":

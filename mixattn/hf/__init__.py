@@ -33,7 +33,7 @@ def save(
 
     Args:
       architecture: "mixattn", or a model type of `mixattn.hf.families` that can express the model.
-      extra: more fields for config.json (token ids, say).
+      extra: what generation needs besides the model (token ids, say), for generation_config.json.
     Raises:
       ValueError: the architecture cannot express the model; names the field.
     """
@@ -42,9 +42,9 @@ def save(
         raw = {"model_type": NATIVE, **dataclasses.asdict(config)}
         places: tensors.Places = tensors.native
     else:
-        raw = families.write_config(architecture, config) | (extra or {})
+        raw = families.write_config(architecture, config)
         places = families.places(architecture, config)
-    store.write(Path(directory), raw, tensors.dump(model, places), text)
+    store.write(Path(directory), raw, tensors.dump(model, places), text, generation=extra)
 
 
 def load(
@@ -80,7 +80,7 @@ def load(
 def stop_ids(directory: str | Path) -> list[int]:
     """The end-of-text ids a checkpoint declares: generation_config.json's, else config.json's; may be
     none."""
-    for name in ("generation_config.json", store.CONFIG):
+    for name in (store.GENERATION, store.CONFIG):
         if (Path(directory) / name).exists():
             ids = store.read_json(Path(directory) / name).get("eos_token_id")
             if ids is not None:

@@ -30,6 +30,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "init", "mean", ["owner", "mean"], "A new owner's K/V weights: its own, or its group's mean."
 )
+_SETTINGS = (store.CONFIG, store.GENERATION)  # the later one wins
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -53,10 +54,10 @@ def convert() -> None:
     if _flag("wiring"):
         model = rewire(model, _flag("wiring"), window=_flag("window"), init=_flag("init"))
     tokenizer = hf.load_tokenizer(source) if (source / store.TOKENIZER).exists() else None
-    raw = store.read_json(source / store.CONFIG)
-    extra = {key: raw[key] for key in _TOKEN_IDS if key in raw}
+    said = [store.read_json(source / name) for name in _SETTINGS if (source / name).exists()]
+    extra = {key: raw[key] for raw in said for key in _TOKEN_IDS if raw.get(key) is not None}
     hf.save(model, target, tokenizer, architecture=_flag("architecture"), extra=extra)
-    kinds = f"{raw['model_type']} -> {_flag('architecture')}"
+    kinds = f"{said[0]['model_type']} -> {_flag('architecture')}"
     print(f"{source} -> {target} ({kinds}): {_size(model)}, {config.dtype}")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+GENERATION = "generation_config.json"
 CONFIG, TOKENIZER, SINGLE, INDEX = (
     "config.json",
     "tokenizer.json",
@@ -90,14 +91,17 @@ def write(
     tensors: Iterable[tuple[str, np.ndarray]],
     tokenizer: str | None,
     shard_bytes: int = SHARD_BYTES,
+    generation: dict[str, Any] | None = None,
 ) -> None:
     """Writes a whole checkpoint directory; `tensors` may be a generator and is held one shard at a time."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
-    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
+    for old in [*directory.glob("model*.safetensors"), directory / INDEX, directory / GENERATION]:
         old.unlink(missing_ok=True)
     if tokenizer is not None:
         write_text(directory / TOKENIZER, tokenizer)
+    if generation:
+        write_text(directory / GENERATION, json.dumps(generation, indent=2) + "\n")
     _write_shards(directory, tensors, shard_bytes)
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
 

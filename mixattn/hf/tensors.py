@@ -61,32 +61,38 @@ def load(
     """
     graphdef, shapes = abstract(config)
     flat = nnx.to_flat_state(shapes)
-    filled, used = [], set()
-    for path, param in flat:
-        name, place = dotted(path), places(dotted(path))
-        value = _read(tensors, place, param.get_value().shape).astype(
-            getattr(ml_dtypes, config.dtype, config.dtype)
-        )
-        used |= set(place.names)
-        where = shardings(name, value.shape) if shardings else None
+    wanted = [(places(dotted(path)), param.get_value().shape) for path, param in flat]
+    _check(tensors, wanted, ignore)
+    dtype = np.dtype(getattr(ml_dtypes, config.dtype, config.dtype))
+    filled = []
+    for (path, param), (place, shape) in zip(flat, wanted):
+        where = shardings(dotted(path), shape) if shardings else None
+        value = _read(tensors, place).astype(dtype, copy=False)
         filled.append((path, param.replace(jax.device_put(value, where))))
-    left = sorted(name for name in tensors if name not in used and not ignore(name))
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ValueError(
-            f"tensor {left[0]} of shape {tensors.shape(left[0])}{more}: the model has no such parameter"
-        )
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _read(tensors: Tensors, place: Place, shape: tuple[int, ...]) -> np.ndarray:
-    want = shape[1:] if place.stacked else shape
-    want = want[::-1] if place.transpose else want
-    for name in place.names:
-        if name not in tensors:
-            raise ValueError(f"tensor {name} of shape {want} is missing from the checkpoint")
-        if tensors.shape(name) != want:
-            raise ValueError(f"tensor {name} has shape {tensors.shape(name)}; the model needs {want}")
+def _check(
+    tensors: Tensors, wanted: list[tuple[Place, tuple[int, ...]]], ignore: Callable[[str], bool]
+) -> None:
+    """Refuses a checkpoint that does not fit before any weight is read."""
+    for place, shape in wanted:
+        row = shape[1:] if place.stacked else shape
+        want = row[::-1] if place.transpose else row
+        for name in place.names:
+            if name not in tensors:
+                raise ValueError(f"tensor {name} of shape {want} is missing from the checkpoint")
+            if tensors.shape(name) != want:
+                raise ValueError(f"tensor {name} has shape {tensors.shape(name)}; the model needs {want}")
+    used = {name for place, _ in wanted for name in place.names}
+    left = sorted(name for name in tensors if name not in used and not ignore(name))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        shape = tensors.shape(left[0])
+        raise ValueError(f"tensor {left[0]} of shape {shape}{more}: the model has no such parameter")
+
+
+def _read(tensors: Tensors, place: Place) -> np.ndarray:
     rows = [tensors.read(name).T if place.transpose else tensors.read(name) for name in place.names]
     return np.stack(rows) if place.stacked else rows[0]
 

@@ -15,9 +15,9 @@ BLOCK, MIN_BLOCK = 128, 32
 FAR = jnp.iinfo(jnp.int32).max // 4
 
 
-def block_of(T: int, window: int | None) -> int:
+def block_of(length: int, window: int | None) -> int:
     near = BLOCK if window is None else max(MIN_BLOCK, window // 2)
-    return min(BLOCK, near, T)
+    return min(BLOCK, near, length)
 
 
 def forward(q_BKTGH, k_BKSH, v_BKSH, places, static, wide):
@@ -70,7 +70,7 @@ class Grid:
     def __init__(self, places, static, T, S, bq=None, bk=None):
         self.static, self.T, self.S = static, T, S
         self.bq = bq or block_of(T, static.window)
-        self.bk = bk or block_of(T, static.window)
+        self.bk = bk or block_of(S, static.window)
         self.n, self.m = -(-T // self.bq), -(-S // self.bk)
         q_pos, k_pos = places.q_pos_BT, places.k_pos_BS
         if q_pos is None:

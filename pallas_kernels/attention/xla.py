@@ -70,13 +70,14 @@ def attention(
 
 def plan(static: Static, places: Places, q_shape, k_shape) -> ModuleType:
     """The module that computes a call of these shapes."""
-    (B, T, N, _), S = q_shape, k_shape[1]
+    (B, T, N, H), (_, S, K, _) = q_shape, k_shape
     plain = places.q_pos_BT is None and static.causal
     if plain and static.window is not None and T > 1:
         pairs, body = banded.pairs(T, static.window), "banded"
     else:
         pairs, body = (prefix.pairs(T, S) if plain else T * S), "prefix"
-    small = 4 * B * N * pairs <= SCORE_BYTES
+    # Few queries, as in decoding, have no more scores than there are numbers in the keys anyway.
+    small = 4 * B * N * pairs <= SCORE_BYTES or T * N <= K * H
     return {"banded": banded, "prefix": prefix}[body] if small else streamed
 
 

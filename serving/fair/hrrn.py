@@ -8,7 +8,6 @@ request for each such number is looked at.
 """
 
 import heapq
-from fractions import Fraction
 
 from serving.fair.base import Base, Tab
 from serving.fair.locality import Changed
@@ -33,9 +32,9 @@ class Hrrn(Base):
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
-    def _rank(self, ask: Ask) -> tuple[bool, Fraction, int]:
+    def _rank(self, ask: Ask) -> tuple[bool, float, int]:
         uncached = self._uncached[ask.id]
-        return uncached == 0, Fraction(self.work - self.tabs[ask.id].work, max(1, uncached)), -ask.seq
+        return uncached == 0, (self.work - self.tabs[ask.id].work) / max(1, uncached), -ask.seq
 
     def _head(self, uncached: int) -> Ask | None:
         heap = self._oldest[uncached]

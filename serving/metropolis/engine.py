@@ -438,8 +438,12 @@ class Simulation:
 
     # ---- starting, stopping, going on ---------------------------------------------------------------------
     def _prepare(self, resume: bool, upto: int | None) -> None:
+        if self.names:
+            raise ValueError("this Simulation has run already; make another one (it can resume the store)")
         bodies = self.world.reset(self.seed)
         for name in sorted(bodies):
+            if name not in self.agents:
+                raise ValueError(f"the world holds {name!r}, but there is no agent of that name")
             body = bodies[name]
             self._admit(name, body.pos, body.reach, body.state, 0)
         if self.store is None:

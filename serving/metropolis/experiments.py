@@ -20,7 +20,8 @@ from serving.metropolis import synthetic
 from serving.metropolis.bounds import critical_path, sights, unloaded
 from serving.metropolis.clock import run_virtual
 from serving.metropolis.engine import Simulation
-from serving.metropolis.rehearse import Variant, replay
+from serving.metropolis.rehearse import RULES, Variant, replay
+from serving.metropolis.rules import Rule
 from serving.metropolis.server import ServerConfig, SimulatedServer
 from serving.metropolis.social import Network, NetworkConfig, Poster, network_sights
 from serving.metropolis.synthetic import TownConfig, generate
@@ -38,7 +39,7 @@ class Experiment:
       servers: cost constants by label; replicas, slots and priority are set from the grid.
       modes: schedules to replay; `single_thread` is the sum of unloaded latencies, which it equals.
       variants: of metropolis, by label; other modes run once, under the first.
-      network: for the graph experiment; agents, hours and variants are then unused.
+      network: for the graph experiment; agents and hours are then unused, of variants the rule is used.
       seeds: number of seeds, 0, 1, ...
     """
 
@@ -103,12 +104,16 @@ def run(
     tell(done, len(settings))
     with ProcessPoolExecutor(workers) as pool, path.open("a", newline="") as out:
         writer = csv.DictWriter(out, (*KEY, *MEASURED))
-        for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
-            writer.writerow(future.result())
-            out.flush()
-            done += 1
-            tell(done, len(settings))
-    summary = summarise(read(path))
+        try:
+            for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
+                writer.writerow(future.result())
+                out.flush()
+                done += 1
+                tell(done, len(settings))
+        except BaseException:  # Ctrl-C among them: do not sit through the rows that have not begun
+            pool.shutdown(cancel_futures=True)
+            raise
+    summary = summarise(read(path), published=experiment.network is None)
     _write_whole(
         path.with_suffix(".json"), json.dumps({"about": about(experiment), "summary": summary}, indent=1)
     )
@@ -125,7 +130,8 @@ def measure(experiment: Experiment, setting: dict[str, Any]) -> dict[str, Any]:
     )
     mode = setting["mode"]
     if experiment.network is not None:
-        found = _network(replace(experiment.network, seed=setting["seed"]), mode, server)
+        rule = RULES[experiment.variants[setting["variant"]].rule]
+        found = _network(replace(experiment.network, seed=setting["seed"]), mode, server, rule)
     else:
         found = _town(setting, mode, server, experiment.variants[setting["variant"]])
     return {**setting, **{k: _short(found.get(k, "")) for k in MEASURED}}
@@ -142,7 +148,7 @@ def _town(setting: dict[str, Any], mode: str, server: ServerConfig, variant: Var
     return dict(replay(trace, mode, server, variant=variant).summary())  # type: ignore[arg-type]
 
 
-def _network(config: NetworkConfig, mode: str, server: ServerConfig) -> dict[str, Any]:
+def _network(config: NetworkConfig, mode: str, server: ServerConfig, rule: Rule) -> dict[str, Any]:
     world = Network(config)
     poster = Poster(config)
     sim = Simulation(
@@ -151,6 +157,7 @@ def _network(config: NetworkConfig, mode: str, server: ServerConfig) -> dict[str
         SimulatedServer(server),
         mode=mode,  # type: ignore[arg-type]
         seed=config.seed,
+        rule=rule,
         sights=network_sights(world) if mode == "oracle" else None,
         max_in_flight=0,
     )
@@ -227,10 +234,11 @@ PAPERS_OWN = ("metropolis", "paper", "8B on L4")
 GROUP = ("agents", "hour", "server", "replicas", "slots", "priority")
 
 
-def summarise(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+def summarise(rows: list[dict[str, str]], *, published: bool = True) -> list[dict[str, Any]]:
     """One entry a setting, mode and variant: mean and spread over seeds, speed-ups, share of the oracle.
 
-    Ratios are taken seed by seed (same trace on both sides), then averaged.
+    Ratios are taken seed by seed (same trace on both sides), then averaged. `published` adds the paper's
+    figures where it has the same setting.
     """
     cells: dict[tuple, dict[tuple[str, str], dict[str, dict[str, str]]]] = {}
     for row in rows:
@@ -241,7 +249,7 @@ def summarise(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
             **dict(zip(GROUP, key)),
             **{"mode": mode, "variant": variant},
             **_figures(by_seed, setting),
-            **_published(dict(zip(GROUP, key)), mode, variant),
+            **(_published(dict(zip(GROUP, key)), mode, variant) if published else {}),
         }
         for key, setting in cells.items()
         for (mode, variant), by_seed in setting.items()

@@ -41,9 +41,13 @@ def draw(name: str, path: Path) -> Path:
             figure = _hours(rows)
         case "e6":
             figure = _variants(rows)
+        case "e8":
+            figure = _network(rows)
         case _:
             figure = _times(rows)
-    figure.text(0.01, 0.005, NOTE + RATIOS * (name[:2] not in ("e4", "e5")), fontsize=7, color="#666666")
+    figure.text(
+        0.01, 0.005, NOTE + RATIOS * (name[:2] not in ("e4", "e5", "e8")), fontsize=7, color="#666666"
+    )
     out = path.with_suffix(".png")
     figure.savefig(out, dpi=130)
     plt.close(figure)
@@ -100,6 +104,33 @@ def _bar(axis, x: float, row: dict[str, Any], width: float) -> None:
             words += f", {100 * row['of_oracle']:.0f}%"
         style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7.5, "color": "white"}
         axis.text(x, 0.03, words, transform=axis.get_xaxis_transform(), weight="bold", **style)
+
+
+def _network(rows: list[dict[str, Any]]):
+    """Speed-up over parallel-sync on the graph: the rule for one version, by versions, and the oracle."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.2))
+    kinds = (("metropolis", "paper"), ("metropolis", "versions"), ("oracle", "paper"))
+    names = ("metropolis, one version", "metropolis, by version", "oracle")
+    replicas = sorted({int(r["replicas"]) for r in rows})
+    for k, (kind, name) in enumerate(zip(kinds, names)):
+        found = [r for r in rows if (r["mode"], r["variant"]) == kind]
+        for r in found:
+            x = replicas.index(int(r["replicas"])) + (k - 1) * 0.27
+            colour = COLOURS[kind[0]] if kind[1] == "paper" else "#69a3bd"
+            first = r is found[0]
+            axis.bar(x, r["vs_sync"], 0.27, color=colour, label=name if first else None, yerr=r["vs_sync_sd"])
+            words = f"{r['vs_sync']:.2f}x"
+            axis.annotate(
+                words, (x, r["vs_sync"]), (0, 4), textcoords="offset points", ha="center", fontsize=8
+            )
+    axis.set_xticks(range(len(replicas)), [f"{r} replica{'s' * (r > 1)}" for r in replicas])
+    axis.set_ylabel("speed-up over parallel-sync")
+    axis.margins(y=0.12)
+    axis.set_title("Social graph of 1,000 people, 60 steps", fontsize=10, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="upper left")
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    return figure
 
 
 def _priority(rows: list[dict[str, Any]]):

@@ -1,7 +1,9 @@
 """A network of people who never move: each step one reads what its contacts posted last, and may post.
 
-On a graph with neighbours-only reads the rule says "step a may run once every contact has committed a steps",
-so a slow thinker holds its own circle at first and reaches others only hop by hop.
+With one version of every post, contacts at the same step must commit together (one would read what the other
+has just written), and in a connected graph that is everybody: lock-step. A network that answers by version
+needs only "step a may run once every contact has committed a steps" (`rules.multi_version`), so a slow
+thinker holds its own circle at first and reaches others hop by hop.
 """
 
 import random
@@ -55,24 +57,27 @@ def graph(config: NetworkConfig) -> Hops:
 
 
 class Network:
-    """Everyone's last post, by person. Reads reach one hop, writes none, nobody moves."""
+    """Everyone's posts by version. Reads reach one hop, writes none, nobody moves."""
 
     def __init__(self, config: NetworkConfig):
         self.config = config
         self.contacts = graph(config)
         self.space: Space = self.contacts
-        self.posts: dict[Any, Any] = {}
+        self.posts: dict[Any, list[list[Any]]] = {}  # of a person: [version, post], oldest first
 
     def name(self, node: int) -> AgentId:
         return f"p{node:05}"
 
     def reset(self, seed: int) -> Mapping[AgentId, Body]:
-        self.posts = dict.fromkeys(range(self.config.nodes), "")
+        self.posts = {i: [[0, ""]] for i in range(self.config.nodes)}
         return {self.name(i): Body(i, Reach(1, 0)) for i in range(self.config.nodes)}
 
     def view(self, agent: AgentId, step: int) -> tuple:
         me = int(agent[1:])
-        return tuple((i, self.posts[i]) for i in (me, *self.contacts.neighbours[me]))
+        return tuple((i, self._read(i, step)) for i in (me, *self.contacts.neighbours[me]))
+
+    def _read(self, person: Any, version: int) -> Any:
+        return next(post for since, post in reversed(self.posts[person]) if since <= version)
 
     def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
         wrote = [Write(n, int(n[1:]), i.action) for n, i in intents.items() if i.action is not None]
@@ -80,7 +85,7 @@ class Network:
 
     def apply(self, step: int, outcome: Outcome) -> None:
         for _, node, post in outcome.writes:
-            self.posts[node] = post
+            self.posts[node].append([step + 1, post])
 
     def snapshot(self) -> Any:
         return list(self.posts.values())

@@ -147,13 +147,20 @@ class Sqlite:
     Args:
       path: created if missing.
       batch: commits that cost no calls are made durable this many at a time.
+
+    Raises:
+      ValueError: the file is something else, or another process is writing to it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, batch: int = 256):
         self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("pragma journal_mode=wal")
-        self._db.execute("pragma synchronous=normal")
-        self._db.executescript(_TABLES)
+        try:
+            self._db.execute("pragma journal_mode=wal")
+            self._db.execute("pragma synchronous=normal")
+            self._db.executescript(_TABLES)
+        except sqlite3.DatabaseError as why:
+            self._db.close()
+            raise ValueError(f"{path} cannot be used as a run's log: {why}") from why
         self._batch, self._open = batch, 0
 
     def _write(self, sql: str, row: tuple, *, durable: bool) -> None:

@@ -177,6 +177,7 @@ class Outcome:
             "hit_rate": self.report.hit_rate,
             "ttft_mean_s": mean([s for seconds in ttft.values() for s in seconds]),
             "ttft_p99_s": percentile([s for seconds in ttft.values() for s in seconds], 99),
+            "ttft_max_s": max((s for seconds in ttft.values() for s in seconds), default=float("nan")),
             "preempted": self.report.preempted,
             "refills": self.refills,
             "decision_us": self.decision_us,
@@ -198,6 +199,7 @@ class Outcome:
                     "service_per_s": sum(within) / (self.demand_s - 59.0),
                     "ttft_mean_s": mean(ttft),
                     **{f"ttft_p{p}_s": percentile(ttft, p) for p in (50, 90, 99)},
+                    "ttft_max_s": max(ttft),
                     **{f"e2e_p{p}_s": percentile(e2e, p) for p in (50, 90, 99)},
                 }
             )

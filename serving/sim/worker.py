@@ -83,10 +83,13 @@ class Worker:
         plan = self.scheduler.plan(now_s)
         if plan is None:
             return None
-        context = sum(entry.total_tok for entry in plan.decode)
+        context = sum([entry.computed_tok + 1 for entry in plan.decode])
         # The device would stop where the first request ends; a plan only knows how long it may go on.
-        steps = min((self.jobs[e.ask.id].output_tok - e.output_tok for e in plan.decode), default=1)
-        steps = min(steps, plan.steps)
+        jobs, steps = self.jobs, plan.steps
+        for entry in plan.decode:
+            left = jobs[entry.ask.id].output_tok - entry.output_tok
+            if left < steps:
+                steps = left
         cost_s = self.cost.prefill(plan) + self.cost.decode(len(plan.decode), context, steps)
         self.step = Step(plan, now_s, now_s + cost_s, steps, context)
         return self.step.end_s
@@ -100,18 +103,18 @@ class Worker:
         produced: dict[RequestId, Produced] = {}
         for chunk in step.plan.chunks:
             if chunk.samples:
-                produced[chunk.entry.ask.id] = self._produced(chunk.entry, 1)
+                self._produce(chunk.entry, 1, produced)
         for entry in step.plan.decode:
-            produced[entry.ask.id] = self._produced(entry, step.steps)
+            self._produce(entry, step.steps, produced)
         return [self.jobs.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
 
-    def _produced(self, entry: Entry, steps: int) -> Produced:
+    def _produce(self, entry: Entry, steps: int, produced: dict[RequestId, Produced]) -> None:
         """Tokens of one row: it stops by itself where its job says, possibly before its allowance."""
-        job = self.jobs.get(entry.ask.id)
-        if job is None:  # cancelled while the step ran
-            return _NOTHING
-        left = job.output_tok - entry.output_tok
-        return _of(steps) if left > steps else Produced(left, (), "stop")
+        id = entry.ask.id
+        job = self.jobs.get(id)
+        if job is not None:  # else it was cancelled while the step ran
+            left = job.output_tok - entry.output_tok
+            produced[id] = _of(steps) if left > steps else Produced(left, (), "stop")
 
     def _cut(self, step: Step, now_s: float) -> None:
         if step.steps > 1:
@@ -122,9 +125,6 @@ class Worker:
             step.steps = self.cost.steps_within(rows, step.context_tok, passed_s, step.steps)
             step.end_s = step.start_s + fixed + self.cost.decode(rows, step.context_tok, step.steps)
             assert step.end_s <= step.start_s + before + 1e-9
-
-
-_NOTHING = Produced(0)
 
 
 @cache

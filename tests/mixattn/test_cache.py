@@ -12,9 +12,8 @@ from flax import nnx
 from mixattn.cache import Contiguous, Ring
 from mixattn.paging import Paged
 from mixattn.spec import PATTERNS, ModelConfig, kv_bytes, kv_bytes_by_owner
-from tests.mixattn.tiny import TINY, logits, model, tokens, wired
+from tests.mixattn.tiny import SHORT, TINY, logits, model, tokens, wired
 
-SHORT = wired("0s_1_0s_1", n_layers=4)
 W = SHORT.window
 LENGTHS = (W - 1, W, W + 1, 2 * W + 3)
 CAPACITY = 16

@@ -143,6 +143,15 @@ def test_the_tokenizer_travels_with_the_model(tmp_path):
         hf.load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("said", "ids"), [({"eos_token_id": 7}, [7]), ({"eos_token_id": [7, 9]}, [7, 9]), ({}, [])]
+)
+def test_stop_ids_travel_with_the_model(said, ids, tmp_path):
+    hf.save(model(TINY), tmp_path, extra=said)
+    assert hf.stop_ids(tmp_path) == ids
+    assert hf.load(tmp_path)[1] == TINY
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_refuses_a_model_it_cannot_say_by_naming_the_field(model_type):
     with pytest.raises(ValueError, match=f"{model_type} cannot say "):

@@ -7,7 +7,7 @@ import tokenizers
 
 from mixattn import generate
 from mixattn.text import chat_prompt, complete
-from tests.mixattn.tiny import TINY, model
+from tests.mixattn.tiny import SHORT, model
 
 TEMPLATE = """{{ bos_token }}{% for m in messages %}
 {% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}
@@ -19,17 +19,17 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {f"w{i}": i for i in range(TINY.vocab_size)}
+    words = {f"w{i}": i for i in range(SHORT.vocab_size)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return made
 
 
 def test_completions_are_the_decoded_tokens(tokenizer):
-    new = generate(model(TINY), [[1, 2, 3], [4]], 6)
+    new = generate(model(SHORT), [[1, 2, 3], [4]], 6)
     want = [" ".join(f"w{i}" for i in row) for row in new]
-    assert complete(model(TINY), tokenizer, ["w1 w2 w3", "w4"], max_new_tokens=6) == want
-    cut = complete(model(TINY), tokenizer, ["w1 w2 w3"], max_new_tokens=6, stop_ids=[new[0][2]])
+    assert complete(model(SHORT), tokenizer, ["w1 w2 w3", "w4"], max_new_tokens=6) == want
+    cut = complete(model(SHORT), tokenizer, ["w1 w2 w3"], max_new_tokens=6, stop_ids=[new[0][2]])
     assert cut == [" ".join(f"w{i}" for i in new[0][: new[0].index(new[0][2])])]
 
 

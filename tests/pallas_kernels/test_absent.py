@@ -101,9 +101,6 @@ def test_every_program_compiles_for_hopper_without_spills_and_with_wgmma(name, m
     said = "".join(capfd.readouterr())
     assert "wgmma.mma_async" in said
     assert re.findall(r"(\d+) bytes spill", said) == ["0", "0"]
-    assert (
-        int(re.search(r"Used (\d+) registers", said).group(1)) <= 248
-    )  # a guard against change: 255 is the end
 
 
 @pytest.mark.aot

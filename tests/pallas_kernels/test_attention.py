@@ -12,12 +12,28 @@ from pallas_kernels.attention.cases import CASES, Case, inputs
 from tests.pallas_kernels import oracle, races
 
 # "streamed" is the xla body held to its plan for long inputs, with blocks small enough to matter.
+QUICK = ("full_ragged_tail", "window", "documents_window", "ring")
 BODIES = ("reference", "xla", "streamed")
 # "interpret" is the tpu body under the Pallas interpreter, with tiles small enough to make several.
-RUNS = [(body, "float32") for body in BODIES] + [("xla", "bfloat16")]
-QUICK = ("full_ragged_tail", "window", "documents_window", "ring")
+RUNS = [
+    pytest.param(case, body, dtype, id=f"{case.name}-{body}-{dtype}", marks=marks)
+    for case in CASES
+    for body, dtype, marks in (
+        ("reference", "float32", ()),
+        ("xla", "float32", ()),
+        ("streamed", "float32", pytest.mark.long if case.name.startswith(("head", "one")) else ()),
+        ("xla", "bfloat16", () if case.name in QUICK else pytest.mark.long),
+    )
+]
+
+
+def quick(case, dtype):
+    """The rest of the list is left to nightly runs: compiling is what costs."""
+    return () if case.name in QUICK and dtype == "float32" else pytest.mark.long
+
+
 INTERPRETED = [
-    pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=() if case.name in QUICK else pytest.mark.long)
+    pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=quick(case, dtype))
     for case in CASES
     if case.causal
     for dtype in ("float32", "bfloat16")
@@ -41,7 +57,7 @@ def run(arrays, places, case, body, cotangents=None):
     """(out, lse) of one body, and with cotangents also the gradients of q, k and v."""
     with pytest.MonkeyPatch.context() as patch:
         if body == "streamed":
-            patch.setattr(xla, "SCORE_BYTES", 0)
+            patch.setattr(xla, "plan", lambda *_: streamed)
             patch.setattr(streamed, "BLOCK", 16)
             patch.setattr(streamed, "MIN_BLOCK", 4)
         if body == "interpret":
@@ -60,8 +76,7 @@ def _run(arrays, places, cotangents, *, case, body):
     return result, back(cotangents)[0]
 
 
-@pytest.mark.parametrize(("body", "dtype"), RUNS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "body", "dtype"), RUNS)
 def test_values_and_gradients_agree_with_the_definition(case, body, dtype):
     arrays, places, cotangents, (want_out, want_lse), want = given(case, dtype)
     if body == "reference":  # the definition is not differentiated by anyone
@@ -184,6 +199,22 @@ def test_no_array_of_queries_by_keys_is_ever_made():
         temporary = both.lower(q, k, k, window=window).compile().memory_analysis().temp_size_in_bytes
         assert temporary < 2 * T * T * 4 / 2, window
     assert temporary < 12 * inputs_bytes
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "window", "positions", "name"),
+    [
+        ((64, 1, 8, 64), (64, 4096, 2, 64), None, True, "prefix"),  # decoding: one dense product
+        ((4, 256, 2, 64), (4, 256, 1, 64), None, False, "prefix"),
+        ((4, 256, 2, 64), (4, 256, 1, 64), 64, False, "banded"),
+        ((1, 8192, 4, 64), (1, 8192, 1, 64), 1024, False, "streamed"),
+        ((1, 512, 4, 64), (1, 8192, 1, 64), None, True, "streamed"),
+    ],
+)
+def test_the_plan_follows_the_shape(q, k, window, positions, name):
+    static = xla.Static(window, True, tiles.Score(1.0, None))
+    places = xla.Places(*[object() if positions else None] * 2, None, None)
+    assert xla.plan(static, places, q, k).__name__ == f"pallas_kernels.attention.{name}"
 
 
 def test_key_blocks_that_nobody_sees_are_not_visited():

@@ -15,9 +15,17 @@ from pallas_kernels.attention.cases import CASES, inputs
 from tests.pallas_kernels import oracle
 
 SUM_TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-1}
-RUNS = [("reference", "float32"), ("xla", "float32"), ("xla", "bfloat16")]
 QUICK = ("full_ragged_tail", "documents_window")
 CAUSAL = [case for case in CASES if case.causal]
+RUNS = [
+    pytest.param(case, backend, dtype, id=f"{case.name}-{backend}-{dtype}", marks=marks)
+    for case in CAUSAL
+    for backend, dtype, marks in (
+        ("reference", "float32", ()),
+        ("xla", "float32", ()),
+        ("xla", "bfloat16", () if case.name in QUICK else pytest.mark.long),
+    )
+]
 
 
 @functools.partial(jax.jit, static_argnames=("case", "backend"))

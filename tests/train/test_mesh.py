@@ -64,6 +64,18 @@ def test_eight_devices_give_the_losses_of_one_and_go_on_from_its_checkpoint(one_
     np.testing.assert_allclose(losses(workdir), losses(one_device), atol=TOLERANCE)
 
 
+def test_experts_over_devices_give_the_losses_of_one_device(tmp_path):
+    experts = ("--config.model.n_experts=4", "--config.model.experts_per_token=2")
+    split = ("--config.mesh.expert=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    finish(
+        start(tmp_path / "one", *experts, steps=6),
+        start(tmp_path / "split", *experts, *split, devices=8, steps=6),
+    )
+    np.testing.assert_allclose(losses(tmp_path / "split"), losses(tmp_path / "one"), atol=TOLERANCE)
+    loads = [float(row["expert_load_max"]) for row in progress.read(tmp_path / "one" / "metrics.csv")]
+    assert all(0.25 <= load < 1 for load in loads)
+
+
 def port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -75,7 +75,7 @@ def _write(path: Path, rows: list[dict]) -> None:
     text.writelines(f"# {name}: {value}\n" for name, value in about.items())
     writer = csv.DictWriter(text, rows[0].keys())
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     part = path.with_name(path.name + ".part")
     part.write_text(text.getvalue())
     os.replace(part, path)

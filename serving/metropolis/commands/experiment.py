@@ -27,7 +27,8 @@ def _main() -> None:
             workers=FLAGS.workers,
             tell=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    summary = experiments.summarise(experiments.read(path))
+    rows = experiments.read(path)
+    summary = experiments.summarise(rows, published=experiment.network is None)
     picture = pictures.draw(experiment.name, path)
     if FLAGS.json:
         import json

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from serving import fair
 from serving.fair.ledger import SCALE
+from serving.fair.measure import Gap
 from serving.request import Ask
 from tests.serving.fair.oracle import Oracle
 from tests.serving.fair.world import World, live
@@ -193,7 +194,14 @@ def test_P8_P9_nobody_waits_beside_a_server_with_room_and_all_are_served(policy,
     options = OPTIONS.get(policy, {}) | ({"limit": 1000} if policy == "rpm" else {})
     world = data.draw(worlds(policy, options=options, prefixes=prefixes, cancels=0.0))
     world.memory_tok += 40 * bool(prefixes)
-    life = live(world)
+
+    def no_room_is_left(scheduler, now_s):
+        head = scheduler.policy.pick(now_s)
+        if head is not None and not prefixes:
+            final = head.prompt_tok + head.max_output_tok
+            assert scheduler.memory.final_tok + final > world.memory_tok
+
+    life = live(world, planned=no_room_is_left)
     assert sum(event["event"] == "finish" for event in life.log) == world.requests
     assert not life.policy.tabs
     assert life.policy.pick(0.0) is None
@@ -315,3 +323,32 @@ def test_P19_aging_lets_nobody_pass_who_comes_that_many_admissions_later(seed, p
                 assert born[ask.id] - born[other] <= math.ceil(most / aging)
             policy.admit(ask, extend_tok=1, hit_tok=0)
             admitted.append(ask.id)
+
+
+@settings(max_examples=20)
+@given(world=worlds("vtc"), cost=st.sampled_from(["profiled", "memory_time", "extend"]))
+def test_P1_P3_hold_for_every_cost_in_its_own_measure(world, cost):
+    """A client has paid exactly the sum of h over its requests; and h drifts no further than its bound."""
+    world.options, spent, executed = {"cost": cost}, {}, {}
+    gap = Gap()
+
+    def watch(policy, event):
+        served = {client: amount / SCALE for client, amount in policy.served().items()}
+        if event["event"] != "arrive":
+            waiting = policy.backlog.waiting_of
+            for client in [c for c in gap.waiting if c not in waiting]:
+                gap.leaves(client)
+            for client in [c for c in waiting if c not in gap.waiting]:
+                gap.joins(client, served)
+            gap.moved(list(gap.waiting), served)
+        for id, tab in policy.tabs.items():
+            executed[id] = tab
+        spent.update(served)
+
+    life = live(world, watch)
+    owed = {}
+    for tab in executed.values():
+        h = life.policy.cost.of(tab.extend, tab.hit, tab.output) if tab.done + tab.output else 0
+        owed[tab.ask.client] = owed.get(tab.ask.client, 0) + h
+    assert owed == {c: w for c, w in life.policy.served().items() if c in owed}
+    assert gap.largest <= life.bound

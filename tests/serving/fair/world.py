@@ -97,8 +97,12 @@ class Life:
         return [event["id"] for event in self.log if event["event"] == "admit"]
 
 
-def live(world: World, watch=None, jobs=None, keep=True) -> Life:
-    """Runs a world to its end. `watch(policy, event)` sees every event as it is logged; `keep` keeps them."""
+def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
+    """Runs a world to its end.
+
+    `watch(policy, event)` sees every event as it is logged; `keep` keeps them; `planned(scheduler, now_s)` is
+    called after every plan, when no more is admitted.
+    """
     jobs = world.jobs() if jobs is None else jobs
     limits = Limits(
         chunk_tok=10_000,
@@ -127,6 +131,15 @@ def live(world: World, watch=None, jobs=None, keep=True) -> Life:
         memory = TokenMemory(world.memory_tok, admission=world.admission)
     policy = make(world)
     worker = Worker(policy, memory, limits, StepCost(), tell)
+    if planned:
+        plan = worker.scheduler.plan
+
+        def plan_and_look(now_s):
+            made = plan(now_s)
+            planned(worker.scheduler, now_s)
+            return made
+
+        worker.scheduler.plan = plan_and_look
     Simulation([worker], jobs).run()
     longest = max(job.prompt_tok for job in jobs)
     return Life(world, log, worker, meter, worker.scheduler.policy, longest)

@@ -522,6 +522,22 @@ def test_the_live_loop_runs_the_same_simulation():
     assert same(play(CASE, "parallel_sync"), told(result, world, store))
 
 
+def test_a_simulation_runs_once_and_needs_every_agent():
+    world, agents = build(CASE)
+    sim = Simulation(world, agents, Muddle())
+    run_virtual(sim.run(1))
+    with pytest.raises(ValueError, match="has run already"):
+        run_virtual(sim.run(2))
+    with pytest.raises(ValueError, match="no agent of that name"):
+        run_virtual(Simulation(world, {}, Muddle()).run(1))
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "run.db").write_text("a shopping list, and not a short one " * 40)
+    with pytest.raises(ValueError, match="cannot be used as a run's log"):
+        Sqlite(tmp_path / "run.db")
+
+
 def test_bad_patience_and_modes_are_refused_in_one_sentence():
     world, agents = build(CASE)
     with pytest.raises(ValueError, match=r"patience\.retries is -1"):

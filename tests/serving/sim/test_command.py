@@ -2,9 +2,12 @@
 mistake."""
 
 import json
+import time
 
 import pytest
 
+from mixattn import cli
+from serving import fairness, overhead
 from serving.fair import measure
 from serving.sim import fit
 from serving.sim.cost import StepCost
@@ -145,3 +148,43 @@ def test_the_cost_model_is_found_again_in_the_log_it_made():
     assert found.cost.row_s == pytest.approx(StepCost().row_s, rel=0.3)
     with pytest.raises(ValueError, match="a fit needs 20"):
         fit.of_events(log[:10])
+
+
+def test_a_suite_leaves_tables_that_say_where_they_come_from_and_a_picture(tmp_path):
+    ticks = iter(range(10**9))
+    fairness.run_suite(tmp_path, only=["E5"], clock=lambda: float(next(ticks)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "E5.csv",
+        "E5.png",
+        "E5_clients.csv",
+        "E5_paper.csv",
+        "paper.csv",
+    ]
+    note, versions, columns, *rows = (tmp_path / "E5.csv").read_text().splitlines()
+    assert note.startswith("# E5: Isolation")
+    assert "commit" in versions
+    assert columns.startswith("run,finished")
+    assert [row.split(",")[0] for row in rows] == ["fcfs", "vtc"]
+    with pytest.raises(ValueError, match="unknown experiment E99; known: E17"):
+        fairness.experiments(["E99"])
+
+
+def test_every_experiment_is_a_config_that_checks():
+    for experiment in fairness.experiments():
+        cli.check_tree(experiment)
+        assert experiment.runs
+
+
+def test_growth_exponents_are_slopes():
+    assert overhead.growth([10, 100, 1000], [5.0, 5.0, 5.0]) == pytest.approx(0)
+    assert overhead.growth([10, 100, 1000], [1.0, 10.0, 100.0]) == pytest.approx(1)
+
+
+def test_a_decision_among_thousands_costs_little_more_than_among_a_hundred():
+    """No scan of all that wait hides in any policy: fifty times more may cost a few times more, not fifty."""
+    for name in overhead.AGNOSTIC:
+        few = min(overhead.decisions(name, 100, 10, time.process_time, 60)[0] for _ in range(2))
+        many = min(overhead.decisions(name, 5000, 500, time.process_time, 60)[0] for _ in range(2))
+        assert many < 12 * few
+    few = min(overhead.passes("dlpm", 60, time.process_time, 30)[1] for _ in range(2))
+    assert overhead.passes("dlpm", 3000, time.process_time, 30)[1] < 12 * few

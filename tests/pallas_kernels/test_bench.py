@@ -1,0 +1,32 @@
+"""The bench: interleaved timings, a CSV that says what it was made on, one sentence on bad input."""
+
+import csv
+
+import pytest
+
+from pallas_kernels import bench
+
+
+def test_a_run_is_set_against_the_one_its_group_names():
+    group = bench.Group("toy", {"fast": lambda: 0, "slow": lambda: sum(range(20000))}, "fast", "two loops", 5)
+    rows = {row["run"]: row for row in bench.measure(group)}
+    assert rows["fast"]["ratio"] == 1
+    assert rows["slow"]["ratio"] > 1
+    assert rows["slow"]["min_ms"] <= rows["slow"]["median_ms"]
+
+
+def test_the_csv_says_what_it_was_measured_on(tmp_path):
+    out = tmp_path / "new" / "bench.csv"
+    bench.write(out, [bench.row("op", "run", [1.0, 3.0, 2.0], 4.0, "other", "a note")])
+    lines = out.read_text().splitlines()
+    facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    assert {"made by", "date", "device", "cores", "seed", "jax", "commit"} <= set(facts)
+    (row,) = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert (row["median_ms"], row["ratio"], row["against"]) == ("2.0", "0.5", "other")
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_group_that_does_not_exist_is_one_sentence_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--only=typo"])
+    assert "matches none of attention_window" in capsys.readouterr().err
