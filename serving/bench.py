@@ -105,16 +105,17 @@ def host() -> list[Row]:
         engine.step()
         decide.append(timed.seconds)
         rest.append(engine.stats().host_s - before)
+    what = "scheduler, tree and tables a step at 64 rows"
     return [
-        row("host", "scheduler, tree and tables a step at 64 rows", 1e3 * median(decide), "ms", "goal < 0.3"),
-        row(
-            "host", "whole host part a step at 64 rows", 1e3 * median(rest), "ms", "with dispatch and deltas"
-        ),
+        row("host", f"{what}: median", 1e3 * median(decide), "ms CPU", "goal < 0.3"),
+        row("host", f"{what}: least", 1e3 * min(decide), "ms CPU"),
+        row("host", "whole host part a step, wall: median", 1e3 * median(rest), "ms", "dispatch, deltas too"),
+        row("host", "whole host part a step, wall: least", 1e3 * min(rest), "ms"),
     ]
 
 
 class _Timed:
-    """Sums the time that a scheduler's plan and commit take."""
+    """Sums the CPU time of this thread in a scheduler's plan and commit: what others run does not count."""
 
     def __init__(self, scheduler):
         self.seconds = 0.0
@@ -123,11 +124,11 @@ class _Timed:
 
     def _wrap(self, run: Callable) -> Callable:
         def timed(*args):
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return run(*args)
             finally:
-                self.seconds += time.perf_counter() - began
+                self.seconds += time.thread_time() - began
 
         return timed
 
@@ -171,7 +172,8 @@ def decode() -> list[Row]:
     return [
         row("decode", "engine", tokens / median(whole), "tok/s", f"{rows} rows, 8 steps a call"),
         row("decode", "bare program", tokens / median(bare), "tok/s", "same shapes, same state"),
-        row("decode", "engine over bare", median(bare) / median(whole), "", "goal >= 0.85"),
+        row("decode", "engine over bare, medians", median(bare) / median(whole), "", "goal >= 0.85"),
+        row("decode", "engine over bare, minima", min(bare) / min(whole), ""),
     ]
 
 
