@@ -36,7 +36,7 @@ def draw(path: Path, runs: list[dict[str, Any]], far: int, guess: float, length:
             facecolors="none",
             edgecolors=[colour],
             marker=marker,
-            s=25 + 30 * i,
+            s=20 + 18 * i,
             label=label,
         )
         mean = [sum(run[b] for run in mine) / len(mine) for b in buckets]
@@ -58,9 +58,15 @@ def draw(path: Path, runs: list[dict[str, Any]], far: int, guess: float, length:
     right.set(xlabel="distance of the value, tokens", ylabel="recall, mean over seeds")
     right.set_xticks(range(len(buckets)), buckets)
     right.axvline(len(buckets) - len(beyond) - 0.5, color="grey", lw=0.8, ls=":")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside right center",
+        fontsize=8,
+        frameon=False,
+        markerscale=0.7,
+    )
     figure.suptitle(
-        f"Key-value recall in rows of {length} tokens: sharing deep keys keeps it, shallow keys lose it",
+        f"Key-value recall in rows of {length} tokens: what a wiring of K/V keeps and what it costs",
         fontsize=10,
     )
     with files.whole(path) as temporary:

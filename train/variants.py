@@ -45,8 +45,8 @@ class Comparison:
       buckets: first distances of the columns of the result; the first column starts at 1.
     """
 
-    variants: list[str] = field(default_factory=lambda: ["standard", "ma", "ma_offset"])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    variants: tuple[str, ...] = ("standard", "ma", "ma_offset")
+    seeds: tuple[int, ...] = (0, 1, 2)
     task: recall.Task = field(default_factory=recall.Task)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -54,7 +54,7 @@ class Comparison:
     batch_size: int = 64
     stop_at: float = 0.998
     evaluation_rows: int = 512
-    buckets: list[int] = field(default_factory=lambda: [1, 3, 6, 16, 25, 36])
+    buckets: tuple[int, ...] = (1, 3, 6, 16, 25, 36)
     name: str = "recall"
 
     def check(self) -> None:
