@@ -1,5 +1,7 @@
 # Everything a newcomer needs is `make demo` and `make test`; both set themselves up first.
 VENV      ?= .venv
+# Test processes; each keeps to one thread, and a file's tests share what was compiled for them.
+WORKERS   ?= $(shell nproc 2>/dev/null || echo 2)
 BIN       := $(VENV)/bin
 PARITY    := $(VENV)-parity
 CACHE     ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mixattn
@@ -41,7 +43,7 @@ demo-fast: setup
 	$(call run_demo,:fast,runs/demo-fast)
 
 test: setup
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot"
+	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot" -n $(WORKERS) --dist loadfile
 
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long

@@ -101,14 +101,15 @@ def drive(engine: Engine, arrivals: Arrivals, on_delta: Callable[[Delta], None])
 def bound(engine: Engine, serve: Serve) -> float | None:
     """The proven bound on the service gap of two waiting clients in this engine, in weighted tokens; or None.
 
-    A client's live requests hold at most the pool, plus, with prefix reuse, the part of the newest prompt
-    that lies in pages others hold too.
+    Running requests fit in the full-attention pool; where there is none, in their slots. With prefix reuse a
+    prompt may lie in pages that others hold too.
     """
-    page_tok = engine.config.page_size
-    pool_tok = min((g.num_pages - 1) * page_tok for g in engine.memory.groups if g.window is None)
+    config = engine.config
+    pools = [(g.num_pages - 1) * config.page_size for g in engine.memory.groups if g.window is None]
+    memory_tok = min([config.max_slots * config.max_request_tok, *pools])
     longest = max(c.prompt_tok[1] for c in serve.workload.clients)
-    shared = longest if engine.config.reuse else 0
-    return engine.scheduler.policy.gap_bound(memory_tok=pool_tok + shared, max_prompt_tok=longest)
+    hit = longest if config.reuse else 0
+    return engine.scheduler.policy.gap_bound(memory_tok=memory_tok, max_prompt_tok=longest, max_hit_tok=hit)
 
 
 def kv_memory(config: ModelConfig, lengths: Sequence[int]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ client in debt takes those it missed when it is looked at next, up to the one th
 refill costs O(log n) however many clients and rounds it has.
 
 The bound (ours): credit stays in (-U, Q], U = w_q*M + max(0, w_e - w_q)*L_in, and two clients that both
-wait get the same number of refills; hence |W_f - W_g| <= 2(U + Q) under `reserve` admission.
+wait get the same number of refills; hence |W_f - W_g| <= 2(U + Q) under `reserve` admission. A client that
+cancels in mid-prefill may fall behind by what it cancelled, never get ahead.
 """
 
 import math
@@ -53,6 +54,7 @@ class Dlpm(Base):
         self.rounds = 0
         self.refills = 0  # times that the gate had to be opened: how hard fairness presses on locality
         self._rounds_of: dict[Client, tuple[int, int]] = {}  # rounds received, rounds looked at
+        self._forfeited: dict[Client, int] = {}  # see `_refunded`
         self._debtors = Least(self._round_due)  # waiting clients whose gate is closed
 
     def pick(self, now_s: float) -> Ask | None:
@@ -77,8 +79,12 @@ class Dlpm(Base):
 
     def credit(self, client: Client) -> int:
         """Ledger units the client may still overdraw from; at or below 0 its gate is closed."""
-        received, _ = self._settle_rounds(self.ledger.accounts[client])
-        return (self.quantum or 0) * received - self.ledger.accounts[client].served
+        account = self.ledger.accounts[client]
+        received, _ = self._settle_rounds(account)
+        return self._credit(account, received)
+
+    def _credit(self, account: Account, received: int) -> int:
+        return (self.quantum or 0) * received - account.served - self._forfeited.get(account.client, 0)
 
     def _positive(self, client: Client) -> bool:
         return self.quantum is None or self.credit(client) > 0
@@ -87,7 +93,7 @@ class Dlpm(Base):
         """Gives the refill rounds since the client was last looked at, as far as it was in debt."""
         received, looked = self._rounds_of.get(account.client, (0, 0))
         if looked < self.rounds and self.quantum:
-            credit = self.quantum * received - account.served
+            credit = self._credit(account, received)
             if credit <= 0:
                 received += min(self.rounds - looked, -credit // self.quantum + 1)
         now = self._rounds_of[account.client] = received, self.rounds
@@ -121,6 +127,13 @@ class Dlpm(Base):
             self._settle_rounds(account)
 
     def _refunded(self, account: Account) -> None:
+        """Caps credit at a quantum.
+
+        Work that was charged and then not executed (a cancel in mid-prefill) may have been refilled in
+        between; kept on top, charging and cancelling in turns would hoard credit without limit.
+        """
+        if self.quantum and (surplus := self.credit(account.client) - self.quantum) > 0:
+            self._forfeited[account.client] = self._forfeited.get(account.client, 0) + surplus
         if account.client in self.backlog.waiting_of:
             self._gate(account.client)
 
@@ -145,15 +158,22 @@ class Dlpm(Base):
         gone = zero + rich[: max(0, len(rich) - self.idle_clients)]
         for account in gone:
             del self._rounds_of[account.client]
+            self._forfeited.pop(account.client, None)
         return gone
 
     def snapshot(self) -> dict[str, Any]:
         rounds_of = {client: list(rounds) for client, rounds in self._rounds_of.items()}
-        return super().snapshot() | {"rounds": self.rounds, "refills": self.refills, "rounds_of": rounds_of}
+        return super().snapshot() | {
+            "rounds": self.rounds,
+            "refills": self.refills,
+            "rounds_of": rounds_of,
+            "forfeited": dict(self._forfeited),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.rounds, self.refills = state["rounds"], state["refills"]
         self._rounds_of = {client: (got, looked) for client, (got, looked) in state["rounds_of"].items()}
+        self._forfeited = dict(state["forfeited"])
         super().restore(state)
 
     def _rebuild(self) -> None:
