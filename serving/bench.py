@@ -210,12 +210,12 @@ from serving import bench; print(bench.first_token() and time.perf_counter() - b
 
 
 def first_token() -> bool:
-    """Builds the demo's engine and makes one token."""
-    from configs.demo import get_config
+    """Builds an engine of the demo's shapes and makes one token."""
     from serving.engine import Engine
 
-    demo = get_config()
-    engine = Engine(network(demo.model), demo.serve.engine)
+    engine = Engine(
+        network(), EngineConfig(num_pages=49, max_request_tok=144, limits=Limits(chunk_tok=64, step_tok=128))
+    )
     [output] = engine.run([Request(client="a", prompt_ids=[1, 2, 3], sampling=Sampling(max_tokens=1))])
     return bool(output.output_ids)
 

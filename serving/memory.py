@@ -5,6 +5,7 @@ Everything it computes is handed to the tree in whole pages, so the next request
 finds it. Pages that a sliding window has left are let go after every committed step.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ class Holding:
       lease: locks in the tree; pages before its end are the tree's.
       slot: row of the page tables.
       first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
+      calm_tok: up to which position no window leaves a page, so that there is nothing to let go.
       final_tok: the most tokens it is promised room for, prompt and outputs together.
     """
 
@@ -35,6 +37,7 @@ class Holding:
     salt: Hashable
     pages: list[list[int]] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
+    calm_tok: float = 0
 
 
 class PagedMemory:
@@ -160,6 +163,9 @@ class PagedMemory:
         Returns:
           False with nothing changed if some group has too few pages.
         """
+        need = -(-upto_tok // self.page_tok)
+        if need <= len(holding.pages[0]):  # every group has as many logical pages
+            return True
         wants = [max(0, -(-upto_tok // self.page_tok) - len(pages)) for pages in holding.pages]
         for g, want in enumerate(wants):
             if want > len(self.pools[g]) + self.tree.evictable[g]:
@@ -177,11 +183,21 @@ class PagedMemory:
           tokens: the request's tokens; in a simulation possibly without outputs, which are then not shared.
           share: hand whole pages to the prefix tree now.
         """
+        if not share and computed_tok < holding.calm_tok:
+            return  # most decode steps: this is the engine's innermost bookkeeping
         whole = min(computed_tok, len(tokens)) // self.page_tok * self.page_tok
         if share and self.reuse and holding.salt is not ALONE and whole > holding.lease.end.end:
             self._share(holding, tokens.cut(0, whole), computed_tok)
         self.tree.slide(holding.lease, computed_tok)
         self._forget_before(holding, computed_tok)
+        holding.calm_tok = min(
+            (
+                (first + 1) * self.page_tok + g.window - 1
+                for g, first in zip(self.groups, holding.first)
+                if g.window
+            ),
+            default=math.inf,
+        )
 
     def release(self, holding: Holding) -> None:
         """Gives back everything a request holds; what it shared stays in the tree."""
