@@ -6,6 +6,7 @@ CSV of another recipe (config, generator, commit of the recipe's fields) is not 
 
 import csv
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -102,7 +103,9 @@ def run(
     missing = [s for s in settings if tuple(str(s[k]) for k in KEY) not in have]
     done = len(settings) - len(missing)
     tell(done, len(settings))
-    with ProcessPoolExecutor(workers) as pool, path.open("a", newline="") as out:
+    # Spawned, not forked: a fork of a process that has threads (jax's, say) may never wake up.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, fresh) as pool, path.open("a", newline="") as out:
         writer = csv.DictWriter(out, (*KEY, *MEASURED))
         try:
             for future in as_completed([pool.submit(measure, experiment, s) for s in missing]):
