@@ -10,10 +10,11 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-long aot lint format bench parity clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make test       the whole test suite"
+	@echo "make test-interpreter  GPU kernels and races on the simulated device, alone"
 	@echo "make test-long  nightly-size property runs"
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
@@ -43,7 +44,10 @@ demo-fast: setup
 	$(call run_demo,:fast,runs/demo-fast)
 
 test: setup
-	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot" -n $(WORKERS) --dist loadfile
+	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile
+
+test-interpreter: setup
+	NPROC=16 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "interpreter and not long"
 
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long

@@ -107,6 +107,7 @@ GPU_CASES = [
 ]
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("case", GPU_CASES)
 def test_the_gpu_kernel_agrees_with_the_definition(case):
     """Under the Hopper interpreter with its race detector: two warpgroups hand buffers to each other."""

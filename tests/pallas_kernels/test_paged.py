@@ -112,6 +112,7 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("planted", [False, True])
 def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
     """Under the race detector; with the waits taken out it must cry."""
@@ -137,6 +138,7 @@ GPU_CASES = [
 ]
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("case", GPU_CASES)
 def test_the_gpu_kernel_agrees_with_the_definition(case):
     """Under the Hopper interpreter: barriers, asynchronous copies and wgmma as they are written."""
@@ -150,6 +152,7 @@ def test_the_gpu_kernel_agrees_with_the_definition(case):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
 
 
+@pytest.mark.interpreter
 def test_the_gpu_kernel_runs_without_a_race():
     case = Case("race", ((20, 1),), 1, 2, 1, 64, 32, 1)
     given = batch(case, "bfloat16")
@@ -160,6 +163,7 @@ def test_the_gpu_kernel_runs_without_a_race():
         assert not found()
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("planted", [False, True])
 def test_the_gpu_race_detector_cries_when_two_warpgroups_share_a_buffer(planted):
     """The control of the test above: handing a buffer over without a barrier is seen."""

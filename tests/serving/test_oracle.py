@@ -52,7 +52,7 @@ def test_retraction_every_few_steps_does_not_change_tokens(every, overlap):
     check_against_teacher(requests, [outputs[id] for id in ids])
 
 
-USUAL = ("ma_offset", "swa", "yoco")
+USUAL = ("ma_offset", "swa")
 
 
 @pytest.mark.parametrize(

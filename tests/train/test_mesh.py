@@ -60,6 +60,7 @@ def test_eight_devices_go_on_from_a_checkpoint_of_one_with_the_same_losses(one_d
     np.testing.assert_allclose(losses(workdir), losses(one_device), atol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_experts_over_devices_give_the_losses_of_one_device(tmp_path):
     experts = ("--config.model.n_experts=4", "--config.model.experts_per_token=2")
     split = ("--config.mesh.expert=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")

@@ -180,6 +180,7 @@ def test_growth_exponents_are_slopes():
     assert overhead.growth([10, 100, 1000], [1.0, 10.0, 100.0]) == pytest.approx(1)
 
 
+@pytest.mark.long
 def test_a_decision_among_thousands_costs_little_more_than_among_a_hundred():
     """No scan of all that wait hides in any policy: fifty times more may cost a few times more, not fifty."""
     for name in overhead.AGNOSTIC:
