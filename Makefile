@@ -46,8 +46,11 @@ demo-fast: setup
 test: setup
 	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile
 
+# A simulated barrier that nobody reaches would wait for ever: stop with every thread's stack instead.
+OR_STOP := -o faulthandler_timeout=180 -o faulthandler_exit_on_timeout=true
+
 test-interpreter: setup
-	NPROC=16 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "interpreter and not long"
+	NPROC=16 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "interpreter and not long" $(OR_STOP)
 
 test-long: setup
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
@@ -68,7 +71,8 @@ $(VENV)-aot/.ready: pyproject.toml constraints.txt
 	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,dev]" && \
 	for extra in aot-tpu aot-cuda; do \
 	  $(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
-	  || echo "no $$extra here: its compile checks will be skipped"; \
+	  2>$(VENV)-aot/$$extra.log \
+	  || echo "no $$extra here ($(VENV)-aot/$$extra.log says why): its compile checks are skipped"; \
 	done
 	@touch $@
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 
@@ -59,7 +60,7 @@ def missing(chip: str) -> str | None:
 
 @contextlib.contextmanager
 def pretend(chip: str):
-    """Tracing and lowering inside believe that `chip` is there."""
+    """Tracing and lowering inside believe that `chip` is there; ops choose its bodies."""
     device = AbstractDevice(
         device_kind=CHIPS[chip].kind, num_cores=CHIPS[chip].cores, platform=CHIPS[chip].family
     )
@@ -67,14 +68,15 @@ def pretend(chip: str):
         yield
 
 
-def lower_for(chip: str, fn, *shapes):
+def lower_for(chip: str, fn, *shapes, **jit_options):
     """`fn` lowered for one device of `chip`; shapes are pytrees of `jax.ShapeDtypeStruct`."""
     with pretend(chip):
-        return jax.jit(fn).trace(*shapes).lower(lowering_platforms=(CHIPS[chip].platform,))
+        traced = jax.jit(fn, **jit_options).trace(*shapes)
+        return traced.lower(lowering_platforms=(CHIPS[chip].platform,))
 
 
-def compile_for(chip: str, fn, *shapes):
-    """`fn` compiled for one device of `chip`.
+def compile_for(chip: str, fn, *shapes, **jit_options):
+    """`fn` compiled for one device of `chip`; `jit_options` are those of `jax.jit`.
 
     Raises:
       ModuleNotFoundError: the compiler is not installed; the message names the extra.
@@ -88,4 +90,22 @@ def compile_for(chip: str, fn, *shapes):
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
     there = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), shapes)
-    return lower_for(chip, fn, *shapes).compile()
+    lowered = lower_for(chip, fn, *shapes, **jit_options)
+    with _uncached():
+        return lowered.compile()
+
+
+@contextlib.contextmanager
+def _uncached():
+    """No persistent cache inside: what is compiled for an absent chip can be stored there, but not loaded."""
+    was = jax.config.jax_enable_compilation_cache
+    try:
+        _switch_cache(False)
+        yield
+    finally:
+        _switch_cache(was)
+
+
+def _switch_cache(on: bool):
+    jax.config.update("jax_enable_compilation_cache", on)
+    compilation_cache.reset_cache()  # a process asks only once whether there is a cache

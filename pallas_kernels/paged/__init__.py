@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choose import Backend, Choice, choose
+from pallas_kernels.choose import Backend, Choice, choose, platform
 
 type Layout = Literal["rows", "columns"]
 
@@ -100,7 +100,7 @@ def init(
             f"{pages} pages of {page_size}: a pool needs the null page and one more, of 1 or more"
         )
     if layout is None:
-        layout = "columns" if window is None and jax.default_backend() == "cpu" else "rows"
+        layout = "columns" if window is None and platform() == "cpu" else "rows"
     rows = (pages, n_kv_heads, page_size, head_dim)
     columns = (pages, n_kv_heads, head_dim, page_size)
     return Pool(jnp.zeros(columns if layout == "columns" else rows, dtype), jnp.zeros(rows, dtype), layout)

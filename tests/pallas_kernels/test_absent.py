@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import absent, paged
-from pallas_kernels.attention import attention
+from pallas_kernels.attention import attention, explain
 from pallas_kernels.heavy_hitter import column_sums
 
 TPU_CHIPS = ("v5e", "v6e")
@@ -101,6 +101,31 @@ def test_every_program_compiles_for_hopper_without_spills_and_with_wgmma(name, m
     said = "".join(capfd.readouterr())
     assert "wgmma.mma_async" in said
     assert re.findall(r"(\d+) bytes spill", said) == ["0", "0"]
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_compiling_twice_needs_no_device_to_load_the_first(chip, tmp_path):
+    """A persistent cache would keep the program, and fail to load it where the chip is absent."""
+    needs(chip)
+    was = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        for _ in range(2):
+            absent.compile_for(chip, lambda x: jnp.sin(x) * 2, shape(1024))
+        assert jax.config.jax_enable_compilation_cache
+    finally:
+        jax.config.update("jax_compilation_cache_dir", was)
+
+
+def test_inside_pretend_ops_choose_the_bodies_of_the_absent_chip():
+    arrays = shape(1, 64, 8, 128), shape(1, 64, 2, 128), shape(1, 64, 2, 128)
+    assert explain(*arrays).backend == "xla"
+    for chip, backend in (("v5e", "tpu"), ("h100", "gpu")):
+        with absent.pretend(chip):
+            assert explain(*arrays).backend == backend
+            assert paged.init(4, 16, 2, 128, "bfloat16").layout == "rows"
+    assert explain(*arrays).backend == "xla"
 
 
 @pytest.mark.aot
