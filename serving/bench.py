@@ -404,7 +404,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 def main() -> None:
     if unknown := sorted(set(_ONLY.value) - set(PARTS)):
         raise ValueError(f"--only names {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    from serving.fairness import write_csv
+    from mixattn import results
 
     console = Console(stderr=True)
     rows: list[Row] = []
@@ -415,7 +415,7 @@ def main() -> None:
         rows += PARTS[name]()
         sizes = f"--scale={_SCALE.value} --requests={_REQUESTS.value}"
         note = f"python -m serving.bench --only={name} {sizes}; seed 0, {os.uname().machine} CPU"
-        write_csv(out / f"{name}.csv", [r for r in rows if r["part"] == name], note)
+        results.write_csv(out / f"{name}.csv", [r for r in rows if r["part"] == name], about=note)
     if _JSON.value:
         print(json.dumps(rows))
         return
