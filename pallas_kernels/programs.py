@@ -53,12 +53,12 @@ def sums(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16") -> 
 
 
 def decode(
-    backend, *, B=32, C=1, N=8, K=2, H=128, page=16, context=8192, window=None, dtype="bfloat16"
+    backend, *, B=32, C=1, N=8, K=2, H=128, page=16, context=8192, window=None, dtype="bfloat16", **extras
 ) -> Program:
     pool = jax.eval_shape(lambda: paged.init(1 + B * 8, page, K, H, dtype, layout="rows"))
     index = shape(B, dtype="int32")
     arrays = shape(B, C, N, H, dtype=dtype), pool, shape(B, context // page, dtype="int32"), index, index
-    return Program(functools.partial(paged.attend, window=window, backend=backend), arrays)
+    return Program(functools.partial(paged.attend, window=window, backend=backend, **extras), arrays)
 
 
 def write(backend, *, T=32, K=2, H=128, page=16, pages=4096, dtype="bfloat16") -> Program:
@@ -86,6 +86,7 @@ TPU = on(
     decode_window=functools.partial(decode, window=1024),
     decode_head_64=functools.partial(decode, H=64),
     decode_float32=functools.partial(decode, dtype="float32", page=64),
+    decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
     write=write,
     write_float32=functools.partial(write, T=512, H=64, dtype="float32", page=64),

@@ -106,9 +106,10 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
     monkeypatch.setattr(tpu, "KEYS", 16)
     given = batch(case, dtype)
     pool = fill(case, given, dtype, layout="rows")
-    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret")
+    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret", weights=True)
     want = oracle.paged(given, **case.options)
-    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+    tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE
+    for x, exact, tolerance in zip(got, want, tolerances, strict=True):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
 
 
