@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("--out", type=Path, help="CSV to write; with --only its other rows stay")
     parser.add_argument("--against", type=Path, help="CSV to compare with")
     parser.add_argument("--only", default="", help="programs whose chip/name contains this")
     parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
@@ -53,9 +53,21 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         parser.error(f"--only={options.only} matches no program of a chip whose compiler is installed")
     if options.out:
-        results.write(options.out, rows, made_by="python -m pallas_kernels.record")
+        results.write(options.out, merged(rows, options.out), made_by="python -m pallas_kernels.record")
     if options.against and (worse := list(complaints(rows, results.read(options.against)))):
         sys.exit("\n".join(worse))
+
+
+def merged(rows: list[dict], path: Path) -> list[dict]:
+    """The rows, and those of the file that they do not replace; programs that are no more are dropped."""
+    new = {(row["chip"], row["program"]): row for row in rows}
+    old = {(row["chip"], row["program"]): row for row in (results.read(path) if path.exists() else [])}
+    return [(old | new)[key] for key in every() if key in old | new]
+
+
+def every() -> list[tuple[str, str]]:
+    """Chip and name of every program."""
+    return [(chip, name) for chip in PROGRAMS for name in PROGRAMS[chip]]
 
 
 def line(row: dict) -> str:

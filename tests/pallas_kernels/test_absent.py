@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import absent, paged
+from pallas_kernels import absent, paged, programs
 from pallas_kernels.attention import explain
 from pallas_kernels.programs import PROGRAMS, shape
 
@@ -41,6 +41,16 @@ def test_compiling_twice_needs_no_device_to_load_the_first(chip, tmp_path):
         jax.config.update("jax_compilation_cache_dir", was)
 
 
+@pytest.mark.aot
+@pytest.mark.parametrize("page", [16, 64])
+def test_a_donated_write_on_tpu_happens_in_place(page):
+    needs("v5e")
+    fn, arrays = programs.write("tpu", page=page)
+    memory = absent.compile_for("v5e", fn, *arrays, donate_argnums=0).memory_analysis()
+    assert memory.alias_size_in_bytes == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays[0]))
+    assert memory.temp_size_in_bytes < 1 << 20
+
+
 def test_inside_pretend_ops_choose_the_bodies_of_the_absent_chip():
     arrays = shape(1, 64, 8, 128), shape(1, 64, 2, 128), shape(1, 64, 2, 128)
     assert explain(*arrays).backend == "xla"
@@ -55,7 +65,7 @@ def test_inside_pretend_ops_choose_the_bodies_of_the_absent_chip():
 def test_a_kernel_that_does_not_fit_is_refused(monkeypatch):
     """The compiler's verdict is real: tiles of 8k rows cannot lie in VMEM."""
     needs("v5e")
-    monkeypatch.setattr("pallas_kernels.attention.tpu.ROWS", 1 << 13)
+    monkeypatch.setattr("pallas_kernels.attention.blocks.ROWS", 1 << 13)
     fn, arrays = PROGRAMS["v5e"]["prefill"]()
     with pytest.raises(jax.errors.JaxRuntimeError, match=re.compile("vmem", re.IGNORECASE)):
         absent.compile_for("v5e", fn, *arrays)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pallas_kernels import absent, record, results
-from pallas_kernels.programs import PROGRAMS
 
 RECORD = Path(__file__).resolve().parents[2] / "results" / "kernels_aot.csv"
 
@@ -24,7 +23,7 @@ def compiled():
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize(("chip", "name"), [(chip, name) for chip in PROGRAMS for name in PROGRAMS[chip]])
+@pytest.mark.parametrize(("chip", "name"), record.every())
 def test_every_program_compiles_within_its_chip_and_no_worse_than_recorded(chip, name, request):
     """No spills and wgmma on Hopper; on TPU bundles, spills and VMEM; all within `record.MARGIN`."""
     if why := absent.missing(chip):
@@ -65,8 +64,14 @@ def test_only_what_is_worse_than_the_record_is_complained_of(change, sentence):
 
 
 def test_the_record_holds_every_program():
-    recorded = {(row["chip"], row["program"]) for row in results.read(RECORD)}
-    assert recorded == {(chip, name) for chip in PROGRAMS for name in PROGRAMS[chip]}
+    assert [(row["chip"], row["program"]) for row in results.read(RECORD)] == record.every()
+
+
+def test_what_was_not_measured_again_stays_in_the_record(tmp_path):
+    path = tmp_path / "record.csv"
+    results.write(path, [ROW | {"chip": "v5e"}, ROW, ROW | {"program": "of old"}])
+    kept = record.merged([ROW | {"registers": 100}], path)
+    assert [(row["chip"], str(row["registers"])) for row in kept] == [("v5e", "200"), ("h100", "100")]
 
 
 def test_bundles_are_those_of_the_pallas_kernels_alone(tmp_path):
