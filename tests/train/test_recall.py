@@ -26,13 +26,13 @@ def test_every_query_asks_for_the_value_behind_its_keys_only_definition(batch):
         for at in queries:
             first = np.flatnonzero(tokens[:at] == tokens[at])
             assert len(first) == 1
-            assert tokens[first[0] + 1] == target[at] >= TASK.keys
+            assert tokens[at] >= TASK.values > tokens[first[0] + 1] == target[at]
             assert at - (first[0] + 1) == distance[at]
 
 
 def test_a_row_never_tells_which_values_are_still_to_come(batch):
     for tokens in batch["tokens_BT"]:
-        values = tokens[tokens >= TASK.keys]
+        values = tokens[tokens < TASK.values]
         assert len(values) == len(set(values.tolist())) == TASK.pairs  # each once: answers are not fed back
         assert len(tokens) == TASK.length
 
@@ -68,11 +68,11 @@ def test_sliding_layers_alone_cannot_reach_the_last_bucket():
 def test_the_control_differs_from_ma_by_one_map_of_the_token_before():
     comparison = config.get_config()
     model = comparison.config_of("ma")
-    ours = objective.init_params(model, 0, variants.WithPrevious)
-    plain = objective.init_params(model, 0)
+    ours = objective.init_params(model, 0, comparison.build_of("ma+previous"))
+    plain = objective.init_params(model, 0, comparison.build_of("ma"))
     assert set(ours) - set(plain) == {f"blocks.0.attention.k.{x}.kernel" for x in ("here", "before")}
     assert set(plain) - set(ours) == {"blocks.0.attention.k.kernel"}
-    two = objective.model_of(model, ours, variants.WithPrevious).blocks[0].attention.k
+    two = objective.model_of(model, ours, comparison.build_of("ma+previous")).blocks[0].attention.k
     x = jnp.arange(3 * 64, dtype=jnp.float32).reshape(1, 3, 64) / 100
     want = x @ two.here.kernel[...] + jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1] @ two.before.kernel[...]
     np.testing.assert_allclose(two(x), want, rtol=1e-4)
