@@ -5,10 +5,12 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import recall as config
 from train import objective, recall, table, variants
 from train.recall import Task
+from train.recall_model import Build
 
 TASK = Task(pairs=4, keys=8, values=8)
 
@@ -76,6 +78,15 @@ def test_the_control_differs_from_ma_by_one_map_of_the_token_before():
     x = jnp.arange(3 * 64, dtype=jnp.float32).reshape(1, 3, 64) / 100
     want = x @ two.here.kernel[...] + jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1] @ two.before.kernel[...]
     np.testing.assert_allclose(two(x), want, rtol=1e-4)
+
+
+def test_the_head_names_values_alone_and_starts_at_the_size_asked_for():
+    comparison = config.get_config()
+    model = comparison.config_of("ma")
+    large, small = (Build(32, size)(model, rngs=nnx.Rngs(0)).lm_head.kernel[...] for size in (1.0, 0.5))
+    assert small.shape == (model.d_model, comparison.task.values)
+    np.testing.assert_array_equal(small, large / 2)
+    assert comparison.head_size == 0.5
 
 
 def test_the_comparison_keeps_finished_runs_and_draws_them(tmp_path):
