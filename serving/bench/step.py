@@ -69,8 +69,8 @@ def decode(size: Size) -> list[Row]:
     """32 rows of 8 steps a call: the engine's steps and the bare program on the same state, in turn."""
     import numpy as np
 
+    from serving.device import PLAIN, DecodeBatch
     from serving.engine import Engine
-    from serving.programs import PLAIN
 
     rows = 32
     limits = Limits(chunk_tok=64, step_tok=256, decode_steps=(8, 1))
@@ -88,9 +88,9 @@ def decode(size: Size) -> list[Row]:
         engine.step()
         whole.append(time.perf_counter() - began)
         tables = {k: t.copy() for k, t in zip(engine.kinds, engine.memory.tables)}
-        left_B = np.full(rows, 8, np.int32)
+        batch = DecodeBatch(tables, np.arange(rows, dtype=np.int32), np.full(rows, 8, np.int32))
         began = time.perf_counter()
-        engine.state, drawn = engine.programs.decode(engine.state, tables, left_B, 8, PLAIN)
+        engine.state, drawn = engine.programs.decode(engine.state, batch, 8, PLAIN)
         np.asarray(drawn.token)
         bare.append(time.perf_counter() - began)
         # The bare call moved the rows on; put them back where the scheduler thinks they are.
