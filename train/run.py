@@ -18,8 +18,8 @@ import jax
 from jax.experimental import multihost_utils
 
 import mixattn
-from mixattn import ModelConfig, hf
-from train import data, files, loop, mesh, ngrams, objective, optimizer, progress, tokens
+from mixattn import ModelConfig, files, hf
+from train import data, loop, mesh, ngrams, objective, optimizer, progress, tokens
 from train.checkpoint import Checkpoints
 from train.objective import init_params
 from train.step import Steps

@@ -23,9 +23,9 @@ import numpy as np
 from absl import flags, logging
 from flax import nnx
 
-from mixattn import ModelConfig, Transformer, cli, kv_bytes
+from mixattn import ModelConfig, Transformer, cli, files, kv_bytes
 from mixattn.layers import Linear
-from train import files, heap, mesh, objective, recall, run, table
+from train import heap, mesh, objective, recall, run, table
 from train import recall_picture as picture
 from train.optimizer import Optimizer, count
 from train.step import Compute, Steps

@@ -58,7 +58,7 @@ def main() -> None:
         rows += (part := PARTS[name](size))
         command = f"python -m serving.bench --only={name} --scale={size.scale} --requests={size.requests}"
         with redirect_stdout(sys.stderr):  # stdout is for the table
-            results.write_csv(f"{_OUT.value}/{name}.csv", part, command=command, seed=0)
+            results.write_csv(f"{_OUT.value}/{name}.csv", part, about=command, seed=0)
     if _JSON.value:
         print(json.dumps(rows))
         return

@@ -12,7 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from serving.metropolis.experiments import read, summarise
+from mixattn.results import read_csv
+from serving.metropolis.experiments import summarise
 from serving.metropolis.rehearse import replay
 from serving.metropolis.server import ServerConfig
 from serving.metropolis.store import Commit
@@ -33,7 +34,7 @@ RATIOS = "; on metropolis: speed-up over parallel-sync, share of the oracle"
 
 def draw(name: str, path: Path) -> Path:
     """Draws an experiment's picture beside its CSV and returns its path."""
-    rows = summarise(read(path))
+    rows = summarise(read_csv(path))
     match name.split("_")[0]:
         case "e4":
             figure = _priority(rows)
