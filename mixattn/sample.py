@@ -95,7 +95,7 @@ def keep(scaled_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
 
 
 def _top_k(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
-    least_B1 = threshold(x_BV, jnp.ones_like(x_BV, jnp.int32), jnp.maximum(knobs_B.top_k_B, 1))[:, None]
+    least_B1 = threshold(x_BV, jnp.ones((1, 1), jnp.int32), jnp.maximum(knobs_B.top_k_B, 1))[:, None]
     return jnp.where((x_BV >= least_B1) | (knobs_B.top_k_B < 1)[:, None], x_BV, -jnp.inf)
 
 
@@ -107,7 +107,8 @@ def _top_p(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
 
 
 def threshold(x_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:
-    """By row the least value above which the weights sum to less than `enough_B` (> 0).
+    """By row the least value above which the weights (none negative; [B, V] or [1, 1]) sum to less than
+    `enough_B` (> 0).
 
     Exact, and nothing is sorted: floats are ordered as their bits are, read as integers (those of negative
     numbers turned around), so 32 halvings of the integers between -inf and inf find it. Sums are taken in

@@ -12,6 +12,11 @@ offline    256 requests, inputs and outputs uniform in 100..1024 tokens times --
 shared     the same with 16 groups that share a system prompt; prefix cache on and off
 clients    a client that floods and a modest one, under fcfs and vtc
 memory     requests at once in one KV budget: MA-Offset over standard, beside the byte formula
+
+Two parts need environments of their own and run only when they are named:
+
+transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
+llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 """
 
 import json
@@ -24,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mixattn import cli, results
-from serving.bench import Row, Size, budget, latency, load, step
+from serving.bench import Row, Size, budget, latency, load, peers, step
 
-_ONLY = flags.DEFINE_list("only", [], "Parts to run; all if empty.")
+_ONLY = flags.DEFINE_list("only", [], "Parts to run; all that need nothing else if empty.")
 _OUT = flags.DEFINE_string("out", "results/serving", "Folder of the figures, one file a part.")
 _SCALE = flags.DEFINE_float(
     "scale", 0.125, "Factor on the lengths of the offline protocol.", lower_bound=0.01
@@ -44,7 +49,10 @@ PARTS: dict[str, Callable[[Size], list[Row]]] = {
     "shared": load.shared,
     "clients": load.clients,
     "memory": budget.memory,
+    "transformers": peers.transformers,
+    "llama": peers.llama,
 }
+ELSEWHERE = {"transformers", "llama"}  # need other environments
 
 
 def main() -> None:
@@ -53,7 +61,7 @@ def main() -> None:
     size = Size(_SCALE.value, _REQUESTS.value, _REPEATS.value)
     console = Console(stderr=True)
     rows: list[Row] = []
-    for name in _ONLY.value or PARTS:
+    for name in _ONLY.value or [p for p in PARTS if p not in ELSEWHERE]:
         console.print(f"{name} ...")
         rows += (part := PARTS[name](size))
         command = f"python -m serving.bench --only={name} --scale={size.scale} --requests={size.requests}"
