@@ -28,9 +28,10 @@ from serving.exchange import Exchange, Flight
 from serving.guard import Guard
 from serving.memory import ALONE, PagedMemory
 from serving.pages import Group
+from serving.plan import Entry, Plan
 from serving.programs import Programs
 from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
-from serving.scheduler import Entry, Plan, Scheduler
+from serving.scheduler import Scheduler
 from serving.stats import Counts, Stats
 from serving.stream import Stream
 from serving.text import Decode

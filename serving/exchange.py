@@ -12,9 +12,9 @@ import numpy as np
 from mixattn.paging import Kind
 from serving.device import NOT_FINITE, DecodeBatch, Drawn, PrefillBatch, State
 from serving.logits import Logprobs
+from serving.plan import Chunk, Entry, Plan, Produced
 from serving.programs import Programs
 from serving.request import Logprob, RequestId
-from serving.scheduler import Chunk, Entry, Plan, Produced
 from serving.stream import Stream
 from serving.tokens import Ids
 

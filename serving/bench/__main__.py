@@ -12,6 +12,8 @@ offline    256 requests, inputs and outputs uniform in 100..1024 tokens times --
 shared     the same with 16 groups that share a system prompt; prefix cache on and off
 clients    a client that floods and a modest one, under fcfs and vtc
 memory     requests at once in one KV budget: MA-Offset over standard, beside the byte formula
+pays       one KV budget, long prompts, really run: MA-Offset over standard, requests at once and tokens/s
+soak       10,000 tiny requests, cancelled at random, in scarce memory: all end once, nothing is left over
 
 Two parts need environments of their own and run only when they are named:
 
@@ -29,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixattn import cli, results
-from serving.bench import Row, Size, budget, latency, load, peers, step
+from serving.bench import Row, Size, budget, latency, load, peers, soak, step
 
 _ONLY = flags.DEFINE_list("only", [], "Parts to run; all that need nothing else if empty.")
 _OUT = flags.DEFINE_string("out", "results/serving", "Folder of the figures, one file a part.")
@@ -49,6 +51,8 @@ PARTS: dict[str, Callable[[Size], list[Row]]] = {
     "shared": load.shared,
     "clients": load.clients,
     "memory": budget.memory,
+    "pays": budget.pays,
+    "soak": soak.run,
     "transformers": peers.transformers,
     "llama": peers.llama,
 }

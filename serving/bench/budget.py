@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
+import random
+import time
 
 from mixattn.spec import ModelConfig, kv_bytes
-from serving.bench import Row, Size, row
+from serving.bench import Row, Size, network, prompt, row
+from serving.config import EngineConfig, Limits
+from serving.request import Request, Sampling
 
 
 def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int = 64) -> list[Row]:
@@ -53,3 +57,82 @@ def admitted(config: ModelConfig, budget: int, context: int, page: int) -> int:
             at += 1
             books.computed(holding, Ids([]), at, share=False)
     return 2 * count - books.slots_free
+
+
+# ---- what it is worth ----
+
+CONTEXT, OUTPUT, PAGE, CHUNK = 2048, 128, 16, 16
+SMALL = ModelConfig(
+    n_layers=12, d_model=64, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128, vocab_size=512, window=128
+)
+BUDGET_REQUESTS = 6  # of the standard pattern
+
+
+def pays(size: Size) -> list[Row]:
+    """The same long prompts served in the same bytes of KV by either pattern, really run."""
+    budget = BUDGET_REQUESTS * kv_bytes(
+        dataclasses.replace(SMALL, kv_wiring="standard"), CONTEXT, dtype="float32"
+    )
+    rows: list[Row] = []
+    for pattern in ("standard", "ma_offset"):
+        config = dataclasses.replace(SMALL, kv_wiring=pattern)
+        formula = budget / kv_bytes(config, CONTEXT, dtype="float32")
+        most, seconds, held, stats = _within(config, budget)
+        rate = stats.output_tok / seconds
+        total = (stats.prompt_tok + stats.output_tok) / seconds
+        detail = f"{stats.output_tok // OUTPUT} requests of {CONTEXT - OUTPUT} + {OUTPUT} tokens"
+        rows += [
+            row("pays", f"{pattern}: pools over the budget", held / budget, "", f"{budget} bytes"),
+            row("pays", f"{pattern}: requests at once, at most", most, "", detail),
+            row(
+                "pays",
+                f"{pattern}: over the byte formula",
+                most / formula,
+                "",
+                "what lacks: whole pages, a chunk's",
+            ),
+            row("pays", f"{pattern}: output", rate, "tok/s"),
+            row("pays", f"{pattern}: total", total, "tok/s"),
+        ]
+    value = {r["figure"]: r["value"] for r in rows}
+    for what in ("requests at once, at most", "output"):
+        gain = value[f"ma_offset: {what}"] / value[f"standard: {what}"]
+        rows.append(row("pays", f"ma_offset over standard: {what}", gain, ""))
+    return rows
+
+
+def _within(config: ModelConfig, budget: int, requests: int = 72):
+    """Most requests at once, seconds, bytes of the pools, and the engine's own account."""
+    from serving.engine import Engine
+
+    owners = [config.layers[o].window for o in config.owners]
+    window_pages = -(-(SMALL.window + CHUNK - 2) // PAGE) + 1
+    page_bytes = kv_bytes(dataclasses.replace(config, n_layers=1, kv_wiring="0"), PAGE, dtype="float32")
+    whole = CONTEXT // PAGE
+    each = page_bytes * sum(whole if w is None else window_pages for w in owners)
+    count = budget // each  # the null page of each owner comes on top
+    engine = Engine(
+        network(config),
+        EngineConfig(
+            max_slots=count,
+            page_size=PAGE,
+            num_pages=count * whole + 1,
+            window_pages=count * window_pages + 1,
+            max_request_tok=CONTEXT,
+            prefill_rows=(8,),
+            reuse=False,
+            limits=Limits(chunk_tok=CHUNK, step_tok=8 * CHUNK, decode_steps=(8, 1), mixed=True),
+        ),
+    )
+    rng = random.Random(0)
+    for _ in range(requests):
+        ids = prompt(rng, CONTEXT - OUTPUT, config.vocab_size)
+        engine.submit(
+            Request(client="a", prompt_ids=ids, sampling=Sampling(max_tokens=OUTPUT, ignore_eos=True))
+        )
+    most, began = 0, time.perf_counter()
+    while engine.live:
+        engine.step()
+        most = max(most, len(engine.scheduler.running))
+    seconds = time.perf_counter() - began
+    return most, seconds, sum(engine.state.cache.nbytes().values()), engine.stats()
