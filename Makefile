@@ -68,7 +68,7 @@ $(VENV)-aot/.ready: pyproject.toml constraints.txt
 	echo "setting up $(VENV)-aot with the TPU and GPU compilers"; \
 	$$python -m venv $(VENV)-aot && \
 	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,dev]" && \
-	for extra in aot-tpu aot-cuda; do \
+	for extra in aot-tpu aot-cuda gpu; do \
 	  $(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
 	  2>$(VENV)-aot/$$extra.log \
 	  || echo "no $$extra here ($(VENV)-aot/$$extra.log says why): its compile checks are skipped"; \

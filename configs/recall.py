@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> Comparison:
             # The gain on normed queries and keys starts at 1.5 instead of 1.
             attention_scale=1.5 * 16**-0.5,
         ),
+        head_size=0.5,
         optimizer=Optimizer(
             rule="adamw",
             rate=3e-3,
