@@ -17,7 +17,7 @@ from train.variants import Comparison
 
 
 def get_config(variant: str = "") -> Comparison:
-    """The whole comparison; "short" is two variants, one seed and 250 steps."""
+    """The whole comparison; "short" is two variants, one seed and 250 steps; "deep" the paper's 24 layers."""
     comparison = Comparison(
         variants=(
             "ma_offset",
@@ -62,10 +62,23 @@ def get_config(variant: str = "") -> Comparison:
         steps=900,
         batch_size=64,
     )
-    if variant == "short":
-        comparison.variants, comparison.seeds, comparison.steps = ("ma_offset", "ma"), (0,), 250
-    elif variant:
-        raise ValueError(
-            f"configs/recall.py has no variant {variant!r}; it has the whole comparison and :short"
-        )
+    match variant:
+        case "":
+            pass
+        case "short":
+            comparison.variants, comparison.seeds, comparison.steps = ("ma_offset", "ma"), (0,), 250
+        case "deep":
+            comparison.name = "recall_deep"
+            comparison.model.n_layers, comparison.model.window, comparison.steps = 24, 2, 400
+            comparison.variants = (
+                "ma",
+                "ma_offset",
+                "ma_offset_slideshare",
+                "ma_pairs",
+                "ma_pairs_slideshare",
+            )
+        case _:
+            raise ValueError(
+                f"configs/recall.py has no variant {variant!r}; it has the whole comparison, :short and :deep"
+            )
     return comparison
