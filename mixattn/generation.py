@@ -59,8 +59,8 @@ def generate(
       ValueError: an empty prompt, or a token id outside the vocabulary.
     """
     config = model.config
-    tokens_BT, count_B = _pad(prompts, config.vocab_size)
-    B, capacity = len(prompts), _round(max(map(len, prompts)) + max_new_tokens)
+    tokens_BT, count_B = pad(prompts, config.vocab_size)
+    B, capacity = len(prompts), rounded(max(map(len, prompts)) + max_new_tokens)
     knobs_B = Knobs.greedy(B, np)
     for i in range(B):
         knobs_B.set(i, temperature, top_k, top_p, min_p, seed + i)
@@ -118,13 +118,18 @@ def _stops(token_B: jax.Array, stop_X: jax.Array) -> jax.Array:
     return jnp.any(token_B[:, None] == stop_X[None], axis=-1)
 
 
-def _round(n: int) -> int:
+def rounded(n: int) -> int:
     """Lengths are rounded up by at most a sixteenth (or to 16), so that nearby ones share a program."""
     step = max(16, 2 ** (n.bit_length() - 5))
     return -(-n // step) * step
 
 
-def _pad(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[Any, Any]:
+def pad(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[Any, Any]:
+    """tokens_BT, padded on the right to a rounded length, and count_B.
+
+    Raises:
+      ValueError: no prompts, an empty one, or a token id outside the vocabulary.
+    """
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} is empty; generation needs at least one token to continue")
@@ -132,7 +137,7 @@ def _pad(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[Any, Any]:
             raise ValueError(f"prompt {i} has token ids outside 0..{vocab_size - 1}")
     if not prompts:
         raise ValueError("no prompts were given")
-    tokens_BT = np.zeros((len(prompts), _round(max(map(len, prompts)))), np.int32)
+    tokens_BT = np.zeros((len(prompts), rounded(max(map(len, prompts)))), np.int32)
     for row, prompt in zip(tokens_BT, prompts):
         row[: len(prompt)] = prompt
     return jnp.asarray(tokens_BT), jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)

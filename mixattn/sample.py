@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 GREEDY_BELOW = 1e-6  # a temperature below this is 0
+LANES = 128
 
 
 class Knobs(NamedTuple):
@@ -23,7 +24,8 @@ class Knobs(NamedTuple):
       seed_B: uint32.
       temperature_B: float32; below 1e-6 the largest logit wins and the rest is ignored.
       top_k_B: int32; keep the k largest logits (and what ties with the k-th); below 1 = all.
-      top_p_B: float32; keep the likeliest tokens until their probabilities reach p; 1 = all.
+      top_p_B: float32; keep the likeliest tokens until their probabilities reach p (and what ties with the
+        last of them); 1 = all.
       min_p_B: float32; keep tokens at least min_p times as likely as the likeliest; 0 = all.
     """
 
@@ -46,18 +48,33 @@ class Knobs(NamedTuple):
 
 
 def sample(logits_BV: jax.Array, knobs_B: Knobs, position_B: jax.Array) -> jax.Array:
-    """token_B, int32, for the place `position_B` of each row's sequence. Noise and sorting only where
+    """token_B, int32, for the place `position_B` of each row's sequence. Noise and filters only where
     needed."""
     greedy_B = knobs_B.temperature_B < GREEDY_BELOW
-    best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    best_B = largest(logits_BV)
 
     def draw(logits_BV):
         scaled_BV = logits_BV.astype(jnp.float32) / jnp.where(greedy_B, 1, knobs_B.temperature_B)[:, None]
         noise_BV = jax.vmap(_noise, (0, 0, None))(knobs_B.seed_B, position_B, logits_BV.shape[1])
-        return jnp.argmax(keep(scaled_BV, knobs_B) + noise_BV, axis=-1).astype(jnp.int32)
+        return largest(keep(scaled_BV, knobs_B) + noise_BV)
 
     drawn_B = jax.lax.cond(jnp.all(greedy_B), lambda _: best_B, draw, logits_BV)
     return jnp.where(greedy_B, best_B, drawn_B)
+
+
+def largest(x_BV: jax.Array) -> jax.Array:
+    """argmax_B, int32; the first of equals.
+
+    In two stages: XLA reduces single numbers with vector instructions, but not pairs of number and place.
+    """
+    B, V = x_BV.shape
+    if V < 2 * LANES:
+        return jnp.argmax(x_BV, axis=-1).astype(jnp.int32)
+    wide = -(-V // LANES)
+    x_BVV = jnp.pad(x_BV, ((0, 0), (0, wide * LANES - V)), constant_values=-jnp.inf).reshape(B, LANES, wide)
+    block_B = jnp.argmax(jnp.max(x_BVV, axis=-1), axis=-1)
+    inside_B = jnp.argmax(jnp.take_along_axis(x_BVV, block_B[:, None, None], axis=1)[:, 0], axis=-1)
+    return (block_B * wide + inside_B).astype(jnp.int32)
 
 
 def _noise(seed, position, V: int) -> jax.Array:
@@ -68,23 +85,57 @@ def keep(scaled_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
     """Logits (already over the temperature) with -inf for what top-k, then top-p, then min-p leave out.
 
     Each filter sees the probabilities that the one before it left, renormalised; the likeliest token stays.
+    Of equal logits all or none stay.
     """
-    some = (knobs_B.top_k_B > 0) | (knobs_B.top_p_B < 1)
-    kept_BV = jax.lax.cond(jnp.any(some), _by_rank, lambda x, _: x, scaled_BV, knobs_B)
+    kept_BV = jnp.where(scaled_BV == 0, 0, scaled_BV)  # -0.0 equals 0.0, but its bits do not
+    for some, filtered in ((knobs_B.top_k_B > 0, _top_k), (knobs_B.top_p_B < 1, _top_p)):
+        kept_BV = jax.lax.cond(jnp.any(some), filtered, lambda x, _: x, kept_BV, knobs_B)
     least_B = jnp.max(kept_BV, axis=-1) + jnp.log(knobs_B.min_p_B)
     return jnp.where(kept_BV >= least_B[:, None], kept_BV, -jnp.inf)
 
 
-def _by_rank(scaled_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
-    """top-k, then top-p, as one threshold a row on the sorted logits."""
-    V = scaled_BV.shape[1]
-    sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
-    top_k_B = jnp.where(knobs_B.top_k_B > 0, jnp.minimum(knobs_B.top_k_B, V), V)
-    kth_B1 = jnp.take_along_axis(sorted_BV, top_k_B[:, None] - 1, axis=-1)
-    among_BV = jnp.where(sorted_BV >= kth_B1, sorted_BV, -jnp.inf)
-    p_BV = jax.nn.softmax(among_BV, axis=-1)
-    before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-    # The likeliest has nothing before it and always stays, also where rounding makes the sum fall short.
-    inside_BV = (before_BV < knobs_B.top_p_B[:, None]) & (among_BV > -jnp.inf)
-    least_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
-    return jnp.where(scaled_BV >= least_B[:, None], scaled_BV, -jnp.inf)
+def _top_k(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
+    least_B1 = threshold(x_BV, jnp.ones((1, 1), jnp.int32), jnp.maximum(knobs_B.top_k_B, 1))[:, None]
+    return jnp.where((x_BV >= least_B1) | (knobs_B.top_k_B < 1)[:, None], x_BV, -jnp.inf)
+
+
+def _top_p(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
+    # A row without a likeliest token (NaN, or nothing left) stays as it is.
+    mass_BV = jnp.exp(x_BV - jnp.max(x_BV, axis=-1, keepdims=True))
+    least_B1 = threshold(x_BV, mass_BV, knobs_B.top_p_B * _total(mass_BV))[:, None]
+    return jnp.where((x_BV >= least_B1) | (knobs_B.top_p_B >= 1)[:, None], x_BV, -jnp.inf)
+
+
+def threshold(x_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:
+    """By row the least value above which the weights (none negative; [B, V] or [1, 1]) sum to less than
+    `enough_B` (> 0).
+
+    Exact, and nothing is sorted: floats are ordered as their bits are, read as integers (those of negative
+    numbers turned around), so 32 halvings of the integers between -inf and inf find it. Sums are taken in
+    one order, and adding something that is not negative never makes a rounded sum smaller; so what is
+    searched is monotone in spite of rounding.
+    """
+
+    def halve(_, bounds):
+        low_B, high_B = bounds
+        middle_B = (low_B & high_B) + ((low_B ^ high_B) >> 1)  # their mean, which a sum would overflow
+        above_BV = jnp.where(x_BV > _float(middle_B)[:, None], weight_BV, 0)
+        few_B = _total(above_BV) < enough_B
+        return jnp.where(few_B, low_B, middle_B + 1), jnp.where(few_B, middle_B, high_B)
+
+    B, infinity = len(enough_B), jnp.int32(0x7F800000)
+    bounds = jnp.full(B, -infinity - 1), jnp.full(B, infinity)
+    return _float(jax.lax.fori_loop(0, 32, halve, bounds)[1])
+
+
+def _float(ordered_B: jax.Array) -> jax.Array:
+    """float32 whose place in the order of all float32 is `ordered_B`."""
+    return jax.lax.bitcast_convert_type(ordered_B ^ ((ordered_B >> 31) & 0x7FFFFFFF), jnp.float32)
+
+
+def _total(x_BV: jax.Array) -> jax.Array:
+    """Sum_B; in lanes, so that rounding errors grow with V / 128."""
+    B, V = x_BV.shape
+    if V % LANES:
+        return jnp.sum(x_BV, axis=-1)
+    return jnp.sum(jnp.sum(x_BV.reshape(B, -1, LANES), axis=1), axis=-1)

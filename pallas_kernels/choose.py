@@ -58,7 +58,13 @@ def choose(op: str, backend: Backend | None, ask: Any) -> tuple[ModuleType, Choi
     raise NotImplementedError(f"no body of {op.rpartition('.')[2]} takes this call ({reasons})")
 
 
+def platform() -> str:
+    """What is computed for: "cpu", "tpu" or "gpu". Inside `absent.pretend` that is the absent chip."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def _candidates(backend: Backend | None) -> tuple[str, ...]:
     if backend is None:
-        return _BEST_FIRST.get(jax.default_backend(), ("xla",))
+        return _BEST_FIRST.get(platform(), ("xla",))
     return ("tpu",) if backend == "interpret" else (backend,)

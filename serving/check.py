@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixattn.paging import kind
-from serving.programs import State
+from serving.device import State
 
 if TYPE_CHECKING:
     from serving.engine import Engine

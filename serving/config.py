@@ -60,6 +60,9 @@ class EngineConfig:
       policy, policy_options: see `serving.fair.make`.
       eos_ids: tokens that end every request, unless its sampling says `ignore_eos`.
       prefill_rows: requests that one prefill program takes, by program.
+      decode_rows: smaller decode programs beside the one of all slots, for when few requests are live. They
+        are faster then; but how a product is tiled depends on its shape, so a request's log-probabilities may
+        differ in their last bits with how many others run.
       reuse: keep computed prompts for later requests.
       penalties: compile what penalties and `logit_bias` need; 9 bytes a slot and vocabulary entry.
       logprobs: alternatives a request may ask log-probabilities of; -1 = compile no log-probabilities in.
@@ -79,6 +82,7 @@ class EngineConfig:
     limits: Limits = field(default_factory=Limits)
     eos_ids: tuple[int, ...] = ()
     prefill_rows: tuple[int, ...] = (1, 4)
+    decode_rows: tuple[int, ...] = ()
     reuse: bool = True
     penalties: bool = False
     logprobs: int = -1
@@ -91,6 +95,8 @@ class EngineConfig:
         for name in ("max_slots", "page_size", "max_request_tok"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if any(not 1 <= r <= self.max_slots for r in self.decode_rows):
+            raise ValueError(f"decode_rows={self.decode_rows} must lie in 1..max_slots={self.max_slots}")
         if len(self.eos_ids) > STOP_IDS:
             raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
         if self.prompt_logprobs and self.logprobs < 0:

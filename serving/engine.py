@@ -23,13 +23,15 @@ from mixattn.paging import Kind, Paged
 from serving import fair
 from serving.check import Checker
 from serving.config import STOP_IDS, EngineConfig
+from serving.device import PLAIN, Level, State
 from serving.exchange import Exchange, Flight
 from serving.guard import Guard
 from serving.memory import ALONE, PagedMemory
 from serving.pages import Group
-from serving.programs import PLAIN, Level, Programs, State
+from serving.plan import Entry, Plan
+from serving.programs import Programs
 from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
-from serving.scheduler import Entry, Plan, Scheduler
+from serving.scheduler import Scheduler
 from serving.stats import Counts, Stats
 from serving.stream import Stream
 from serving.text import Decode
@@ -97,6 +99,7 @@ class Engine:
             slots=config.max_slots,
             buckets=[(r, c) for r in config.prefill_rows for c in _chunk_sizes(limits.chunk_tok)],
             most_steps=max(limits.decode_steps),
+            decode_rows=config.decode_rows,
             levels=_levels(config, model.config.vocab_size),
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from mixattn.paging import Kind
+from serving.device import NOT_FINITE, DecodeBatch, Drawn, PrefillBatch, State
 from serving.logits import Logprobs
-from serving.programs import NOT_FINITE, Drawn, PrefillBatch, Programs, State
+from serving.plan import Chunk, Entry, Plan, Produced
+from serving.programs import Programs
 from serving.request import Logprob, RequestId
-from serving.scheduler import Chunk, Entry, Plan, Produced
 from serving.stream import Stream
 from serving.tokens import Ids
 
@@ -57,12 +58,9 @@ class Exchange:
             state, drawn = self._programs.prefill(state, self._batch(chunks, level), level)
             answers.append(drawn)
         if plan.decode:
-            left_B = np.zeros(self._programs.slots, np.int32)
-            for entry in plan.decode:
-                left_B[entry.slot] = min(plan.steps, entry.left_tok)
             level = self._programs.level(map(self._sampling, plan.decode), prompt=False)
-            tables = {kind: table.copy() for kind, table in self._tables.items()}
-            state, drawn = self._programs.decode(state, tables, left_B, plan.steps, level)
+            batch = self._rows_of(plan)
+            state, drawn = self._programs.decode(state, batch, plan.steps, level)
             answers.append(drawn)
         return state, Flight(plan, batches, answers)
 
@@ -75,15 +73,33 @@ class Exchange:
                     self._note_prompt(chunk, drawn.prompt, r)
                     if chunk.samples:
                         produced[chunk.entry.ask.id] = self._judge(chunk.entry, *_column(drawn, r))
-        for entry in flight.plan.decode:
+        every = len(flight.plan.decode) > 0 and self._programs.slots == flight.answers[-1].token.shape[-1]
+        for r, entry in enumerate(flight.plan.decode):
             if entry.holding is not None:
-                produced[entry.ask.id] = self._judge(entry, *_column(flight.answers[-1], entry.slot))
+                column = _column(flight.answers[-1], entry.slot if every else r)
+                produced[entry.ask.id] = self._judge(entry, *column)
         return produced
 
     # ---- inside ----
 
     def _sampling(self, entry: Entry):
         return self._streams[entry.ask.id].sampling
+
+    def _rows_of(self, plan: Plan) -> DecodeBatch:
+        """The plan's decoding rows: in their own slots if all slots take part, else one behind the other."""
+        R = self._programs.rows_for(len(plan.decode))
+        if self._programs.slots == R:
+            tables = {kind: table.copy() for kind, table in self._tables.items()}
+            batch = DecodeBatch(tables, np.arange(R, dtype=np.int32), np.zeros(R, np.int32))
+            for entry in plan.decode:
+                batch.left_R[entry.slot] = min(plan.steps, entry.left_tok)
+            return batch
+        batch = self._programs.blank_decode(R)
+        for r, entry in enumerate(plan.decode):
+            batch.slot_R[r], batch.left_R[r] = entry.slot, min(plan.steps, entry.left_tok)
+            for kind, table in self._tables.items():
+                batch.tables[kind][r] = table[entry.slot]
+        return batch
 
     def _batch(self, chunks: Sequence[Chunk], level) -> PrefillBatch:
         shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))

@@ -1,14 +1,9 @@
 """The fairness suite: every experiment of configs/fair_*.py into CSV files and pictures, beside the
 papers' figures."""
 
-import csv
 import importlib.util
-import os
-import platform
-import subprocess
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.console import Console
 
+from mixattn import files, results
 from serving.sim.experiment import Experiment, Outcome, run
 from serving.sim.metrics import table_row
 
@@ -101,36 +97,17 @@ def write_comparison(out: Path) -> None:
     """Gathers all ID_paper.csv into paper.csv."""
     lines: list[dict[str, Any]] = []
     for path in sorted(out.glob("E*_paper.csv")):
-        with open(path) as file:
-            lines += csv.DictReader(line for line in file if not line.startswith("#"))
+        lines += results.read_csv(path)
     if lines:
         write_csv(out / "paper.csv", lines, "every figure of a paper or its logs beside ours")
 
 
 def header(experiment: Experiment) -> str:
-    return f"{experiment.id}: {experiment.title}; seed {experiment.seed}; virtual time, no device"
+    return f"{experiment.id}: {experiment.title}; seed {experiment.seed}"
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], note: str) -> None:
-    """Whole or not at all; the first lines say where it comes from."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="") as file:
-        file.write(f"# {note}\n# {provenance()}\n")
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-
-
-def provenance() -> str:
-    """Python, our version and the commit."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    commit = git.stdout.strip() or "unknown"
-    return (
-        f"python {platform.python_version()}, mixattn {metadata.version('mixattn')}, commit {commit}, 1 core"
-    )
+    results.write_csv(path, rows, about=note, device=results.VIRTUAL)
 
 
 def draw(path: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> None:
@@ -144,10 +121,9 @@ def draw(path: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> Non
     figure.suptitle(title, fontsize=11)
     for part, name in zip(figure.subfigures(len(experiment.plots), 1, squeeze=False)[:, 0], experiment.plots):
         panels[name](part, outcomes)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
+    with files.whole(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def _draw_service(part: Any, outcomes: Sequence[Outcome]) -> None:

@@ -9,12 +9,12 @@ the order in which requests end.
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from mixattn.files import write_text
 from serving.request import Output, Request, Sampling
 
 SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
@@ -115,9 +115,7 @@ class Answers:
         whole = "".join(line for id, line in zip(ids, lines) if has[id] >= wants.get(id, 1))
         self.missing = [r for r in requests if has[r.id] < r.sampling.n]
         if whole != text:
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(whole)
-            os.replace(partial, path)
+            write_text(path, whole)
         self._file: IO[str] = path.open("a")
 
     def write(self, output: Output) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags, logging
 
 from mixattn import cli
-from mixattn.hf.store import write_text
+from mixattn.files import write_text
 
 _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from serving.node import Lease
 from serving.pages import NULL_PAGE, Group, Pages
-from serving.prefix import Lease, Tree
+from serving.prefix import Tree
 from serving.tokens import Tokens
 
 ALONE = None  # the salt of requests that neither find anything cached nor leave anything
@@ -176,6 +177,10 @@ class PagedMemory:
                 self._change(holding, g, self.pools[g].take(want))
         return True
 
+    def steady_tok(self, holding: Holding) -> float:
+        """While it has computed no more tokens than this, `grow` and `computed` have nothing to do for it."""
+        return min(len(holding.pages[0]) * self.page_tok, holding.calm_tok - 1)
+
     def computed(self, holding: Holding, tokens: Tokens, computed_tok: int, *, share: bool) -> None:
         """Tells that KV of the first `computed_tok` tokens is there; lets go of what windows have passed.
 
@@ -184,7 +189,7 @@ class PagedMemory:
           share: hand whole pages to the prefix tree now.
         """
         if not share and computed_tok < holding.calm_tok:
-            return  # most decode steps: this is the engine's innermost bookkeeping
+            return
         whole = min(computed_tok, len(tokens)) // self.page_tok * self.page_tok
         if share and self.reuse and holding.salt is not ALONE and whole > holding.lease.end.end:
             self._share(holding, tokens.cut(0, whole), computed_tok)

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mixattn import results
 from serving import fair
-from serving.fairness import write_csv
 from serving.memory import PagedMemory
 from serving.pages import Group
 from serving.request import Ask
@@ -202,9 +202,8 @@ def run_suite(
     console = Console(stderr=True)
     if "simulator" not in only:
         rows = list(measured(clock, console))
-        write_csv(
-            out / "E19.csv", rows, "E19: cost of decisions in microseconds (medians), by requests waiting"
-        )
+        about = "E19: cost of decisions in microseconds (medians), by requests waiting"
+        results.write_csv(out / "E19.csv", rows, about=about)
         table = Table(title="E19: a decision in microseconds")
         for column in rows[0]:
             table.add_column(column, overflow="fold")
@@ -215,4 +214,4 @@ def run_suite(
     for row in simulated(clock, cpu):
         console.print(*row.values())
         speed.append(row)
-    write_csv(out / "E19_simulator.csv", speed, "E19: how long the simulator takes")
+    results.write_csv(out / "E19_simulator.csv", speed, about="E19: how long the simulator takes")

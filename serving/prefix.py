@@ -12,41 +12,11 @@ that its current window overlaps. Time is a counter of calls, not a clock, so re
 import heapq
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
 
+from serving.node import Lease, Node, live, upward
 from serving.pages import NULL_PAGE
 from serving.tokens import Ids, Tokens
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """A stretch of tokens below `parent`, starting at position `start`; `key` is whole pages."""
-
-    key: Tokens
-    start: int
-    parent: "Node | None"
-    pages: list[list[int]]  # by group, one entry a page; NULL_PAGE where a window page is gone
-    seq: int
-    children: dict[Hashable, "Node"] = field(default_factory=dict)
-    lock: int = 0  # requests whose path runs through here
-    readers: list[list[int]] = field(default_factory=list)  # by group and page: windows that reach it
-    used: int = 0  # the tree's call counter at the last use
-    queued: list[bool] = field(default_factory=list)  # by group: stands in the eviction line
-    alive: bool = True
-    # Waiting requests whose match ends here, by the page that would carry it on; None where it ends within.
-    watchers: "dict[Hashable | None, set[str]]" = field(default_factory=dict)
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.key)
-
-
-@dataclass(slots=True)
-class Lease:
-    """A request's locks: the path down to `end`; by group, the first page that its window still reads."""
-
-    end: Node
-    first: list[int]
+from serving.watch import Watch
 
 
 class Tree:
@@ -67,8 +37,7 @@ class Tree:
         self._seq = itertools.count()
         self._calls = 0
         self._lru: list[list[tuple[int, int, Node]]] = [[] for _ in self.windows]
-        self._watched: dict[str, tuple[Node, Hashable | None]] = {}
-        self._touched: dict[str, None] | None = {}  # watchers to look again, in order; None: all of them
+        self._watch = Watch()
 
     # ---- reading ----
 
@@ -84,7 +53,6 @@ class Tree:
 
     def watch(self, id: str, tokens: Tokens, salt: Hashable, limit_tok: int) -> int:
         """`match`, and from now on `touched` names `id` whenever the answer may have changed."""
-        self.unwatch(id)
         node = root = self._root(salt)
         path = list(self._walk(root, tokens))
         head: Hashable | None = None
@@ -94,21 +62,15 @@ class Tree:
             at = node.start + same
         if at == node.end:
             head = tokens.head(at, self.page_tok) if len(tokens) - at >= self.page_tok else None
-        node.watchers.setdefault(head, set()).add(id)
-        self._watched[id] = node, head
+        self._watch.put(id, node, head)
         return self._valid_end(path, limit_tok)
 
     def unwatch(self, id: str) -> None:
-        node, head = self._watched.pop(id, (None, None))
-        if node is not None:
-            node.watchers[head].discard(id)
-            if not node.watchers[head]:
-                del node.watchers[head]
+        self._watch.drop(id)
 
     def touched(self) -> list[str] | None:
         """Watched requests whose match may have changed since this was called last; None: any of them."""
-        touched, self._touched = self._touched, {}
-        return None if touched is None else list(touched)
+        return self._watch.take()
 
     def acquire(self, tokens: Tokens, salt: Hashable, limit_tok: int) -> tuple[Lease, int]:
         """Locks the longest valid hit; returns the lease and the hit's length. Splits a node to end there."""
@@ -127,7 +89,7 @@ class Tree:
     def path_pages(self, lease: Lease) -> list[list[int]]:
         """By group, the physical pages from position 0 to the lease's end (NULL_PAGE where missing)."""
         pages: list[list[int]] = [[] for _ in self.windows]
-        for node in reversed(list(_upward(lease.end))):
+        for node in reversed(list(upward(lease.end))):
             for mine, theirs in zip(pages, node.pages):
                 mine.extend(theirs)
         return pages
@@ -180,7 +142,7 @@ class Tree:
             if window is not None:
                 last = lease.end.end // self.page_tok
                 self._count_readers(lease.end, group, lease.first[group], last, -1)
-        for node in _upward(lease.end):
+        for node in upward(lease.end):
             node.lock -= 1
             if node.lock == 0:
                 self._count_evictable(node, +1)
@@ -270,7 +232,7 @@ class Tree:
         assert parent is not None
         assert 0 < at < len(node.key)
         upper = self._node(node.key.cut(0, at), node.start, parent, [p[:cut] for p in node.pages])
-        self._wake(node, None)
+        self._watch.wake(node, None)
         upper.lock, upper.used = node.lock, node.used
         upper.readers = [r[:cut] for r in node.readers]
         parent.children[node.key.head(0, self.page_tok)] = upper
@@ -286,11 +248,11 @@ class Tree:
         node = self._node(tokens.cut(at, len(tokens)), at, parent, [list(p[first:]) for p in pages])
         head = node.key.head(0, self.page_tok)
         parent.children[head] = node
-        self._wake(parent, head)
+        self._watch.wake(parent, head)
         for group in range(len(self.windows)):
-            live = _live(node.pages[group])
-            self.held[group] += live
-            self.evictable[group] += live
+            count = live(node.pages[group])
+            self.held[group] += count
+            self.evictable[group] += count
         self._offer(node)
         return node
 
@@ -305,14 +267,14 @@ class Tree:
                     spare[group].append(page)
                     continue
                 mine[i] = page
-                self._touched = None
+                self._watch.everybody()
                 self.held[group] += 1
                 self.evictable[group] += self._is_evictable(node, group, i)
         self._offer(node)
 
     def _lock(self, end: Node, next_position: int) -> Lease:
         lease = Lease(end, [0] * len(self.windows))
-        for node in _upward(end):
+        for node in upward(end):
             if node.lock == 0:
                 self._count_evictable(node, -1)
             node.lock += 1
@@ -325,7 +287,7 @@ class Tree:
 
     def _count_readers(self, end: Node, group: int, first: int, last: int, by: int) -> None:
         """Adds `by` to the readers of pages `first..last-1` on the path to `end`."""
-        for node in _upward(end):
+        for node in upward(end):
             offset = node.start // self.page_tok
             pages, readers = node.pages[group], node.readers[group]
             for i in range(max(0, first - offset), min(len(pages), last - offset)):
@@ -362,14 +324,9 @@ class Tree:
                 node.queued[group] = True
                 heapq.heappush(self._lru[group], (node.used, node.seq, node))
 
-    def _wake(self, node: Node, head: Hashable | None) -> None:
-        """Those who wait at this place look again. Sorted: the order must not depend on hashing."""
-        if self._touched is not None and head in node.watchers:
-            self._touched.update(dict.fromkeys(sorted(node.watchers[head])))
-
     def _drop_window(self, node: Node, group: int, freed: list[list[int]]) -> None:
         """Frees the window pages of a node that nobody reads."""
-        self._touched = None  # which hits below end without a window now would be a search
+        self._watch.everybody()  # which hits below end without a window now would be a search
         gone = self._loose(node, group)
         freed[group].extend(node.pages[group][i] for i in gone)
         self.held[group] -= len(gone)
@@ -391,7 +348,7 @@ class Tree:
                 self.evictable[group] -= len(node.pages[group])
         node.alive = False
         for head in list(node.watchers):
-            self._wake(node, head)
+            self._watch.wake(node, head)
         del parent.children[node.key.head(0, self.page_tok)]
         self._offer(parent)
 
@@ -403,14 +360,3 @@ class Tree:
             stack.extend(node.children.values())
             if node.parent is not None:
                 yield node
-
-
-def _upward(node: Node) -> Iterator[Node]:
-    """`node` and its ancestors, without the root."""
-    while node.parent is not None:
-        yield node
-        node = node.parent
-
-
-def _live(pages: Sequence[int]) -> int:
-    return sum(p != NULL_PAGE for p in pages)

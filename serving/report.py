@@ -17,7 +17,7 @@ import matplotlib
 from absl import flags, logging
 
 from mixattn import cli
-from mixattn.hf.store import write_text
+from mixattn.files import write_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # after the choice of a backend without a screen

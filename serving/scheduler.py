@@ -10,130 +10,13 @@ the line does not fit. Every decision goes, in order, to `log` as one JSON-ready
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from serving.config import Limits
 from serving.fair.policy import Policy
-from serving.memory import ALONE, Holding
+from serving.memory import ALONE
+from serving.plan import Chunk, Entry, Memory, Plan, Produced
 from serving.request import Ask, Client, FinishReason, Output, RequestId
-from serving.tokens import Tokens
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """A live request.
-
-    Attributes:
-      tokens: the prompt, as the prefix tree sees it.
-      computed_tok: tokens whose KV is in pages. While decoding, one less than there are tokens.
-      holding: its memory; None while it waits.
-    """
-
-    ask: Ask
-    tokens: Tokens
-    salt: Hashable
-    arrival_s: float
-    computed_tok: int = 0
-    output_tok: int = 0
-    output_ids: list[int] = field(default_factory=list)
-    holding: Holding | None = None
-    hit_tok: int = 0
-    admit_s: float = -1.0
-    first_token_s: float = -1.0
-    preemptions: int = 0
-
-    @property
-    def all_tokens(self) -> Tokens:
-        """Prompt and outputs so far."""
-        return self.tokens.extended(self.output_ids) if self.output_ids else self.tokens
-
-    @property
-    def total_tok(self) -> int:
-        return self.ask.prompt_tok + self.output_tok
-
-    @property
-    def prefill_tok(self) -> int:
-        """Tokens computed before it can decode: all but the newest output, whose step computes it."""
-        return self.total_tok - (self.output_tok > 0)
-
-    @property
-    def left_tok(self) -> int:
-        return self.ask.max_output_tok - self.output_tok
-
-    @property
-    def prefilling(self) -> bool:
-        return self.computed_tok < self.prefill_tok
-
-    @property
-    def prefilled_tok(self) -> int | None:
-        """How much of an unfinished prefill was executed or found; None if it is whole or has not begun."""
-        return self.computed_tok if self.prefilling and self.admit_s >= 0 else None
-
-    @property
-    def slot(self) -> int:
-        assert self.holding is not None
-        return self.holding.slot
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens `start..end-1` of a request.
-
-    Attributes:
-      last: the request can decode after it.
-      samples: it yields the request's first output. A request that was preempted has its next token already.
-    """
-
-    entry: Entry
-    start: int
-    end: int
-    last: bool
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step: chunks first, then `steps` decode steps of the rows that were decoding before it."""
-
-    chunks: tuple[Chunk, ...]
-    decode: tuple[Entry, ...]
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """What a request got out of a step.
-
-    Attributes:
-      count: tokens produced.
-      ids: their ids, if they are real.
-      finish: why it ended, if it did. Running out of its allowance is `length`; the scheduler sees to that.
-    """
-
-    count: int
-    ids: Sequence[int] = ()
-    finish: FinishReason | None = None
-
-
-class Memory(Protocol):
-    """What the scheduler asks of memory: `PagedMemory`, or a simulator's count of tokens. See there."""
-
-    @property
-    def slots_free(self) -> int: ...
-    def never_fits(self, final_tok: int) -> str | None: ...
-    def match(self, tokens: Tokens, salt: Hashable) -> int: ...
-    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int: ...
-    def unwatch(self, id: RequestId) -> None: ...
-    def touched(self) -> list[RequestId] | None: ...
-    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]: ...
-    def admit(
-        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
-    ) -> tuple[Any, int] | None: ...
-    def grow(self, holding: Any, computed_tok: int, upto_tok: int) -> bool: ...
-    def computed(self, holding: Any, tokens: Tokens, computed_tok: int, *, share: bool) -> None: ...
-    def release(self, holding: Any) -> None: ...
-    def clear_cache(self) -> None: ...
 
 
 class Locality:
@@ -172,6 +55,8 @@ class Scheduler:
         self._step_sizes = sorted(limits.decode_steps)
         # Waiting for a prefix pays only where there is a cache to find it in.
         self._page_tok: int = getattr(memory, "page_tok", 0)
+        # A memory that cannot say so is asked at every step.
+        self._steady: Callable[[Any], float] = getattr(memory, "steady_tok", lambda holding: 0)
         self._share_cold = limits.share_cold and getattr(memory, "reuse", False)
         self.running: dict[RequestId, Entry] = {}  # in order of admission
         self._prefilling: dict[RequestId, Entry] = {}  # of these, the ones that cannot decode yet
@@ -274,9 +159,8 @@ class Scheduler:
                     del self._prefilling[chunk.entry.ask.id]
                 self._computed(chunk.entry, share=True)
         rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
-        rows = [e for e in rows if e.holding is not None and e.ask.id in produced]
-        self._book(rows, produced, now_s)
-        return [self._finish(e, why, now_s) for e in rows if (why := _why_over(e, produced[e.ask.id]))]
+        ended = self._book([e for e in rows if e.holding is not None], produced, now_s)
+        return [self._finish(e, why, now_s) for e, why in ended]
 
     # ---- inside ----
 
@@ -349,7 +233,7 @@ class Scheduler:
 
     def _choose_steps(self, rows: Sequence[Entry], busy: bool) -> int:
         """As many as change nothing for others: few while anyone could be admitted, one beside a prefill."""
-        if not rows or busy:
+        if not rows or busy or self._step_sizes[-1] == 1:
             return 1
         most = min([e.ask.max_output_tok - e.output_tok for e in rows])
         if most > self.limits.admit_every and self.waiting and self.memory.slots_free:
@@ -359,45 +243,60 @@ class Scheduler:
     def _at_most(self, steps: int) -> int:
         return self._step_sizes[max(0, bisect_right(self._step_sizes, steps) - 1)]
 
-    def _grow_rows(self, rows: Sequence[Entry], steps: int, now_s: float) -> list[Entry]:
-        grow = self.memory.grow
+    def _grow_rows(self, rows: list[Entry], steps: int, now_s: float) -> list[Entry]:
+        """Room for `steps` more tokens a row; who is preempted for it drops out."""
+        before = len(self.running)
         for entry in rows:
-            # No row is planned beyond its allowance (see `_choose_steps`).
-            while entry.holding is not None and not grow(
-                entry.holding, entry.computed_tok, entry.computed_tok + steps
-            ):
+            upto = entry.computed_tok + steps  # no row is planned beyond its allowance (see `_choose_steps`)
+            if upto <= entry.steady_tok:
+                continue  # most rows of most steps: this and `_book` are the innermost bookkeeping
+            while entry.holding is not None and not self.memory.grow(entry.holding, entry.computed_tok, upto):
                 self.preempt(self._victim().ask.id, now_s)
-        return [e for e in rows if e.holding is not None]
+            if entry.holding is not None:
+                entry.steady_tok = self._steady(entry.holding)
+        return rows if len(self.running) == before else [e for e in rows if e.holding is not None]
 
     def _victim(self) -> Entry:
         """Least work lost: fewest outputs first, then the longest prompt."""
         return min(self.running.values(), key=lambda e: (e.output_tok, -e.ask.prompt_tok, -e.ask.seq))
 
-    def _book(self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float) -> None:
+    def _book(
+        self, rows: Sequence[Entry], produced: Mapping[RequestId, Produced], now_s: float
+    ) -> list[tuple[Entry, FinishReason]]:
+        """Adds what each row produced; returns those that are over, and why."""
+        ended: list[tuple[Entry, FinishReason]] = []
         tokens_of: dict[RequestId, int] = {}
         clients: dict[Client, int] = {}
         for entry in rows:
-            ask, got = entry.ask, produced[entry.ask.id]
+            ask = entry.ask
+            got = produced.get(ask.id)
+            if got is None:
+                continue
             left = ask.max_output_tok - entry.output_tok
             count = got.count if got.count < left else left
             if count and not entry.output_tok:
                 entry.first_token_s = now_s
                 self._tell(now_s, "first_token", ask)
             entry.output_tok += count
-            if len(got.ids):
-                entry.output_ids.extend(got.ids[:count])
+            if got.ids:
+                entry.output_ids += got.ids[:count]
             entry.computed_tok = ask.prompt_tok + entry.output_tok - 1
             tokens_of[ask.id] = count
             clients[ask.client] = clients.get(ask.client, 0) + count
-            self.memory.computed(entry.holding, entry.tokens, entry.computed_tok, share=False)
+            if entry.computed_tok >= entry.steady_tok:
+                self._computed(entry, share=False)
+            if got.finish or count == left:
+                ended.append((entry, got.finish or "length"))
         if tokens_of:
             self.policy.decoded(tokens_of)
             self.log({"t": now_s, "event": "tokens", "counts": clients})
+        return ended
 
     def _computed(self, entry: Entry, *, share: bool) -> None:
         assert entry.holding is not None
         tokens = entry.all_tokens if share else entry.tokens
         self.memory.computed(entry.holding, tokens, entry.computed_tok, share=share)
+        entry.steady_tok = self._steady(entry.holding)
 
     def _finish(self, entry: Entry, why: FinishReason, now_s: float) -> Output:
         self._computed(entry, share=why in ("stop", "length"))
@@ -411,7 +310,7 @@ class Scheduler:
         self._prefilling.pop(entry.ask.id, None)
         if entry.holding is not None:
             self.memory.release(entry.holding)
-            entry.holding = None
+            entry.holding, entry.steady_tok = None, 0
 
     def _tell(self, now_s: float, event: str, ask: Ask, **more: int) -> None:
         self.log({"t": now_s, "event": event, "id": ask.id, "client": ask.client, **more})
@@ -419,10 +318,6 @@ class Scheduler:
 
 def _prefilled(entry: Entry) -> dict[str, int]:
     return {} if entry.prefilled_tok is None else {"prefilled": entry.prefilled_tok}
-
-
-def _why_over(entry: Entry, got: Produced) -> FinishReason | None:
-    return got.finish or ("length" if entry.left_tok <= 0 else None)
 
 
 def _output(entry: Entry, why: FinishReason, now_s: float) -> Output:

@@ -13,7 +13,6 @@ length], ..]], "output_len", "max_output"?, "weight"?}. Prefixes of one key shar
 import ast
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mixattn import cli
+from mixattn import cli, files
 from serving import fair
 from serving.fair import measure
 from serving.fair.measure import Event
@@ -142,14 +141,8 @@ def _event_log() -> Iterator[Callable[[Event], None] | None]:
     if _EVENTS.value is None:
         yield None
         return
-    path = Path(_EVENTS.value)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "w") as lines:
-            yield lambda event: print(json.dumps(event), file=lines)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.whole(Path(_EVENTS.value)) as partial, partial.open("w") as lines:
+        yield lambda event: print(json.dumps(event), file=lines)
 
 
 COLUMNS = {

@@ -4,8 +4,8 @@ import dataclasses
 import zlib
 from collections.abc import Sequence
 
+from serving.plan import Produced
 from serving.request import Delta, Logprob, Output, Request, Sampling
-from serving.scheduler import Produced
 from serving.text import Decode, Text
 
 

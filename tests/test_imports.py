@@ -12,7 +12,7 @@ MODEL = {"pallas_kernels", "jax", "flax", "numpy"}
 HOST = {"rich", "absl", "ml_collections"}
 # What a module may import besides the standard library and its own room; the most specific prefix wins.
 MAY: dict[str, set[str]] = {
-    "pallas_kernels": {"jax", "numpy", "pallas_kernels"},
+    "pallas_kernels": {"jax", "numpy", "pallas_kernels", "tokamax"},  # tokamax: an extra, for GPUs
     "mixattn": MODEL | {"mixattn", "tokenizers", "safetensors", "ml_dtypes", "jinja2"} | HOST,
     "train": MODEL
     | HOST
@@ -37,8 +37,11 @@ MAY: dict[str, set[str]] = {
     "serving.memory": {"numpy", "serving"},
     "serving.clients": {"serving"},
     "serving.scheduler": {"serving", "numpy"},
+    "serving.plan": {"serving"},
     "serving.pages": {"numpy"},
     "serving.prefix": {"numpy", "serving"},
+    "serving.node": {"serving"},
+    "serving.watch": set(),
     "serving.sim": {"serving", "numpy"},
     "serving.metropolis.rules": set(),
     "serving.metropolis.space": set(),
@@ -52,8 +55,11 @@ NO_CLOCK = (
         "serving.fair",
         "serving.sim",
         "serving.scheduler",
+        "serving.plan",
         "serving.pages",
         "serving.prefix",
+        "serving.node",
+        "serving.watch",
         "serving.memory",
     ),
     *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),

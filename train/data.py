@@ -17,8 +17,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from mixattn import cli
-from train import files, tokens
+from mixattn import cli, files
+from train import tokens
 
 _EPOCHS = 1 << 32  # without end for us; grain's own "without end" overflows when batches hold one row
 

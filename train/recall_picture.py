@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from train import files
+from mixattn import files
 
 _COLOURS = plt.get_cmap("tab10").colors
 _MARKERS = "oD^vsP*Xh"

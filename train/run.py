@@ -19,9 +19,9 @@ from jax.experimental import multihost_utils
 from tokenizers import Tokenizer
 
 import mixattn
-from mixattn import ModelConfig, hf
+from mixattn import ModelConfig, files, hf
 from mixattn.uptrain import rewire
-from train import data, files, loop, mesh, ngrams, objective, optimizer, progress, tokens
+from train import data, loop, mesh, ngrams, objective, optimizer, progress, tokens
 from train.checkpoint import Checkpoints
 from train.objective import init_params
 from train.step import Steps

@@ -16,7 +16,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from train import files, heap, run
+from mixattn import files
+from train import heap, run
 
 type Job = tuple[str, int]  # name and seed
 # What does one run and returns its row; pickled, where there are several workers.

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train import files
+from mixattn import files
 
 _ENVIRONMENT = ("device", "cores", "nproc", "python", "commit", "jax", "jaxlib", "flax", "optax")
 _DROPPED = ("orbax-checkpoint", "grain", "tokenizers", "numpy")

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from train import corpus, files
+from mixattn import files
+from train import corpus
 
 SEPARATOR = "<|file|>"
 SEPARATOR_ID = 0

@@ -19,6 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mixattn.files import write_text
+
 GENERATION = "generation_config.json"
 CONFIG, TOKENIZER, SINGLE, INDEX = (
     "config.json",
@@ -135,14 +137,6 @@ def _shards(tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> Iter
             shard = {}
         shard[name] = np.ascontiguousarray(tensor)
     yield shard
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.partial")
-    with _removed_on_error(part):
-        part.write_text(text)
-        os.replace(part, path)
 
 
 @contextlib.contextmanager

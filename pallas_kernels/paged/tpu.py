@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention import tiles
-from pallas_kernels.attention.tpu import cost, exact, rows_by_keys
+from pallas_kernels.attention.blocks import cost, exact, rows_by_keys
 from pallas_kernels.masks import oldest, visible
 
 # Rows (queries x G) of a tile, and keys fetched at a time.

@@ -7,16 +7,15 @@ CSV of another recipe (config, generator, commit of the recipe's fields) is not 
 import csv
 import json
 import multiprocessing
-import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mixattn import files, results
 from serving.metropolis import synthetic
 from serving.metropolis.bounds import critical_path, sights, unloaded
 from serving.metropolis.clock import run_virtual
@@ -116,10 +115,8 @@ def run(
         except BaseException:  # Ctrl-C among them: do not sit through the rows that have not begun
             pool.shutdown(cancel_futures=True)
             raise
-    summary = summarise(read(path), published=experiment.network is None)
-    _write_whole(
-        path.with_suffix(".json"), json.dumps({"about": about(experiment), "summary": summary}, indent=1)
-    )
+    summary = summarise(results.read_csv(path), published=experiment.network is None)
+    files.write_json(path.with_suffix(".json"), {"about": about(experiment), "summary": summary})
     return path
 
 
@@ -179,42 +176,23 @@ def about(experiment: Experiment) -> dict[str, Any]:
         "generator_version": synthetic.VERSION,
         "data": "synthetic traces in virtual time; not a reproduction of the paper's measurements",
         "reach": "perceive 4, move 1 tiles (Chebyshev) unless a variant says otherwise",
-        "device": f"none (virtual time), {platform.machine()}",
+        "device": results.VIRTUAL,
         "python": platform.python_version(),
-        "commit": commit(),
+        "commit": results.commit(),
     }
-
-
-def commit() -> str:
-    """The checkout's commit, or "unknown" outside one."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def _open(path: Path, experiment: Experiment) -> list[dict[str, str]]:
     recipe = about(experiment)
     if not path.exists():
         lines = [f"# {name}: {json.dumps(value)}" for name, value in recipe.items()]
-        _write_whole(path, "\n".join(lines) + "\n" + ",".join((*KEY, *MEASURED)) + "\n")
+        files.write_text(path, "\n".join(lines) + "\n" + ",".join((*KEY, *MEASURED)) + "\n")
         return []
     held = dict(line[2:].split(": ", 1) for line in path.read_text().splitlines() if line.startswith("# "))
     for name in ("config", "generator_version"):
         if json.loads(held[name]) != recipe[name]:
             raise ValueError(f"{path} holds rows of another recipe ({name} differs); move it away first")
-    return read(path)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV whose recipe stands in lines that begin with '# '."""
-    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("# ")))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    return results.read_csv(path)
 
 
 # What the paper measured on its own traces and machines, as (over parallel-sync, share of the oracle):

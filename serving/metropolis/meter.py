@@ -41,6 +41,24 @@ class Meter:
         self.in_flight += change
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
+    def begin(self, now_s: float, agents: int) -> None:
+        self.start_s = self._since_s = now_s
+        self.waited_s = [0.0] * agents
+
+    def committed(self, agents: int, lead: int) -> None:
+        """A cluster of `agents` has taken its step, `lead` steps ahead of the slowest agent."""
+        self.commits += 1
+        self.agent_steps += agents
+        self.clusters[agents] += 1
+        self.leads[lead] += agents
+
+    def answered(self, prompt_tok: int, output_tok: int, retries: int) -> None:
+        """A call has its answer."""
+        self.calls += 1
+        self.retries += retries
+        self.prompt_tok += prompt_tok
+        self.output_tok += output_tok
+
     @property
     def elapsed_s(self) -> float:
         return self.end_s - self.start_s

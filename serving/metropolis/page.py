@@ -5,11 +5,11 @@ on screen as text (never as markup); the page loads nothing from anywhere.
 """
 
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mixattn.files import write_text
 from serving.metropolis.rules import in_place
 from serving.metropolis.store import Store
 from serving.metropolis.town import PEOPLE, clock, town
@@ -27,9 +27,7 @@ def write(store: Store, out: Path) -> int:
     if not data["commits"]:
         raise ValueError("the log holds no commits; run the town first")
     template = resources.files("serving.metropolis").joinpath("replay.html").read_text()
-    part = out.with_name(out.name + ".part")
-    part.write_text(template.replace("__DATA__", embed(data)))
-    os.replace(part, out)
+    write_text(out, template.replace("__DATA__", embed(data)))
     return len(data["commits"])
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mixattn import files
 from serving.metropolis.rules import Reach
 from serving.metropolis.space import Grid, Space
 from serving.metropolis.world import AgentId, Body, Intent, Outcome
@@ -144,14 +145,11 @@ def stays_until(trace: Trace, number: int) -> list[int]:
 # ---- files ------------------------------------------------------------------------------------------------
 def save(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Writes the JSON-lines format above, all or nothing."""
-    target = Path(path)
-    unfinished = target.with_name(target.name + ".part")
-    with unfinished.open("w") as out:
+    with files.whole(Path(path)) as unfinished, unfinished.open("w") as out:
         reach = {"perceive": trace.reach.perceive, "move": trace.reach.move, "write": trace.reach.write}
         out.write(json.dumps({"about": {**trace.about, "steps": trace.steps, **reach}}) + "\n")
         for line in _lines(trace):
             out.write(json.dumps(line, separators=(",", ":")) + "\n")
-    os.replace(unfinished, target)
 
 
 def _lines(trace: Trace) -> Iterator[dict[str, Any]]:

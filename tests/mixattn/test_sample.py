@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixattn.sample import Knobs, keep, sample
+from mixattn.sample import Knobs, keep, largest, sample, threshold
 
 B, V = 5, 17
-_keep, _sample = jax.jit(keep), jax.jit(sample)
+_keep, _sample, _largest, _threshold = (jax.jit(f) for f in (keep, sample, largest, threshold))
 
 
 def knobs(temperature=1.0, top_k=-1, top_p=1.0, min_p=0.0, seed=0, rows=B) -> Knobs:
@@ -42,6 +42,77 @@ def test_filters_keep_what_the_definitions_say(seed, top_k, top_p, min_p):
         assert set(np.flatnonzero(np.isfinite(kept_V))) == allowed(
             logits_V.astype(np.float64), top_k, top_p, min_p
         )
+
+
+@given(st.integers(0, 30), st.sampled_from([-1, 1, 2, 5, V]), st.sampled_from([0.3, 0.6, 0.9, 1.0]))
+def test_equal_logits_stay_or_go_together(seed, top_k, top_p):
+    """Integers, zeros of both signs and -inf: whatever ties with the last one kept is kept too."""
+    logits_BV = np.random.default_rng(seed).integers(-2, 3, (B, V)).astype(np.float32)
+    logits_BV[:, ::5] *= -1
+    logits_BV[:, 3] = -np.inf
+    kept_BV = np.asarray(_keep(logits_BV, knobs(top_k=top_k, top_p=top_p)))
+    for kept_V, logits_V in zip(kept_BV, logits_BV.astype(np.float64)):
+        among = logits_V >= (np.sort(logits_V)[-top_k] if top_k > 0 else -np.inf)
+        mass = np.where(among, np.exp(logits_V - logits_V.max()), 0)
+        above = np.array([mass[logits_V > x].sum() for x in logits_V]) / mass.sum()
+        want = among & ((above < top_p) | (top_p == 1)) & np.isfinite(logits_V)
+        np.testing.assert_array_equal(np.isfinite(kept_V), want)
+
+
+WIDE = 4096 + 3  # not a whole number of lanes
+
+
+@pytest.fixture(scope="module")
+def wide_BV():
+    return (3 * np.random.default_rng(2).standard_normal((B, WIDE))).astype(np.float32)
+
+
+@pytest.mark.parametrize("top_p", [0.001, 0.5, 0.9, 0.999])
+def test_top_p_of_a_wide_vocabulary_is_off_by_rounding_at_most(wide_BV, top_p):
+    """Every kept token has less than p before it, every other p or more, give or take 1e-5."""
+    kept_BV = np.isfinite(_keep(wide_BV, knobs(top_p=top_p)))
+    for kept_V, logits_V in zip(kept_BV, wide_BV.astype(np.float64)):
+        order = np.argsort(-logits_V)
+        mass = np.exp(logits_V[order] - logits_V.max())
+        before = (np.cumsum(mass) - mass) / mass.sum()
+        assert kept_V.any()
+        assert before[kept_V[order]].max() < top_p + 1e-5
+        assert (before[~kept_V[order]] >= top_p - 1e-5).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 50, WIDE - 1, WIDE, WIDE + 1])
+def test_top_k_of_a_wide_vocabulary_keeps_exactly_the_k_largest(wide_BV, k):
+    kept_BV = np.isfinite(_keep(wide_BV, knobs(top_k=k)))
+    for kept_V, logits_V in zip(kept_BV, wide_BV):
+        assert set(np.flatnonzero(kept_V)) == set(np.argsort(-logits_V)[:k])
+
+
+def test_what_a_row_keeps_does_not_depend_on_its_batch(wide_BV):
+    together = _keep(wide_BV, knobs(top_k=700, top_p=0.9))
+    for i in range(B):
+        np.testing.assert_array_equal(
+            _keep(wide_BV[i : i + 1], knobs(top_k=700, top_p=0.9, rows=1))[0], together[i]
+        )
+
+
+def test_the_threshold_is_found_wherever_floats_are():
+    """Tiny, huge, negative and infinite values; the third largest of each row, bit for bit."""
+    rows = [
+        [2e-38, 3e-38, 4e-38, 0.0],
+        [-3e38, 3e38, 1.0, 2.0],
+        [-1.0, -2.0, -4.0, -8.0],
+        [np.inf, 7.0, -np.inf, -7.0],
+    ]
+    x_BV = np.array(rows, np.float32)
+    third_B = _threshold(x_BV, np.ones_like(x_BV, np.int32), np.full(4, 3, np.int32))
+    np.testing.assert_array_equal(third_B, np.sort(x_BV)[:, -3])
+
+
+@pytest.mark.parametrize("width", [V, 256, 1000, WIDE])
+def test_the_largest_is_the_first_of_equals(width):
+    x_BV = np.random.default_rng(width).integers(-9, 10, (64, width)).astype(np.float32)
+    np.testing.assert_array_equal(_largest(x_BV), x_BV.argmax(-1))
+    np.testing.assert_array_equal(_largest(np.full((2, width), -np.inf, np.float32)), [0, 0])
 
 
 def test_every_row_obeys_its_own_knobs():

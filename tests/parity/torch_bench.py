@@ -1,7 +1,7 @@
 """The transformers side of `python -m mixattn.bench`: answers timing requests, one JSON line each way.
 
     {"model": DIR}                                                        -> {"parameters": n}
-    {"batch": 32, "prompt": 300, "new": 34, "cache": "dynamic"}           -> {"seconds": s}
+    {"batch": 32, "prompt": 300, "new": 17, "cache": "dynamic"}           -> {"prefill_s": s, "step_s": [..]}
 
 Greedy, no stop, float32; threads as OMP_NUM_THREADS says.
 """
@@ -9,22 +9,39 @@ Greedy, no stop, float32; threads as OMP_NUM_THREADS says.
 import json
 import sys
 import time
+from itertools import pairwise
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, logging
+from transformers.generation.streamers import BaseStreamer
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
+class Clock(BaseStreamer):
+    """Notes when `generate` hands over the prompt and then each step's tokens."""
+
+    def __init__(self):
+        self.seen_s: list[float] = []
+
+    def put(self, value):
+        self.seen_s.append(time.perf_counter())
+
+    def end(self):
+        pass
+
+
 @torch.no_grad()
-def seconds(model, ask: dict) -> float:
+def timed(model, ask: dict) -> dict:
+    """Seconds to the first token, and of every step after it."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.config.vocab_size, (ask["batch"], ask["prompt"]), generator=generator)
-    begin = time.perf_counter()
+    clock = Clock()
     model.generate(
         tokens,
+        streamer=clock,
         attention_mask=torch.ones_like(tokens),
         min_new_tokens=ask["new"],
         max_new_tokens=ask["new"],
@@ -33,7 +50,8 @@ def seconds(model, ask: dict) -> float:
         cache_implementation=None if ask["cache"] == "dynamic" else ask["cache"],
         disable_compile=True,
     )
-    return time.perf_counter() - begin
+    prompt_s, first_s, *rest_s = clock.seen_s
+    return {"prefill_s": first_s - prompt_s, "step_s": [b - a for a, b in pairwise([first_s, *rest_s])]}
 
 
 def main() -> None:
@@ -48,7 +66,7 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
             }
         else:
-            answer = {"seconds": seconds(model, ask)}
+            answer = timed(model, ask)
         print(json.dumps(answer), flush=True)
 
 

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import random
 
-import jax
 import pytest
 
 from serving import fair
+from serving.bench.soak import soak
 from serving.check import check_idle
 from serving.config import Limits
 from serving.fair import measure
@@ -18,7 +17,7 @@ from serving.sim.run import Simulation
 from serving.sim.worker import Worker
 from serving.sim.workload import Job
 from serving.tokens import Ids
-from tests.serving.tiny import VOCAB, engine, model, workload
+from tests.serving.tiny import engine, model, workload
 
 
 class Clock:
@@ -127,47 +126,21 @@ def _decision(event):
     return {k: v for k, v in event.items() if k != "t"}
 
 
-def soak(requests: int, seed: int) -> None:
-    rng = random.Random(seed)
-    net = model("0_1s")
+def check_soak(requests: int, seed: int) -> None:
     limits = Limits(chunk_tok=16, step_tok=32, admission="optimistic")
-    eng = engine(net, num_pages=24, window_pages=28, limits=limits, policy="vtc")
+    eng = engine(model("0_1s"), num_pages=24, window_pages=28, limits=limits, policy="vtc")
     eng.run(workload(n=3))
-    ended: dict[str, int] = {}
-    compiled: list[str] = []
-
-    def hear(event, duration, **more):
-        compiled.append(event) if "backend_compile" in event else None
-
-    jax.monitoring.register_event_duration_secs_listener(hear)
-    try:
-        sent = 0
-        while sent < requests or eng.live:
-            while sent < requests and len(eng.streams) < 12:
-                prompt = [rng.randrange(VOCAB) for _ in range(rng.choice((1, 4, 9, 20)))]
-                prompt = [7] * 8 + prompt if rng.random() < 0.3 else prompt
-                sampling = Sampling(max_tokens=rng.randint(1, 6))
-                eng.submit(
-                    Request(client=rng.choice("abc"), id=f"s{sent}", prompt_ids=prompt, sampling=sampling)
-                )
-                sent += 1
-            if rng.random() < 0.15 and eng.streams:
-                eng.cancel(rng.choice(list(eng.streams)))
-            for delta in eng.step():
-                if delta.output is not None:
-                    ended[delta.id] = ended.get(delta.id, 0) + 1
-    finally:
-        jax.monitoring.unregister_event_duration_listener(hear)
+    told = soak(eng, requests, seed)
     check_idle(eng)
-    assert len(ended) == requests
-    assert set(ended.values()) == {1}
-    assert compiled == [], "nothing is compiled behind the start"
+    assert (told["ended"], told["twice"]) == (requests, [])
+    assert told["reasons"]["cancel"] > 0
+    assert told["compiled"] == [], "nothing is compiled behind the start"
 
 
 def test_500_tiny_requests_with_random_cancels_end_idle_and_clean():
-    soak(500, seed=0)
+    check_soak(500, seed=0)
 
 
 @pytest.mark.long
 def test_10_000_tiny_requests_with_random_cancels_end_idle_and_clean():
-    soak(10_000, seed=1)
+    check_soak(10_000, seed=1)

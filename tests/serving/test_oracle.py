@@ -1,6 +1,7 @@
 """The oracle: whatever an engine does to be fast, its greedy tokens are those of a model without it."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -50,6 +51,22 @@ def test_retraction_every_few_steps_does_not_change_tokens(every, overlap):
             eng.scheduler.preempt(rng.choice(old), eng.clock())
     assert eng.stats().preemptions > 2
     check_against_teacher(requests, [outputs[id] for id in ids])
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+def test_smaller_decode_programs_do_not_change_tokens_and_run_when_few_are_live(overlap, monkeypatch):
+    net = model("0_1s")
+    eng = engine(net, decode_rows=(1, 2), overlap=overlap, debug=True)
+    ran = Counter()
+    decode = eng.programs.decode
+    monkeypatch.setattr(
+        eng.programs,
+        "decode",
+        lambda s, batch, *more: (ran.update([len(batch.left_R)]), decode(s, batch, *more))[1],
+    )
+    requests = workload(seed=9, n=9)
+    check_against_teacher(requests, eng.run(requests), net)
+    assert ran.keys() == {1, 2, 4}
 
 
 USUAL = ("ma_offset", "swa")

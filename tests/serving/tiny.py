@@ -76,6 +76,7 @@ def engine(
         "page_size": 4,
         "max_request_tok": LONGEST,
         "prefill_rows": (4,),
+        "decode_rows": more.pop("decode_rows", ()),
         "num_pages": more.pop("num_pages", 65),
         "window_pages": more.pop("window_pages", 129),
     }

@@ -1,10 +1,6 @@
 """Times the dependency graph: microseconds a commit by number of agents. Run it alone on its core."""
 
-import csv
-import io
 import json
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +8,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli
+from mixattn import cli, results
 from serving.metropolis import bench
-from serving.metropolis.experiments import commit
 
 FLAGS = flags.FLAGS
 
@@ -61,21 +56,7 @@ def show(rows: list[dict]) -> None:
 
 
 def _write(path: Path, rows: list[dict]) -> None:
-    about = {
-        "command": "python -m serving.metropolis bench",
-        "commits": FLAGS.commits,
-        "repeats": FLAGS.repeats,
-    }
-    about |= {
-        "device": f"1 core of {os.cpu_count()}, {platform.machine()}",
-        "python": platform.python_version(),
-    }
-    about |= {"commit": commit(), "figures": "median and minimum over repeats of microseconds a commit"}
-    text = io.StringIO()
-    text.writelines(f"# {name}: {value}\n" for name, value in about.items())
-    writer = csv.DictWriter(text, rows[0].keys())
-    writer.writeheader()
-    writer.writerows({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue())
-    os.replace(part, path)
+    short = [{k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    recipe = {"commits": FLAGS.commits, "repeats": FLAGS.repeats, "device": f"{results.processor()}, 1 core"}
+    figures = "median and minimum over repeats of microseconds a commit"
+    results.write_csv(path, short, command="python -m serving.metropolis bench", figures=figures, **recipe)

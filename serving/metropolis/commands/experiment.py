@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mixattn import cli
+from mixattn import cli, results
 from serving.metropolis import experiments, pictures
 
 FLAGS = flags.FLAGS
@@ -27,7 +27,7 @@ def _main() -> None:
             workers=FLAGS.workers,
             tell=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    rows = experiments.read(path)
+    rows = results.read_csv(path)
     summary = experiments.summarise(rows, published=experiment.network is None)
     picture = pictures.draw(experiment.name, path)
     if FLAGS.json:

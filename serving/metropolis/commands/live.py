@@ -1,8 +1,6 @@
 """Runs the town on our own engine in every mode: same story, and how long each takes here and now."""
 
 import json
-import os
-import platform
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +9,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli
+from mixattn import cli, files, results
 from serving.metropolis import live
-from serving.metropolis.experiments import commit
 
 FLAGS = flags.FLAGS
 
@@ -28,19 +25,9 @@ def start(argv: list[str]) -> None:
 def _main() -> None:
     config = cli.config()
     found = live.run(config)
-    import jax
-
-    cores = len(os.sched_getaffinity(0))
-    about = {
-        "config": asdict(config),
-        "device": f"{jax.devices()[0].platform}, {cores} core{'s' * (cores > 1)} of {platform.machine()}",
-        "versions": f"python {platform.python_version()}, jax {jax.__version__}",
-        "commit": commit(),
-    }
+    about = {"config": asdict(config), **results.surroundings()}
     if FLAGS.out:
-        part = Path(FLAGS.out + ".part")
-        part.write_text(json.dumps({"about": about, **found}, indent=1))
-        os.replace(part, FLAGS.out)
+        files.write_json(Path(FLAGS.out), {"about": about, **found})
     if FLAGS.json:
         print(json.dumps(found))
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mixattn import cli
+from mixattn import cli, files
 from mixattn.evals.llm import OpenAI
 from serving.metropolis.calls import Patience
 from serving.metropolis.clock import run_virtual
@@ -59,9 +59,7 @@ def _main() -> None:
     finally:
         store.close()
     figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.meter.summary()}
-    part = workdir / "run.json.part"
-    part.write_text(json.dumps(figures, indent=1))
-    os.replace(part, workdir / "run.json")
+    files.write_json(workdir / "run.json", figures)
     if FLAGS.json:
         print(json.dumps(figures))
         return

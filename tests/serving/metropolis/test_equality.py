@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mixattn.results import commit
 from serving.metropolis import CausalityError, Reach, in_place, multi_version
 from serving.metropolis.check import Violation, check
-from serving.metropolis.experiments import commit
 from serving.metropolis.rules import Margin
 from serving.metropolis.space import METRICS
 from tests.serving.metropolis.worlds import Case, Muddle, Told, build, play, same

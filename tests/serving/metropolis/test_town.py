@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from mixattn.results import read_csv
 from serving.metropolis import Memory, Simulation, Sqlite, page
 from serving.metropolis.calls import Patience
 from serving.metropolis.check import Violation, check
@@ -272,25 +273,25 @@ def test_a_trace_is_written_and_rehearsed(run_module, tmp_path):
 
 
 def test_an_hour_without_calls_has_no_ratios(tmp_path):
-    from serving.metropolis.experiments import Experiment, read, run, summarise
+    from serving.metropolis.experiments import Experiment, run, summarise
 
     night = Experiment("night", hours=(2,), modes=("parallel_sync", "metropolis"), seeds=1, out=str(tmp_path))
-    rows = summarise(read(run(night)))
+    rows = summarise(read_csv(run(night)))
     assert [r["elapsed_s"] for r in rows] == [0, 0]
     assert not any("vs_sync" in r for r in rows)
 
 
 def test_an_experiment_goes_on_where_it_stopped_and_refuses_another_recipe(tmp_path):
-    from serving.metropolis.experiments import Experiment, read, run, summarise
+    from serving.metropolis.experiments import Experiment, run, summarise
 
     one = Experiment("one", agents=(4,), modes=("parallel_sync", "metropolis"), seeds=2, out=str(tmp_path))
     path = run(one)
     whole = path.read_text()
-    assert len(read(path)) == 4
+    assert len(read_csv(path)) == 4
     path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     run(one)
-    assert sorted(map(str, read(path))) == sorted(map(str, read(run(one))))
-    metro = next(r for r in summarise(read(path)) if r["mode"] == "metropolis")
+    assert sorted(map(str, read_csv(path))) == sorted(map(str, read_csv(run(one))))
+    metro = next(r for r in summarise(read_csv(path)) if r["mode"] == "metropolis")
     assert metro["seeds"] == 2
     assert metro["vs_sync"] >= 1
     with pytest.raises(ValueError, match="another recipe"):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mixattn import cli
+from mixattn import cli, results
 from serving import fairness, overhead
 from serving.fair import measure
 from serving.sim import fit
@@ -160,11 +160,13 @@ def test_a_suite_leaves_tables_that_say_where_they_come_from_and_a_picture(tmp_p
         "E5_paper.csv",
         "paper.csv",
     ]
-    note, versions, columns, *rows = (tmp_path / "E5.csv").read_text().splitlines()
-    assert note.startswith("# E5: Isolation")
-    assert "commit" in versions
-    assert columns.startswith("run,finished")
-    assert [row.split(",")[0] for row in rows] == ["fcfs", "vtc"]
+    about, device, versions, commit, *_ = (tmp_path / "E5.csv").read_text().splitlines()
+    assert about.startswith("# about: E5: Isolation")
+    assert device == "# device: none (virtual time)"
+    assert versions.startswith("# versions: python")
+    assert commit.startswith("# commit:")
+    rows = results.read_csv(tmp_path / "E5.csv")
+    assert [row["run"] for row in rows] == ["fcfs", "vtc"]
     with pytest.raises(ValueError, match="unknown experiment E99; known: E17"):
         fairness.experiments(["E99"])
 

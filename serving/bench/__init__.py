@@ -1,0 +1,56 @@
+"""What the engine costs and gains, measured: one file a question, run by `python -m serving.bench`.
+
+Every figure is a row; ratios compare things that ran interleaved in one process, or in turns in one run.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from mixattn.spec import ModelConfig
+
+MODEL = ModelConfig(
+    n_layers=6,
+    d_model=128,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=64,
+    d_ff=512,
+    vocab_size=2048,
+    kv_wiring="0s_0s_2_3s_3s_2",
+    window=64,
+)
+
+type Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a part may be.
+
+    Attributes:
+      scale: factor on the lengths of the offline protocol.
+      requests: of the offline protocol.
+      repeats: of what is timed in turns.
+    """
+
+    scale: float = 0.125
+    requests: int = 256
+    repeats: int = 3
+
+
+def row(part: str, figure: str, value: float, unit: str, detail: str = "") -> Row:
+    return {"part": part, "figure": figure, "value": round(value, 4), "unit": unit, "detail": detail}
+
+
+def network(config: ModelConfig = MODEL):
+    """A model with random weights."""
+    from flax import nnx
+
+    from mixattn.model import Transformer
+
+    return Transformer(config, rngs=nnx.Rngs(0))
+
+
+def prompt(rng: random.Random, length: int, vocab: int = MODEL.vocab_size) -> list[int]:
+    return [rng.randrange(vocab) for _ in range(length)]
