@@ -13,12 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
-
-from mixattn import cli
 from mixattn.uptrain import INITS
-from train import curves, heap, loop, progress, run, table
-from train.sweep import sweep
+from train import curves, loop, progress, run, table
+from train.sweep import command, sweep
 from train.wirings import longest, one_run, row, tokenized
 
 # Beside what K/V may start from: the dense model left as it is, and the new wiring from nothing.
@@ -105,16 +102,5 @@ def compare(config: Uptraining, workdir: Path, folder: Path, workers: int = 1) -
     curves.of_starts(folder / f"{config.name}.svg", rows, sum(before) / len(before), config.wiring)
 
 
-def _main() -> None:
-    heap.keep()
-    compare(cli.config(), Path(flags.FLAGS.workdir), Path(flags.FLAGS.results), flags.FLAGS.workers)
-
-
 if __name__ == "__main__":
-    heap.restart_with_huge_pages()
-    logging.set_verbosity(logging.FATAL)
-    cli.define_config()
-    flags.DEFINE_string("workdir", "runs/uptrain", "Folder in which runs are kept.")
-    flags.DEFINE_string("results", "results", "Folder for the table and the picture.")
-    flags.DEFINE_integer("workers", 1, "Runs side by side, each in a process on one core.", lower_bound=1)
-    cli.run(_main)
+    command("Uptraining", compare, "runs/uptrain")

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
-
-from mixattn import ModelConfig, cli, kv_bytes
-from train import curves, data, heap, loop, run, table
-from train.sweep import sweep
+from mixattn import ModelConfig, kv_bytes
+from train import curves, data, loop, run, table
+from train.sweep import command, sweep
 
 
 @dataclass
@@ -89,16 +87,5 @@ def compare(config: Wirings, workdir: Path, folder: Path, workers: int = 1) -> N
     curves.against_bytes(folder / f"{config.name}.svg", rows, longest(config.experiment), bars)
 
 
-def _main() -> None:
-    heap.keep()
-    compare(cli.config(), Path(flags.FLAGS.workdir), Path(flags.FLAGS.results), flags.FLAGS.workers)
-
-
 if __name__ == "__main__":
-    heap.restart_with_huge_pages()
-    logging.set_verbosity(logging.FATAL)
-    cli.define_config()
-    flags.DEFINE_string("workdir", "runs/language", "Folder in which runs are kept.")
-    flags.DEFINE_string("results", "results", "Folder for the table and the picture.")
-    flags.DEFINE_integer("workers", 1, "Runs side by side, each in a process on one core.", lower_bound=1)
-    cli.run(_main)
+    command("Wirings", compare, "runs/language")
