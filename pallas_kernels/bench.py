@@ -9,12 +9,9 @@ time of the row named in `against`. Rivals and floors are interleaved with what 
 """
 
 import argparse
-import csv
-import datetime
 import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import heavy_hitter, paged
+from pallas_kernels import heavy_hitter, paged, results
 from pallas_kernels.attention import attention
 
 type Run = Callable[[], object]
@@ -68,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(row) if options.json else LINE.format(**row))
         rows += found
     if options.out:
-        write(options.out, rows)
+        device = jax.devices()[0].device_kind
+        results.write(options.out, rows, made_by="python -m pallas_kernels.bench", device=device, seed=0)
 
 
 def measure(group: Group) -> list[dict]:
@@ -275,29 +273,6 @@ def torch_rows(python: str, found: list[dict]) -> list[dict]:
     times = [float(x) for x in done.stdout.split()]
     base = next(r for r in found if r["run"] == found[0]["against"])["median_ms"]
     return [row("attention_window", "torch_sdpa", times, base, found[0]["against"], found[0]["note"])]
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """The CSV, whole or not at all; what it was measured on stands in comment lines above it."""
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    facts = {
-        "made by": "python -m pallas_kernels.bench",
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "seed": 0,
-        "jax": jax.__version__,
-        "commit": asked.stdout.strip() or "unknown",
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    with draft.open("w", newline="") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in facts.items())
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(draft, path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ MODEL = {"pallas_kernels", "jax", "flax", "numpy"}
 HOST = {"rich", "absl", "ml_collections"}
 # What a module may import besides the standard library and its own room; the most specific prefix wins.
 MAY: dict[str, set[str]] = {
-    "pallas_kernels": {"jax", "numpy", "pallas_kernels"},
+    "pallas_kernels": {"jax", "numpy", "pallas_kernels", "tokamax"},  # tokamax: an extra, for GPUs
     "mixattn": MODEL | {"mixattn", "tokenizers", "safetensors", "ml_dtypes", "jinja2"} | HOST,
     "train": MODEL
     | HOST
@@ -26,6 +26,7 @@ MAY: dict[str, set[str]] = {
         "safetensors",
         "matplotlib",
         "jinja2",
+        "tensorboardX",
     },
     "serving": MODEL | HOST | {"mixattn", "serving", "tokenizers", "matplotlib", "jinja2"},
     # Pure rooms: no jax, and no clock (see NO_CLOCK).

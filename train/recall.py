@@ -5,7 +5,7 @@ the second time it stands alone (a query), and the model must name the value the
 back, so a row does not tell which values are still to come. The distance of a query is counted from the
 value's token: what a layer must look back to.
 
-Tokens: keys 0..keys-1, values keys..keys+values-1. Targets are value tokens.
+Tokens: values 0..values-1, then keys. Targets are values.
 """
 
 from dataclasses import dataclass
@@ -58,8 +58,8 @@ def rows(task: Task, count: int, seed: int, number: int) -> dict[str, np.ndarray
 
 
 def _row(task: Task, rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
-    keys = rng.permutation(task.keys)[: task.pairs]
-    values = rng.permutation(task.values)[: task.pairs] + task.keys
+    keys = rng.permutation(task.keys)[: task.pairs] + task.values
+    values = rng.permutation(task.values)[: task.pairs]
     tokens: list[int] = []
     target: list[int] = []
     distance: list[int] = []
@@ -87,6 +87,6 @@ def only_recent_values(task: Task, far: int, count: int = 2000, seed: int = 1) -
     hits = []
     for tokens, distance in zip(batch["tokens_BT"], batch["distance_BT"]):
         for at in np.flatnonzero(distance >= far):
-            candidates = np.sum(tokens[: at - far + 1] >= task.keys)
+            candidates = np.sum(tokens[: at - far + 1] < task.values)
             hits.append(1 / candidates)
     return float(np.mean(hits))

@@ -1,17 +1,16 @@
 """The paper's finding in miniature: which wirings recall what lies beyond their windows.
 
-    python -m train.variants --config=configs/recall.py --workdir=runs/recall
+    python -m train.variants --config=configs/recall.py --workdir=runs/recall --workers=4
 
-trains every variant from every seed on the same stream of rows, one after the other, and writes
+trains every variant from every seed on the same stream of rows, each run on one core, and writes
 results/recall.csv (accuracy by distance of every run) and results/recall.svg (far accuracy against KV bytes).
 A finished run is kept in the workdir: stopped and started again it goes on with the next.
 
 Source: MixAttention (arXiv 2409.15012), section 4; the task and the sizes are ours.
 """
 
-import dataclasses
+import functools
 import itertools
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
-from flax import nnx
 
-from mixattn import ModelConfig, Transformer, cli, files, kv_bytes
-from mixattn.layers import Linear
-from train import heap, mesh, objective, recall, run, table
+from mixattn import ModelConfig, kv_bytes
+from train import mesh, objective, recall, table
 from train import recall_picture as picture
 from train.optimizer import Optimizer, count
+from train.recall_model import PREVIOUS, Build
 from train.step import Compute, Steps
+from train.sweep import command, sweep
 
 _RECENT = 50  # steps over which training accuracy is averaged before a run may stop early
 
@@ -40,7 +38,8 @@ class Comparison:
     Attributes:
       variants: names of wirings (`mixattn.PATTERNS`), or "ma+previous": `ma` whose first layer's keys also
         see the token before.
-      model: everything but the wiring.
+      model: everything but the wiring; its head has one column a value of the task.
+      head_size: the head starts as N(0, head_size^2 / d_model).
       stop_at: a run ends early once the mean training accuracy of 50 steps exceeds this.
       buckets: first distances of the columns of the result; the first column starts at 1.
     """
@@ -49,6 +48,7 @@ class Comparison:
     seeds: tuple[int, ...] = (0, 1, 2)
     task: recall.Task = field(default_factory=recall.Task)
     model: ModelConfig = field(default_factory=ModelConfig)
+    head_size: float = 1.0
     optimizer: Optimizer = field(default_factory=Optimizer)
     steps: int = 900
     batch_size: int = 64
@@ -73,7 +73,10 @@ class Comparison:
         Raises:
           ValueError: no such wiring.
         """
-        return ModelConfig(**{**vars(self.model), "kv_wiring": variant.removesuffix("+previous")})
+        return ModelConfig(**{**vars(self.model), "kv_wiring": variant.removesuffix(PREVIOUS)})
+
+    def build_of(self, variant: str) -> Build:
+        return Build(self.task.values, self.head_size, variant.endswith(PREVIOUS))
 
     @property
     def reach(self) -> int:
@@ -81,29 +84,9 @@ class Comparison:
         return self.model.n_layers * (self.model.window - 1) + 1
 
 
-class TwoTokens(nnx.Module):
-    """A linear map of each position plus another of the position before it."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        width = config.n_kv_heads * config.head_dim
-        self.here, self.before = (Linear(config.d_model, width, config, rngs) for _ in range(2))
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.here(x_BTD) + self.before(jnp.pad(x_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1])
-
-
-class WithPrevious(Transformer):
-    """A transformer whose first keys know the token before: what embeddings alone cannot say."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        self.blocks[0].attention.k = TwoTokens(config, rngs)  # type: ignore[assignment]
-
-
-def one_run(comparison: Comparison, variant: str, seed: int, report=lambda words: None) -> dict[str, Any]:
+def one_run(comparison: Comparison, variant: str, seed: int) -> dict[str, Any]:
     """Trains one variant from one seed; returns accuracy by distance and what it took."""
-    config = comparison.config_of(variant)
-    build = WithPrevious if variant.endswith("+previous") else Transformer
+    config, build = comparison.config_of(variant), comparison.build_of(variant)
     steps = Steps(config, comparison.optimizer, Compute(), mesh.make(mesh.MeshShape()), build=build)
     params = objective.init_params(config, seed, build)
     state, total = steps.start(params), jnp.int32(comparison.steps)
@@ -118,12 +101,11 @@ def one_run(comparison: Comparison, variant: str, seed: int, report=lambda words
         if number == 0:
             compiled_s = time.monotonic() - began
         if number % 25 == 24:
-            report(f"{variant} seed {seed}: step {number + 1}, loss {loss:.3f}, right {right[-1]:.3f}")
+            words = f"step {number + 1}, loss {loss:.3f}, right {right[-1]:.3f}"
+            print(f"{variant} seed {seed}: {words}", flush=True)
         if len(right) >= _RECENT and np.mean(right[-_RECENT:]) > comparison.stop_at:
             break
     return {
-        "variant": variant,
-        "seed": seed,
         "wiring": config.wiring,
         "owners": len(config.owners),
         "kv_bytes": kv_bytes(config, comparison.task.length, "float32"),
@@ -135,7 +117,7 @@ def one_run(comparison: Comparison, variant: str, seed: int, report=lambda words
     }
 
 
-def by_distance(comparison: Comparison, config: ModelConfig, build, params) -> dict[str, float]:
+def by_distance(comparison: Comparison, config: ModelConfig, build: Build, params) -> dict[str, float]:
     """Accuracy of held-out queries, in all and by bucket of distance."""
     batch = recall.rows(comparison.task, comparison.evaluation_rows, seed=2**31, number=0)
     predict = jax.jit(
@@ -151,35 +133,15 @@ def by_distance(comparison: Comparison, config: ModelConfig, build, params) -> d
     return accuracy
 
 
-def compare(comparison: Comparison, workdir: Path, folder: Path) -> None:
-    """Does every run that is not finished yet, then writes the results.
+def compare(comparison: Comparison, workdir: Path, folder: Path, workers: int = 1) -> None:
+    """Does every run that is not finished yet, then writes the table and the picture of all that are.
 
     Raises:
       ValueError: the workdir holds runs of another config (other variants and seeds are no other config).
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    asked = json.loads(json.dumps(dataclasses.asdict(comparison)))
-    asked = {k: v for k, v in asked.items() if k not in ("variants", "seeds")}
-    if (workdir / "config.json").exists() and files.read_json(workdir / "config.json") != asked:
-        raise ValueError(f"{workdir} holds runs of another config; name another --workdir")
-    files.write_json(workdir / "config.json", asked)
-    environment = run.environment()
-    for seed in comparison.seeds:
-        for variant in comparison.variants:
-            path = workdir / f"{variant}-{seed}.json"
-            if not path.exists():
-                files.write_json(path, {**one_run(comparison, variant, seed, print), **environment})
-            done = files.read_json(path)
-            took = f"{done['steps']} steps, {done['seconds']} s"
-            print(f"{variant} seed {seed}: {done['all']:.3f} in all after {took}")
-    write_results(comparison, workdir, folder)
-
-
-def write_results(comparison: Comparison, workdir: Path, folder: Path) -> None:
-    """The table and the picture of every run that is finished."""
-    runs = [files.read_json(path) for path in sorted(workdir.glob("*-*.json"))]
-    order = {variant: i for i, variant in enumerate(comparison.variants)}
-    runs.sort(key=lambda one: (order.get(one["variant"], len(order)), one["seed"]))
+    jobs = [(variant, seed) for seed in comparison.seeds for variant in comparison.variants]
+    one = functools.partial(one_run, comparison)
+    runs = sweep(comparison, jobs, one, workdir, workers=workers, free=("variants", "seeds"))
     far = next(low for low in comparison.buckets if low >= comparison.reach)
     guess = recall.only_recent_values(comparison.task, far)
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,15 +149,5 @@ def write_results(comparison: Comparison, workdir: Path, folder: Path) -> None:
     picture.draw(folder / f"{comparison.name}.svg", runs, far, guess, comparison.task.length)
 
 
-def _main() -> None:
-    heap.keep()
-    compare(cli.config(), Path(flags.FLAGS.workdir), Path(flags.FLAGS.results))
-
-
 if __name__ == "__main__":
-    heap.restart_with_huge_pages()
-    logging.set_verbosity(logging.FATAL)
-    cli.define_config()
-    flags.DEFINE_string("workdir", "runs/recall", "Folder in which finished runs are kept.")
-    flags.DEFINE_string("results", "results", "Folder for the table and the picture.")
-    cli.run(_main)
+    command("Comparison", compare, "runs/recall")

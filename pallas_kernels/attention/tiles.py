@@ -74,16 +74,23 @@ def backward(q_XTGH, k_XSH, v_XSH, keep_XTS, dout_XTGH, lse_XTG, delta_XTG, scor
       lse_XTG: log-sum-exp over *all* keys of the row, not just the tile's.
       delta_XTG: sum over H of out · dout, minus the cotangent of the log-sum-exp.
     """
-    capped_XTGS = _capped(product(q_XTGH, k_XSH, wide), score)
-    masked_XTGS = jnp.where(keep_XTS[..., None, :], capped_XTGS, -jnp.inf)
-    weight_XTGS = jnp.exp(masked_XTGS - finite(lse_XTG)[..., None])
+    raw_XTGS, dweight_XTGS = product(q_XTGH, k_XSH, wide), product(dout_XTGH, v_XSH, wide)
+    weight_XTGS, dscore_XTGS = slopes(
+        raw_XTGS, dweight_XTGS, keep_XTS[..., None, :], lse_XTG[..., None], delta_XTG[..., None], score
+    )
     dv_XSH = _keys_times(weight_XTGS.astype(dout_XTGH.dtype), dout_XTGH, wide)
-    dweight_XTGS = product(dout_XTGH, v_XSH, wide)
-    dscore_XTGS = weight_XTGS * (dweight_XTGS - delta_XTG[..., None]) * score.scale
-    if score.softcap is not None:
-        dscore_XTGS *= 1 - jnp.square(capped_XTGS / score.softcap)
     dscore_XTGS = dscore_XTGS.astype(q_XTGH.dtype)
     return rows_times(dscore_XTGS, k_XSH, wide), _keys_times(dscore_XTGS, q_XTGH, wide), dv_XSH
+
+
+def slopes(raw_XS, dweight_XS, keep_XS, lse_X1, delta_X1, score: Score):
+    """Softmax weights, and the gradient of the raw products q·k, from that of the weights."""
+    capped_XS = _capped(raw_XS, score)
+    weight_XS = jnp.exp(jnp.where(keep_XS, capped_XS, -jnp.inf) - finite(lse_X1))
+    dscore_XS = weight_XS * (dweight_XS - delta_X1) * score.scale
+    if score.softcap is not None:
+        dscore_XS *= 1 - jnp.square(capped_XS / score.softcap)
+    return weight_XS, dscore_XS
 
 
 def columns(q_XTGH, k_XSH, keep_XTS, lse_XTG, score: Score, wide):
@@ -104,7 +111,8 @@ def _capped(raw, score: Score):
 
 
 def finite(x):
-    return jnp.where(jnp.isfinite(x), x, 0)
+    """0 in place of -inf. A comparison, since Mosaic GPU knows no test for finite numbers."""
+    return jnp.where(x > -jnp.inf, x, 0)
 
 
 def _fold(x_XTGH):

@@ -76,8 +76,9 @@ def plan(static: Static, places: Places, q_shape, k_shape) -> ModuleType:
         pairs, body = banded.pairs(T, static.window), "banded"
     else:
         pairs, body = (prefix.pairs(T, S) if plain else T * S), "prefix"
-    # Few queries, as in decoding, have no more scores than there are numbers in the keys anyway.
-    small = 4 * B * N * pairs <= SCORE_BYTES or T * N <= K * H
+    # Few queries, as in decoding, have no more scores than there are numbers in the keys anyway, and rows of
+    # one streamed block have nothing to stream.
+    small = 4 * B * N * pairs <= SCORE_BYTES or T * N <= K * H or max(T, S) <= streamed.BLOCK
     return {"banded": banded, "prefix": prefix}[body] if small else streamed
 
 

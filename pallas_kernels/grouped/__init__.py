@@ -4,8 +4,9 @@
 
 Axes: M rows (tokens times choices), E experts, D and F widths.
 
-Bodies: `reference` (the definition) and `xla`. There the CPU walks blocks of rows, because `lax.ragged_dot`
-multiplies every row by every expert on it; other platforms have a lowering of `lax.ragged_dot` of their own.
+Bodies: `reference` (the definition), `gpu` (tokamax, if installed) and `xla`. There the CPU walks blocks of
+rows, because `lax.ragged_dot` multiplies every row by every expert on it; other platforms have a lowering of
+`lax.ragged_dot` of their own.
 """
 
 from typing import NamedTuple

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.choose import platform
 from pallas_kernels.precision import accumulator
 
 BLOCKS = (8, 128)  # the smallest and the largest block, in rows
@@ -21,7 +22,7 @@ def refuses(ask) -> str | None:
 
 def grouped_matmul(x_MD, w_EDF, group_sizes_E):
     """Returns y_MF."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return lax.ragged_dot(x_MD, w_EDF, group_sizes_E)
     return _blocked(x_MD, w_EDF, group_sizes_E)
 

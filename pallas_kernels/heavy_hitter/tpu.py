@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention import streamed, tiles, xla
-from pallas_kernels.attention.tpu import cost, facts, fold_rows, grid_of, keep, reach, rows_by_keys, within
+from pallas_kernels.attention.blocks import cost, facts, fold_rows, grid_of, keep, reach, rows_by_keys, within
 
 
 def refuses(ask) -> str | None:

@@ -22,7 +22,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choose import Backend, Choice, choose
+from pallas_kernels import kv_write
+from pallas_kernels.choose import Backend, Choice, choose, platform
 
 type Layout = Literal["rows", "columns"]
 
@@ -100,7 +101,7 @@ def init(
             f"{pages} pages of {page_size}: a pool needs the null page and one more, of 1 or more"
         )
     if layout is None:
-        layout = "columns" if window is None and jax.default_backend() == "cpu" else "rows"
+        layout = "columns" if window is None and platform() == "cpu" else "rows"
     rows = (pages, n_kv_heads, page_size, head_dim)
     columns = (pages, n_kv_heads, head_dim, page_size)
     return Pool(jnp.zeros(columns if layout == "columns" else rows, dtype), jnp.zeros(rows, dtype), layout)
@@ -111,21 +112,17 @@ def page_bytes(page_size: int, n_kv_heads: int, head_dim: int, dtype) -> int:
     return 2 * page_size * n_kv_heads * head_dim * jnp.dtype(dtype).itemsize
 
 
-def write(pool: Pool, k_TKH, v_TKH, page_T, offset_T) -> Pool:
+def write(pool: Pool, k_TKH, v_TKH, page_T, offset_T, *, backend: Backend | None = None) -> Pool:
     """Puts token t at `offset_T[t]` of physical page `page_T[t]`.
 
     A page outside 1..pages-1 (padding rows say `pages`) drops its row, so the null page stays zero. Two
     tokens at one place leave either of them. A token at offset 0 opens its page: what a former holder left
     there is zeroed, or a NaN of it would reach a row that masks it, as 0 * NaN. Donate the pool and this
-    happens in place.
+    happens in place. `kv_write` has the bodies, and its `explain`.
     """
-    page_T = jnp.where((page_T > 0) & (page_T < pool.pages), page_T, pool.pages)
-    opened_T = jnp.where(offset_T == 0, page_T, pool.pages)
-    keys, values = (pages.at[opened_T].set(0, mode="drop") for pages in (pool.keys, pool.values))
-    at = (page_T, slice(None), offset_T)
-    at_key = (page_T, slice(None), slice(None), offset_T) if pool.layout == "columns" else at
-    keys, values = keys.at[at_key].set(k_TKH, mode="drop"), values.at[at].set(v_TKH, mode="drop")
-    return Pool(keys, values, pool.layout)
+    tokens = k_TKH, v_TKH, page_T, offset_T
+    pages = kv_write.write(pool.keys, pool.values, *tokens, layout=pool.layout, backend=backend)
+    return Pool(*pages, pool.layout)
 
 
 def copy_pages(pool: Pool, src_X, dst_X) -> Pool:

@@ -28,7 +28,8 @@ COLOURS = {
     "critical": "#d9d2b0",
     "no_dependency": "#e6c6d0",
 }
-NOTE = "synthetic traces, virtual time; bars: mean of seeds, whiskers: standard deviation"
+SOURCE = "synthetic traces, virtual time; bars: mean of seeds"
+WHISKERS = ", whiskers: standard deviation"
 RATIOS = "; on metropolis: speed-up over parallel-sync, share of the oracle"
 
 
@@ -46,9 +47,9 @@ def draw(name: str, path: Path) -> Path:
             figure = _network(rows)
         case _:
             figure = _times(rows)
-    figure.text(
-        0.01, 0.005, NOTE + RATIOS * (name[:2] not in ("e4", "e5", "e8")), fontsize=7, color="#666666"
-    )
+    kind = name[:2]
+    note = SOURCE + WHISKERS * (kind != "e4") + RATIOS * (kind not in ("e4", "e5", "e6", "e8"))
+    figure.text(0.01, 0.005, note, fontsize=7, color="#666666")
     out = path.with_suffix(".png")
     figure.savefig(out, dpi=130)
     plt.close(figure)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import attention, explain, gpu, streamed, tiles, tpu, xla
+from pallas_kernels.attention import attention, blocks, explain, gpu_placed, streamed, tiles, xla
 from pallas_kernels.attention.cases import CASES, Case, inputs
 from tests.pallas_kernels import oracle, races
 
@@ -61,8 +61,8 @@ def run(arrays, places, case, body, cotangents=None):
             patch.setattr(streamed, "BLOCK", 16)
             patch.setattr(streamed, "MIN_BLOCK", 4)
         if body == "interpret":
-            patch.setattr(tpu, "ROWS", 64)
-            patch.setattr(tpu, "KEYS", 16)
+            patch.setattr(blocks, "ROWS", 64)
+            patch.setattr(blocks, "KEYS", 16)
         return _run(arrays, places, cotangents, case=case, body=body)
 
 
@@ -76,8 +76,7 @@ def _run(arrays, places, cotangents, *, case, body):
     return result, back(cotangents)[0]
 
 
-@pytest.mark.parametrize(("case", "body", "dtype"), RUNS)
-def test_values_and_gradients_agree_with_the_definition(case, body, dtype):
+def check(case, body, dtype):
     arrays, places, cotangents, (want_out, want_lse), want = given(case, dtype)
     if body == "reference":  # the definition is not differentiated by anyone
         (out, lse), gradients, want = run(arrays, places, case, body), {}, {}
@@ -92,40 +91,59 @@ def test_values_and_gradients_agree_with_the_definition(case, body, dtype):
         np.testing.assert_allclose(np.float64(gradients[name]), exact, atol=tolerance, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize(("case", "body", "dtype"), RUNS)
+def test_values_and_gradients_agree_with_the_definition(case, body, dtype):
+    check(case, body, dtype)
+
+
 @pytest.mark.parametrize(("case", "dtype"), INTERPRETED)
-def test_the_tpu_kernel_agrees_with_the_definition(case, dtype):
-    arrays, places, _, want, _ = given(case, dtype)
-    tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE
-    for x, exact, tolerance in zip(run(arrays, places, case, "interpret"), want, tolerances, strict=True):
-        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+def test_the_tpu_kernels_agree_with_the_definition(case, dtype):
+    """The forward kernel, and both backward kernels."""
+    check(case, "interpret", dtype)
 
 
 GPU_CASES = [
-    pytest.param(case, id=case.name, marks=() if case.name == "window" else pytest.mark.long)
+    pytest.param(
+        case, id=case.name, marks=() if case.name in ("window", "documents_window") else pytest.mark.long
+    )
     for case in CASES
-    if case.H in (64, 128) and case.causal and not (case.ring or case.segments)
+    if case.H in (64, 128) and case.causal
 ]
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("case", GPU_CASES)
-def test_the_gpu_kernel_agrees_with_the_definition(case):
-    """Under the Hopper interpreter with its race detector: two warpgroups hand buffers to each other."""
-    arrays, _, _, want, _ = given(case, "bfloat16")
-    score = tiles.Score(case.scale or case.H**-0.5, case.softcap)
+def test_the_gpu_kernels_agree_with_the_definition(case):
+    """Forward and backward under the Hopper interpreter with its race detector."""
     with races.detected_on_gpu() as found:
-        got = gpu.forward(xla.Static(case.window, True, score), *arrays.values())
+        check(case, "gpu", "bfloat16")
+        assert not found()
+
+
+@pytest.mark.interpreter
+@pytest.mark.long
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_gpu_kernel_for_any_places_knows_the_plain_ones_too(case):
+    arrays, places, _, want, _ = given(case, "bfloat16")
+    static = xla.Static(case.window, True, tiles.Score(case.scale or case.H**-0.5, case.softcap))
+    names = ("q_pos_BT", "k_pos_BS", "segment_q_BT", "segment_k_BS")
+    with races.detected_on_gpu() as found:
+        got = gpu_placed.forward(static, *arrays.values(), xla.Places(*(places.get(name) for name in names)))
         assert not found()
     for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE), strict=True):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
 
 
-def test_the_tpu_kernel_is_differentiable():
-    case = next(c for c in CASES if c.name == "window")
-    arrays, places, cotangents, _, want = given(case, "float32")
-    _, gradients = run(arrays, places, case, "interpret", cotangents)
-    for name, exact in want.items():
-        np.testing.assert_allclose(gradients[name], exact, atol=oracle.GRADIENT_TOLERANCE["float32"])
+def test_what_the_gpu_kernels_cannot_do_they_refuse_by_name():
+    for arrays, options, why in (
+        (shapes(), {}, "wgmma multiplies 16-bit floats"),
+        (shapes(q=(2, 8, 4, 80), k=(2, 8, 2, 80), dtype="bfloat16"), {}, "head size 80"),
+        (shapes(dtype="bfloat16"), {"causal": False}, "only causal attention"),
+    ):
+        with pytest.raises(NotImplementedError, match=why):
+            explain(*arrays, backend="gpu", **options)
+    positions = {"q_pos_BT": np.zeros((2, 8), np.int32), "k_pos_BS": np.zeros((2, 8), np.int32)}
+    assert explain(*shapes(dtype="bfloat16"), backend="gpu", **positions).backend == "gpu"
 
 
 def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
@@ -163,7 +181,7 @@ def test_the_key_that_leaves_the_window_is_the_first_unseen(body):
         assert bool(jnp.any(moved != base)) == seen, key
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", [*BODIES, "interpret"])
 def test_a_query_that_sees_nothing_gives_zero_and_no_nan(body):
     case = Case("blind", 4, 8, 2, 1, 64, window=3, B=1)
     arrays, _ = inputs(case)

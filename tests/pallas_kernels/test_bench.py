@@ -1,10 +1,8 @@
 """The bench: interleaved timings, a CSV that says what it was made on, one sentence on bad input."""
 
-import csv
-
 import pytest
 
-from pallas_kernels import bench
+from pallas_kernels import bench, results
 
 
 def test_a_run_is_set_against_the_one_its_group_names():
@@ -17,11 +15,12 @@ def test_a_run_is_set_against_the_one_its_group_names():
 
 def test_the_csv_says_what_it_was_measured_on(tmp_path):
     out = tmp_path / "new" / "bench.csv"
-    bench.write(out, [bench.row("op", "run", [1.0, 3.0, 2.0], 4.0, "other", "a note")])
+    rows = [bench.row("op", "run", [1.0, 3.0, 2.0], 4.0, "other", "a note")]
+    results.write(out, rows, made_by="hand", device="abacus", seed=0)
     lines = out.read_text().splitlines()
     facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
-    assert {"made by", "date", "device", "cores", "seed", "jax", "commit"} <= set(facts)
-    (row,) = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert {"made_by", "date", "device", "cores", "seed", "jax", "commit"} <= set(facts)
+    (row,) = results.read(out)
     assert (row["median_ms"], row["ratio"], row["against"]) == ("2.0", "0.5", "other")
     assert list(out.parent.iterdir()) == [out]
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pallas_kernels.grouped import explain, grouped_matmul
+from pallas_kernels import absent
+from pallas_kernels.grouped import explain, gpu, grouped_matmul
 
 E, D, F = 4, 6, 5
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}
@@ -94,3 +95,28 @@ def test_shapes_that_disagree_are_refused(x, w, g, why):
 def test_the_front_door_says_which_body_runs():
     x, w = operands(9)
     assert explain(x, w, jnp.zeros(E, jnp.int32)).backend == "xla"
+
+
+def test_tokamax_serves_gpus_and_only_where_it_is_installed(monkeypatch):
+    x, w = operands(9)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    with absent.pretend("h100"):
+        choice = explain(x, w, jnp.zeros(E, jnp.int32))
+        assert (choice.backend, choice.refused) == (
+            "xla",
+            {"gpu": "tokamax is not installed (the gpu extra)"},
+        )
+        monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: object())
+        assert explain(x, w, jnp.zeros(E, jnp.int32)).backend == "gpu"
+    with pytest.raises(NotImplementedError, match="need a GPU, not a cpu"):
+        grouped_matmul(x, w, jnp.zeros(E, jnp.int32), backend="gpu")
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("group_sizes", [(9, 0, 30, 11), (0, 0, 0, 0), (0, 70, 0, 0)])
+def test_tokamax_by_its_xla_form_agrees_with_the_definition(group_sizes):
+    """Its kernels need the device; what is shown here is that it is asked for the right thing."""
+    pytest.importorskip("tokamax")
+    x_MD, w_EDF = operands(70)
+    got = gpu.grouped_matmul(x_MD, w_EDF, jnp.asarray(group_sizes, jnp.int32))
+    np.testing.assert_allclose(got, by_hand(x_MD, w_EDF, np.array(group_sizes)), atol=1e-5)

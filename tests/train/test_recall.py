@@ -5,10 +5,12 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import recall as config
 from train import objective, recall, table, variants
 from train.recall import Task
+from train.recall_model import Build
 
 TASK = Task(pairs=4, keys=8, values=8)
 
@@ -26,13 +28,13 @@ def test_every_query_asks_for_the_value_behind_its_keys_only_definition(batch):
         for at in queries:
             first = np.flatnonzero(tokens[:at] == tokens[at])
             assert len(first) == 1
-            assert tokens[first[0] + 1] == target[at] >= TASK.keys
+            assert tokens[at] >= TASK.values > tokens[first[0] + 1] == target[at]
             assert at - (first[0] + 1) == distance[at]
 
 
 def test_a_row_never_tells_which_values_are_still_to_come(batch):
     for tokens in batch["tokens_BT"]:
-        values = tokens[tokens >= TASK.keys]
+        values = tokens[tokens < TASK.values]
         assert len(values) == len(set(values.tolist())) == TASK.pairs  # each once: answers are not fed back
         assert len(tokens) == TASK.length
 
@@ -58,8 +60,9 @@ def test_a_task_that_cannot_be_drawn_is_refused():
         Task(pairs=9, keys=8, values=8).check()
 
 
-def test_sliding_layers_alone_cannot_reach_the_last_bucket():
-    comparison = config.get_config()
+@pytest.mark.parametrize("variant", ["", "deep"])
+def test_sliding_layers_alone_cannot_reach_the_last_bucket(variant):
+    comparison = config.get_config(variant)
     comparison.check()
     assert comparison.reach == 25 < comparison.task.length
     assert comparison.reach in comparison.buckets
@@ -68,14 +71,23 @@ def test_sliding_layers_alone_cannot_reach_the_last_bucket():
 def test_the_control_differs_from_ma_by_one_map_of_the_token_before():
     comparison = config.get_config()
     model = comparison.config_of("ma")
-    ours = objective.init_params(model, 0, variants.WithPrevious)
-    plain = objective.init_params(model, 0)
+    ours = objective.init_params(model, 0, comparison.build_of("ma+previous"))
+    plain = objective.init_params(model, 0, comparison.build_of("ma"))
     assert set(ours) - set(plain) == {f"blocks.0.attention.k.{x}.kernel" for x in ("here", "before")}
     assert set(plain) - set(ours) == {"blocks.0.attention.k.kernel"}
-    two = objective.model_of(model, ours, variants.WithPrevious).blocks[0].attention.k
+    two = objective.model_of(model, ours, comparison.build_of("ma+previous")).blocks[0].attention.k
     x = jnp.arange(3 * 64, dtype=jnp.float32).reshape(1, 3, 64) / 100
     want = x @ two.here.kernel[...] + jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1] @ two.before.kernel[...]
     np.testing.assert_allclose(two(x), want, rtol=1e-4)
+
+
+def test_the_head_names_values_alone_and_starts_at_the_size_asked_for():
+    comparison = config.get_config()
+    model = comparison.config_of("ma")
+    large, small = (Build(32, size)(model, rngs=nnx.Rngs(0)).lm_head.kernel[...] for size in (1.0, 0.5))
+    assert small.shape == (model.d_model, comparison.task.values)
+    np.testing.assert_array_equal(small, large / 2)
+    assert comparison.head_size == 0.5
 
 
 def test_the_comparison_keeps_finished_runs_and_draws_them(tmp_path):

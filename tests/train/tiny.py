@@ -3,6 +3,8 @@
 Used as a user would: `python -m train.main --config=tests/train/tiny.py --workdir=...`.
 """
 
+import os
+
 from mixattn import ModelConfig
 from train.data import Data
 from train.loop import Experiment, Saving, Stage, Train
@@ -32,3 +34,8 @@ def get_config() -> Experiment:
         ),
         checkpoints=Saving(every=20),
     )
+
+
+def where_am_i(name: str, seed: int) -> dict:
+    """A run that only says where it ran."""
+    return {"process": os.getpid(), "cores_seen": sorted(os.sched_getaffinity(0))}
