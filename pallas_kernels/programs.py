@@ -106,6 +106,7 @@ GPU = on(
     decode_window=functools.partial(decode, window=1024),
     decode_head_64=functools.partial(decode, H=64),
     decode_three_heads=functools.partial(decode, N=6),
+    decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
 )
 # By chip: what is compiled for it.
