@@ -6,6 +6,7 @@ affair (`mixattn.cache`), and `Whole` is the cache of a sequence that is all the
 Axes: B rows, T tokens, D model width, V vocabulary, N query heads, H head size, L layers, E experts.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -103,6 +104,7 @@ class Transformer(nnx.Module):
         segment_BT: jax.Array | None = None,
         cache: Cache | None = None,
         last_only: bool = False,
+        remat: Callable | None = None,
     ) -> Forward:
         """Runs the stack over one step's tokens.
 
@@ -114,6 +116,7 @@ class Transformer(nnx.Module):
           cache: holds the past and takes this step's K/V; None for a sequence that is all there.
           last_only: return only each row's last token. The layers above the last owner, and that owner but
             for its K/V, then run on one token a row: what prefill needs.
+          remat: wraps each block's function from residual stream to residual stream (`jax.checkpoint`, say).
         """
         if cache is not None and (positions_BT is not None or segment_BT is not None):
             raise ValueError(
@@ -139,7 +142,10 @@ class Transformer(nnx.Module):
                 scale, softcap = config.attention_scale or None, config.attention_softcap or None
                 return view.attend(layer, q_BTNH, scale=scale, softcap=softcap)
 
-            x_BTD, load = block.feed(block.attend(x_BTD, turns[sliding], read), real_BT)
+            def both(x_BTD, block=block, turn=turns[sliding], read=read):
+                return block.feed(block.attend(x_BTD, turn, read), real_BT)
+
+            x_BTD, load = (remat(both) if remat else both)(x_BTD)
             loads += [load] if load is not None else []
         after = written if last_only else view
         return Forward(self.final_norm(x_BTD), None if cache is None else after.advance(T), summary(loads))

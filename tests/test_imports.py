@@ -26,6 +26,7 @@ MAY: dict[str, set[str]] = {
         "safetensors",
         "matplotlib",
         "jinja2",
+        "tensorboardX",
     },
     "serving": MODEL | HOST | {"mixattn", "serving", "tokenizers", "matplotlib", "jinja2"},
     # Pure rooms: no jax, and no clock (see NO_CLOCK).

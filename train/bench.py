@@ -1,11 +1,16 @@
-"""What the loop costs: its steps a second beside the same compiled step called bare, in one run.
+"""What the loop costs: beside the same compiled step called bare, and beside PyTorch, in one run.
 
-    flock /tmp/mixattn-bench.lock taskset -c 3 env NPROC=1 python -m train.bench --config=configs/demo.py
+    NPROC=1 taskset -c 3 python -m train.bench --config=configs/demo.py
+    NPROC=1 OMP_NUM_THREADS=1 taskset -c 3 python -m train.bench --config=configs/llama.py \\
+        --torch=.venv-parity/bin/python
 
 Bare is forward, backward and update on one batch that already lies on the device. The loop adds the input
-pipeline, the metrics file and the checkpoints. The two are interleaved in rounds; medians are compared.
+pipeline, the metrics file and the checkpoints. With `--torch` an interpreter that has torch trains a model of
+the same shape on batches of the same size (`train.against_torch`). All are interleaved in rounds; medians are
+compared.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import tempfile
@@ -19,14 +24,17 @@ import numpy as np
 from absl import flags, logging
 
 from mixattn import cli
-from train import data, heap, loop, mesh, progress, run, table, tokens
+from train import against_torch, data, heap, loop, mesh, progress, run, table, tokens
+from train.against_torch import Side
 from train.checkpoint import Checkpoints
 from train.loop import Stage
 from train.objective import init_params
 
 
-def measure(experiment: loop.Experiment, steps: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """One row a round: seconds a step, bare and in the loop."""
+def measure(
+    experiment: loop.Experiment, steps: int, rounds: int, folder: Path, others: dict[str, Side] | None = None
+) -> list[dict[str, Any]]:
+    """One row a round: seconds a step, bare, in the loop, and of every other side."""
     stage = dataclasses.replace(experiment.train.stages[0], seconds=0, tokens=0, steps=steps)
     experiment.train.stages, experiment.train.evaluate_every = [stage], 0
     corpus = _corpus(stage, experiment.model.vocab_size, folder)
@@ -38,6 +46,7 @@ def measure(experiment: loop.Experiment, steps: int, rounds: int, folder: Path) 
     for number in range(rounds):
         rows.append({"round": number, "steps": steps, "bare_s": _bare(compiled, params, batch, steps)})
         rows[-1]["loop_s"] = _looped(experiment, stage, compiled, corpus, params, folder / str(number))
+        rows[-1] |= {f"{name}_s": side(steps) for name, side in (others or {}).items()}
     return rows
 
 
@@ -76,12 +85,23 @@ def _looped(experiment, stage: Stage, compiled, corpus, params, folder: Path) ->
 def _main() -> None:
     heap.keep()
     experiment = cli.config()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(experiment, flags.FLAGS.steps, flags.FLAGS.rounds, Path(folder))
-    bare, looped = (statistics.median(row[name] for row in rows) for name in ("bare_s", "loop_s"))
-    print(f"bare {bare * 1e3:.1f} ms, loop {looped * 1e3:.1f} ms a step: ratio {looped / bare:.3f}")
+    sizes = flags.FLAGS.steps, flags.FLAGS.rounds
+    facts: dict[str, Any] = {}
+    others: dict[str, Side] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as closing:
+        if flags.FLAGS.torch:
+            others, facts = closing.enter_context(against_torch.sides(flags.FLAGS.torch, experiment))
+        rows = measure(experiment, *sizes, Path(folder), others)
+    for name, kind in (("median", statistics.median), ("min", min)):
+        step_s = {side: kind([row[side] for row in rows]) for side in rows[0] if side.endswith("_s")}
+        print(name, ", ".join(f"{side[:-2]} {s * 1e3:.1f} ms" for side, s in step_s.items()))
+        facts |= {
+            f"{name}_{side[:-2]}_over_loop": round(s / step_s["loop_s"], 3) for side, s in step_s.items()
+        }
     rows = [{**row, **run.environment()} for row in rows]
-    table.write_csv(Path(flags.FLAGS.out), rows, config=experiment, median_ratio=round(looped / bare, 4))
+    out = flags.FLAGS.out or ("results/train_torch.csv" if flags.FLAGS.torch else "results/train_loop.csv")
+    table.write_csv(Path(out), rows, config=experiment, **facts)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
@@ -90,5 +110,6 @@ if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_integer("steps", 40, "Steps a round.")
     flags.DEFINE_integer("rounds", 5, "Rounds.")
-    flags.DEFINE_string("out", "results/train_loop.csv", "Where the table goes.")
+    flags.DEFINE_string("torch", "", "A Python interpreter with torch and transformers, to compare with.")
+    flags.DEFINE_string("out", "", "Where the table goes; results/train_{loop,torch}.csv by default.")
     cli.run(_main)

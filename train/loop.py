@@ -20,12 +20,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mixattn import ModelConfig
+from mixattn.uptrain import INITS
 from train import data as pipeline
-from train import tokens
+from train import flops, tokens
 from train.checkpoint import Checkpoints
 from train.mesh import MeshShape
 from train.optimizer import Optimizer
-from train.progress import Line, Metrics, Row
+from train.progress import Board, Line, Metrics, Row
 from train.step import Compute, State, Steps
 
 _PROBE_STEPS = 5
@@ -82,12 +83,18 @@ class Train:
     """What is done with data and model.
 
     Attributes:
-      evaluate_every: steps between validations on `evaluate_windows` windows (0 = only at the end).
+      evaluate_every: steps between validations (0 = only at the end).
+      evaluate_windows: how many windows these take (0 = all there are).
       gate: the n-gram entropy that the final validation loss must beat: "unigram", "bigram", "trigram" or
         "none".
+      start: folder of an exported model to start from, brought into this model's wiring ("" = from nothing);
+        text is then cut by that model's tokenizer.
+      start_kv: what its new groups' K/V start from (`mixattn.uptrain`): "mean", "owner" or "random".
     """
 
     seed: int = 0
+    start: str = ""
+    start_kv: str = "mean"
     stages: list[Stage] = field(default_factory=lambda: [Stage(steps=100)])
     optimizer: Optimizer = field(default_factory=Optimizer)
     compute: Compute = field(default_factory=Compute)
@@ -105,6 +112,8 @@ class Train:
                     f"stage {stage.name!r}: {stage.batch_size} rows do not split into"
                     f" {self.compute.accumulate} micro-batches"
                 )
+        if self.start_kv not in INITS:
+            raise ValueError(f"train.start_kv is {self.start_kv!r}; it must be one of {', '.join(INITS)}")
         if self.gate not in ("none", "unigram", "bigram", "trigram"):
             raise ValueError(f"train.gate is {self.gate!r}; it must be none, unigram, bigram or trigram")
 
@@ -178,6 +187,7 @@ class Run:
     line: Line
     bars: str = ""
     evaluators: tuple[Evaluator, ...] = ()
+    board: Board | None = None
     seconds: float = 0.0
     evaluated: dict[str, dict[str, float]] = field(default_factory=dict)
     pace: "Pace" = field(default_factory=lambda: Pace())
@@ -348,7 +358,8 @@ class Run:
         self, stage: Stage, step: int, metrics, seconds: float, validation: float | None = None
     ) -> None:
         self._check(step, metrics)
-        batch_tokens = stage.batch_size * stage.seq_len
+        step_s, model = self.pace.at(step, seconds), self.experiment.model
+        peak = flops.peak(self.experiment.train.compute.peak_flops)
         row = Row(
             step=step,
             stage=stage.name,
@@ -357,13 +368,16 @@ class Run:
             rate=float(metrics.factor) * self.experiment.train.optimizer.rate,
             tokens=self._tokens(step),
             seconds=seconds,
-            tokens_per_s=batch_tokens / self.pace.at(step, seconds),
+            tokens_per_s=stage.batch_size * stage.seq_len / step_s,
             load_balance=float(metrics.load_balance),
             expert_load_max=float(metrics.expert_load_E.max()),
+            utilisation=peak and flops.step(model, stage.batch_size, stage.seq_len) / step_s / peak,
             validation=validation,
         )
         if self.metrics:
             self.metrics.write(row)
+        if self.board:
+            self.board.write(row)
         last = list(self.evaluated.values())[-1:]
         words = "".join(f"validation {v['validation']:.3f}{self.bars}  " for v in last)
         self.line.show(row, words, (sum(self.steps) - step) * self.pace.step_s)

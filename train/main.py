@@ -29,7 +29,8 @@ def _main() -> None:
     from train import mesh, run
 
     mesh.join(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
-    run.run(experiment, flags.FLAGS.workdir, step=flags.FLAGS.step, profile=flags.FLAGS.profile)
+    given = {name: flags.FLAGS[name].value for name in ("step", "profile", "tensorboard")}
+    run.run(experiment, flags.FLAGS.workdir, **given)
 
 
 def _flags() -> None:
@@ -37,6 +38,7 @@ def _flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
     flags.DEFINE_integer("step", None, "Go on from the checkpoint of this step instead of the newest.")
     flags.DEFINE_boolean("profile", False, "Write a trace of five steps to WORKDIR/profile.")
+    flags.DEFINE_boolean("tensorboard", False, "Write the metrics to WORKDIR/tensorboard too.")
     for name, default, words in (
         ("coordinator", "", "host:port of process 0, for a run of several processes."),
         ("processes", "1", "Processes in this run."),

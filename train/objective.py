@@ -71,11 +71,18 @@ def score(logits_NV: jax.Array, target_N: jax.Array, learn_N: jax.Array) -> tupl
     return jnp.sum(nats_N * learn_N), jnp.sum(jnp.where(right_N, learn_N, 0))
 
 
-def sums(graph: Any, params: Params, batch: dict[str, jax.Array], *, document_mask: bool = False) -> Sums:
-    """Runs the model on one batch (see `train.data.Batch`)."""
+def sums(
+    graph: Any,
+    params: Params,
+    batch: dict[str, jax.Array],
+    *,
+    document_mask: bool = False,
+    remat: Callable | None = None,
+) -> Sums:
+    """Runs the model on one batch (see `train.data.Batch`); `remat` as in `Transformer.forward`."""
     model = assemble(graph, params)
     segment_BT = batch["segment_BT"] if document_mask else None
-    forward = model.forward(batch["tokens_BT"], segment_BT=segment_BT)
+    forward = model.forward(batch["tokens_BT"], segment_BT=segment_BT, remat=remat)
     hidden_ND = forward.hidden_BTD.reshape(-1, forward.hidden_BTD.shape[-1])
     learn_N = batch["learn_BT"].reshape(-1)
     nats, right = score(model.head(hidden_ND), batch["target_BT"].reshape(-1), learn_N)

@@ -22,7 +22,10 @@ _PLAIN_EVERY_S = 10.0  # seconds between lines where there is no terminal
 
 @dataclass
 class Row:
-    """One step. Losses in nats a token, `rate` of the rule's matrices, `seconds` since training began."""
+    """One step. Losses in nats a token, `rate` of the rule's matrices, `seconds` since training began.
+
+    `utilisation`: model FLOPs a second (`train.flops`) as a share of the devices' peak; None if unknown.
+    """
 
     step: int
     stage: str
@@ -34,6 +37,7 @@ class Row:
     tokens_per_s: float
     load_balance: float = 0.0
     expert_load_max: float = 0.0
+    utilisation: float | None = None
     validation: float | None = None
 
 
@@ -75,6 +79,34 @@ def read(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row.values() and row["step"].isdigit()]
 
 
+class Board:
+    """The same rows as TensorBoard events, one scalar a column.
+
+    Args:
+      folder: for the events; those after `step`, of a run that goes on, are taken back.
+
+    Raises:
+      ValueError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as why:
+            raise ValueError("--tensorboard needs tensorboardX: pip install 'mixattn[tensorboard]'") from why
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, row: Row) -> None:
+        values = asdict(row)
+        stage, step = values.pop("stage"), values.pop("step")
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class Line:
     """The live line. Without a terminal the same words are printed every ten seconds.
 
@@ -95,9 +127,10 @@ class Line:
     def show(self, row: Row, validation: str, left_s: float) -> None:
         if self.quiet:
             return
+        utilisation = "" if row.utilisation is None else f"{row.utilisation:.0%} of peak  "
         words = (
             f"step {row.step}/{self.total}  loss {row.loss:.3f}  {validation}"
-            f"{row.tokens_per_s:,.0f} tokens/s  rate {row.rate:.2g}  {clock(left_s)} left"
+            f"{row.tokens_per_s:,.0f} tokens/s  {utilisation}rate {row.rate:.2g}  {clock(left_s)} left"
         )
         if self._live:
             self._live.update(Text(words, no_wrap=True, overflow="ellipsis"))

@@ -16,9 +16,11 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from tokenizers import Tokenizer
 
 import mixattn
 from mixattn import ModelConfig, files, hf
+from mixattn.uptrain import rewire
 from train import data, loop, mesh, ngrams, objective, optimizer, progress, tokens
 from train.checkpoint import Checkpoints
 from train.objective import init_params
@@ -33,12 +35,14 @@ def run(
     *,
     step: int | None = None,
     profile: bool = False,
+    tensorboard: bool = False,
     evaluators: tuple[loop.Evaluator, ...] = (),
 ) -> dict[str, Any]:
     """Trains `experiment` into `workdir`, or goes on doing so; returns what summary.json says.
 
     Args:
       step: go on from this checkpoint instead of the newest; newer ones are then made again.
+      tensorboard: also write the metrics as events into `workdir`/tensorboard.
 
     Raises:
       ValueError: the folder holds another experiment, the corpus is no corpus, a checkpoint is damaged, the
@@ -53,16 +57,37 @@ def run(
                 f"{folder} is trained already: {_verdict(summary)}; remove it, or name --step, to train again"
             )
             return summary
-        params = init_params(experiment.model, experiment.train.seed)
+        params = starting_params(experiment)
         run, start = _prepare(experiment, folder, step, evaluators, params)
         with contextlib.ExitStack() as closing:
             closing.callback(run.line.close)
             if run.metrics:
                 closing.callback(run.metrics.close)
+                if tensorboard:
+                    run.board = progress.Board(folder / "tensorboard", start)
+                    closing.callback(run.board.close)
             closing.callback(run.checkpoints.close)
             params = run.train(params, start, folder / "profile" if profile else None)
             run.checkpoints.wait()
             return _finish(run, params, folder)
+
+
+def starting_params(experiment: loop.Experiment) -> objective.Params:
+    """Drawn from the seed; or those of the model in `train.start`, brought into this experiment's wiring.
+
+    Raises:
+      ValueError: there is no model, or it differs in more than wiring and window.
+    """
+    train, model = experiment.train, experiment.model
+    if not train.start:
+        return init_params(model, train.seed)
+    source, config = hf.load(train.start)
+    same = dataclasses.replace(config, kv_wiring=model.kv_wiring, window=model.window)
+    if found := _difference(vars(same), vars(model)):
+        name, before, now = found
+        raise ValueError(f"the model in {train.start} has {name} {before!r}, this experiment {now!r}")
+    rewired = rewire(source, model.wiring, window=model.window, init=train.start_kv, seed=train.seed)  # type: ignore[arg-type]
+    return objective.flatten(rewired)[1]
 
 
 @contextlib.contextmanager
@@ -150,13 +175,17 @@ def _prepare(
 def _corpus(experiment: loop.Experiment, stage: loop.Stage, folder: Path, index: int, say) -> tokens.Tokens:
     source = dataclasses.replace(experiment.data, path=stage.path or experiment.data.path)
     own = folder / (f"data{index}" if stage.path else "data")
-    # Stages with a corpus of their own keep the first one's tokenizer.
+    # Stages with a corpus of their own keep the first one's tokenizer, a model to start from brings its own.
     given = folder / "data" / "tokenizer.json" if stage.path and index else None
+    if start := experiment.train.start:
+        given = Path(start) / "tokenizer.json"
     if jax.process_index() == 0:
         opened = data.prepare(source, own, experiment.model.vocab_size, say, tokenizer=given)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"tokens of stage {index}")
         opened = data.prepare(source, own, experiment.model.vocab_size, say)
+    if given and opened.tokenizer.to_str() != Tokenizer.from_file(str(given)).to_str():
+        raise ValueError(f"the tokens in {opened.folder} are not those of {given}")
     return opened
 
 
@@ -168,6 +197,11 @@ def _bars(corpus: tokens.Tokens, vocab_size: int, path: Path, first: bool) -> di
     if first:
         files.write_json(path, bars)
     return bars
+
+
+def read_bars(folder: Path) -> dict[str, float]:
+    """The n-gram entropies of a run's validation tokens, in nats a token."""
+    return files.read_json(folder / "bars.json")
 
 
 def _compiled(experiment: loop.Experiment, stage: loop.Stage, devices: jax.sharding.Mesh) -> Steps:
@@ -228,7 +262,7 @@ def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[s
     if jax.process_index():
         return {}
     _export(experiment, params, corpus, folder)
-    bars = files.read_json(folder / "bars.json")
+    bars = read_bars(folder)
     rows = progress.read(folder / "metrics.csv")
     summary = {
         "validation_nats": loss,

@@ -21,6 +21,7 @@ from train.objective import Params
 
 _REMAT = {
     "none": None,
+    "block": None,
     "dots": jax.checkpoint_policies.dots_saveable,
     "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "everything": jax.checkpoint_policies.nothing_saveable,
@@ -36,13 +37,16 @@ class Compute:
         config says.
       accumulate: micro-batches a step; their gradients are added.
       remat: what the backward pass finds saved: "none" recomputes nothing, "dots" all but matmul results,
-        "weights" all but results of matmuls with weights, "everything" all.
+        "weights" all but results of matmuls with weights, "everything" all, each as one stretch; "block"
+        everything but K/V and what goes into each block, one block at a time: the least memory.
+      peak_flops: FLOP/s of one device, for the utilisation in metrics.csv (0 = as `train.flops` knows it).
       load_balance, z: weights of the two expert losses.
     """
 
     dtype: str = "float32"
     accumulate: int = 1
     remat: str = "none"
+    peak_flops: float = 0.0
     load_balance: float = 0.01
     z: float = 0.001
 
@@ -51,6 +55,8 @@ class Compute:
             raise ValueError(f"compute.remat is {self.remat!r}; it must be one of {', '.join(_REMAT)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute.dtype is {self.dtype!r}; it must be float32 or bfloat16")
+        if self.peak_flops < 0:
+            raise ValueError(f"compute.peak_flops is {self.peak_flops}; 0 looks the device up")
         if self.accumulate < 1:
             raise ValueError(
                 f"compute.accumulate is {self.accumulate}; a step takes at least one micro-batch"
@@ -103,7 +109,8 @@ class Steps:
         self.optax = optimizer.build(rule)
         computed = ModelConfig(**{**vars(config), "dtype": compute.dtype})
         self.graph = objective.graph_of(computed, build)
-        self.sums = functools.partial(objective.sums, self.graph, document_mask=document_mask)
+        remat = jax.checkpoint if compute.remat == "block" else None
+        self.sums = functools.partial(objective.sums, self.graph, document_mask=document_mask, remat=remat)
         self.replicated = NamedSharding(mesh, P())
         self.rows = meshes.batch_sharding(mesh)
         self.shardings = self._shardings(jax.eval_shape(lambda: objective.init_params(config, 0, build)))
@@ -144,7 +151,9 @@ class Steps:
         return State(self.replicated, params, jax.tree_util.tree_map_with_path(place, moments))
 
     def _cast(self, params: Params) -> Params:
-        return {path: x.astype(self.compute.dtype) for path, x in params.items()}
+        """The weights as the model sees them. Routers stay whole: rounded, they choose other experts."""
+        dtype = self.compute.dtype
+        return {path: x if path.endswith(".router") else x.astype(dtype) for path, x in params.items()}
 
     def _train(self, state: State, batch: dict[str, jax.Array], steps: jax.Array) -> tuple[State, Metrics]:
         moving, still = self._split(state.params)
@@ -155,7 +164,7 @@ class Steps:
             experts = self.compute.load_balance * sums.load_balance + self.compute.z * sums.z
             return sums.nats / learnt + experts / self.compute.accumulate, sums
 
-        if self.compute.remat != "none":
+        if self.compute.remat not in ("none", "block"):
             loss = jax.checkpoint(loss, policy=_REMAT[self.compute.remat])
         gradient, sums = self._accumulate(jax.grad(loss, has_aux=True), moving, batch)
         updates, moments = self.optax.update(gradient, state.moments, moving)

@@ -16,7 +16,9 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from mixattn import files
+from absl import flags, logging
+
+from mixattn import cli, files
 from train import heap, run
 
 type Job = tuple[str, int]  # name and seed
@@ -43,6 +45,31 @@ def sweep(
         for number, (name, seed) in enumerate(finished, start=1):
             print(f"{name} seed {seed} is finished, {number} of {len(waiting)}", flush=True)
     return read(workdir, [name for name, _ in jobs])
+
+
+def command(kind: str, compare: Callable[[Any, Path, Path, int], None], workdir: str) -> None:
+    """The command line of a sweep: --config, --workdir, --results, --workers.
+
+    Args:
+      kind: name of the dataclass that a config file of this command returns.
+      compare: what is done with (config, workdir, folder of results, workers).
+      workdir: where runs are kept by default.
+    """
+
+    def main() -> None:
+        heap.keep()
+        config = cli.config()
+        if type(config).__name__ != kind:
+            raise ValueError(f"--config holds {type(config).__name__}, this command reads {kind}")
+        compare(config, Path(flags.FLAGS.workdir), Path(flags.FLAGS.results), flags.FLAGS.workers)
+
+    heap.restart_with_huge_pages()
+    logging.set_verbosity(logging.FATAL)
+    cli.define_config()
+    flags.DEFINE_string("workdir", workdir, "Folder in which finished runs are kept.")
+    flags.DEFINE_string("results", "results", "Folder for the table and the picture.")
+    flags.DEFINE_integer("workers", 1, "Runs side by side, each in a process on one core.", lower_bound=1)
+    cli.run(main)
 
 
 def claim(config: Any, workdir: Path, free: Sequence[str] = ()) -> None:

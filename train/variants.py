@@ -19,15 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
 
-from mixattn import ModelConfig, cli, kv_bytes
-from train import heap, mesh, objective, recall, table
+from mixattn import ModelConfig, kv_bytes
+from train import mesh, objective, recall, table
 from train import recall_picture as picture
 from train.optimizer import Optimizer, count
 from train.recall_model import PREVIOUS, Build
 from train.step import Compute, Steps
-from train.sweep import sweep
+from train.sweep import command, sweep
 
 _RECENT = 50  # steps over which training accuracy is averaged before a run may stop early
 
@@ -150,16 +149,5 @@ def compare(comparison: Comparison, workdir: Path, folder: Path, workers: int = 
     picture.draw(folder / f"{comparison.name}.svg", runs, far, guess, comparison.task.length)
 
 
-def _main() -> None:
-    heap.keep()
-    compare(cli.config(), Path(flags.FLAGS.workdir), Path(flags.FLAGS.results), flags.FLAGS.workers)
-
-
 if __name__ == "__main__":
-    heap.restart_with_huge_pages()
-    logging.set_verbosity(logging.FATAL)
-    cli.define_config()
-    flags.DEFINE_string("workdir", "runs/recall", "Folder in which finished runs are kept.")
-    flags.DEFINE_string("results", "results", "Folder for the table and the picture.")
-    flags.DEFINE_integer("workers", 1, "Runs side by side, each in a process on one core.", lower_bound=1)
-    cli.run(_main)
+    command("Comparison", compare, "runs/recall")

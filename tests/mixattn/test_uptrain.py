@@ -15,7 +15,7 @@ def params(m) -> dict:
     return nnx.to_pure_dict(nnx.split(m)[1])
 
 
-@pytest.mark.parametrize("init", ["owner", "mean"])
+@pytest.mark.parametrize("init", ["owner", "mean", "random"])
 def test_the_same_wiring_is_the_same_model(init):
     same = rewire(model(DENSE), "standard", init=init)
     for one, other in zip(jax.tree.leaves(params(same)), jax.tree.leaves(params(model(DENSE))), strict=True):
@@ -39,6 +39,26 @@ def test_an_owner_starts_from_its_own_or_its_groups_mean(init):
     assert {"k", "v", "k_norm"}.isdisjoint(new[1]["attention"])
     np.testing.assert_array_equal(new[1]["attention"]["q"]["kernel"], old[1]["attention"]["q"]["kernel"])
     assert np.isfinite(logits(shared.config, tokens(), nnx.split(shared)[1])).all()
+
+
+def test_a_random_start_draws_the_keys_and_values_of_groups_and_nothing_else():
+    one, again, other = (
+        params(rewire(model(DENSE), "0s_0s_2_3s_3s_5", window=5, init="random", seed=seed))["blocks"]
+        for seed in (1, 1, 2)
+    )
+    old = params(model(DENSE))["blocks"]
+    for layer in (0, 3):
+        drawn = one[layer]["attention"]["k"]["kernel"]
+        np.testing.assert_array_equal(drawn, again[layer]["attention"]["k"]["kernel"])
+        for different in (old, other):
+            assert not np.allclose(drawn, different[layer]["attention"]["k"]["kernel"], atol=0.01)
+        np.testing.assert_array_equal(
+            one[layer]["attention"]["q"]["kernel"], old[layer]["attention"]["q"]["kernel"]
+        )
+    for layer in (2, 5):  # groups of one
+        np.testing.assert_array_equal(
+            one[layer]["attention"]["v"]["kernel"], old[layer]["attention"]["v"]["kernel"]
+        )
 
 
 def test_sharing_cannot_be_undone():

@@ -60,8 +60,9 @@ def test_a_task_that_cannot_be_drawn_is_refused():
         Task(pairs=9, keys=8, values=8).check()
 
 
-def test_sliding_layers_alone_cannot_reach_the_last_bucket():
-    comparison = config.get_config()
+@pytest.mark.parametrize("variant", ["", "deep"])
+def test_sliding_layers_alone_cannot_reach_the_last_bucket(variant):
+    comparison = config.get_config(variant)
     comparison.check()
     assert comparison.reach == 25 < comparison.task.length
     assert comparison.reach in comparison.buckets

@@ -68,6 +68,7 @@ def plain(params):
         ({"accumulate": 2}, 2e-5),
         ({"remat": "weights"}, 2e-5),
         ({"remat": "everything"}, 2e-5),
+        ({"remat": "block"}, 2e-5),
         ({"dtype": "bfloat16"}, 0.03),
     ],
     ids=str,
@@ -137,3 +138,30 @@ def test_an_attention_only_stage_leaves_every_other_bit_alone(params):
 def test_a_state_that_diverged_says_so(params):
     broken = {path: x * (jnp.nan if path == "embed.table" else 1) for path, x in params.items()}
     assert not np.isfinite(float(step(make(), broken)[1].loss))
+
+
+def test_recomputing_block_by_block_takes_less_memory(params):
+    del params
+    config = ModelConfig(**{**vars(CONFIG), "n_layers": 4, "kv_wiring": "", "d_ff": 256})
+
+    def temporary(remat):
+        steps = Steps(config, RULE, Compute(remat=remat), mesh.make(mesh.MeshShape()))
+        state = jax.eval_shape(lambda: steps.start(objective.init_params(config, 0)))
+        rows = batch(rows=16, T=32)
+        return steps.train.lower(state, rows, jnp.int32(9)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary("block") < 0.5 * temporary("none")
+
+
+def test_bfloat16_compute_leaves_the_router_whole():
+    config = ModelConfig(**{**vars(CONFIG), "n_experts": 2, "experts_per_token": 1})
+    steps = Steps(config, RULE, Compute(dtype="bfloat16"), mesh.make(mesh.MeshShape()))
+    params = objective.init_params(config, 0)
+    for path, x in steps._cast(params).items():
+        assert x.dtype == (jnp.float32 if path.endswith(".router") else jnp.bfloat16), path
+    # Two experts whose columns differ by less than bfloat16 can tell: rounded, every tie went to the first.
+    for path in [path for path in params if path.endswith(".router")]:
+        column_D = params[path][:, 0]
+        params[path] = jnp.stack([column_D, column_D * (1 + 2**-12)], axis=1)
+    share_E = step(steps, params)[1].expert_load_E
+    assert 0.1 < float(share_E[1]) < 0.9

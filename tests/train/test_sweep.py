@@ -65,6 +65,13 @@ def test_every_worker_has_a_core_and_a_thread_of_its_own(tmp_path, monkeypatch):
     assert len({row["process"] for row in rows}) == len({tuple(row["cores_seen"]) for row in rows})
 
 
+def test_a_config_of_another_command_is_one_sentence(run_module, tmp_path):
+    done = run_module("train.wirings", "--config=configs/llama.py", f"--workdir={tmp_path / 'runs'}")
+    assert done.returncode == 2
+    assert done.stderr == "error: --config holds Experiment, this command reads Wirings\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_more_workers_than_cores_are_refused(tmp_path):
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(

@@ -1,0 +1,47 @@
+"""Language modelling under six wirings: loss against KV bytes, two seeds.
+
+    python -m train.wirings --config=configs/language.py --workdir=runs/language --workers=4
+
+Six layers of width 96 read 256 tokens of Python (the standard library's sources, 1,024 BPE entries) through
+windows of 16, whose stacked reach is 91. The paper has short-context quality nearly equal over wirings
+(MixAttention, arXiv 2409.15012, figure 7); here that is the validation loss after the same 300 steps.
+"""
+
+from mixattn import ModelConfig
+from train.data import Data
+from train.loop import Experiment, Saving, Stage, Train
+from train.wirings import Wirings
+
+
+def experiment() -> Experiment:
+    """What every run shares; also the dense model of configs/uptrain.py."""
+    return Experiment(
+        data=Data(limit_bytes=4_000_000),
+        model=ModelConfig(
+            n_layers=6,
+            d_model=96,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=24,
+            d_ff=384,
+            vocab_size=1024,
+            window=16,
+            activation="relu2",
+            gated=False,
+            qk_norm=True,
+            tied=True,
+            embedding_scale=96**0.5,
+        ),
+        train=Train(
+            stages=[Stage(steps=300, batch_size=4, seq_len=256)], evaluate_every=100, evaluate_windows=32
+        ),
+        checkpoints=Saving(every=100),
+    )
+
+
+def get_config() -> Wirings:
+    return Wirings(
+        variants=("standard", "swa", "ma", "ma_offset", "ma_pairs", "cla"),
+        seeds=(0, 1),
+        experiment=experiment(),
+    )
