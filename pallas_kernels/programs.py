@@ -106,7 +106,10 @@ GPU = on(
     decode_window=functools.partial(decode, window=1024),
     decode_head_64=functools.partial(decode, H=64),
     decode_three_heads=functools.partial(decode, N=6),
+    decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
 )
 # By chip: what is compiled for it.
-PROGRAMS = {"v5e": TPU, "v6e": TPU, "h100": GPU}
+# Of v6e one of each kernel: what differs between the two TPUs is their tiles and their memory, not our code.
+NEWER = ("prefill_window", "training_window", "sums", "decode", "decode_weights", "chunk", "write")
+PROGRAMS = {"v5e": TPU, "v6e": {name: TPU[name] for name in NEWER}, "h100": GPU}

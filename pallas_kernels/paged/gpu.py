@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.attention import tiles
 from pallas_kernels.attention.gpu_blocks import KEYS, ROWS, STAGES, TILED, nothing, refuses_shape, tile
 from pallas_kernels.masks import oldest, visible
+from pallas_kernels.paged import gpu_weights
 
 MULTIPROCESSORS = 132
 
@@ -28,15 +29,13 @@ def refuses(ask) -> str | None:
     N, H = ask.shape_BCNH[2:]
     if ask.layout != "rows":
         return f"the pool keeps its keys in {ask.layout}; this kernel reads rows"
-    if ask.weights:
-        return "weights per key are not written"
     if ask.page_size not in (8, 16, 32, 64):
         return f"pages of {ask.page_size} positions do not tile {KEYS} keys"
     return refuses_shape(ask.dtype, H, N // ask.n_kv_heads)
 
 
 def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, return_weights, splits=None):
-    """Returns out_BCNH, lse_BCN and None."""
+    """Returns out_BCNH, lse_BCN, and weights_BCNS or None."""
     B, C, N, H = q_BCNH.shape
     K, t = pool.n_kv_heads, pool.page_size
     G = N // K
@@ -49,7 +48,7 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, n * bq - C), (0, 0), (0, 0))).reshape(B, K, n, bq * G, H)
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, 0), (0, ROWS - bq * G), (0, 0)))
 
-    dtype = q_BCNH.dtype
+    dtype, score = q_BCNH.dtype, tiles.Score(float(scale), softcap)
     scratch = {
         "q_RH": plgpu.SMEM((ROWS, H), dtype, transforms=TILED),
         "k_xSH": plgpu.SMEM((STAGES, KEYS, H), dtype, transforms=TILED),
@@ -64,9 +63,7 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
     }
     parts = (B, K, n, splits, ROWS)
     out, top, total = plgpu.kernel(
-        functools.partial(
-            _kernel, bq=bq, G=G, t=t, window=window, score=tiles.Score(float(scale), softcap), splits=splits
-        ),
+        functools.partial(_kernel, bq=bq, G=G, t=t, window=window, score=score, splits=splits),
         out_type=[
             jax.ShapeDtypeStruct((*parts, H), jnp.float32),
             jax.ShapeDtypeStruct(parts, jnp.float32),
@@ -83,7 +80,12 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
         x = x_BKnRetc[:, :, :, : bq * G].reshape(B, K, n * bq, G, -1)[:, :, :C]
         return jnp.moveaxis(x, 1, 2).reshape(B, C, N, -1)
 
-    return by_query(out).astype(dtype), by_query(lse)[..., 0], None
+    weights = None
+    if return_weights:
+        rows = q_BKnRH, lse, pool, table_BP, start_B, count_B
+        weights = by_query(gpu_weights.weights(*rows, bq=bq, G=G, window=window, score=score))
+        weights = weights[..., : table_BP.shape[1] * t]
+    return by_query(out).astype(dtype), by_query(lse)[..., 0], weights
 
 
 def _join(part):

@@ -1,4 +1,4 @@
-"""The weight of every position on TPU, from the log-sum-exp that `tpu` returns: what H2O scores are made of.
+"""The weight of every position on TPU, from the log-sum-exp that `tpu` returns; H2O scores sum them up.
 
 One grid step is one logical page of one row: its keys against all of the row's queries. A page that no query
 sees is not read; its weights are 0.

@@ -47,7 +47,7 @@ def test_a_small_model_fits_with_the_kernels_of_the_chip(chip):
 @pytest.mark.aot
 @pytest.mark.parametrize("chip", KERNEL)
 def test_a_cache_larger_than_the_chip_does_not_fit(chip):
-    """64 rows of a million tokens are 64 GiB in the one full owner alone; and another row count fits."""
+    """128 rows of a million tokens, 1 KiB each, are 128 GiB in the full owner alone."""
     found = absent.fit(chip, steps(chip, batch=128, context=1 << 20)["decode"])
     assert not found.fits
     assert found.total > found.capacity

@@ -145,11 +145,12 @@ def test_the_gpu_kernel_agrees_with_the_definition(case):
     """Under the Hopper interpreter: barriers, asynchronous copies and wgmma as they are written."""
     given = batch(case, "bfloat16")
     pool = fill(case, given, "bfloat16", layout="rows")
-    options = {**case.options, "scale": case.scale or case.H**-0.5, "return_weights": False}
+    options = {**case.options, "scale": case.scale or case.H**-0.5, "return_weights": True}
     with plgpu.force_gpu_interpret_mode():
         got = gpu.attend(given.q_BCNH, pool, *ask(given), **options, splits=2)
     want = oracle.paged(given, **case.options)
-    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+    tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE
+    for x, exact, tolerance in zip(got, want, tolerances, strict=True):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
 
 
