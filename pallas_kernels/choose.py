@@ -15,6 +15,7 @@ import jax
 type Backend = Literal["reference", "xla", "tpu", "gpu", "interpret"]
 
 BACKENDS = ("reference", "xla", "tpu", "gpu", "interpret")
+KERNELS = ("tpu", "gpu")
 _BEST_FIRST = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "xla"), "cpu": ("xla",)}
 
 
@@ -50,7 +51,7 @@ def choose(op: str, backend: Backend | None, ask: Any) -> tuple[ModuleType, Choi
                 raise
             refused[name] = "not written"
             continue
-        reason = body.refuses(ask)
+        reason = body.refuses(ask) or (_spread() if name in KERNELS and backend != "interpret" else None)
         if reason is None:
             return body, Choice(name, backend == "interpret", refused)
         refused[name] = reason
@@ -62,6 +63,19 @@ def platform() -> str:
     """What is computed for: "cpu", "tpu" or "gpu". Inside `absent.pretend` that is the absent chip."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def _spread() -> str | None:
+    """Why no kernel may run under the mesh in force: the compiler can divide XLA's operations, not a kernel.
+
+    A mesh is in force inside `jax.set_mesh`; shardings of a jit's arguments alone are not seen here, and then
+    lowering a TPU kernel raises NotImplementedError.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    wide = [name for name in mesh.axis_names if mesh.shape[name] > 1 and name not in mesh.manual_axes]
+    if wide:
+        return f"the mesh has devices along {', '.join(wide)}; a kernel needs jax.shard_map around it"
+    return None
 
 
 def _candidates(backend: Backend | None) -> tuple[str, ...]:

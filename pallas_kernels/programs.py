@@ -27,19 +27,24 @@ def shape(*dimensions, dtype="bfloat16"):
     return jax.ShapeDtypeStruct(dimensions, dtype)
 
 
-def prefill(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16") -> Program:
+def prefill(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16", documents=False) -> Program:
     q, k = shape(1, T, N, H, dtype=dtype), shape(1, T, K, H, dtype=dtype)
-    return Program(functools.partial(attention, window=window, return_lse=True, backend=backend), (q, k, k))
+
+    def call(q, k, v, *segment_BT):
+        segments = {f"segment_{name}": segment_BT[0] for name in ("q_BT", "k_BS")} if documents else {}
+        return attention(q, k, v, window=window, return_lse=True, backend=backend, **segments)
+
+    return Program(call, (q, k, k, *[shape(1, T, dtype="int32")] * documents))
 
 
 def training(backend, **sizes) -> Program:
     """Forward and backward."""
-    fn, arrays = prefill(backend, **sizes)
+    fn, (q, k, v, *segment) = prefill(backend, **sizes)
 
-    def gradients(q, k, v, dout):
-        return jax.vjp(lambda *x: fn(*x)[0], q, k, v)[1](dout)
+    def gradients(q, k, v, dout, *segment):
+        return jax.vjp(lambda *x: fn(*x, *segment)[0], q, k, v)[1](dout)
 
-    return Program(gradients, (*arrays, arrays[0]))
+    return Program(gradients, (q, k, v, q, *segment))
 
 
 def sums(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16") -> Program:
@@ -48,12 +53,12 @@ def sums(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16") -> 
 
 
 def decode(
-    backend, *, B=32, C=1, N=8, K=2, H=128, page=16, context=8192, window=None, dtype="bfloat16"
+    backend, *, B=32, C=1, N=8, K=2, H=128, page=16, context=8192, window=None, dtype="bfloat16", **extras
 ) -> Program:
     pool = jax.eval_shape(lambda: paged.init(1 + B * 8, page, K, H, dtype, layout="rows"))
     index = shape(B, dtype="int32")
     arrays = shape(B, C, N, H, dtype=dtype), pool, shape(B, context // page, dtype="int32"), index, index
-    return Program(functools.partial(paged.attend, window=window, backend=backend), arrays)
+    return Program(functools.partial(paged.attend, window=window, backend=backend, **extras), arrays)
 
 
 def write(backend, *, T=32, K=2, H=128, page=16, pages=4096, dtype="bfloat16") -> Program:
@@ -71,8 +76,9 @@ TPU = on(
     prefill=prefill,
     prefill_window=functools.partial(prefill, window=1024),
     prefill_float32=functools.partial(prefill, window=1024, dtype="float32"),
+    prefill_documents=functools.partial(prefill, documents=True),
     training=training,
-    training_window=functools.partial(training, window=1024),
+    training_window=functools.partial(training, window=1024, documents=True),
     training_float32=functools.partial(training, window=1024, dtype="float32"),
     training_head_256=functools.partial(training, N=4, H=256, T=2048),
     sums=sums,
@@ -80,6 +86,7 @@ TPU = on(
     decode_window=functools.partial(decode, window=1024),
     decode_head_64=functools.partial(decode, H=64),
     decode_float32=functools.partial(decode, dtype="float32", page=64),
+    decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
     write=write,
     write_float32=functools.partial(write, T=512, H=64, dtype="float32", page=64),
@@ -89,6 +96,12 @@ GPU = on(
     prefill=prefill,
     prefill_window=functools.partial(prefill, window=1024),
     prefill_head_64=functools.partial(prefill, H=64, window=1000, N=6),
+    prefill_documents=functools.partial(prefill, documents=True),
+    training=training,
+    training_window=functools.partial(training, window=1024, documents=True),
+    training_head_64=functools.partial(training, H=64, window=1000, N=6),
+    sums=sums,
+    sums_head_64=functools.partial(sums, H=64, window=1000, N=6),
     decode=decode,
     decode_window=functools.partial(decode, window=1024),
     decode_head_64=functools.partial(decode, H=64),

@@ -4,12 +4,11 @@ Rows are queries x G of one key/value head. Blocks of keys arrive by TMA in `STA
 warpgroup orders them, waiting until the second is done with the buffer it is about to fill. Only blocks that
 some row of the pair can see are ordered. Both products are wgmma; softmax streams over the blocks.
 
-The backward pass is the `xla` body's, from the log-sum-exp that this kernel returns. Positions are the
-plain ones: others go to `xla`.
+This kernel is for plain positions and one document, where ranges and masks are arithmetic; others go to
+`gpu_placed`. The backward pass (`gpu_backward`) starts from the log-sum-exp that either returns.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +16,26 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import tiles, xla
+from pallas_kernels.attention import gpu_backward, gpu_placed, tiles, xla
+from pallas_kernels.attention.gpu_blocks import (
+    KEYS,
+    ROWS,
+    STAGES,
+    TILED,
+    finish,
+    nothing,
+    refuses_shape,
+    tile,
+)
 from pallas_kernels.masks import oldest, visible
 
-ROWS, KEYS, STAGES, WARPGROUPS = 64, 64, 4, 2
-LOWEST = -1e30  # below every score, and still finite: exp(LOWEST - LOWEST) is 1, not NaN
-LOG2E = math.log2(math.e)
-TILED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+WARPGROUPS = 2
 
 
 def refuses(ask) -> str | None:
-    if ask.positions or ask.segments or not ask.causal:
-        return "only causal attention of one document at plain positions is written"
+    if not ask.causal:
+        return "only causal attention is written"
     return refuses_shape(ask.dtype, ask.shape_BTNH[3], ask.shape_BTNH[2] // ask.shape_BSKH[2])
-
-
-def refuses_shape(dtype, H: int, G: int) -> str | None:
-    """What holds for every kernel that multiplies by `tile`."""
-    if dtype not in (jnp.bfloat16, jnp.float16):
-        return f"wgmma multiplies 16-bit floats, not {dtype}"
-    if H not in (64, 128):
-        return f"head size {H} is neither 64 nor 128, which fit shared memory in {STAGES} stages"
-    if G > ROWS:
-        return f"{G} query heads share a key/value head; {ROWS} fit"
-    return None
 
 
 def attention(
@@ -59,22 +54,27 @@ def attention(
 ):
     """Returns out_BTNH and lse_BTN."""
     static = xla.Static(window, causal, tiles.Score(float(scale), softcap))
-    return _attention(static, q_BTNH, k_BSKH, v_BSKH)
+    places = xla.Places(q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS)
+    return _attention(static, q_BTNH, k_BSKH, v_BSKH, places)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static, q_BTNH, k_BSKH, v_BSKH):
-    return forward(static, q_BTNH, k_BSKH, v_BSKH)
+def _attention(static, q_BTNH, k_BSKH, v_BSKH, places):
+    return _forward(static, q_BTNH, k_BSKH, v_BSKH, places)[0]
 
 
-def _forward(static, q_BTNH, k_BSKH, v_BSKH):
-    out_BTNH, lse_BTN = forward(static, q_BTNH, k_BSKH, v_BSKH)
-    places = xla.Places(None, None, None, None)
-    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN)
+def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
+    plain = all(x is None for x in places)
+    result = (
+        forward(static, q_BTNH, k_BSKH, v_BSKH)
+        if plain
+        else gpu_placed.forward(static, q_BTNH, k_BSKH, v_BSKH, places)
+    )
+    return result, (q_BTNH, k_BSKH, v_BSKH, places, *result)
 
 
 def _backward(static, saved, cotangents):
-    return xla.backward(static, saved, cotangents)[:3]
+    return *gpu_backward.backward(static, saved, cotangents), None
 
 
 _attention.defvjp(_forward, _backward)
@@ -169,56 +169,9 @@ def _kernel(
         pl.when((me == 1) & (g + STAGES < hi))(lambda: plgpu.barrier_arrive(used.at[slot]))
         return carry
 
-    out, top, total = lax.fori_loop(lo, hi, step, nothing(q_wRH.shape[2]))
-    seen = total > 0
-    total = jnp.where(seen, total, 1.0)
-    lse_wR[me] = jnp.where(seen, top + jnp.log(total), -jnp.inf)
-    q_wRH[me] = (out / lax.broadcast_in_dim(total, out.shape, [0])).astype(q_wRH.dtype)
+    out, lse_wR[me] = finish(lax.fori_loop(lo, hi, step, nothing(q_wRH.shape[2])))
+    q_wRH[me] = out.astype(q_wRH.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(q_wRH.at[me], out_hbm.at[b, head, i, me])
     plgpu.copy_smem_to_gmem(lse_wR.at[me], lse_hbm.at[b, head, i, me])
     plgpu.wait_smem_to_gmem(0)
-
-
-def nothing(H):
-    """Output, top and total of one warpgroup's rows over no keys."""
-
-    def rows(value):
-        return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
-
-    zeros_RH = plgpu.layout_cast(jnp.zeros((ROWS, H), jnp.float32), plgpu.Layout.WGMMA)
-    return zeros_RH, rows(LOWEST), rows(0.0)
-
-
-def tile(q_RH, k_SH, v_SH, p_RS, keep, carry, score, values_here):
-    """Adds one block of keys to (output, top, total) of one warpgroup's rows.
-
-    `keep(row_RS, key_RS)` says who sees whom; `values_here()` waits for the values. Weights pass through the
-    buffer `p_RS`: the interpreter knows no wgmma with operands in registers.
-    """
-    out, top, total = carry
-
-    def scores(acc):
-        plgpu.wgmma(acc, q_RH, k_SH.transpose((1, 0)))
-        return acc[...]
-
-    def outputs(acc):
-        plgpu.wgmma(acc, p_RS, v_SH)
-        return acc[...]
-
-    raw_RS = pl.run_scoped(scores, plgpu.ACC((ROWS, KEYS), jnp.float32)) * score.scale
-    if score.softcap is not None:
-        raw_RS = score.softcap * jnp.tanh(raw_RS / score.softcap)
-    row_RS, key_RS = (
-        plgpu.broadcasted_iota(jnp.int32, (ROWS, KEYS), axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1)
-    )
-    score_RS = jnp.where(keep(row_RS, key_RS), raw_RS, -jnp.inf)
-    best = jnp.maximum(top, score_RS.max(axis=1))
-    fade = jnp.exp2((top - best) * LOG2E)
-    weight_RS = jnp.exp2((score_RS - lax.broadcast_in_dim(best, score_RS.shape, [0])) * LOG2E)
-    p_RS[...] = weight_RS.astype(p_RS.dtype)
-    plgpu.commit_smem()
-    values_here()
-    more = pl.run_scoped(outputs, plgpu.ACC(out.shape, jnp.float32))
-    out = out * lax.broadcast_in_dim(fade, out.shape, [0]) + more
-    return out, best, total * fade + weight_RS.sum(axis=1)

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention import tiles
-from pallas_kernels.attention.gpu import KEYS, ROWS, STAGES, TILED, nothing, refuses_shape, tile
+from pallas_kernels.attention.gpu_blocks import KEYS, ROWS, STAGES, TILED, nothing, refuses_shape, tile
 from pallas_kernels.masks import oldest, visible
 
 MULTIPROCESSORS = 132

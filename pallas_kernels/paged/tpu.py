@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention import tiles
 from pallas_kernels.attention.blocks import cost, exact, rows_by_keys
 from pallas_kernels.masks import oldest, visible
+from pallas_kernels.paged import tpu_weights
 
 # Rows (queries x G) of a tile, and keys fetched at a time.
 ROWS, KEYS = 256, 256
@@ -27,8 +28,6 @@ def refuses(ask) -> str | None:
         return f"{ask.dtype} is neither float32 nor bfloat16"
     if ask.layout != "rows":
         return f"the pool keeps its keys in {ask.layout}; this kernel reads rows"
-    if ask.weights:
-        return "weights per key are not written"
     if ask.page_size % 8:
         return f"pages of {ask.page_size} positions are not whole tiles of 8"
     return None
@@ -37,7 +36,7 @@ def refuses(ask) -> str | None:
 def attend(
     q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, return_weights, interpret=False
 ):
-    """Returns out_BCNH, lse_BCN and None. `interpret`: True, or `pltpu.InterpretParams`."""
+    """Returns out_BCNH, lse_BCN, and weights_BCNS or None. `interpret`: True, or `pltpu.InterpretParams`."""
     B, C, N, H = q_BCNH.shape
     K, t = pool.n_kv_heads, pool.page_size
     G = N // K
@@ -49,6 +48,7 @@ def attend(
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, n * bq - C), (0, 0), (0, 0))).reshape(B, K, n, bq * G, H)
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, 0), (0, rows - bq * G), (0, 0)))
     group = min(max(1, KEYS // t), table_BP.shape[1])
+    score = tiles.Score(float(scale), softcap)
 
     def block(*tail):
         return pl.BlockSpec((None, K, None, rows, *tail), lambda b, i, *_: (b, 0, i, 0, *(0 for _ in tail)))
@@ -56,9 +56,7 @@ def attend(
     everywhere = pl.BlockSpec(memory_space=pl.ANY)
     buffer = pltpu.VMEM((2, group, K, t, H), pool.keys.dtype)
     out, lse = pl.pallas_call(
-        functools.partial(
-            _kernel, bq=bq, G=G, group=group, window=window, score=tiles.Score(float(scale), softcap)
-        ),
+        functools.partial(_kernel, bq=bq, G=G, group=group, window=window, score=score),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(B, n),
@@ -86,7 +84,11 @@ def attend(
         x = x_BKnRetc[:, :, :, : bq * G].reshape(B, K, n * bq, G, -1)[:, :, :C]
         return jnp.moveaxis(x, 1, 2).reshape(B, C, N, -1)
 
-    return by_query(out), by_query(lse)[..., 0], None
+    out_BCNH, lse_BCN = by_query(out), by_query(lse)[..., 0]
+    if not return_weights:
+        return out_BCNH, lse_BCN, None
+    rows = q_BCNH, pool, table_BP, start_B, count_B, lse_BCN
+    return out_BCNH, lse_BCN, tpu_weights.weights(*rows, window=window, score=score, interpret=interpret)
 
 
 def wait_for(copies):

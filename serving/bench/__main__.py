@@ -6,6 +6,7 @@
 
 host       host milliseconds a step at 64 decoding rows: scheduler, tree and tables; and the whole host part
 decode     output tokens/s of the engine over the bare compiled decode program of the same shapes
+pages      a decode step over pages beside the same step over contiguous slots
 draw       top-k and top-p without sorting, beside the sort, at vocabularies of 32k and 128k
 prefix     time to first token of a prompt whose first 1024 tokens are cached, over a cold one's
 start      seconds to the first token, with an empty compilation cache and with a filled one
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixattn import cli, results
-from serving.bench import Row, Size, budget, draw, latency, load, peers, soak, step
+from serving.bench import Row, Size, budget, draw, latency, load, pages, peers, soak, step
 
 _ONLY = flags.DEFINE_list("only", [], "Parts to run; all that need nothing else if empty.")
 _OUT = flags.DEFINE_string("out", "results/serving", "Folder of the figures, one file a part.")
@@ -46,6 +47,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print the figures as JSON instead of a
 PARTS: dict[str, Callable[[Size], list[Row]]] = {
     "host": step.host,
     "decode": step.decode,
+    "pages": pages.pages,
     "draw": draw.draw,
     "prefix": latency.prefix,
     "start": latency.start,

@@ -1,4 +1,4 @@
-"""What choosing a token costs: top-k and top-p without sorting, beside the sort, for large vocabularies."""
+"""What it costs to choose a token: top-k and top-p without sorting beside the sort, at large vocabularies."""
 
 import time
 from statistics import median

@@ -132,9 +132,9 @@ def offline_engine(
         page_size=PAGE,
         num_pages=pages + 1,  # what so many requests need: decoding reads the whole pool
         max_request_tok=longest,
-        prefill_rows=(1, 4),
-        decode_rows=(8, 16),
-        limits=Limits(chunk_tok=64, step_tok=256),
+        prefill_rows=(2, 8),
+        decode_rows=(4, 8, 16, 24),
+        limits=Limits(chunk_tok=32, step_tok=256, mixed=False),
     )
     engine = Engine(model, config)
     requests = [

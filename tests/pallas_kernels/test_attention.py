@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import attention, blocks, explain, gpu, streamed, tiles, xla
+from pallas_kernels.attention import attention, blocks, explain, gpu_placed, streamed, tiles, xla
 from pallas_kernels.attention.cases import CASES, Case, inputs
 from tests.pallas_kernels import oracle, races
 
@@ -103,23 +103,47 @@ def test_the_tpu_kernels_agree_with_the_definition(case, dtype):
 
 
 GPU_CASES = [
-    pytest.param(case, id=case.name, marks=() if case.name == "window" else pytest.mark.long)
+    pytest.param(
+        case, id=case.name, marks=() if case.name in ("window", "documents_window") else pytest.mark.long
+    )
     for case in CASES
-    if case.H in (64, 128) and case.causal and not (case.ring or case.segments)
+    if case.H in (64, 128) and case.causal
 ]
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("case", GPU_CASES)
-def test_the_gpu_kernel_agrees_with_the_definition(case):
-    """Under the Hopper interpreter with its race detector: two warpgroups hand buffers to each other."""
-    arrays, _, _, want, _ = given(case, "bfloat16")
-    score = tiles.Score(case.scale or case.H**-0.5, case.softcap)
+def test_the_gpu_kernels_agree_with_the_definition(case):
+    """Forward and backward under the Hopper interpreter with its race detector."""
     with races.detected_on_gpu() as found:
-        got = gpu.forward(xla.Static(case.window, True, score), *arrays.values())
+        check(case, "gpu", "bfloat16")
+        assert not found()
+
+
+@pytest.mark.interpreter
+@pytest.mark.long
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_gpu_kernel_for_any_places_knows_the_plain_ones_too(case):
+    arrays, places, _, want, _ = given(case, "bfloat16")
+    static = xla.Static(case.window, True, tiles.Score(case.scale or case.H**-0.5, case.softcap))
+    names = ("q_pos_BT", "k_pos_BS", "segment_q_BT", "segment_k_BS")
+    with races.detected_on_gpu() as found:
+        got = gpu_placed.forward(static, *arrays.values(), xla.Places(*(places.get(name) for name in names)))
         assert not found()
     for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE), strict=True):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
+
+
+def test_what_the_gpu_kernels_cannot_do_they_refuse_by_name():
+    for arrays, options, why in (
+        (shapes(), {}, "wgmma multiplies 16-bit floats"),
+        (shapes(q=(2, 8, 4, 80), k=(2, 8, 2, 80), dtype="bfloat16"), {}, "head size 80"),
+        (shapes(dtype="bfloat16"), {"causal": False}, "only causal attention"),
+    ):
+        with pytest.raises(NotImplementedError, match=why):
+            explain(*arrays, backend="gpu", **options)
+    positions = {"q_pos_BT": np.zeros((2, 8), np.int32), "k_pos_BS": np.zeros((2, 8), np.int32)}
+    assert explain(*shapes(dtype="bfloat16"), backend="gpu", **positions).backend == "gpu"
 
 
 def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():

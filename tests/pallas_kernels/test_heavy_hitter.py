@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pallas_kernels import heavy_hitter
 from pallas_kernels.attention import attention, blocks
 from pallas_kernels.attention.cases import CASES, inputs
-from tests.pallas_kernels import oracle
+from tests.pallas_kernels import oracle, races
 
 SUM_TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-1}
 QUICK = ("full_ragged_tail", "documents_window")
@@ -71,6 +71,25 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, monkeypatch):
     np.testing.assert_allclose(
         np.float64(got), want, atol=SUM_TOLERANCE["float32"] * max(1, want.max()), rtol=0
     )
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.long)
+        for case in CAUSAL
+        if case.H in (64, 128)
+    ],
+)
+def test_the_gpu_kernel_agrees_with_the_definition(case):
+    """Under the Hopper interpreter with its race detector."""
+    arrays, places, lse, want = expected(case, "bfloat16")
+    with races.detected_on_gpu() as found:
+        got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend="gpu")
+        tolerance = SUM_TOLERANCE["bfloat16"] * max(1, want.max())
+        np.testing.assert_allclose(np.float64(got), want, atol=tolerance, rtol=0)
+        assert not found()
 
 
 @pytest.mark.parametrize("name", ["full_ragged_tail", "window", "documents_window", "several_blocks"])

@@ -106,9 +106,10 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
     monkeypatch.setattr(tpu, "KEYS", 16)
     given = batch(case, dtype)
     pool = fill(case, given, dtype, layout="rows")
-    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret")
+    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret", weights=True)
     want = oracle.paged(given, **case.options)
-    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+    tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE
+    for x, exact, tolerance in zip(got, want, tolerances, strict=True):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
 
 
@@ -214,9 +215,7 @@ def test_shared_pages_are_right_whether_few_or_many(hot, monkeypatch):
 RAGGED = Case("ragged", ((0, 0),) * 4, 3, 4, 2, 64, 4, 6)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-@settings(max_examples=25)
-@given(
+ANY_RAGGED = given(
     rows=st.lists(
         st.integers(0, 3).flatmap(lambda n: st.tuples(st.integers(0, 24 - n), st.just(n))),
         min_size=4,
@@ -225,14 +224,43 @@ RAGGED = Case("ragged", ((0, 0),) * 4, 3, 4, 2, 64, 4, 6)
     share=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_ragged_batch_agrees_with_the_definition(window, rows, share, seed):
-    case = RAGGED._replace(rows=tuple(rows), window=window, share=share)
-    given = batch(case, seed=seed)
-    shape = RAGGED._replace(window=window)  # one compilation for all examples
-    got = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=shape, backend="xla")
+
+
+def check_ragged(base, backend, dtype, rows, share, seed, layout=None):
+    """One compilation for all examples of a `base`."""
+    case = base._replace(rows=tuple(rows), share=share)
+    given = batch(case, dtype, seed=seed)
+    pool = fill(case, given, dtype, layout=layout)
+    got = run(given.q_BCNH, pool, *ask(given), case=base, backend=backend)
     want = oracle.paged(given, **case.options)
-    np.testing.assert_allclose(got[0], want[0], atol=oracle.TOLERANCE["float32"])
-    np.testing.assert_allclose(got[1], want[1], atol=oracle.LSE_TOLERANCE["float32"])
+    for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
+        np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@settings(max_examples=25)
+@ANY_RAGGED
+def test_any_ragged_batch_agrees_with_the_definition(window, rows, share, seed):
+    check_ragged(RAGGED._replace(window=window), "xla", "float32", rows, share, seed)
+
+
+@settings(max_examples=25)
+@ANY_RAGGED
+def test_any_ragged_batch_agrees_under_the_interpreter(rows, share, seed):
+    """The TPU kernel: pages of 8, two fetched at a time, so that most rows end inside a group."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu, "KEYS", 16)
+        base = RAGGED._replace(window=11, page_size=8, P=3)
+        check_ragged(base, "interpret", "float32", rows, share, seed, layout="rows")
+
+
+@pytest.mark.interpreter
+@settings(max_examples=5)
+@ANY_RAGGED
+def test_any_ragged_batch_agrees_on_the_simulated_gpu(rows, share, seed):
+    with plgpu.force_gpu_interpret_mode():
+        base = RAGGED._replace(window=11, page_size=8, P=3)
+        check_ragged(base, "gpu", "bfloat16", rows, share, seed, layout="rows")
 
 
 def test_where_a_page_lies_does_not_change_one_bit():
