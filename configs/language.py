@@ -4,7 +4,10 @@
 
 Six layers of width 96 read 256 tokens of Python (the standard library's sources, 1,024 BPE entries) through
 windows of 16, whose stacked reach is 91. The paper has short-context quality nearly equal over wirings
-(MixAttention, arXiv 2409.15012, figure 7); here that is the validation loss after the same 300 steps.
+(MixAttention, arXiv 2409.15012, figure 7); here that is the validation loss after the same 300 steps, about
+fifteen minutes of one core in all.
+Found (results/language.csv): wirings with windows lie within 0.02 nats of each other (4.06 to 4.07) whatever
+they share; those without (standard, cla) are 0.09 behind after so short a training.
 """
 
 from mixattn import ModelConfig

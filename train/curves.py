@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 
 from mixattn import files
 
+_ABOVE = 0.4  # nats of the picture of starts above the dense model
 _COLOURS = plt.get_cmap("tab10").colors
 
 
@@ -35,24 +36,29 @@ def against_bytes(path: Path, rows: list[dict[str, Any]], tokens: int, bars: dic
 
 
 def of_starts(path: Path, rows: list[dict[str, Any]], dense: float, wiring: str) -> None:
-    """Validation loss by step, the mean over seeds as a line and every seed as a thin one."""
+    """Validation loss by step, the mean over seeds as a line and every seed as a thin one.
+
+    The axis ends a little above the dense model before; the legend has every end, also of lines beyond it.
+    """
     figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     for i, (name, mine) in enumerate(_groups(rows).items()):
         steps = sorted(int(key.split("_")[1]) for key in mine[0] if key.startswith("nats_"))
         lines = [[row[f"nats_{step}"] for step in steps] for row in mine]
         for line in lines:
             axis.plot(steps, line, color=_COLOURS[i % 10], lw=0.6, alpha=0.5)
-        axis.plot(steps, [_mean(at) for at in zip(*lines)], color=_COLOURS[i % 10], lw=1.8, label=name)
+        mean = [_mean(at) for at in zip(*lines)]
+        axis.plot(steps, mean, color=_COLOURS[i % 10], lw=1.8, label=f"{name}, {mean[-1]:.3f} at the end")
     axis.axhline(dense, color="grey", lw=0.8, ls="--")
     axis.annotate(
         "the dense model before",
-        (0.98, dense),
+        (0.02, dense),
         xycoords=("axes fraction", "data"),
-        ha="right",
+        ha="left",
         va="bottom",
         fontsize=8,
     )
     axis.set_xlim(left=0)
+    axis.set_ylim(top=dense + _ABOVE)
     axis.set(xlabel="steps after rewiring", ylabel="validation loss, nats a token")
     figure.legend(fontsize=8, frameon=False, loc="outside right center", title="start")
     _finish(figure, axis, path, f"A dense model brought into {wiring}: what the shared K/V start from")
