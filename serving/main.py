@@ -48,7 +48,6 @@ def main() -> None:
     # jax is loaded only now: a wrong config or folder is refused at once.
     from serving import tables
 
-    (workdir / "serve").mkdir(exist_ok=True)
     summary = serve_all(serve, workdir, documents)
     write_text(workdir / "serve" / "summary.json", json.dumps(summary, indent=1))
     if _JSON.value:
@@ -121,6 +120,7 @@ def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any
 
     model, config = hf.load(workdir / "model")
     tokenizer = hf.load_tokenizer(workdir / "model")
+    (workdir / "serve").mkdir(exist_ok=True)
     summary: dict[str, Any] = {"policies": {}, "memory": offline.kv_memory(config, [256, 1024, 4096])}
     programs = None  # compiled once, shared by all policies
     with Lines() as lines:
