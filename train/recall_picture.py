@@ -82,5 +82,5 @@ def _name(axis, places: list[tuple[float, float, str]]) -> None:
             fontsize=8,
         )
     axis.set_xscale("log", base=2)
-    axis.margins(x=0.15)
+    axis.set_xlim(min(places)[0] / 2.5, max(places)[0] * 2.5)  # room for the names
     axis.xaxis.set_major_formatter(lambda kib, _: f"{kib:g}")
