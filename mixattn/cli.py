@@ -7,8 +7,11 @@ that disagree; it is called once more here, after the overrides.
 
 import dataclasses
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -66,7 +69,21 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(why)
 
 
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: KeyboardInterrupt, as ever, but never a lost one.
+
+    jax is called back by Python's garbage collector, which swallows what is raised within a callback; while
+    programs are traced, that is where many a Ctrl-C arrives. There it is put off for a moment.
+    """
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, signal.raise_signal, (number,)).start()
+    else:
+        raise KeyboardInterrupt
+
+
 def _guarded(main: Callable[[], None]) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         main()
     except KeyboardInterrupt:

@@ -88,3 +88,21 @@ def test_ctrl_c_is_130_and_says_so(run):
     done = run("--config=config.py", body="raise KeyboardInterrupt")
     assert done.returncode == 130
     assert "stopped by Ctrl-C" in done.stderr
+
+
+def test_ctrl_c_is_not_lost_in_the_garbage_collectors_callback(run):
+    """As jax's callback while it traces: what is raised there, Python swallows."""
+    body = """
+    import gc, signal, time
+    heard = []
+    def _xla_gc_callback(*_):
+        if not heard:
+            heard.append(signal.raise_signal(signal.SIGINT))
+    gc.callbacks.append(_xla_gc_callback)
+    gc.collect()
+    assert heard
+    time.sleep(20)
+    """
+    done = run("--config=config.py", body=textwrap.indent(textwrap.dedent(body), "    "))
+    assert done.returncode == 130, done.stderr
+    assert "stopped by Ctrl-C" in done.stderr
