@@ -194,9 +194,13 @@ class Contiguous:
         keep_BT = (t_1T < count_B1) & (t_1T >= count_B1 - S)
         slot_BT = jnp.where(keep_BT, ahead(self.start_B, T) % S, S)
         row_B1 = jnp.arange(B)[:, None]
-        return (
-            k_BKSH.at[row_B1, :, slot_BT].set(k_BTKH, mode="drop"),
-            v_BKSH.at[row_B1, :, slot_BT].set(v_BTKH, mode="drop"),
+        # Without the barrier XLA computes the write of a lone row once more inside attention, and then copies
+        # the whole cache in every decode step.
+        return jax.lax.optimization_barrier(
+            (
+                k_BKSH.at[row_B1, :, slot_BT].set(k_BTKH, mode="drop"),
+                v_BKSH.at[row_B1, :, slot_BT].set(v_BTKH, mode="drop"),
+            )
         )
 
     def _seen(self, layer: Layer) -> tuple[jax.Array, jax.Array, jax.Array]:
