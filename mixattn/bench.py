@@ -13,12 +13,10 @@ the context. Both write a CSV under results/.
 
 import functools
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 
 import jax
@@ -30,6 +28,7 @@ from flax import nnx
 from mixattn import ModelConfig, Transformer, cli, hf, results
 from mixattn.cache import Ring
 from mixattn.generation import STRIDE, decode, pad, prefill, rounded
+from mixattn.peer import peer
 from mixattn.sample import Knobs
 from mixattn.spec import kv_bytes
 
@@ -64,6 +63,7 @@ MODELS = {
         vocab_size=16_384,
     ),
 }
+_SCRIPT = "tests/parity/torch_bench.py"
 PROMPT, STRIDES = 300, 2
 NEW = 1 + STRIDES * STRIDE
 
@@ -78,32 +78,13 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-@contextmanager
-def transformers_side(model_dir: str) -> Iterator[Callable[..., dict]]:
-    """A process with the same weights; call it with the fields of a request."""
-    command = [FLAGS.torch, "tests/parity/torch_bench.py"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-
-        def ask(**fields) -> dict:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps(fields) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        try:
-            yield ask
-        finally:
-            process.kill()
-
-
 def against_transformers() -> None:
     config = MODELS[FLAGS.model]
     model = Transformer(config, rngs=nnx.Rngs(0))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         hf.save(model, folder, architecture="llama")
-        with transformers_side(folder) as ask:
+        with peer(_SCRIPT, [FLAGS.torch, _SCRIPT]) as ask:
             theirs = ask(model=folder)
             for batch in map(int, FLAGS.batches):
                 rows += compare(model, ask, batch)

@@ -12,10 +12,13 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
+
+if TYPE_CHECKING:
+    from mixattn.spec import ModelConfig
 
 
 def define_config(default: str | None = None) -> None:
@@ -39,6 +42,23 @@ def config() -> Any:
             raise ValueError(f"--config could not be read: {why}") from why
         raise ValueError(f"get_config() of --config returned {type(value).__name__}, not a dataclass")
     check_tree(value)
+    return value
+
+
+def model_config() -> "ModelConfig":
+    """The model of `--config`: itself, or its field `model`.
+
+    Raises:
+      ValueError: it has none, or `config` refuses it.
+    """
+    from mixattn.spec import ModelConfig  # numpy with it, which not every command needs
+
+    value = config()
+    value = getattr(value, "model", value)
+    if not isinstance(value, ModelConfig):
+        raise ValueError(
+            f"--config holds a {type(value).__name__}, neither a ModelConfig nor something with .model"
+        )
     return value
 
 

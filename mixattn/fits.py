@@ -121,12 +121,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    config = cli.config()
-    config = getattr(config, "model", config)
-    if not isinstance(config, ModelConfig):
-        raise ValueError(
-            f"--config holds a {type(config).__name__}, neither a ModelConfig nor something with .model"
-        )
+    config = cli.model_config()
     given = flags.FLAGS
     sizes = {name: given[name].value for name in ("batch", "context", "chunk", "page")}
     steps_of = functools.partial(serving_steps, config, **sizes)

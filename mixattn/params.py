@@ -55,12 +55,7 @@ def _part(path: tuple, expert: bool) -> str:
 
 
 def main() -> None:
-    config = cli.config()
-    config = getattr(config, "model", config)
-    if not isinstance(config, ModelConfig):
-        raise ValueError(
-            f"--config holds a {type(config).__name__}, neither a ModelConfig nor something with .model"
-        )
+    config = cli.model_config()
     counts = count(config)
     if flags.FLAGS.json:
         print(json.dumps(counts._asdict(), indent=2))

@@ -6,13 +6,12 @@ torch.compile, with the fused AdamW.
 
 import contextlib
 import functools
-import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mixattn import ModelConfig, params
+from mixattn.peer import Asked, peer
 from train.loop import Experiment
 
 type Side = Callable[[int], float]  # steps -> seconds a step
@@ -36,24 +35,19 @@ def sides(python: str, experiment: Experiment) -> Iterator[tuple[dict[str, Side]
     shape = {name: getattr(experiment.model, name) for name in _SHAPE} | {"length": stage.seq_len}
     ours = params.count(experiment.model).total
     fields = {name: getattr(rule, name) for name in ("rate", "beta1", "beta2", "clip")}
-    with subprocess.Popen(
-        [python, str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            made: dict[str, Side] = {}
-            for kind in ("plain", "transformers"):
-                for compiled in (False, True):
-                    key = f"{kind}_{'compiled' if compiled else 'eager'}"
-                    facts = _ask(process, key=key, model=shape, kind=kind, compiled=compiled, **fields)
-                    if facts["parameters"] != ours:
-                        raise ValueError(f"{key} has {facts['parameters']} parameters, our model {ours}")
-                    made[key] = functools.partial(
-                        _step_s, process, use=key, batch=stage.batch_size, length=stage.seq_len
-                    )
-                    made[key](2)  # compiles
-            yield made, facts
-        finally:
-            process.kill()
+    with peer("the PyTorch side", [python, str(_SCRIPT)]) as ask:
+        made: dict[str, Side] = {}
+        for kind in ("plain", "transformers"):
+            for compiled in (False, True):
+                key = f"{kind}_{'compiled' if compiled else 'eager'}"
+                facts = ask(key=key, model=shape, kind=kind, compiled=compiled, **fields)
+                if facts["parameters"] != ours:
+                    raise ValueError(f"{key} has {facts['parameters']} parameters, our model {ours}")
+                made[key] = functools.partial(
+                    _step_s, ask, use=key, batch=stage.batch_size, length=stage.seq_len
+                )
+                made[key](2)  # compiles
+        yield made, facts
 
 
 def check(experiment: Experiment) -> None:
@@ -67,15 +61,5 @@ def check(experiment: Experiment) -> None:
         raise ValueError(f"the other side trains with adamw without decay, this experiment with {rule.rule}")
 
 
-def _step_s(process: subprocess.Popen, steps: int, **ask: Any) -> float:
-    return _ask(process, steps=steps, **ask)["seconds"] / steps
-
-
-def _ask(process: subprocess.Popen, **fields: Any) -> dict[str, Any]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(fields) + "\n")
-    process.stdin.flush()
-    if not (line := process.stdout.readline()):
-        raise ValueError(f"the PyTorch side ended with code {process.wait()}; its words are above")
-    return json.loads(line)
+def _step_s(ask: Asked, steps: int, **fields: Any) -> float:
+    return ask(steps=steps, **fields)["seconds"] / steps

@@ -31,9 +31,3 @@ def write_csv(path: Path, rows: list[dict[str, Any]], *, config: Any, **facts: A
     for row in rows:
         writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
     files.write_text(path, text.getvalue())
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows, without the header of facts."""
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    return list(csv.DictReader(lines))

@@ -6,9 +6,7 @@ reads. The other sides live in environments of their own and speak JSON lines (`
 Each side is given its best of a few settings, and as many threads as OMP_NUM_THREADS and NPROC say.
 """
 
-import json
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +14,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+from mixattn.peer import peer
 from mixattn.spec import ModelConfig
 from serving.bench import Row, Size, network, prompt, row
 from serving.config import EngineConfig, Limits
@@ -27,36 +26,6 @@ LLAMA = ModelConfig(
 TORCH = ".venv-parity/bin/python", "tests/parity/torch_serve.py"
 LLAMA_CPP = ".venv-llama/bin/python", "tests/parity/llama_serve.py"
 PAGE = 64
-
-type Asked = Callable[..., dict]
-
-
-@contextmanager
-def side(command: Sequence[str]) -> Iterator[Asked]:
-    """Another program's process; call it with the fields of a question.
-
-    Raises:
-      ValueError: it cannot be started, or it ended.
-    """
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    except OSError as why:
-        raise ValueError(f"{command[0]} cannot be started ({why}); see tests/parity") from why
-
-    def ask(**fields) -> dict:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(fields) + "\n")
-        process.stdin.flush()
-        if not (line := process.stdout.readline()):
-            raise ValueError(f"{command[1]} ended with status {process.wait()}")
-        return json.loads(line)
-
-    with process:
-        try:
-            yield ask
-        finally:
-            process.kill()
 
 
 @contextmanager
@@ -81,7 +50,7 @@ def transformers(size: Size) -> list[Row]:
     rng = random.Random(0)
     work = [(prompt(rng, rng.randint(16, 256), LLAMA.vocab_size), rng.randint(16, 256)) for _ in range(64)]
     output_tok = sum(new for _, new in work)
-    with same_weights() as (model, folder), side(TORCH) as torch:
+    with same_weights() as (model, folder), peer(TORCH[1], TORCH) as torch:
         versions = torch(model=folder)["versions"]
         ours = offline_engine(model, work)
         ours(), [torch(requests=[(ids[:9], 4) for ids, _ in work[:8]], **how) for how in STATIC + CONTINUOUS]
@@ -163,7 +132,7 @@ def llama(size: Size) -> list[Row]:
     """Milliseconds a decode step of the whole engine behind prompts of 300 tokens, 32 at once and 1."""
     rng = random.Random(0)
     rows = []
-    with same_weights() as (model, folder), side(LLAMA_CPP) as other:
+    with same_weights() as (model, folder), peer(LLAMA_CPP[1], LLAMA_CPP) as other:
         versions = other(model=folder)["versions"]
         for batch, goal in ((32, "goal >= 1.5"), (1, "goal >= 0.67")):
             prompts = [prompt(rng, PROMPT, LLAMA.vocab_size) for _ in range(batch)]

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from configs import recall as config
-from train import objective, recall, table, variants
+from mixattn import results
+from train import objective, recall, variants
 from train.recall import Task
 from train.recall_model import Build
 
@@ -99,7 +100,7 @@ def test_the_comparison_keeps_finished_runs_and_draws_them(tmp_path):
     kept = tmp_path / "runs" / "ma-0.json"
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "all": 0.4321}))
     variants.compare(comparison, *where)
-    rows = table.read_csv(tmp_path / "results" / "recall.csv")
+    rows = results.read_csv(tmp_path / "results" / "recall.csv")
     assert [row["variant"] for row in rows] == ["ma_offset", "ma"]
     assert rows[1]["all"] == "0.4321"  # not run again
     assert (tmp_path / "results" / "recall.svg").read_text().count("<svg") == 1

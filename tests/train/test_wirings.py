@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import language, uptrain
-from mixattn import ModelConfig, kv_bytes
+from mixattn import ModelConfig, kv_bytes, results
 from mixattn.hf import load
 from tests.train import tiny
-from train import loop, run, table, uptraining, wirings
+from train import loop, run, uptraining, wirings
 
 
 def small() -> loop.Experiment:
@@ -32,7 +32,7 @@ def uptrained(tmp_path_factory):
 
 def test_a_start_is_trained_in_the_new_wiring_and_its_way_recorded(uptrained):
     folder, _ = uptrained
-    (row,) = table.read_csv(folder / "results" / "uptrain.csv")
+    (row,) = results.read_csv(folder / "results" / "uptrain.csv")
     assert (row["variant"], row["wiring"], row["steps"]) == ("mean", "0s_1_2s_1", "2")
     assert row["nats_2"] == row["nats"] != row["first"]
     assert "<svg" in (folder / "results" / "uptrain.svg").read_text()
@@ -81,7 +81,7 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(uptrained, tmp_path)
 def test_a_wiring_is_a_row_of_the_table_with_its_bytes_and_loss(tmp_path):
     config = wirings.Wirings(variants=("ma_offset",), seeds=(0,), experiment=small())
     wirings.compare(config, tmp_path / "runs", tmp_path / "results")
-    (row,) = table.read_csv(tmp_path / "results" / "language.csv")
+    (row,) = results.read_csv(tmp_path / "results" / "language.csv")
     model = config.experiment.model
     assert int(row["kv_bytes"]) == kv_bytes(dataclasses.replace(model, kv_wiring="ma_offset"), 32)
     assert float(row["bits_per_byte"]) < float(row["nats"]) / np.log(2)  # a token is more than a byte
