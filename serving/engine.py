@@ -104,7 +104,8 @@ class Engine:
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)
         self.state: State = self.programs.fresh_state()
-        self.streams: dict[RequestId, Stream] = {}
+        self.streams: dict[RequestId, Stream] = {}  # by the name under which an output is scheduled
+        self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
         self._exchange = Exchange(self.programs, tables, self.streams, max(config.prefill_rows))
         self._flight: Flight | None = None
@@ -123,20 +124,17 @@ class Engine:
           ValueError: the id is live already, the request can never fit, or it asks for what is not compiled
             in; nothing is queued then.
         """
-        id = request.id or f"r{next(self._seq)}"
-        names = _names(id, request.sampling.n)
-        if taken := [name for name in names if name in self.streams]:
+        n = request.sampling.n
+        id = request.id or self._unused_id(n)
+        if taken := self._live_among(id, n):
             raise ValueError(f"request id {taken[0]!r} is live already")
         self._refuse(id, request)
         request = dataclasses.replace(request, id=id)
-        queued: list[str] = []
         try:
-            for index, name in enumerate(names):
+            for index, name in enumerate(_names(id, n)):
                 self._queue(request, name, index)
-                queued.append(name)
-        except ValueError:
-            for name in queued:
-                self._drop(name, "cancel", tell=False)
+        except Exception:
+            self._withdraw([id])
             raise
         return id
 
@@ -149,9 +147,7 @@ class Engine:
 
     def cancel(self, id: RequestId) -> bool:
         """Ends a request; False if it is not live. Its last delta comes with the next step."""
-        stream = self.streams.get(id) or next((s for s in self.streams.values() if s.request.id == id), None)
-        names = _names(id, stream.sampling.n) if stream else []
-        return sum(self._drop(name, "cancel") for name in names) > 0
+        return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
     @property
     def live(self) -> bool:
@@ -159,8 +155,18 @@ class Engine:
         return not self.scheduler.idle or bool(self._done)
 
     def run(self, requests: Iterable[Request]) -> list[Output]:
-        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index."""
-        order = {self.submit(r): i for i, r in enumerate(requests)}
+        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index.
+
+        Raises:
+          ValueError: see `submit`; none of them is queued then.
+        """
+        order: dict[RequestId, int] = {}
+        try:
+            for i, request in enumerate(requests):
+                order[self.submit(request)] = i
+        except Exception:
+            self._withdraw(order)
+            raise
         outputs: list[Output] = []
         while self.live:
             outputs += [d.output for d in self.step() if d.output is not None and d.id in order]
@@ -233,6 +239,22 @@ class Engine:
         if sampling.prompt_logprobs is not None and not config.prompt_logprobs:
             raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
 
+    def _unused_id(self, n: int) -> RequestId:
+        while self._live_among(id := f"r{next(self._seq)}", n):
+            pass
+        return id
+
+    def _live_among(self, id: RequestId, n: int) -> list[RequestId]:
+        """Which of the names that a request would take are taken."""
+        return [name for name in _names(id, n) if name in self._parts or name in self.streams]
+
+    def _withdraw(self, ids: Iterable[RequestId]) -> None:
+        """As if these had not been submitted (but for the log)."""
+        for id in ids:
+            for name in list(self._parts.get(id, ())):
+                self._drop(name, "cancel", tell=False)
+            self._done = [delta for delta in self._done if delta.id != id]
+
     def _queue(self, request: Request, name: str, index: int) -> None:
         seq = next(self._seq) - request.priority * HEAD_START
         sampling, now_s = request.sampling, self.clock()
@@ -240,6 +262,8 @@ class Engine:
         salt = ALONE if sampling.prompt_logprobs is not None else request.salt
         accepted = self.scheduler.submit(Entry(ask, Ids(request.prompt_ids), salt, now_s), now_s)
         self.streams[name] = Stream(request, name, index, self._stops(sampling), self._decode)
+        self._parts.setdefault(request.id, []).append(name)
+        self._counts.arrived += 1
         if not accepted:
             self._end(name, _refused(ask, now_s))
         elif request.deadline_s is not None:
@@ -257,15 +281,24 @@ class Engine:
         if output is not None and tell:
             self._end(name, output)
         elif output is not None:
-            del self.streams[name]
+            self._close(name)
+            self._counts.arrived -= 1
         return output is not None
 
     def _end(self, name: str, output: Output) -> None:
-        delta = self.streams.pop(name).delta(output.output_ids, output)
+        delta = self._close(name).delta(output.output_ids, output)
         assert delta is not None
         self._done.append(delta)
         why = output.finish_reason
         self._counts.finished[why] = self._counts.finished.get(why, 0) + 1
+
+    def _close(self, name: RequestId) -> Stream:
+        stream = self.streams.pop(name)
+        parts = self._parts[stream.request.id]
+        parts.remove(name)
+        if not parts:
+            del self._parts[stream.request.id]
+        return stream
 
     def _stops(self, sampling: Sampling) -> tuple[int, ...]:
         return sampling.stop_ids + (() if sampling.ignore_eos else self.config.eos_ids)

@@ -207,6 +207,42 @@ def test_row_17_a_live_id_is_refused_and_the_live_one_is_untouched():
     assert first.output_ids == teacher_forced([1, 2, 3], 8)
 
 
+def test_row_17_an_id_is_live_until_the_last_of_its_outputs_has_ended():
+    """Otherwise two requests' outputs come under one id, and a cancel meets only one of them."""
+    eng = engine(debug=True)
+    free = eng.run([ask([11] * 5, 20, temperature=1.0, seed=1, n=2)])
+    stop = next(i for i in free[0].output_ids if i not in free[1].output_ids)
+    one = dataclasses.replace(ask([11] * 5, 20, temperature=1.0, seed=1, n=2, stop_ids=(stop,)), id="x")
+    eng.submit(one)
+    while not any(d.output for d in eng.step()):
+        pass
+    with pytest.raises(ValueError, match="'x' is live already"):
+        eng.submit(dataclasses.replace(ask([1, 2]), id="x"))
+    assert eng.cancel("x")
+    assert not eng.cancel("x")
+    [last] = [d.output for d in finish(eng) if d.output]
+    assert (last.index, last.finish_reason) == (1, "cancel")
+    assert eng.submit(dataclasses.replace(ask([1, 2]), id="x")) == "x"
+    finish(eng)
+
+
+def test_row_17_a_request_without_a_name_gets_one_that_nobody_has():
+    eng = engine()
+    for taken in ("r1", "r3", "r4"):
+        eng.submit(dataclasses.replace(ask([1]), id=taken))
+    names = [eng.submit(ask([2], n=2)) for _ in range(4)]
+    assert len({*names, "r1", "r3", "r4"}) == 7
+    finish(eng)
+
+
+def test_one_bad_request_in_a_batch_leaves_none_of_it_behind():
+    eng = engine()
+    with pytest.raises(ValueError, match="names token 99"):
+        eng.run([ask([1], n=2), ask([99])])
+    assert not eng.live
+    check_idle(eng)
+
+
 class Broken(Fcfs):
     """Fails at the third call of one of its methods."""
 
