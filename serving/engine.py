@@ -124,23 +124,21 @@ class Engine:
           ValueError: the id is live already, the request can never fit, or it asks for what is not compiled
             in; nothing is queued then.
         """
-        n = request.sampling.n
-        id = request.id or self._unused_id(n)
-        if taken := self._live_among(id, n):
+        request = request if request.id else self._named(request)
+        if taken := self._taken(request):
             raise ValueError(f"request id {taken[0]!r} is live already")
-        self._refuse(id, request)
-        request = dataclasses.replace(request, id=id)
+        self._refuse(request)
         try:
-            for index, name in enumerate(_names(id, n)):
+            for index, name in enumerate(request.names):
                 self._queue(request, name, index)
         except Exception:
-            self._withdraw([id])
+            self._withdraw([request.id])
             raise
-        return id
+        return request.id
 
     def check(self, request: Request) -> None:
         """Raises ValueError if `request` could never be served here, whatever else is live."""
-        self._refuse(request.id, request)
+        self._refuse(request)
         most = len(request.prompt_ids) + request.sampling.max_tokens
         if why := self.memory.never_fits(most):
             raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
@@ -219,9 +217,9 @@ class Engine:
 
     # ---- inside: requests ----
 
-    def _refuse(self, id: RequestId, request: Request) -> None:
+    def _refuse(self, request: Request) -> None:
         """Raises ValueError for what a request asks and this engine cannot do."""
-        sampling, config = request.sampling, self.config
+        id, sampling, config = request.id, request.sampling, self.config
         if len(stops := self._stops(sampling)) > STOP_IDS:
             raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
         ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
@@ -239,14 +237,15 @@ class Engine:
         if sampling.prompt_logprobs is not None and not config.prompt_logprobs:
             raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
 
-    def _unused_id(self, n: int) -> RequestId:
-        while self._live_among(id := f"r{next(self._seq)}", n):
+    def _named(self, request: Request) -> Request:
+        """The same under an id that nobody has."""
+        while self._taken(named := dataclasses.replace(request, id=f"r{next(self._seq)}")):
             pass
-        return id
+        return named
 
-    def _live_among(self, id: RequestId, n: int) -> list[RequestId]:
-        """Which of the names that a request would take are taken."""
-        return [name for name in _names(id, n) if name in self._parts or name in self.streams]
+    def _taken(self, request: Request) -> list[RequestId]:
+        """Of the names that it would be scheduled under, those that are live."""
+        return [name for name in request.names if name in self._parts or name in self.streams]
 
     def _withdraw(self, ids: Iterable[RequestId]) -> None:
         """As if these had not been submitted (but for the log)."""
@@ -387,11 +386,6 @@ def _chunk_sizes(most: int) -> list[int]:
     """16, 64, 256, ... and the chunk size itself."""
     sizes = [16 * 4**i for i in range(8) if 16 * 4**i < most]
     return [*sizes, most]
-
-
-def _names(id: RequestId, n: int) -> list[RequestId]:
-    """The names under which a request's outputs are scheduled."""
-    return [id, *(f"{id}#{i}" for i in range(1, n))]
 
 
 def _levels(config: EngineConfig, vocab: int) -> list[Level]:

@@ -165,6 +165,11 @@ class Request:
         if not _whole(self.priority, -(2**20), 2**20):
             raise ValueError(f"request {self.id!r} has priority {self.priority}; at most 2**20 either way")
 
+    @property
+    def names(self) -> list[RequestId]:
+        """Under which its outputs are scheduled; the first is its id."""
+        return [self.id, *(f"{self.id}#{i}" for i in range(1, self.sampling.n))]
+
 
 class Logprob(NamedTuple):
     """One token's log-probability, and the likeliest tokens in its place with theirs, best first."""
