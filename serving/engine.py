@@ -10,7 +10,6 @@ A program that fails takes down the requests of its step and nobody else.
 """
 
 import dataclasses
-import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from mixattn.paging import Kind, Paged
 from serving import fair
 from serving.check import Checker
 from serving.config import STOP_IDS, EngineConfig
+from serving.deadlines import Deadlines
 from serving.device import PLAIN, Level, State
 from serving.exchange import Exchange, Flight
 from serving.guard import Guard
@@ -109,7 +109,7 @@ class Engine:
         tables = dict(zip(self.kinds, self.memory.tables))
         self._exchange = Exchange(self.programs, tables, self.streams, max(config.prefill_rows))
         self._flight: Flight | None = None
-        self._deadlines: list[tuple[float, int, RequestId]] = []
+        self._deadlines = Deadlines(self.streams)
         self._seq = itertools.count()
         self._done: list[Delta] = []
         self._counts = Counts()
@@ -176,7 +176,8 @@ class Engine:
         """Runs one step; returns what it brought each request, in no order but each request's own."""
         began, waited = time.perf_counter(), 0.0
         now_s = self.clock()
-        self._expire(now_s)
+        for name in self._deadlines.passed(now_s):
+            self._drop(name, "deadline")
         flight, self._flight = self._flight, None
         if flight is None and (plan := self.scheduler.plan(now_s)):
             flight = self._launch(plan)
@@ -266,14 +267,7 @@ class Engine:
         if not accepted:
             self._end(name, _refused(ask, now_s))
         elif request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (now_s + request.deadline_s, seq, name))
-
-    def _expire(self, now_s: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, seq, name = heapq.heappop(self._deadlines)
-            entry = self.scheduler.running.get(name) or self.scheduler.waiting.get(name)
-            if entry is not None and entry.ask.seq == seq:  # not a later request of the same id
-                self._drop(name, "deadline")
+            self._deadlines.add(now_s + request.deadline_s, self.streams[name])
 
     def _drop(self, name: str, why: Any, tell: bool = True) -> bool:
         output = self.scheduler.cancel(name, self.clock(), why)
