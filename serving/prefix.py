@@ -339,7 +339,7 @@ class Tree:
                 self._clear_line(group)
 
     def _clear_line(self, group: int) -> None:
-        """Takes the dead out of a line in which they are most. A group that is never short would keep them."""
+        """Takes the dead out of a line that is mostly dead; one that is never served would keep them."""
         line = self._lru[group]
         if len(line) > 2 * self._alive + SLACK:
             line[:] = [place for place in line if place[2].alive]
