@@ -212,7 +212,7 @@ class Engine:
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             slots=self.config.max_slots,
-            policy_failure=self._guard.failure,
+            policy_failure=self.guard.failure,
             **dataclasses.asdict(self._counts),
         )
 
@@ -351,8 +351,8 @@ class Engine:
         options = dict(self.config.policy_options)
         if "match" in fair.options(self.config.policy):
             options["match"] = match
-        self._guard = Guard(fair.make(self.config.policy, **options))
-        return self._guard
+        self.guard = Guard(fair.make(self.config.policy, **options))
+        return self.guard
 
     def _groups(self, model: Transformer) -> tuple[list[Kind], list[Group]]:
         """Page groups of the model: full owners, then sliding ones."""
