@@ -157,7 +157,9 @@ class Scheduler:
                 chunk.entry.computed_tok = chunk.end
                 if chunk.last:
                     del self.prefilling[chunk.entry.ask.id]
-                self._computed(chunk.entry, share=True)
+                got = produced.get(chunk.entry.ask.id)
+                # Where logits are not finite, what was computed for them need not be.
+                self._computed(chunk.entry, share=got is None or got.finish != "error")
         rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
         ended = self._book([e for e in rows if e.holding is not None], produced, now_s)
         return [self._finish(e, why, now_s) for e, why in ended]

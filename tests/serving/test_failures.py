@@ -18,8 +18,11 @@ from serving.check import check_idle
 from serving.config import Limits
 from serving.fair.fcfs import Fcfs
 from serving.memory import PagedMemory
+from serving.node import upward
 from serving.pages import Group, Pages
+from serving.prefix import Tree
 from serving.request import Ask, Request, Sampling
+from serving.tokens import Ids
 from tests.serving.tiny import (
     LONGEST,
     VOCAB,
@@ -138,12 +141,50 @@ def test_row_9_hits_end_where_every_window_is_whole_and_give_the_uncached_tokens
     assert len(hits) > 2, "hits of several lengths were met"
 
 
+@pytest.mark.parametrize("gone", range(5))
+@pytest.mark.parametrize("length", [8, 24, 28, 36])
+def test_row_9_a_hit_ends_where_the_window_before_it_is_whole_or_not_at_all(gone, length):
+    """The first window pages of a cached prompt are evicted; a query reads 12 positions, itself included."""
+    net = model("0_1s")
+    eng = engine(net, limits=Limits(chunk_tok=8, step_tok=32), debug=True)
+    stem = list(range(40))
+    eng.run([ask(stem, 1)])
+    eng.memory._evict(1, 2 * gone)  # of windows the oldest: those of `gone` chunks of two pages
+    asked = [*stem[:length], 60]
+    whole = length // 4 * 4
+    oldest_read = whole - 12 + 1
+    [output] = eng.run([ask(asked, 4)])
+    assert output.hit_tok == (whole if gone == 0 or oldest_read // 4 >= 2 * gone else 0)
+    assert output.output_ids == teacher_forced(asked, 4, net)
+
+
 def test_row_10_concurrent_equal_prompts_split_nodes_and_eviction_keep_one_place_a_page():
     eng = engine(model("0_1s"), num_pages=24, window_pages=28, debug=True)  # every step checks the books
     stem = [7] * 16
     requests = [ask([*stem[: 4 * (i % 5)], *([i] * 6)], 6) for i in range(20)]
     check_against_teacher(requests, eng.run(requests), model("0_1s"))
     check_idle(eng)
+
+
+def test_row_10_a_locked_node_is_split_with_its_locks_and_outlives_every_eviction():
+    tree = Tree(4, [None, 5])
+    tree.insert(Ids(range(16)), "", [[1, 2, 3, 4], [1, 2, 3, 4]])
+    whole, hit = tree.acquire(Ids(range(20)), "", 16)
+    half, shorter = tree.acquire(Ids([*range(8), 99]), "", 8)
+    assert (hit, shorter) == (16, 8)
+    assert [node.lock for node in upward(whole.end)] == [1, 2], "the lower half, the upper"
+    assert tree.evict(0, 99) == [[], []], "all of it is read"
+    full, window = tree.evict(1, 99)
+    assert (full, sorted(window)) == ([], [1, 3]), "position 8 reads from 4 on, position 16 from 12 on"
+    _, spare = tree.insert(Ids(range(16)), "", [[5, 6, 7, 8], [5, 6, 7, 8]])
+    assert spare == [[5, 6, 7, 8], [6, 8]], (
+        "no page in two places: what was missing stays, the rest goes back"
+    )
+    tree.release(whole)
+    assert tree.evict(0, 99) == [[3, 4], [7, 4]], "the half that is still read stays"
+    tree.release(half)
+    assert tree.evict(0, 99) == [[1, 2], [5, 2]]
+    assert tree.held == tree.evictable == [0, 0]
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 15, 16, 17, 32, 48, LONGEST - 1])
