@@ -10,6 +10,7 @@ import random
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -350,6 +351,23 @@ def test_row_21_pages_freed_under_a_step_in_flight_are_read_before_they_are_pois
     whole = [(r, outputs[id]) for r, id in zip(requests, ids) if outputs[id].finish_reason != "cancel"]
     check_against_teacher(*zip(*whole), net)
     check_idle(eng)
+
+
+def test_row_21_a_step_under_way_has_page_tables_of_its_own(monkeypatch):
+    """The host goes on changing its own; where jax does not copy an array, the device would see that."""
+    eng = engine(model("0_1s"), decode_rows=(1,), overlap=True)
+    given = []
+    for name in ("prefill", "decode"):
+        run = getattr(eng.programs, name)
+        monkeypatch.setattr(
+            eng.programs,
+            name,
+            lambda s, batch, *more, run=run: (given.append(batch), run(s, batch, *more))[1],
+        )
+    eng.run([ask([1, 2, 3], 12), ask([4], 5)])
+    tables = [table for batch in given for table in batch.tables.values()]
+    assert {len(table) for table in tables} == {1, 4}, "both ways of making a batch"
+    assert not any(np.shares_memory(a, b) for a in tables for b in eng.memory.tables)
 
 
 def test_poison_does_reach_whoever_reads_a_page_that_is_not_theirs():
