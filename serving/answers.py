@@ -61,7 +61,7 @@ class Answers:
 
 def _held(path: Path) -> io.FileIO:
     """The file, open for more lines and locked; nothing waits in a buffer, so closing cannot fail."""
-    file = io.FileIO(path, "a")
+    file = io.FileIO(str(path), "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held = os.path.samestat(os.fstat(file.fileno()), path.stat())  # not one that was just replaced

@@ -67,6 +67,8 @@ class Engine:
         programs: Programs | None = None,
     ):
         config.check()
+        if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
+            raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
         limits = config.limits
         # With overlap a row is two calls ahead of what is known of it.

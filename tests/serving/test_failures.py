@@ -60,6 +60,7 @@ def test_row_2_a_request_larger_than_the_pool_is_refused_at_arrival():
     assert memory.never_fits(21) == "needs 6 pages with window None, of which there are 5"
     assert memory.never_fits(20) is None
     assert not eng.live
+    check_idle(eng)
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
