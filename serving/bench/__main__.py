@@ -24,15 +24,14 @@ llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-p
 """
 
 import json
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 
 from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli, results
+from mixattn import cli
+from pallas_kernels import results
 from serving.bench import Row, Size, budget, draw, latency, load, pages, peers, soak, step
 
 _ONLY = flags.DEFINE_list("only", [], "Parts to run; all that need nothing else if empty.")
@@ -73,8 +72,7 @@ def main() -> None:
         console.print(f"{name} ...")
         rows += (part := PARTS[name](size))
         command = f"python -m serving.bench --only={name} --scale={size.scale} --requests={size.requests}"
-        with redirect_stdout(sys.stderr):  # stdout is for the table
-            results.write_csv(f"{_OUT.value}/{name}.csv", part, about=command, seed=0)
+        results.write_csv(f"{_OUT.value}/{name}.csv", part, about=command, seed=0)
     if _JSON.value:
         print(json.dumps(rows))
         return

@@ -2,7 +2,7 @@
 
 import json
 
-from mixattn import results
+from pallas_kernels import results
 
 
 def test_a_part_prints_and_writes_what_it_measured(tmp_path, run_module):

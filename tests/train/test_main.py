@@ -60,7 +60,7 @@ def test_a_run_leaves_a_model_prompts_and_a_summary(trained):
     assert set(summary["bars_nats"]) == {"unigram", "bigram", "trigram"}
     assert summary["steps"] == [4]
     assert len(summary["curve"]) == 4
-    assert summary["environment"]["jax"]
+    assert "jax " in summary["environment"]["versions"]
     assert f"validation loss {summary['validation_nats']:.3f} nats" in out
     _, config = hf.load(workdir / "model")
     assert config.kv_wiring == "0s_1"
