@@ -29,7 +29,7 @@ def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int
         rows.append(row("memory", f"{pattern}: requests at once", held[pattern], "", what))
         rows.append(row("memory", f"{pattern}: by the byte formula", formula, ""))
         rows.append(
-            row("memory", f"{pattern}: over the formula", held[pattern] / formula, "", "goal >= 0.98")
+            row("memory", f"{pattern}: over the formula", held[pattern] / formula, "", goal=">= 0.98")
         )
     for pattern in PATTERNS[1:]:
         rows.append(row("memory", f"{pattern} over standard", held[pattern] / held["standard"], ""))
@@ -95,10 +95,10 @@ def pays(size: Size) -> list[Row]:
         formula, served = budget / each[pattern], stats.output_tok // OUTPUT
         what = f"{served} requests of {LONG} + {OUTPUT} tokens in pages of {PAGE}"
         rows += [
-            row("pays", f"{pattern}: pools over the budget", held / budget, "", f"{budget} bytes; goal <= 1"),
+            row("pays", f"{pattern}: pools over the budget", held / budget, "", f"{budget} bytes", "<= 1"),
             row("pays", f"{pattern}: requests at once", most, "", what),
             row("pays", f"{pattern}: by the byte formula", formula, "", f"in whole pages {pools.requests}"),
-            row("pays", f"{pattern}: over the formula", most / formula, "", "goal >= 0.98"),
+            row("pays", f"{pattern}: over the formula", most / formula, "", goal=">= 0.98"),
             row("pays", f"{pattern}: output", stats.output_tok / seconds, "tok/s"),
             row("pays", f"{pattern}: prompts and output", served * tokens / seconds, "tok/s"),
         ]
