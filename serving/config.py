@@ -60,6 +60,8 @@ class EngineConfig:
       policy, policy_options: see `serving.fair.make`.
       eos_ids: tokens that end every request, unless its sampling says `ignore_eos`.
       prefill_rows: requests that one prefill program takes, by program.
+      chunk_sizes: tokens a request that they take, beside `limits.chunk_tok`; empty = 16, 64, 256 and so on.
+        More of them pad less and start slower.
       decode_rows: smaller decode programs beside the one of all slots, for when few requests are live. They
         are faster then; but how a product is tiled depends on its shape, so a request's log-probabilities may
         differ in their last bits with how many others run.
@@ -82,6 +84,7 @@ class EngineConfig:
     limits: Limits = field(default_factory=Limits)
     eos_ids: tuple[int, ...] = ()
     prefill_rows: tuple[int, ...] = (1, 4)
+    chunk_sizes: tuple[int, ...] = ()
     decode_rows: tuple[int, ...] = ()
     reuse: bool = True
     penalties: bool = False
@@ -97,6 +100,9 @@ class EngineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if any(not 1 <= r <= self.max_slots for r in self.decode_rows):
             raise ValueError(f"decode_rows={self.decode_rows} must lie in 1..max_slots={self.max_slots}")
+        if any(not 1 <= c <= self.limits.chunk_tok for c in self.chunk_sizes):
+            most = self.limits.chunk_tok
+            raise ValueError(f"chunk_sizes={self.chunk_sizes} must lie in 1..limits.chunk_tok={most}")
         if len(self.eos_ids) > STOP_IDS:
             raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
         if self.prompt_logprobs and self.logprobs < 0:

@@ -161,7 +161,16 @@ def prefill(graphdef, params, state: State, batch: PrefillBatch, *, level: Level
     fresh = Rows(
         batch.known_R, position_R, batch.knobs_R, batch.stop_RE, batch.least_R, _shaping(level, batch.shaping)
     )
-    drawn_R, lp = _draw(model.head(hidden_RD), fresh, position_R, level)
+
+    def draw(hidden_RD):
+        return _draw(model.head(hidden_RD), fresh, position_R, level)
+
+    def nothing(hidden_RD):
+        return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, level.top)
+
+    # The vocabulary is as large as a small model's layers together: not for chunks in mid prompt.
+    ends = jnp.any(batch.slot_R < len(rows.token_B))
+    drawn_R, lp = jax.lax.cond(ends, draw, nothing, hidden_RD)
     next_R = jnp.where(batch.known_R >= 0, batch.known_R, drawn_R)
     if fresh.shaping is not None:
         fresh = dataclasses.replace(fresh, shaping=fresh.shaping.counted(next_R, batch.known_R < 0))

@@ -98,7 +98,7 @@ class Engine:
             model,
             cache,
             slots=config.max_slots,
-            buckets=[(r, c) for r in config.prefill_rows for c in _chunk_sizes(limits.chunk_tok)],
+            buckets=[(r, c) for r in config.prefill_rows for c in _chunk_sizes(config)],
             most_steps=max(limits.decode_steps),
             decode_rows=config.decode_rows,
             levels=_levels(config, model.config.vocab_size),
@@ -351,10 +351,10 @@ class Engine:
         return [[x.index for x in layers if (x.window is None) == (kind == "full")] for kind in self.kinds]
 
 
-def _chunk_sizes(most: int) -> list[int]:
-    """16, 64, 256, ... and the chunk size itself."""
-    sizes = [16 * 4**i for i in range(8) if 16 * 4**i < most]
-    return [*sizes, most]
+def _chunk_sizes(config: EngineConfig) -> list[int]:
+    """Those of the configuration, or 16, 64, 256, ..., and the chunk itself."""
+    most = config.limits.chunk_tok
+    return sorted({most, *(config.chunk_sizes or (16 * 4**i for i in range(8) if 16 * 4**i < most))})
 
 
 def _names(id: RequestId, n: int) -> list[RequestId]:

@@ -5,7 +5,10 @@ the chunk can touch, whatever the context. `pagewise.attend` decodes without mov
 the pages instead. It reads the whole pool once, so it is for pools about as large as what is alive.
 """
 
+import functools
+
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.attention import tiles
 from pallas_kernels.masks import oldest, visible
@@ -14,6 +17,8 @@ from pallas_kernels.precision import accumulator
 
 # Gathering a page costs about this many times reading it in place.
 GATHER_COST = 4
+# Positions copied at a time.
+BLOCK = 256
 
 
 def refuses(ask) -> str | None:
@@ -40,11 +45,33 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
 
 
 def gathered(q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_weights=False):
-    """The partial result over copies of the needed pages, and weights_BCNS if asked for."""
-    B, _, C, _, H = q_BKCGH.shape
-    P, t, wide = table_BP.shape[1], pool.page_size, accumulator(q_BKCGH.dtype)
+    """The partial result over copies of the needed pages, and weights_BCNS if asked for.
+
+    Pages are copied and read a block at a time, and only as many blocks as the row that reaches furthest
+    needs: a short context in a wide table costs what it is long. A row that ends before its neighbours joins
+    partials over nothing, which change no bit of its own.
+    """
+    C, H, P, t = q_BKCGH.shape[2], q_BKCGH.shape[4], table_BP.shape[1], pool.page_size
+    wide = accumulator(q_BKCGH.dtype)
     near = P if window is None else min(P, pages_in_view(window, C, t))
-    logical_Bn = jnp.maximum(oldest(start_B, window), 0)[:, None] // t + jnp.arange(near)[None]
+    first_B = jnp.maximum(oldest(start_B, window), 0) // t
+    tile = functools.partial(_tile, q_BKCGH, pool, table_BP, start_B, count_B, window, score, wide)
+    n = max(1, BLOCK // t)
+    if return_weights or near <= n:
+        return tile(first_B[:, None] + jnp.arange(near)[None], return_weights)
+    needs_B = -(-pagewise.end(start_B, count_B) // t) - first_B
+
+    def joined(i, part):
+        return tiles.join(part, tile(first_B[:, None] + i * n + jnp.arange(n)[None])[0])
+
+    nothing = tiles.nothing(q_BKCGH.shape[:-1], H, wide)
+    return lax.fori_loop(0, -(-jnp.max(needs_B) // n), joined, nothing), None
+
+
+def _tile(q_BKCGH, pool, table_BP, start_B, count_B, window, score, wide, logical_Bn, return_weights=False):
+    """The partial over logical pages `logical_Bn` of each row, and weights_BCNS if asked for."""
+    B, _, C, _, H = q_BKCGH.shape
+    P, t, n = table_BP.shape[1], pool.page_size, logical_Bn.shape[1]
     live_Bn = (logical_Bn * t < pagewise.end(start_B, count_B)[:, None]) & (logical_Bn < P)
     page_Bn = jnp.where(live_Bn, jnp.take_along_axis(table_BP, jnp.minimum(logical_Bn, P - 1), axis=1), 0)
 
@@ -53,14 +80,14 @@ def gathered(q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_we
     keep_BCnt = visible(q_pos_BC[:, :, None, None] - k_pos_Bnt[:, None], window) & live_Bn[:, None, :, None]
     keep_BCnt &= (jnp.arange(C)[None] < count_B[:, None])[:, :, None, None]
 
-    k_BKSH, v_BKSH = (jnp.moveaxis(x, 3, 1).reshape(B, -1, near * t, H) for x in read(pool, page_Bn))
-    keep_B1CS = keep_BCnt.reshape(B, 1, C, near * t)
+    k_BKSH, v_BKSH = (jnp.moveaxis(x, 3, 1).reshape(B, -1, n * t, H) for x in read(pool, page_Bn))
+    keep_B1CS = keep_BCnt.reshape(B, 1, C, n * t)
     part = tiles.forward(q_BKCGH, k_BKSH, v_BKSH, keep_B1CS, score, wide)
     if not return_weights:
         return part, None
     weight_BKCGS, _, total = tiles.weigh(tiles.product(q_BKCGH, k_BKSH, wide), keep_B1CS[..., None, :], score)
     weight_BCKGS = jnp.moveaxis(weight_BKCGS / jnp.where(total > 0, total, 1), 1, 2)
-    return part, _by_position(weight_BCKGS.reshape(B, C, -1, near, t), jnp.where(live_Bn, logical_Bn, P), P)
+    return part, _by_position(weight_BCKGS.reshape(B, C, -1, n, t), jnp.where(live_Bn, logical_Bn, P), P)
 
 
 def pages_in_view(window: int, chunk: int, page_size: int) -> int:

@@ -101,9 +101,10 @@ def offline_engine(
         page_size=PAGE,
         num_pages=pages + 1,  # what so many requests need: decoding reads the whole pool
         max_request_tok=longest,
-        prefill_rows=(2, 8),
+        prefill_rows=(1,),
+        chunk_sizes=(16, 32, 64, 96, 128, 192),
         decode_rows=(4, 8, 16, 24),
-        limits=Limits(chunk_tok=32, step_tok=256, mixed=False),
+        limits=Limits(chunk_tok=256, step_tok=256, decode_steps=range(1, 17), mixed=False),
     )
     engine = Engine(model, config)
     requests = [

@@ -100,6 +100,17 @@ def test_agrees_with_the_definition(case, body, dtype):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 290])
+def test_a_row_in_a_wide_table_is_the_same_to_the_last_bit_beside_longer_ones_and_alone(window):
+    case = Case("wide", ((40, 4), (600, 4)), 4, 2, 1, 64, 16, 40, window=window)
+    given = batch(case)
+    pool = fill(case, given, "float32")
+    together = run(given.q_BCNH, pool, *ask(given), case=case, backend="xla")[0]
+    alone = run(given.q_BCNH, pool, *ask(given)[:2], np.array([4, 0], np.int32), case=case, backend="xla")[0]
+    np.testing.assert_array_equal(together[0], alone[0])
+    assert np.any(together[1] != alone[1])
+
+
 @pytest.mark.parametrize(("case", "dtype"), INTERPRETED)
 def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
     monkeypatch.setattr(tpu, "ROWS", 8)

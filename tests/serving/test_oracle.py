@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from mixattn import PATTERNS
-from serving.config import Limits
+from serving.config import EngineConfig, Limits
+from serving.engine import Engine
 from serving.request import Request, Sampling
 from tests.serving.tiny import check_against_teacher, engine, finish, model, workload
 
@@ -67,6 +68,30 @@ def test_smaller_decode_programs_do_not_change_tokens_and_run_when_few_are_live(
     requests = workload(seed=9, n=9)
     check_against_teacher(requests, eng.run(requests), net)
     assert ran.keys() == {1, 2, 4}
+
+
+def test_prefill_programs_are_the_sizes_asked_for_and_each_chunk_takes_the_smallest_that_holds_it():
+    net = model("0_1s")
+    limits = Limits(chunk_tok=16, step_tok=16, decode_steps=(1,), mixed=False)
+    eng = Engine(net, EngineConfig(max_slots=4, prefill_rows=(1,), chunk_sizes=(5, 10), limits=limits))
+    assert eng.programs.buckets == [(1, 5), (1, 10), (1, 16)]
+    ran = Counter()
+    prefill = eng.programs.prefill
+    eng.programs.prefill = lambda s, batch, *more: (
+        ran.update([batch.tokens_RC.shape]),
+        prefill(s, batch, *more),
+    )[1]
+    requests = [
+        Request(client="a", prompt_ids=[1 + n] * n, sampling=Sampling(max_tokens=3)) for n in (3, 8, 21)
+    ]
+    check_against_teacher(requests, eng.run(requests), net)
+    assert ran == {(1, 5): 2, (1, 10): 1, (1, 16): 1}
+
+
+@pytest.mark.parametrize("sizes", [(0,), (4, 17)])
+def test_a_prefill_size_beyond_the_chunk_is_refused_with_both_numbers(sizes):
+    with pytest.raises(ValueError, match=r"chunk_sizes=.* must lie in 1..limits.chunk_tok=16"):
+        EngineConfig(chunk_sizes=sizes, limits=Limits(chunk_tok=16, step_tok=16)).check()
 
 
 USUAL = ("ma_offset", "swa")
