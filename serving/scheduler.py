@@ -130,7 +130,7 @@ class Scheduler:
         chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
         decode = self._decoding() if self.limits.mixed or not chunks else []
         # Several steps at once would take the room for which a chunk may be waiting.
-        busy = bool(chunks or (self._reserves and self._prefilling))
+        busy = bool(chunks or (self._reserves and self.prefilling))
         steps = self._choose_steps(decode, busy)
         decode, steps = self._grow_rows(decode, steps, now_s)
         # Making room may have preempted someone who was planned.
