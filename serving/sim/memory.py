@@ -9,6 +9,7 @@ decide whether a request may start:
     optimistic  the prompt fits now; growth that finds no room preempts somebody
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,6 +89,10 @@ class TokenMemory:
             holding.held_tok = upto_tok
             self.held_tok += more
         return True
+
+    def steady_tok(self, holding: Share) -> float:
+        """See `PagedMemory`. Where everything is reserved, growth need not be counted."""
+        return math.inf if self.admission == "reserve" else 0
 
     def computed(self, holding: Share, tokens: Tokens, computed_tok: int, *, share: bool) -> None:
         pass

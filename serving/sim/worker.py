@@ -1,8 +1,7 @@
 """One server in virtual time: the engine's scheduler, and a cost model where the engine has a device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from math import inf
 from typing import Any
 
@@ -105,20 +104,18 @@ class Worker:
     def _book(self, step: Step) -> list[Job]:
         self.busy_s += step.end_s - step.start_s
         produced: dict[RequestId, Produced] = {}
-        for chunk in step.plan.chunks:
-            if chunk.samples:
-                self._produce(chunk.entry, 1, produced)
-        for entry in step.plan.decode:
-            self._produce(entry, step.steps, produced)
+        self._produce([chunk.entry for chunk in step.plan.chunks if chunk.samples], 1, produced)
+        self._produce(step.plan.decode, step.steps, produced)
         return [self.jobs.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
 
-    def _produce(self, entry: Entry, steps: int, produced: dict[RequestId, Produced]) -> None:
-        """Tokens of one row: it stops by itself where its job says, possibly before its allowance."""
-        id = entry.ask.id
-        job = self.jobs.get(id)
-        if job is not None:  # else it was cancelled while the step ran
-            left = job.output_tok - entry.output_tok
-            produced[id] = _of(steps) if left > steps else Produced(left, (), "stop")
+    def _produce(self, rows: Sequence[Entry], steps: int, produced: dict[RequestId, Produced]) -> None:
+        """Tokens of rows: each stops by itself where its job says, possibly before its allowance."""
+        jobs, usual = self.jobs, Produced(steps)
+        for entry in rows:
+            job = jobs.get(entry.ask.id)
+            if job is not None:  # else it was cancelled while the step ran
+                left = job.output_tok - entry.output_tok
+                produced[job.id] = usual if left > steps else Produced(left, (), "stop")
 
     def _book_past(self, step: Step, now_s: float) -> None:
         """Books what is over of a jump: what a policy makes of a newcomer depends on what others have had by
@@ -142,8 +139,3 @@ class Worker:
             step.steps = self.cost.steps_within(rows, step.context_tok, passed_s, step.steps)
             step.end_s = step.start_s + fixed + self.cost.decode(rows, step.context_tok, step.steps)
             assert step.end_s <= step.start_s + before + 1e-9
-
-
-@cache
-def _of(steps: int) -> Produced:
-    return Produced(steps)
