@@ -357,6 +357,29 @@ def test_row_19_a_policy_that_names_whoever_does_not_wait_gives_way_to_fcfs():
     assert guard.pick(0.0) == asks[1]
 
 
+@pytest.mark.parametrize("event", ["arrive", "pick", "admit", "decoded", "preempt", "finish", "cancel"])
+def test_row_19_whichever_event_a_policy_fails_at_the_next_one_knows_all(event):
+    def fail(*args, **more):
+        raise ZeroDivisionError
+
+    guard = Guard(Fcfs())
+    setattr(guard.policy, event, fail)
+    x, y, z = (Ask(id, "a", i, 4, 4) for i, id in enumerate("xyz"))
+    assert [guard.arrive(one, 0.0) for one in (x, y, z)] == [True] * 3
+    for _ in range(2):
+        assert guard.pick(0.0) == x
+        guard.admit(x, extend_tok=4, hit_tok=0)
+        guard.decoded({"x": 1})
+        guard.preempt("x")
+    guard.admit(x, extend_tok=5, hit_tok=0)
+    guard.finish("x")
+    guard.cancel("y", prefilled_tok=None)
+    assert guard.pick(0.0) == z
+    assert f"raised in {event}: ZeroDivisionError" in guard.failure
+    assert (list(guard.waiting), list(guard.running)) == (["z"], [])
+    assert list(guard.policy.tabs) == ["z"]
+
+
 def test_row_20_counters_are_exact_far_beyond_what_a_float_counts():
     policy = fair.make("vtc")
     for i, client in enumerate("ab"):
