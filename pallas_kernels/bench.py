@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(row) if options.json else LINE.format(**row))
         rows += found
     if options.out:
-        device = jax.devices()[0].device_kind
-        results.write(options.out, rows, made_by="python -m pallas_kernels.bench", device=device, seed=0)
+        results.write_csv(options.out, rows, about="python -m pallas_kernels.bench", seed=0)
 
 
 def measure(group: Group) -> list[dict]:

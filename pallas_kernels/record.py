@@ -53,15 +53,15 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         parser.error(f"--only={options.only} matches no program of a chip whose compiler is installed")
     if options.out:
-        results.write(options.out, merged(rows, options.out), made_by="python -m pallas_kernels.record")
-    if options.against and (worse := list(complaints(rows, results.read(options.against)))):
+        results.write_csv(options.out, merged(rows, options.out), about="python -m pallas_kernels.record")
+    if options.against and (worse := list(complaints(rows, results.read_csv(options.against)))):
         sys.exit("\n".join(worse))
 
 
 def merged(rows: list[dict], path: Path) -> list[dict]:
     """The rows, and those of the file that they do not replace; programs that are no more are dropped."""
     new = {(row["chip"], row["program"]): row for row in rows}
-    old = {(row["chip"], row["program"]): row for row in (results.read(path) if path.exists() else [])}
+    old = {(row["chip"], row["program"]): row for row in (results.read_csv(path) if path.exists() else [])}
     return [(old | new)[key] for key in every() if key in old | new]
 
 

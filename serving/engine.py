@@ -81,6 +81,7 @@ class Engine:
             max_slots=config.max_slots,
             max_tok=config.max_request_tok,
             span_tok=self._span,
+            step_tok=limits.step_tok,
             reuse=config.reuse,
         )
         self.scheduler = Scheduler(self._policy, self.memory, limits, self._record)

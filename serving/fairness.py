@@ -13,7 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.console import Console
 
-from mixattn import files, results
+from mixattn import files
+from pallas_kernels import results
 from serving.sim.experiment import Experiment, Outcome, run
 from serving.sim.metrics import table_row
 

@@ -14,6 +14,7 @@ import numpy as np
 from serving.node import Lease
 from serving.pages import NULL_PAGE, Group, Pages
 from serving.prefix import Tree
+from serving.promises import Share, promises
 from serving.tokens import Tokens
 
 ALONE = None  # the salt of requests that neither find anything cached nor leave anything
@@ -28,16 +29,18 @@ class Holding:
       lease: locks in the tree; pages before its end are the tree's.
       slot: row of the page tables.
       first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
+      shares: by group, how many pages it holds, and may.
+      prefill_tok: tokens it computes in chunks.
       calm_tok: up to which position no window leaves a page, so that there is nothing to let go.
-      final_tok: the most tokens it is promised room for, prompt and outputs together.
     """
 
     slot: int
     lease: Lease
-    final_tok: int
+    prefill_tok: int
     salt: Hashable
-    pages: list[list[int]] = field(default_factory=list)
-    first: list[int] = field(default_factory=list)
+    pages: list[list[int]]
+    first: list[int]
+    shares: list[Share] = field(default_factory=list)
     calm_tok: float = 0
 
 
@@ -50,6 +53,7 @@ class PagedMemory:
       max_slots: requests that can run at once.
       max_tok: the longest request, prompt and outputs together.
       span_tok: the most tokens one step may add to a request (prefill chunk or decode steps).
+      step_tok: prompt tokens of all requests in one step; one request's `span_tok` if not given.
       reuse: keep finished prompts for later requests.
     """
 
@@ -61,6 +65,7 @@ class PagedMemory:
         max_slots: int,
         max_tok: int,
         span_tok: int,
+        step_tok: int = 0,
         reuse: bool = True,
     ):
         self.groups = tuple(groups)
@@ -70,26 +75,19 @@ class PagedMemory:
         width = -(-max_tok // page_tok)
         self.tables = [np.zeros((max_slots, width), np.int32) for _ in self.groups]
         self._free_slots = list(range(max_slots - 1, -1, -1))
-        self._promised = [0] * len(self.groups)
+        self.promises = [
+            promises(g, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok) for g in self.groups
+        ]
         self._holdings: dict[int, Holding] = {}
 
     # ---- what could be held ----
-
-    def peak_pages(self, group: int, final_tok: int) -> int:
-        """The most pages of a group that a request of `final_tok` tokens holds at any time."""
-        window = self.groups[group].window
-        whole = -(-final_tok // self.page_tok)
-        if window is None:
-            return whole
-        # Window plus one step, lying as badly on the page grid as can be.
-        return min(whole, -(-(window + self.span_tok - 2) // self.page_tok) + 1)
 
     def never_fits(self, final_tok: int) -> str | None:
         """Why a request of `final_tok` tokens cannot run even alone, or None."""
         if final_tok > self.max_tok:
             return f"needs {final_tok} tokens, the engine serves at most {self.max_tok} a request"
-        for g, group in enumerate(self.groups):
-            if (need := self.peak_pages(g, final_tok)) > group.num_pages - 1:
+        for group, promise in zip(self.groups, self.promises):
+            if (need := promise.peak_pages(final_tok)) > group.num_pages - 1:
                 return (
                     f"needs {need} pages with window {group.window}, of which there are {group.num_pages - 1}"
                 )
@@ -99,11 +97,9 @@ class PagedMemory:
         """Pages that can still be promised.
 
         A page of a full group that two requests share is counted once: neither lets go of it while it runs.
-        Sliding requests do let go, each in its own time, so each is promised its peak whatever it shares.
+        Sliding requests do let go, each in its own time, so each is promised its pages whatever it shares.
         """
-        if self.groups[group].window is not None:
-            return self.groups[group].num_pages - 1 - self._promised[group]
-        return len(self.pools[group]) + self.tree.evictable[group] - self._promised[group]
+        return self.promises[group].room(self._within(group))
 
     @property
     def slots_free(self) -> int:
@@ -143,23 +139,28 @@ class PagedMemory:
         if not self._free_slots:
             return None
         lease, hit = self.tree.acquire(tokens, salt, self._limit(tokens, salt))
-        holding = Holding(-1, lease, final_tok if reserve else len(tokens), salt)
-        holding.pages = self.tree.path_pages(lease)
-        holding.first = [0] * len(self.groups)
+        holding = Holding(-1, lease, len(tokens), salt, self.tree.path_pages(lease), [0] * len(self.groups))
         self._forget_before(holding, hit)
+        final_tok = final_tok if reserve else len(tokens)
+        shares = [
+            promise.share(len(tokens), final_tok, len(pages) - first, firm=reserve)
+            for promise, pages, first in zip(self.promises, holding.pages, holding.first)
+        ]
         # The lock itself made pages unevictable, so room is asked for after it.
-        if any(self._pledge(holding, g) > self.room(g) for g in range(len(self.groups))):
+        if not all(self.promises[g].admits(share, self._within(g)) for g, share in enumerate(shares)):
             self.tree.release(lease)
             return None
-        holding.slot = self._free_slots.pop()
+        holding.slot, holding.shares = self._free_slots.pop(), shares
         self._holdings[holding.slot] = holding
-        for g in range(len(self.groups)):
-            self._promised[g] += self._pledge(holding, g)
+        for g, share in enumerate(shares):
+            self.promises[g].book(share)
             self._write_row(holding, g)
         return holding, hit
 
     def grow(self, holding: Holding, computed_tok: int, upto_tok: int) -> bool:
         """Makes sure pages exist for positions `computed_tok..upto_tok-1`, evicting if need be.
+
+        One token more is always to be had for a request admitted with `reserve` (`serving.promises`).
 
         Returns:
           False with nothing changed if some group has too few pages.
@@ -169,12 +170,14 @@ class PagedMemory:
             return True
         wants = [max(0, -(-upto_tok // self.page_tok) - len(pages)) for pages in holding.pages]
         for g, want in enumerate(wants):
-            if want > len(self.pools[g]) + self.tree.evictable[g]:
+            if want and not self.promises[g].gives(holding.shares[g], want, self._within(g)):
                 return False
         for g, want in enumerate(wants):
             if want:
                 self._ensure_free(g, want)
-                self._change(holding, g, self.pools[g].take(want))
+                self._held(holding, g, +want)
+                holding.pages[g].extend(self.pools[g].take(want))
+                self._write_row(holding, g)
         return True
 
     def steady_tok(self, holding: Holding) -> float:
@@ -195,6 +198,8 @@ class PagedMemory:
             self._share(holding, tokens.cut(0, whole), computed_tok)
         self.tree.slide(holding.lease, computed_tok)
         self._forget_before(holding, computed_tok)
+        if computed_tok >= holding.prefill_tok:
+            self._repay(holding)
         holding.calm_tok = min(
             (
                 (first + 1) * self.page_tok + g.window - 1
@@ -208,7 +213,7 @@ class PagedMemory:
         """Gives back everything a request holds; what it shared stays in the tree."""
         own = holding.lease.end.end // self.page_tok
         for g, pages in enumerate(holding.pages):
-            self._promised[g] -= self._pledge(holding, g)
+            self.promises[g].book(holding.shares[g], -1)
             self.pools[g].give(pages[own:])
             self.tables[g][holding.slot] = NULL_PAGE
         self.tree.release(holding.lease)
@@ -225,16 +230,23 @@ class PagedMemory:
     def _limit(self, tokens: Tokens, salt: Hashable) -> int:
         return len(tokens) - 1 if self.reuse and salt is not ALONE else 0
 
-    def _pledge(self, holding: Holding, group: int) -> int:
-        """Pages the request is promised: of a full group what it has not taken yet, of a window its peak."""
-        peak = self.peak_pages(group, holding.final_tok)
-        return peak if self.groups[group].window is not None else max(0, peak - len(holding.pages[group]))
+    def _within(self, group: int) -> int:
+        """Pages that are free, or would be if nothing were cached."""
+        return len(self.pools[group]) + self.tree.evictable[group]
 
-    def _change(self, holding: Holding, group: int, more: Sequence[int]) -> None:
-        self._promised[group] -= self._pledge(holding, group)
-        holding.pages[group].extend(more)
-        self._promised[group] += self._pledge(holding, group)
-        self._write_row(holding, group)
+    def _held(self, holding: Holding, group: int, by: int) -> None:
+        promise, share = self.promises[group], holding.shares[group]
+        promise.book(share, -1)
+        share.held += by
+        promise.book(share)
+
+    def _repay(self, holding: Holding) -> None:
+        """Its prompt is computed: no chunk will have to be lent any more."""
+        for promise, share in zip(self.promises, holding.shares):
+            if share.loan:
+                promise.book(share, -1)
+                share.loan = 0
+                promise.book(share)
 
     def _share(self, holding: Holding, tokens: Tokens, computed_tok: int) -> None:
         own = holding.lease.end.end // self.page_tok
@@ -261,6 +273,7 @@ class PagedMemory:
             pages[old:new] = [NULL_PAGE] * (new - old)
             holding.first[g] = new
             if holding.slot >= 0:
+                self._held(holding, g, old - new)
                 self.tables[g][holding.slot, old:new] = NULL_PAGE
 
     def _write_row(self, holding: Holding, group: int) -> None:
@@ -293,7 +306,8 @@ class PagedMemory:
                 assert not row[len(h.pages[g]) :].any()
                 assert all(holders[p] == "tree" for p in h.pages[g][:own] if p != NULL_PAGE)
             assert set(holders) == set(range(1, pool.num_pages)), "a page is lost"
-            assert self._promised[g] == sum(self._pledge(h, g) for h in self._holdings.values())
+            assert all(h.shares[g].held == len(h.pages[g]) - h.first[g] for h in self._holdings.values())
+            self.promises[g].check(h.shares[g] for h in self._holdings.values())
             self._check_tree(g)
 
     def _hold(self, holders: dict[int, str], pages: Sequence[int], who: str) -> None:

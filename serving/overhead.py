@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import results
+from pallas_kernels import results
 from serving import fair
 from serving.memory import PagedMemory
 from serving.pages import Group

@@ -35,6 +35,7 @@ MAY: dict[str, set[str]] = {
     "serving.config": {"serving.clients"},
     "serving.tokens": {"numpy"},
     "serving.memory": {"numpy", "serving"},
+    "serving.promises": {"serving"},
     "serving.clients": {"serving"},
     "serving.scheduler": {"serving", "numpy"},
     "serving.plan": {"serving"},
@@ -61,6 +62,7 @@ NO_CLOCK = (
         "serving.node",
         "serving.watch",
         "serving.memory",
+        "serving.promises",
     ),
     *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),
 )

@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags, logging
 
 from mixattn import cli
+from pallas_kernels import results
 from train import against_torch, data, heap, loop, mesh, progress, run, table, tokens
 from train.against_torch import Side
 from train.checkpoint import Checkpoints
@@ -98,10 +99,9 @@ def _main() -> None:
         facts |= {
             f"{name}_{side[:-2]}_over_loop": round(s / step_s["loop_s"], 3) for side, s in step_s.items()
         }
-    rows = [{**row, **run.environment()} for row in rows]
+    rows = [{**row, **results.surroundings()} for row in rows]
     out = flags.FLAGS.out or ("results/train_torch.csv" if flags.FLAGS.torch else "results/train_loop.csv")
     table.write_csv(Path(out), rows, config=experiment, **facts)
-    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ damaged afterwards is refused in one sentence; an older one is used only when a 
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,22 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from train.step import State
+
+type Hook = Callable[[Any], Any]
+
+
+def without_late_answers(hook: Hook) -> Hook:
+    """`hook`, for `sys.unraisablehook`, but deaf to what tensorstore's threads say after a write that failed.
+
+    They answer an event loop that orbax has closed by then; why it failed is raised by `Checkpoints`.
+    """
+
+    def heard(unraisable) -> None:
+        why = unraisable.exc_value
+        if not (isinstance(why, RuntimeError) and str(why) == "Event loop is closed"):
+            hook(unraisable)
+
+    return heard
 
 
 class Checkpoints:

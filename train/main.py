@@ -9,6 +9,7 @@ layout) and summary.json, written last.
 """
 
 import os
+import sys
 
 from train import heap
 
@@ -26,8 +27,9 @@ def _main() -> None:
     if not flags.FLAGS.workdir:
         raise ValueError("--workdir is missing; name a folder, e.g. --workdir=runs/demo")
     # jax is imported only now: a wrong config is refused at once.
-    from train import mesh, run
+    from train import checkpoint, mesh, run
 
+    sys.unraisablehook = checkpoint.without_late_answers(sys.unraisablehook)
     mesh.join(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
     given = {name: flags.FLAGS[name].value for name in ("step", "profile", "tensorboard")}
     run.run(experiment, flags.FLAGS.workdir, **given)

@@ -5,7 +5,6 @@ A row is written whole. When a run goes on from step n, rows after n are dropped
 
 import csv
 import io
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -153,8 +152,3 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,13 +3,9 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib.metadata
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +14,13 @@ import jax
 from jax.experimental import multihost_utils
 from tokenizers import Tokenizer
 
-import mixattn
 from mixattn import ModelConfig, files, hf
 from mixattn.uptrain import rewire
+from pallas_kernels import results
 from train import data, loop, mesh, ngrams, objective, optimizer, progress, tokens
 from train.checkpoint import Checkpoints
 from train.objective import init_params
 from train.step import Steps
-
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
 def run(
@@ -284,7 +278,7 @@ def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[s
             }
             for row in rows
         ],
-        "environment": environment(),
+        "environment": results.surroundings(),
         "config": recipe(experiment),
     }
     files.write_json(folder / "summary.json", summary)
@@ -325,19 +319,3 @@ def _verdict(summary: dict[str, Any]) -> str:
         f"validation loss {summary['validation_nats']:.3f} nats a token "
         f"({summary['validation_bits_per_byte']:.3f} bits a byte); Kneser-Ney bars of the same tokens: {bars}"
     )
-
-
-def environment() -> dict[str, Any]:
-    """Device, versions and commit, for the header of a result."""
-    here = Path(mixattn.__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "cores": progress.cores(),
-        "nproc": os.environ.get("NPROC", ""),
-        "python": sys.version.split()[0],
-        "commit": commit.stdout.strip() or "unknown",
-        **{library: importlib.metadata.version(library) for library in _LIBRARIES},
-    }

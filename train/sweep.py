@@ -19,7 +19,8 @@ from typing import Any
 from absl import flags, logging
 
 from mixattn import cli, files
-from train import heap, run
+from pallas_kernels import results
+from train import heap
 
 type Job = tuple[str, int]  # name and seed
 # What does one run and returns its row; pickled, where there are several workers.
@@ -100,7 +101,7 @@ def _path(workdir: Path, job: Job) -> Path:
 def _one(do: Do, workdir: Path, job: Job) -> Job:
     name, seed = job
     row = {"variant": name, "seed": seed, **do(name, seed)}
-    files.write_json(_path(workdir, job), {**row, **run.environment()})
+    files.write_json(_path(workdir, job), {**row, **results.surroundings()})
     return job
 
 

@@ -1,33 +1,25 @@
-"""Results as files that carry their recipe: a CSV whose first lines say how it came about."""
+"""A table of runs as a file: a row each, what is the same of all said once, above them."""
 
-import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-from mixattn import files
-
-_ENVIRONMENT = ("device", "cores", "nproc", "python", "commit", "jax", "jaxlib", "flax", "optax")
-_DROPPED = ("orbax-checkpoint", "grain", "tokenizers", "numpy")
+from pallas_kernels import results
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], *, config: Any, **facts: Any) -> None:
-    """Writes one row a run below a header of `# name: value` lines; equal environments are said once.
+    """Writes one row a run, which says where and with what it ran (`results.surroundings`).
 
     Raises:
       ValueError: there is no row.
     """
     if not rows:
         raise ValueError(f"no run is finished; there is nothing to write to {path}")
-    same = {k: rows[0][k] for k in _ENVIRONMENT if all(row.get(k) == rows[0].get(k) for row in rows)}
-    columns = [k for k in rows[0] if k not in same and k not in _DROPPED]
-    text = io.StringIO()
-    for name, value in {**same, **facts, "config": json.dumps(dataclasses.asdict(config))}.items():
-        text.write(f"# {name}: {value}\n")
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
-    files.write_text(path, text.getvalue())
+    same = {k: rows[0][k] for k in results.SURROUNDINGS if all(row.get(k) == rows[0].get(k) for row in rows)}
+    short = [{k: _short(v) for k, v in row.items() if k not in same} for row in rows]
+    results.write_csv(path, short, **same, **facts, config=json.dumps(dataclasses.asdict(config)))
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value

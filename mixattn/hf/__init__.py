@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from mixattn.hf import families, store, tensors
+from mixattn.hf import store, tensors, translate
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
@@ -42,8 +42,8 @@ def save(
         raw = {"model_type": NATIVE, **dataclasses.asdict(config)}
         places: tensors.Places = tensors.native
     else:
-        raw = families.write_config(architecture, config)
-        places = families.places(architecture, config)
+        raw = translate.write_config(architecture, config)
+        places = translate.places(architecture, config)
     store.write(Path(directory), raw, tensors.dump(model, places), text, generation=extra)
 
 
@@ -66,13 +66,13 @@ def load(
     if model_type == NATIVE:
         config = native_config(raw)
     else:
-        config = families.read_config(model_type, raw)
-        places = families.places(model_type, config)
+        config = translate.read_config(model_type, raw)
+        places = translate.places(model_type, config)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
 
     def unused(name: str) -> bool:
-        return families.dormant_tensor(name) or (config.tied and name == "lm_head.weight")
+        return translate.dormant_tensor(name) or (config.tied and name == "lm_head.weight")
 
     return tensors.load(store.Tensors(directory), config, places, unused, shardings), config
 

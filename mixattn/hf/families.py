@@ -1,40 +1,26 @@
 """Published architectures as data: how each one's config.json reads as a `ModelConfig`, and what it calls
 its tensors.
 
-A family is a dict of defaults (config.json leaves them out), a reader, a writer, and a table of names. The
-writer's word is checked by reading it back: a model that the family cannot express is refused by naming the
-field in which the two differ. Sources: the configuration and modelling files of Hugging Face transformers
-5.23.
+A family is a dict of defaults (config.json leaves them out), a reader, a writer, and a table of names.
+Sources: the configuration and modelling files of Hugging Face transformers 5.23.
 """
 
-import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mixattn.hf import names
-from mixattn.hf.rope import read_rope, write_rope
-from mixattn.hf.tensors import Path, Place
+from mixattn.hf.words import (
+    ACTIVATION_OF,
+    NAME_OF,
+    Raw,
+    layer_types,
+    read_common,
+    slides,
+    windows,
+    write_common,
+)
 from mixattn.spec import ModelConfig
-
-type Raw = dict[str, Any]
-
-ACTIVATION_OF = {
-    "silu": "silu",
-    "gelu_pytorch_tanh": "gelu",
-    "gelu_new": "gelu",
-    "gelu": "gelu_exact",
-    "relu": "relu",
-    "relu2": "relu2",
-}
-NAME_OF = {
-    "silu": "silu",
-    "gelu": "gelu_pytorch_tanh",
-    "gelu_exact": "gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-}
 
 
 class Family(NamedTuple):
@@ -53,85 +39,21 @@ class Family(NamedTuple):
     tensors: Mapping[str, str]
 
 
-def _read_common(raw: Raw) -> Raw:
-    """What all families but OPT say in the same words."""
-    heads = raw["num_attention_heads"]
-    act = raw.get("hidden_activation") or raw["hidden_act"]
-    if act not in ACTIVATION_OF:
-        raise ValueError(f"hidden_act {act!r} is none of {', '.join(ACTIVATION_OF)}")
-    return {
-        "n_layers": raw["num_hidden_layers"],
-        "d_model": raw["hidden_size"],
-        "n_heads": heads,
-        "n_kv_heads": raw.get("num_key_value_heads") or heads,
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
-        "d_ff": raw["intermediate_size"],
-        "vocab_size": raw["vocab_size"],
-        "norm_eps": raw["rms_norm_eps"],
-        "activation": ACTIVATION_OF[act],
-        "tied": raw["tie_word_embeddings"],
-        "max_positions": raw["max_position_embeddings"],
-        **read_rope(raw),
-    }
-
-
-def _write_common(config: ModelConfig) -> Raw:
-    return {
-        "num_hidden_layers": config.n_layers,
-        "hidden_size": config.d_model,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.d_ff,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": NAME_OF[config.activation],
-        "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.max_positions,
-        **write_rope(config),
-    }
-
-
-def _windows(raw: Raw, slides: Callable[[int], bool]) -> Raw:
-    """Wiring and window of unshared layers; `layer_types` decides where it is given, else `slides`."""
-    window, n = raw.get("sliding_window"), raw["num_hidden_layers"]
-    kinds = raw.get("layer_types") or [
-        "sliding_attention" if slides(i) else "full_attention" for i in range(n)
-    ]
-    if len(kinds) != n or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise ValueError(f"layer_types {kinds} does not name {n} sliding or full layers")
-    if window is None:
-        return {"kv_wiring": ""}
-    return {
-        "kv_wiring": "_".join(f"{i}{'s' * (kind[0] == 's')}" for i, kind in enumerate(kinds)),
-        "window": window,
-    }
-
-
-def _slides(config: ModelConfig) -> list[bool]:
-    return [layer.window is not None for layer in config.layers]
-
-
-def _layer_types(config: ModelConfig) -> Raw:
-    kinds = ["sliding_attention" if slides else "full_attention" for slides in _slides(config)]
-    return {"layer_types": kinds, "sliding_window": config.window}
-
-
 def _read_llama(raw: Raw) -> Raw:
     biased = raw["attention_bias"]
-    return _read_common(raw) | {"qkv_bias": biased, "out_bias": biased, "ffn_bias": raw["mlp_bias"]}
+    return read_common(raw) | {"qkv_bias": biased, "out_bias": biased, "ffn_bias": raw["mlp_bias"]}
 
 
 def _write_llama(config: ModelConfig) -> Raw:
-    return _write_common(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.ffn_bias}
+    return write_common(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.ffn_bias}
 
 
 def _read_mistral(raw: Raw) -> Raw:
-    return _read_common(raw) | _windows(raw, lambda i: True)
+    return read_common(raw) | windows(raw, lambda i: True)
 
 
 def _write_mistral(config: ModelConfig) -> Raw:
-    return _write_common(config) | {"sliding_window": config.window if all(_slides(config)) else None}
+    return write_common(config) | {"sliding_window": config.window if all(slides(config)) else None}
 
 
 def _read_mixtral(raw: Raw) -> Raw:
@@ -148,11 +70,11 @@ def _write_mixtral(config: ModelConfig) -> Raw:
 
 def _read_qwen2(raw: Raw) -> Raw:
     sliding = raw if raw["use_sliding_window"] else raw | {"sliding_window": None}
-    return _read_common(raw) | _windows(sliding, lambda i: i >= raw["max_window_layers"]) | {"qkv_bias": True}
+    return read_common(raw) | windows(sliding, lambda i: i >= raw["max_window_layers"]) | {"qkv_bias": True}
 
 
 def _write_qwen2(config: ModelConfig) -> Raw:
-    return _write_common(config) | _layer_types(config) | {"use_sliding_window": any(_slides(config))}
+    return write_common(config) | layer_types(config) | {"use_sliding_window": any(slides(config))}
 
 
 def _read_qwen3(raw: Raw) -> Raw:
@@ -169,8 +91,8 @@ def _read_gemma2(raw: Raw) -> Raw:
         raise ValueError("use_bidirectional_attention is set; only causal models are read")
     biased = raw["attention_bias"]
     return (
-        _read_common(raw)
-        | _windows(raw, lambda i: i % 2 == 0)
+        read_common(raw)
+        | windows(raw, lambda i: i % 2 == 0)
         | {
             "qkv_bias": biased,
             "out_bias": biased,
@@ -185,7 +107,7 @@ def _read_gemma2(raw: Raw) -> Raw:
 
 
 def _write_gemma2(config: ModelConfig) -> Raw:
-    raw = _write_common(config) | _layer_types(config)
+    raw = write_common(config) | layer_types(config)
     return raw | {
         "hidden_activation": raw.pop("hidden_act"),
         "attention_bias": config.qkv_bias,
@@ -197,7 +119,7 @@ def _write_gemma2(config: ModelConfig) -> Raw:
 
 def _read_gemma3(raw: Raw) -> Raw:
     period = raw.get("sliding_window_pattern") or 6
-    types = _windows(raw, lambda i: (i + 1) % period != 0)
+    types = windows(raw, lambda i: (i + 1) % period != 0)
     return _read_gemma2(raw) | types | {"qk_norm": True}
 
 
@@ -311,92 +233,3 @@ FAMILIES: dict[str, Family] = {
         names.OPT,
     ),
 }
-
-
-def family(model_type: str) -> Family:
-    """Raises ValueError for a model type that is not in the table."""
-    if model_type not in FAMILIES:
-        raise ValueError(f"model_type is {model_type!r}; known are mixattn, {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def read_config(model_type: str, raw: Raw) -> ModelConfig:
-    """The `ModelConfig` of a family's config.json.
-
-    Raises:
-      ValueError: an unknown family, a missing field, or a feature the model does not have.
-    """
-    kin = family(model_type)
-    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    try:
-        return ModelConfig(**kin.read(kin.defaults | raw), dtype=dtype)
-    except KeyError as why:
-        raise ValueError(f"config.json of model_type {model_type!r} has no field {why}") from why
-
-
-def write_config(model_type: str, config: ModelConfig) -> Raw:
-    """The config.json that makes this family compute the same function.
-
-    Raises:
-      ValueError: the family cannot express some field of `config`; says which.
-    """
-    kin = family(model_type)
-    raw = {
-        "architectures": [kin.architecture],
-        "model_type": model_type,
-        "dtype": config.dtype,
-        **kin.write(config),
-    }
-    ours, theirs = _meaning(config), _meaning(read_config(model_type, raw))
-    for field, value in ours.items():
-        same = math.isclose(value, theirs[field]) if isinstance(value, float) else value == theirs[field]
-        if not same:
-            raise ValueError(f"{model_type} cannot say {field}={value!r}, only {theirs[field]!r}")
-    return raw
-
-
-def _meaning(config: ModelConfig) -> Raw:
-    """The fields that change what the model computes, aliases resolved and dormant ones dropped."""
-    fields = dataclasses.asdict(config) | {
-        "kv_wiring": config.wiring,
-        "attention_scale": config.attention_scale or config.head_dim**-0.5,
-        "rope_theta_local": config.rope_theta_local or config.rope_theta,
-        "router_order": config.router_order.replace("topk_softmax", "softmax_topk"),
-    }
-    dormant = {"capacity_factor"}  # a training matter
-    if not any(_slides(config)):
-        dormant |= {"window", "rope_theta_local"}
-    if config.positions != "rope":
-        dormant |= {"rope_theta", "rope_theta_local", "rope_fraction"}
-    if config.positions != "learned":
-        dormant |= {"max_positions", "position_offset"}
-    if config.rope_scaling == "none":
-        dormant |= {"rope_factor"}
-    if config.rope_scaling != "llama3":
-        dormant |= {"rope_low", "rope_high", "rope_original"}
-    if not config.n_experts:
-        dormant |= {"experts_per_token", "d_ff_dense", "dense_layers", "router_order"}
-    return {key: value for key, value in fields.items() if key not in dormant}
-
-
-def places(model_type: str, config: ModelConfig) -> Callable[[Path], Place]:
-    """Where each of our parameters lies in a checkpoint of this family."""
-    table = family(model_type).tensors
-
-    def place(path: Path) -> Place:
-        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", path)
-        layer, part = (int(block[1]), block[2]) if block else (0, path)
-        if part not in table:
-            raise ValueError(f"{model_type} has no tensor for our parameter {path}")
-        if "{e}" in table[part]:
-            rows = tuple(table[part].format(i=layer, e=e) for e in range(config.n_experts))
-            return Place(rows, transpose=True, stacked=True)
-        flipped = part.endswith(".kernel") or part == "ffn.router"
-        return Place((table[part].format(i=layer),), transpose=flipped)
-
-    return place
-
-
-def dormant_tensor(name: str) -> bool:
-    """Whether a tensor may be in a checkpoint without our model having a parameter for it."""
-    return name.endswith(("rotary_emb.inv_freq", "self_attn.masked_bias"))

@@ -1,14 +1,18 @@
 """What the engine costs and gains, measured: one file a question, run by `python -m serving.bench`.
 
-Every figure is a row; ratios compare things that ran interleaved in one process, or in turns in one run.
+Every figure is a row, which says what it should be if that was ever said. Ratios compare things that ran
+interleaved in one process, or in turns in one run.
 """
 
+import operator
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mixattn.spec import ModelConfig
 
+# The shape of configs/demo.py, which no room may import; a test holds them equal.
 MODEL = ModelConfig(
     n_layers=6,
     d_model=128,
@@ -39,8 +43,30 @@ class Size:
     repeats: int = 3
 
 
-def row(part: str, figure: str, value: float, unit: str, detail: str = "") -> Row:
-    return {"part": part, "figure": figure, "value": round(value, 4), "unit": unit, "detail": detail}
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
+
+def row(part: str, figure: str, value: float, unit: str, detail: str = "", goal: str = "") -> Row:
+    """A figure; `goal` is like ">= 0.98", and whether it was met is said beside it."""
+    met = ""
+    if goal:
+        sign, bound = goal.split()
+        met = "yes" if _COMPARE[sign](value, float(bound)) else "NO"
+    return {
+        "part": part,
+        "figure": figure,
+        "value": round(value, 4),
+        "unit": unit,
+        "goal": goal,
+        "met": met,
+        "detail": detail,
+    }
 
 
 def network(config: ModelConfig = MODEL):

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixattn import files, results
+from mixattn import files
+from pallas_kernels import results
 from serving.metropolis import synthetic
 from serving.metropolis.bounds import critical_path, sights, unloaded
 from serving.metropolis.clock import run_virtual

@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from mixattn.results import read_csv
+from pallas_kernels.results import read_csv
 from serving.metropolis.experiments import summarise
 from serving.metropolis.rehearse import replay
 from serving.metropolis.server import ServerConfig

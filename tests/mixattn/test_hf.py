@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from mixattn import hf
 from mixattn.hf import store
-from mixattn.hf.families import FAMILIES, read_config, write_config
+from mixattn.hf.families import FAMILIES
+from mixattn.hf.translate import read_config, write_config
 from tests.mixattn.tiny import TINY, logits, model, tokens, wired
 
 SPARSE = wired("0_1s", n_layers=2, n_experts=3, experts_per_token=2, dense_layers=(0,))

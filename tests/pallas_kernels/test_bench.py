@@ -16,11 +16,12 @@ def test_a_run_is_set_against_the_one_its_group_names():
 def test_the_csv_says_what_it_was_measured_on(tmp_path):
     out = tmp_path / "new" / "bench.csv"
     rows = [bench.row("op", "run", [1.0, 3.0, 2.0], 4.0, "other", "a note")]
-    results.write(out, rows, made_by="hand", device="abacus", seed=0)
+    results.write_csv(out, rows, about="hand", device="abacus", seed=0)
     lines = out.read_text().splitlines()
     facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
-    assert {"made_by", "date", "device", "cores", "seed", "jax", "commit"} <= set(facts)
-    (row,) = results.read(out)
+    assert facts.keys() == {"about", "device", "seed", "versions", "commit"}
+    assert facts["device"] == "abacus"
+    (row,) = results.read_csv(out)
     assert (row["median_ms"], row["ratio"], row["against"]) == ("2.0", "0.5", "other")
     assert list(out.parent.iterdir()) == [out]
 

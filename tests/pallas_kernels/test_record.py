@@ -29,7 +29,7 @@ def test_every_program_compiles_within_its_chip_and_no_worse_than_recorded(chip,
     if why := absent.missing(chip):
         pytest.skip(why)
     row = request.getfixturevalue("compiled")[chip, name]
-    assert list(record.complaints([row], results.read(RECORD))) == []
+    assert list(record.complaints([row], results.read_csv(RECORD))) == []
 
 
 ROW = dict.fromkeys(record.COLUMNS, "") | {
@@ -64,12 +64,12 @@ def test_only_what_is_worse_than_the_record_is_complained_of(change, sentence):
 
 
 def test_the_record_holds_every_program():
-    assert [(row["chip"], row["program"]) for row in results.read(RECORD)] == record.every()
+    assert [(row["chip"], row["program"]) for row in results.read_csv(RECORD)] == record.every()
 
 
 def test_what_was_not_measured_again_stays_in_the_record(tmp_path):
     path = tmp_path / "record.csv"
-    results.write(path, [ROW | {"chip": "v5e"}, ROW, ROW | {"program": "of old"}])
+    results.write_csv(path, [ROW | {"chip": "v5e"}, ROW, ROW | {"program": "of old"}])
     kept = record.merged([ROW | {"registers": 100}], path)
     assert [(row["chip"], str(row["registers"])) for row in kept] == [("v5e", "200"), ("h100", "100")]
 

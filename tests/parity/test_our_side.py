@@ -16,8 +16,9 @@ from flax import nnx
 
 from mixattn import hf
 from mixattn.cache import Ring
-from mixattn.hf.families import FAMILIES, read_config, write_config
+from mixattn.hf.families import FAMILIES
 from mixattn.hf.store import read_json
+from mixattn.hf.translate import read_config, write_config
 
 ROOT = Path(os.environ.get("MIXATTN_PARITY") or Path(__file__).parent / "fixtures")
 CASES = sorted(path.parent.name for path in ROOT.glob("*/want.npz"))

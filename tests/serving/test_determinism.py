@@ -71,8 +71,9 @@ def replay(eng, requests, outputs) -> list[dict]:
     """The log of the simulator, given the engine's pages and limits, and how long each output was."""
     mem = eng.memory
     memory = PagedMemory(
-        mem.groups, page_tok=mem.page_tok, max_slots=4, max_tok=mem.max_tok, span_tok=mem.span_tok
-    )
+        mem.groups, page_tok=mem.page_tok, max_slots=4, max_tok=mem.max_tok, span_tok=mem.span_tok,
+        step_tok=eng.config.limits.step_tok,
+    )  # fmt: skip
     jobs = [
         Job(o.id, r.client, 0.0, Ids([*r.prompt_ids, *o.output_ids]), len(r.prompt_ids), len(o.output_ids),
             r.sampling.max_tokens, r.salt)

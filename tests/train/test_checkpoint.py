@@ -1,11 +1,13 @@
 """Checkpoints: what comes back, what is kept, what is refused."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, without_late_answers
 from train.step import State
 
 
@@ -91,3 +93,11 @@ def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
     opened = Checkpoints(tmp_path / "c")
     assert opened.steps == []
     opened.close()
+
+
+def test_late_answers_of_a_failed_write_are_not_heard_and_all_else_is():
+    heard = []
+    hook = without_late_answers(heard.append)
+    for why in (RuntimeError("Event loop is closed"), RuntimeError("something else"), OSError("disk")):
+        hook(SimpleNamespace(exc_value=why))
+    assert [str(one.exc_value) for one in heard] == ["something else", "disk"]

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from configs import recall as config
-from mixattn import results
+from pallas_kernels import results
 from train import objective, recall, variants
 from train.recall import Task
 from train.recall_model import Build

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import language, uptrain
-from mixattn import ModelConfig, kv_bytes, results
+from mixattn import ModelConfig, kv_bytes
 from mixattn.hf import load
+from pallas_kernels import results
 from tests.train import tiny
 from train import loop, run, uptraining, wirings
 

@@ -8,7 +8,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli, results
+from mixattn import cli
+from pallas_kernels import results
 from serving.metropolis import bench
 
 FLAGS = flags.FLAGS

@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mixattn import cli, results
+from mixattn import cli
+from pallas_kernels import results
 from serving.metropolis import experiments, pictures
 
 FLAGS = flags.FLAGS

@@ -9,7 +9,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli, files, results
+from mixattn import cli, files
+from pallas_kernels import results
 from serving.metropolis import live
 
 FLAGS = flags.FLAGS

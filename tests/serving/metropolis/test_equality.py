@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixattn.results import commit
+from pallas_kernels.results import commit
 from serving.metropolis import CausalityError, Reach, in_place, multi_version
 from serving.metropolis.check import Violation, check
 from serving.metropolis.rules import Margin

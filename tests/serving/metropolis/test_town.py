@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mixattn.results import read_csv
+from pallas_kernels.results import read_csv
 from serving.metropolis import Memory, Simulation, Sqlite, page
 from serving.metropolis.calls import Patience
 from serving.metropolis.check import Violation, check

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from mixattn import cli, results
+from mixattn import cli
+from pallas_kernels import results
 from serving import fairness, overhead
 from serving.fair import measure
 from serving.sim import fit
