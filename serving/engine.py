@@ -215,10 +215,9 @@ class Engine:
         if len(stops := self._stops(sampling)) > STOP_IDS:
             raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
         ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
-        if strange := [i for i in ids if not 0 <= i < self.programs.vocab]:
-            raise ValueError(
-                f"request {id!r} names token {strange[0]} of a vocabulary of {self.programs.vocab}"
-            )
+        vocab, strange = self.programs.vocab, min(ids) if min(ids) < 0 else max(ids)
+        if not 0 <= strange < vocab:
+            raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {vocab}")
         if sampling.stop and self._decode is None:
             raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
         if sampling.shaped and not config.penalties:
