@@ -18,16 +18,15 @@ from typing import Any
 from absl import logging
 
 from mixattn.model import Transformer
-from mixattn.paging import Kind, Paged
 from serving import fair
 from serving.check import Checker
 from serving.config import STOP_IDS, EngineConfig
 from serving.deadlines import Deadlines
-from serving.device import PLAIN, Level, State
+from serving.device import State
 from serving.exchange import Exchange, Flight
 from serving.guard import Guard
+from serving.layout import Layout, chunk_sizes, levels
 from serving.memory import ALONE, PagedMemory
-from serving.pages import Group
 from serving.plan import Entry, Plan
 from serving.programs import Programs
 from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
@@ -70,40 +69,29 @@ class Engine:
         if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
             raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
-        limits = config.limits
-        # With overlap a row is two calls ahead of what is known of it.
-        self._span = max(limits.chunk_tok, max(limits.decode_steps) * (1 + config.overlap))
-        self.model_config = model.config
-        self.kinds, groups = self._groups(model)
+        self.model_config, limits = model.config, config.limits
+        layout = Layout.of(model.config, config)
+        self.kinds = layout.kinds
         self.memory = PagedMemory(
-            groups,
+            layout.groups,
             page_tok=config.page_size,
             max_slots=config.max_slots,
             max_tok=config.max_request_tok,
-            span_tok=self._span,
+            span_tok=layout.span_tok,
             step_tok=limits.step_tok,
             reuse=config.reuse,
         )
         self.scheduler = Scheduler(self._policy, self.memory, limits, self._record)
-        cache = Paged.init(
-            model.config,
-            pages={k: g.num_pages for k, g in zip(self.kinds, groups)},
-            page_size=dict.fromkeys(self.kinds, config.page_size),
-            batch=0,
-            table_pages={k: t.shape[1] for k, t in zip(self.kinds, self.memory.tables)},
-        )
-        self._page_bytes = {
-            kind: sum(cache.pools[o].nbytes for o in owners) // group.num_pages
-            for kind, group, owners in zip(self.kinds, groups, self._owners(model))
-        }
+        cache = layout.cache(model.config, config)
+        self._page_bytes = layout.page_bytes(model.config, cache)
         self.programs = Programs(
             model,
             cache,
             slots=config.max_slots,
-            buckets=[(r, c) for r in config.prefill_rows for c in _chunk_sizes(config)],
+            buckets=[(r, c) for r in config.prefill_rows for c in chunk_sizes(config)],
             most_steps=max(limits.decode_steps),
             decode_rows=config.decode_rows,
-            levels=_levels(config, model.config.vocab_size),
+            levels=levels(config, model.config.vocab_size),
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)
         self.state: State = self.programs.fresh_state()
@@ -227,10 +215,9 @@ class Engine:
         if len(stops := self._stops(sampling)) > STOP_IDS:
             raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
         ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
-        if strange := [i for i in ids if not 0 <= i < self.programs.vocab]:
-            raise ValueError(
-                f"request {id!r} names token {strange[0]} of a vocabulary of {self.programs.vocab}"
-            )
+        vocab, strange = self.programs.vocab, min(ids) if min(ids) < 0 else max(ids)
+        if not 0 <= strange < vocab:
+            raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {vocab}")
         if sampling.stop and self._decode is None:
             raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
         if sampling.shaped and not config.penalties:
@@ -356,39 +343,6 @@ class Engine:
             options["match"] = match
         self.guard = Guard(fair.make(self.config.policy, **options))
         return self.guard
-
-    def _groups(self, model: Transformer) -> tuple[list[Kind], list[Group]]:
-        """Page groups of the model: full owners, then sliding ones."""
-        config = self.config
-        kinds: list[Kind] = []
-        groups: list[Group] = []
-        page, slots = config.page_size, config.max_slots
-        whole = -(-config.max_request_tok // page)
-        windows = {layer.window for layer in model.config.layers}
-        if None in windows:
-            kinds.append("full")
-            groups.append(Group(None, config.num_pages or slots * whole + 1))
-        for window in sorted(w for w in windows if w is not None):
-            kinds.append("sliding")
-            most = min(whole, -(-(window + self._span - 2) // page) + 1)
-            groups.append(Group(window, config.window_pages or 2 * slots * most + 1))
-        return kinds, groups
-
-    def _owners(self, model: Transformer) -> list[list[int]]:
-        layers = [model.config.layers[o] for o in model.config.owners]
-        return [[x.index for x in layers if (x.window is None) == (kind == "full")] for kind in self.kinds]
-
-
-def _chunk_sizes(config: EngineConfig) -> list[int]:
-    """Those of the configuration, or 16, 64, 256, ..., and the chunk itself."""
-    most = config.limits.chunk_tok
-    return sorted({most, *(config.chunk_sizes or (16 * 4**i for i in range(8) if 16 * 4**i < most))})
-
-
-def _levels(config: EngineConfig, vocab: int) -> list[Level]:
-    """What programs are compiled to do: nothing extra, every extra, and every extra with prompts'."""
-    rich = Level(config.penalties, min(config.logprobs, vocab))
-    return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))
 
 
 def _refused(ask: Ask, now_s: float) -> Output:

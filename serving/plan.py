@@ -92,7 +92,7 @@ class Plan:
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see `serving.request.Delta`
 class Produced:
     """What a request got out of a step.
 

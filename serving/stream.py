@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 
 from serving.plan import Produced
-from serving.request import Delta, Logprob, Output, Request, Sampling
+from serving.request import Delta, Logprob, Output, Request
 from serving.text import Decode, Text
 
 
@@ -19,7 +19,7 @@ class Stream:
     """
 
     def __init__(self, request: Request, id: str, index: int, stops: Sequence[int], decode: Decode | None):
-        sampling = request.sampling
+        self.sampling = sampling = request.sampling
         self.request, self.id, self.index, self.stops = request, id, index, frozenset(stops)
         self.text = decode and Text(decode, sampling.stop, include_stop=sampling.include_stop)
         self.logprobs: list[Logprob] = []
@@ -27,10 +27,6 @@ class Stream:
         self._stop: int | str | None = None
         self._taken = self._told = 0
         self._all_text = ""
-
-    @property
-    def sampling(self) -> Sampling:
-        return self.request.sampling
 
     @property
     def seed(self) -> int:
@@ -46,16 +42,16 @@ class Stream:
         Args:
           broken: behind `ids` the logits were not finite.
         """
+        text, young = self.text, self.sampling.min_tokens - self._taken
         for n, id in enumerate(ids, 1):
-            self._taken += 1
-            may_stop = self._taken >= self.sampling.min_tokens
-            if may_stop and id in self.stops:
+            if id in self.stops and n >= young:
                 self._stop = id
-            elif self.text and self.text.push(id, may_stop=may_stop):
-                self._stop = self.text.stopped_by
+            elif text is not None and text.push(id, may_stop=n >= young):
+                self._stop = text.stopped_by
             if self._stop is not None:
                 self.logprobs += logprobs[:n]
                 return Produced(n, ids[:n], "stop")
+        self._taken += len(ids)
         self.logprobs += logprobs
         return Produced(len(ids), ids, "error" if broken else None)
 

@@ -18,6 +18,7 @@ from serving import fair
 from serving.check import check_idle
 from serving.config import Limits
 from serving.fair.fcfs import Fcfs
+from serving.guard import Guard
 from serving.memory import PagedMemory
 from serving.node import upward
 from serving.pages import Group, Pages
@@ -238,6 +239,29 @@ def test_row_13_a_program_that_raises_ends_its_step_and_the_rest_starts_again(ov
     assert eng.stats().resets == 1
 
 
+def test_row_13_whoever_was_not_in_the_failed_step_lost_his_pages_too_and_so_did_the_cache(monkeypatch):
+    """The state is built anew: what requests and the prefix tree believed of its pages is no longer true."""
+    eng = engine(model("0_1s"), limits=Limits(chunk_tok=16, step_tok=16, mixed=False), debug=True)
+    stem = list(range(20))
+    old = eng.submit(ask([*stem, 1], 20))
+    while not eng.scheduler.running or eng.scheduler.prefilling:
+        eng.step()
+    new = eng.submit(ask([5, 6, 7]))
+
+    def explode(state, *rest):
+        jax.tree.map(lambda x: x.delete(), state)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(eng.programs, "prefill", explode)
+    outputs = {d.id: d.output for d in eng.step() if d.output}
+    monkeypatch.undo()
+    assert outputs[new].finish_reason == "error"
+    later = eng.submit(ask([*stem, 2], 6))
+    outputs |= {d.id: d.output for d in finish(eng) if d.output}
+    assert outputs[old].output_ids == teacher_forced([*stem, 1], 20, model("0_1s"))
+    assert outputs[later].output_ids == teacher_forced([*stem, 2], 6, model("0_1s"))
+
+
 def test_row_17_a_live_id_is_refused_and_the_live_one_is_untouched():
     eng = engine()
     eng.submit(dataclasses.replace(ask([1, 2, 3]), id="x"))
@@ -318,6 +342,42 @@ def test_row_19_a_policy_that_raises_or_starves_gives_way_to_fcfs(method, how, m
     check_against_teacher(requests, eng.run(requests))
     assert ("raised" if how == "raises" else "named None") in eng.stats().policy_failure
     check_idle(eng)
+
+
+def test_row_19_a_policy_that_names_whoever_does_not_wait_gives_way_to_fcfs():
+    guard = Guard(Fcfs())
+    asks = [Ask(id, "a", i, 1, 1) for i, id in enumerate("xyz")]
+    for one in asks:
+        guard.arrive(one, 0.0)
+    guard.admit(asks[0], extend_tok=1, hit_tok=0)
+    guard.policy.pick = lambda now_s: asks[0]
+    assert guard.pick(0.0) == asks[1], "the first that does wait"
+    assert "named 'x' while 2 requests waited" in guard.failure
+    guard.finish("x")
+    assert guard.pick(0.0) == asks[1]
+
+
+@pytest.mark.parametrize("event", ["arrive", "pick", "admit", "decoded", "preempt", "finish", "cancel"])
+def test_row_19_whichever_event_a_policy_fails_at_the_next_one_knows_all(event):
+    def fail(*args, **more):
+        raise ZeroDivisionError
+
+    guard = Guard(Fcfs())
+    setattr(guard.policy, event, fail)
+    x, y, z = (Ask(id, "a", i, 4, 4) for i, id in enumerate("xyz"))
+    assert [guard.arrive(one, 0.0) for one in (x, y, z)] == [True] * 3
+    for _ in range(2):
+        assert guard.pick(0.0) == x
+        guard.admit(x, extend_tok=4, hit_tok=0)
+        guard.decoded({"x": 1})
+        guard.preempt("x")
+    guard.admit(x, extend_tok=5, hit_tok=0)
+    guard.finish("x")
+    guard.cancel("y", prefilled_tok=None)
+    assert guard.pick(0.0) == z
+    assert f"raised in {event}: ZeroDivisionError" in guard.failure
+    assert (list(guard.waiting), list(guard.running)) == (["z"], [])
+    assert list(guard.policy.tabs) == ["z"]
 
 
 def test_row_20_counters_are_exact_far_beyond_what_a_float_counts():

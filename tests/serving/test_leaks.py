@@ -55,7 +55,7 @@ def test_a_request_that_ended_does_not_wait_for_its_deadline():
 
 
 def test_an_engine_that_served_many_tenants_holds_what_it_caches_and_no_more():
-    eng = engine(model("0_1s"), num_pages=24, policy="dlpm", policy_options={"quantum_tok": 64})
+    eng = engine(model("0_1s"), policy="dlpm", policy_options={"quantum_tok": 64})
     rng = np.random.default_rng(0)
     for wave in range(40):
         some = [

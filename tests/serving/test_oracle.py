@@ -9,7 +9,7 @@ from mixattn import PATTERNS
 from serving.config import EngineConfig, Limits
 from serving.engine import Engine
 from serving.request import Request, Sampling
-from tests.serving.tiny import check_against_teacher, engine, finish, model, workload
+from tests.serving.tiny import LONGEST, check_against_teacher, engine, finish, model, workload
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
@@ -133,4 +133,39 @@ def test_poison_in_freed_pages_reaches_nobody_in_a_tight_pool():
     eng = engine(model("0_1s"), num_pages=24, window_pages=28, limits=limits, debug=True)
     requests = workload(seed=6, n=16)
     check_against_teacher(requests, eng.run(requests), model("0_1s"))
+    finish(eng)
+
+
+SIZES = [(1, 3), (12, 1), (12, 3), (12, 64), (2, 4), (3, 64), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("window", "page"), [SIZES[0], *(pytest.param(*size, marks=pytest.mark.long) for size in SIZES[1:])]
+)
+def test_pages_and_windows_of_any_size_do_not_change_tokens(window, page):
+    """Windows smaller than a page and of the query alone; pages of one token and of a whole request."""
+    net = model("0_1s", window=window)
+    eng = engine(net, page_size=page, num_pages=260, window_pages=160, debug=True)
+    requests = workload(seed=0, n=7)
+    for _ in range(2):
+        check_against_teacher(requests, eng.run(requests), net)
+    assert (eng.stats().hit_tok > 0) == (page < 64)
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+@pytest.mark.parametrize("admission", ["reserve", "optimistic"])
+def test_pools_of_the_least_size_serve_the_longest_request_and_all_others_one_by_one(admission, overlap):
+    net = model("0_1s")
+    limits = Limits(chunk_tok=8, step_tok=16, decode_steps=(4, 1), admission=admission)
+    eng = engine(net, num_pages=17, window_pages=7, limits=limits, overlap=overlap, debug=True)
+    peaks = [promise.peak_pages(LONGEST) for promise in eng.memory.promises]
+    assert peaks == [16, 6], "all there is"
+    rng = random.Random(0)
+    requests = [
+        Request(
+            client="a", prompt_ids=[rng.randrange(64) for _ in range(n)], sampling=Sampling(max_tokens=64 - n)
+        )
+        for n in (60, 3, 40, 63, 1, 30)
+    ]
+    check_against_teacher(requests, eng.run(requests), net)
     finish(eng)

@@ -73,7 +73,7 @@ def engine(
     extras = {"penalties": True, "logprobs": 5, "prompt_logprobs": True} if rich else {}
     common = {
         "max_slots": 4,
-        "page_size": 4,
+        "page_size": more.pop("page_size", 4),
         "max_request_tok": LONGEST,
         "prefill_rows": (4,),
         "decode_rows": more.pop("decode_rows", ()),
