@@ -1,11 +1,11 @@
 """What must hold after every step, checked for real: the debug mode of the engine.
 
     1. every page has one holder and every count agrees               (`PagedMemory.check`)
-    2. a slot belongs to one running request, a running request has one slot
+    2. a slot belongs to one running request, a running request has one slot, and nobody waits and runs
     3. a page of a live table row is its request's own, or in a part of the tree that it locks    (there too)
-    4. no request has computed more than it has; a decoding one all but its newest token
-    5. what has ended holds nothing: no stream, no slot, no place in the queue
-    6. nobody waits and runs at once
+    4. no request has computed more than it has; one that decodes all but its newest token
+    5. what has ended holds nothing: no stream, no slot or row of it, no place in a queue or at the policy
+    6. whatever arrived is live, or was told its end once
 
 Freed pages are filled with NaN, so that whoever still reads one shows it. A page is zeroed by the write that
 opens it (`pallas_kernels.paged.write`), so the poison reaches no new holder.
@@ -13,7 +13,6 @@ opens it (`pallas_kernels.paged.write`), so the poison reaches no new holder.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -25,6 +24,7 @@ from serving.device import State
 
 if TYPE_CHECKING:
     from serving.engine import Engine
+    from serving.scheduler import Scheduler
 
 BATCH = 32  # pages that one call poisons
 
@@ -70,18 +70,39 @@ def poison(state: State, page_GX: jax.Array, groups: tuple[tuple[int, int], ...]
 def check(engine: "Engine") -> None:
     """Asserts the invariants above."""
     engine.memory.check()
+    _check_slots(engine)
+    _check_progress(engine.scheduler)
+    _check_ends(engine)
+
+
+def _check_slots(engine: "Engine") -> None:
     running, waiting = engine.scheduler.running, engine.scheduler.waiting
-    slots: Mapping[int, str] = {e.slot: id for id, e in running.items()}
+    assert not running.keys() & waiting.keys(), "one waits and runs"
+    assert all(entry.holding is None for entry in waiting.values()), "one waits and holds a slot"
+    slots = {entry.slot for entry in running.values()}
     assert len(slots) == len(running) == engine.config.max_slots - engine.memory.slots_free
-    for id, entry in running.items():
-        assert entry.computed_tok <= entry.total_tok, f"{id} computed tokens it does not have"
-        if not entry.prefilling:
+    for table in engine.memory.tables:
+        assert not np.delete(table, sorted(slots), axis=0).any(), "a free slot shows pages"
+
+
+def _check_progress(scheduler: "Scheduler") -> None:
+    assert all(entry.computed_tok == 0 for entry in scheduler.waiting.values())
+    assert scheduler.prefilling.keys() <= scheduler.running.keys()
+    for id, entry in scheduler.running.items():
+        if id in scheduler.prefilling:
+            assert entry.computed_tok < entry.prefill_tok, f"{id} has computed its prompt"
+        else:
             assert entry.computed_tok == entry.total_tok - 1, f"{id} decodes without its past"
-    for id, entry in waiting.items():
-        assert entry.holding is None, f"{id} waits and holds a slot"
-        assert entry.computed_tok == 0
-    assert not running.keys() & waiting.keys()
-    assert engine.streams.keys() == running.keys() | waiting.keys(), "a stream without a request"
+
+
+def _check_ends(engine: "Engine") -> None:
+    live = engine.scheduler.running.keys() | engine.scheduler.waiting.keys()
+    assert engine.streams.keys() == live, "a stream without a request, or one without a stream"
+    stats = engine.stats()
+    assert stats.arrived == len(live) + sum(stats.finished.values()), "an end was not told, or twice"
+    queues = engine.guard
+    assert queues.waiting.keys() == engine.scheduler.waiting.keys(), "the policy knows others as waiting"
+    assert queues.running.keys() == engine.scheduler.running.keys(), "the policy knows others as running"
 
 
 def check_idle(engine: "Engine") -> None:

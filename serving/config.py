@@ -38,8 +38,10 @@ class Limits:
     def check(self) -> None:
         if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
             raise ValueError(f"step_tok={self.step_tok} must be at least chunk_tok={self.chunk_tok} >= 1")
-        if 1 not in self.decode_steps:
-            raise ValueError(f"decode_steps={self.decode_steps} must contain 1")
+        if 1 not in self.decode_steps or not all(isinstance(n, int) and n >= 1 for n in self.decode_steps):
+            raise ValueError(
+                f"decode_steps={self.decode_steps} must be whole numbers from 1 up, 1 among them"
+            )
         if self.admit_every < 1:
             raise ValueError(f"admit_every={self.admit_every} must be at least 1")
         if self.admission not in ("reserve", "optimistic"):
@@ -95,11 +97,18 @@ class EngineConfig:
 
     def check(self) -> None:
         self.limits.check()
-        for name in ("max_slots", "page_size", "max_request_tok"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        least = {"max_slots": 1, "page_size": 1, "max_request_tok": 2, "logprobs": -1}
+        least |= {name: 2 for name in ("num_pages", "window_pages") if getattr(self, name) != 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ValueError(f"{name} is {value}; it must be at least {low}")
+        if not self.prefill_rows or min(self.prefill_rows) < 1:
+            raise ValueError(f"prefill_rows={self.prefill_rows} must name at least one number from 1 up")
         if any(not 1 <= r <= self.max_slots for r in self.decode_rows):
             raise ValueError(f"decode_rows={self.decode_rows} must lie in 1..max_slots={self.max_slots}")
+        if min(self.eos_ids, default=0) < 0:
+            raise ValueError(f"eos_ids={self.eos_ids} must be ids from 0 up")
         if any(not 1 <= c <= self.limits.chunk_tok for c in self.chunk_sizes):
             most = self.limits.chunk_tok
             raise ValueError(f"chunk_sizes={self.chunk_sizes} must lie in 1..limits.chunk_tok={most}")

@@ -14,7 +14,7 @@ vocabulary, E stop ids, K alternatives with log-probabilities.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +29,26 @@ from serving.config import STOP_IDS
 from serving.logits import Logprobs, Shaping, hide_stops, logprobs, shape
 
 NOT_FINITE = -2  # in place of a token: the logits held NaN or infinity
+
+
+class Network(NamedTuple):
+    """A model without its weights, hashable.
+
+    Programs take the weights as a flat list: jax flattens what it is given at every call, and nnx variables
+    in Python, which was a third of a call's own time.
+    """
+
+    graphdef: nnx.GraphDef[Transformer]
+    tree: Any
+
+    @classmethod
+    def split(cls, model: Transformer) -> tuple["Network", list[jax.Array]]:
+        graphdef, params = nnx.split(model)
+        flat, tree = jax.tree.flatten(params)
+        return cls(graphdef, tree), flat
+
+    def model(self, params: Sequence[jax.Array]) -> Transformer:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.tree, params))
 
 
 class Level(NamedTuple):
@@ -145,10 +165,12 @@ class Drawn(NamedTuple):
     prompt: Logprobs | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "level"), donate_argnames="state")
-def prefill(graphdef, params, state: State, batch: PrefillBatch, *, level: Level) -> tuple[State, Drawn]:
+@functools.partial(jax.jit, static_argnames=("network", "level"), donate_argnames="state")
+def prefill(
+    network: Network, params, state: State, batch: PrefillBatch, *, level: Level
+) -> tuple[State, Drawn]:
     """Computes chunks, installs the rows that end; returns each row's next token."""
-    model: Transformer = nnx.merge(graphdef, params)
+    model = network.model(params)
     rows = state.rows
     cache = state.cache.with_rows(batch.tables, batch.start_R, batch.count_R)
     step = model.forward(batch.tokens_RC, cache=cache, last_only=not level.prompt)
@@ -182,16 +204,16 @@ def prefill(graphdef, params, state: State, batch: PrefillBatch, *, level: Level
     return State(dataclasses.replace(state.cache, pools=step.cache.pools), new), Drawn(next_R, lp, prompt)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "most_steps", "level"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("network", "most_steps", "level"), donate_argnames="state")
 def decode(
-    graphdef, params, state: State, batch: DecodeBatch, steps, *, most_steps: int, level: Level
+    network: Network, params, state: State, batch: DecodeBatch, steps, *, most_steps: int, level: Level
 ) -> tuple[State, Drawn]:
     """Up to `steps` decode steps of the batch's rows.
 
     Args:
       steps: how many, at most `most_steps` (the height of the answer).
     """
-    model: Transformer = nnx.merge(graphdef, params)
+    model = network.model(params)
     R = len(batch.left_R)
     every = len(state.rows.token_B) == R  # then row r is slot r, and nothing moves
 

@@ -10,7 +10,6 @@ A program that fails takes down the requests of its step and nobody else.
 """
 
 import dataclasses
-import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from mixattn.paging import Kind, Paged
 from serving import fair
 from serving.check import Checker
 from serving.config import STOP_IDS, EngineConfig
+from serving.deadlines import Deadlines
 from serving.device import PLAIN, Level, State
 from serving.exchange import Exchange, Flight
 from serving.guard import Guard
@@ -67,6 +67,8 @@ class Engine:
         programs: Programs | None = None,
     ):
         config.check()
+        if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
+            raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
         limits = config.limits
         # With overlap a row is two calls ahead of what is known of it.
@@ -105,11 +107,12 @@ class Engine:
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)
         self.state: State = self.programs.fresh_state()
-        self.streams: dict[RequestId, Stream] = {}
+        self.streams: dict[RequestId, Stream] = {}  # by the name under which an output is scheduled
+        self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
         self._exchange = Exchange(self.programs, tables, self.streams, max(config.prefill_rows))
         self._flight: Flight | None = None
-        self._deadlines: list[tuple[float, int, RequestId]] = []
+        self._deadlines = Deadlines(self.streams)
         self._seq = itertools.count()
         self._done: list[Delta] = []
         self._counts = Counts()
@@ -124,35 +127,28 @@ class Engine:
           ValueError: the id is live already, the request can never fit, or it asks for what is not compiled
             in; nothing is queued then.
         """
-        id = request.id or f"r{next(self._seq)}"
-        names = _names(id, request.sampling.n)
-        if taken := [name for name in names if name in self.streams]:
+        request = request if request.id else self._named(request)
+        if taken := self._taken(request):
             raise ValueError(f"request id {taken[0]!r} is live already")
-        self._refuse(id, request)
-        request = dataclasses.replace(request, id=id)
-        queued: list[str] = []
+        self._refuse(request)
         try:
-            for index, name in enumerate(names):
+            for index, name in enumerate(request.names):
                 self._queue(request, name, index)
-                queued.append(name)
-        except ValueError:
-            for name in queued:
-                self._drop(name, "cancel", tell=False)
+        except Exception:
+            self._withdraw([request.id])
             raise
-        return id
+        return request.id
 
     def check(self, request: Request) -> None:
         """Raises ValueError if `request` could never be served here, whatever else is live."""
-        self._refuse(request.id, request)
+        self._refuse(request)
         most = len(request.prompt_ids) + request.sampling.max_tokens
         if why := self.memory.never_fits(most):
             raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
 
     def cancel(self, id: RequestId) -> bool:
         """Ends a request; False if it is not live. Its last delta comes with the next step."""
-        stream = self.streams.get(id) or next((s for s in self.streams.values() if s.request.id == id), None)
-        names = _names(id, stream.sampling.n) if stream else []
-        return sum(self._drop(name, "cancel") for name in names) > 0
+        return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
     @property
     def live(self) -> bool:
@@ -160,8 +156,18 @@ class Engine:
         return not self.scheduler.idle or bool(self._done)
 
     def run(self, requests: Iterable[Request]) -> list[Output]:
-        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index."""
-        order = {self.submit(r): i for i, r in enumerate(requests)}
+        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index.
+
+        Raises:
+          ValueError: see `submit`; none of them is queued then.
+        """
+        order: dict[RequestId, int] = {}
+        try:
+            for i, request in enumerate(requests):
+                order[self.submit(request)] = i
+        except Exception:
+            self._withdraw(order)
+            raise
         outputs: list[Output] = []
         while self.live:
             outputs += [d.output for d in self.step() if d.output is not None and d.id in order]
@@ -173,7 +179,8 @@ class Engine:
         """Runs one step; returns what it brought each request, in no order but each request's own."""
         began, waited = time.perf_counter(), 0.0
         now_s = self.clock()
-        self._expire(now_s)
+        for name in self._deadlines.passed(now_s):
+            self._drop(name, "deadline")
         flight, self._flight = self._flight, None
         if flight is None and (plan := self.scheduler.plan(now_s)):
             flight = self._launch(plan)
@@ -208,15 +215,15 @@ class Engine:
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             slots=self.config.max_slots,
-            policy_failure=self._guard.failure,
+            policy_failure=self.guard.failure,
             **dataclasses.asdict(self._counts),
         )
 
     # ---- inside: requests ----
 
-    def _refuse(self, id: RequestId, request: Request) -> None:
+    def _refuse(self, request: Request) -> None:
         """Raises ValueError for what a request asks and this engine cannot do."""
-        sampling, config = request.sampling, self.config
+        id, sampling, config = request.id, request.sampling, self.config
         if len(stops := self._stops(sampling)) > STOP_IDS:
             raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
         ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
@@ -234,6 +241,23 @@ class Engine:
         if sampling.prompt_logprobs is not None and not config.prompt_logprobs:
             raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
 
+    def _named(self, request: Request) -> Request:
+        """The same under an id that nobody has."""
+        while self._taken(named := dataclasses.replace(request, id=f"r{next(self._seq)}")):
+            pass
+        return named
+
+    def _taken(self, request: Request) -> list[RequestId]:
+        """Of the names that it would be scheduled under, those that are live."""
+        return [name for name in request.names if name in self._parts or name in self.streams]
+
+    def _withdraw(self, ids: Iterable[RequestId]) -> None:
+        """As if these had not been submitted (but for the log)."""
+        for id in ids:
+            for name in list(self._parts.get(id, ())):
+                self._drop(name, "cancel", tell=False)
+            self._done = [delta for delta in self._done if delta.id != id]
+
     def _queue(self, request: Request, name: str, index: int) -> None:
         seq = next(self._seq) - request.priority * HEAD_START
         sampling, now_s = request.sampling, self.clock()
@@ -241,32 +265,36 @@ class Engine:
         salt = ALONE if sampling.prompt_logprobs is not None else request.salt
         accepted = self.scheduler.submit(Entry(ask, Ids(request.prompt_ids), salt, now_s), now_s)
         self.streams[name] = Stream(request, name, index, self._stops(sampling), self._decode)
+        self._parts.setdefault(request.id, []).append(name)
+        self._counts.arrived += 1
         if not accepted:
             self._end(name, _refused(ask, now_s))
         elif request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (now_s + request.deadline_s, seq, name))
-
-    def _expire(self, now_s: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, seq, name = heapq.heappop(self._deadlines)
-            entry = self.scheduler.running.get(name) or self.scheduler.waiting.get(name)
-            if entry is not None and entry.ask.seq == seq:  # not a later request of the same id
-                self._drop(name, "deadline")
+            self._deadlines.add(now_s + request.deadline_s, self.streams[name])
 
     def _drop(self, name: str, why: Any, tell: bool = True) -> bool:
         output = self.scheduler.cancel(name, self.clock(), why)
         if output is not None and tell:
             self._end(name, output)
         elif output is not None:
-            del self.streams[name]
+            self._close(name)
+            self._counts.arrived -= 1
         return output is not None
 
     def _end(self, name: str, output: Output) -> None:
-        delta = self.streams.pop(name).delta(output.output_ids, output)
+        delta = self._close(name).delta(output.output_ids, output)
         assert delta is not None
         self._done.append(delta)
         why = output.finish_reason
         self._counts.finished[why] = self._counts.finished.get(why, 0) + 1
+
+    def _close(self, name: RequestId) -> Stream:
+        stream = self.streams.pop(name)
+        parts = self._parts[stream.request.id]
+        parts.remove(name)
+        if not parts:
+            del self._parts[stream.request.id]
+        return stream
 
     def _stops(self, sampling: Sampling) -> tuple[int, ...]:
         return sampling.stop_ids + (() if sampling.ignore_eos else self.config.eos_ids)
@@ -326,8 +354,8 @@ class Engine:
         options = dict(self.config.policy_options)
         if "match" in fair.options(self.config.policy):
             options["match"] = match
-        self._guard = Guard(fair.make(self.config.policy, **options))
-        return self._guard
+        self.guard = Guard(fair.make(self.config.policy, **options))
+        return self.guard
 
     def _groups(self, model: Transformer) -> tuple[list[Kind], list[Group]]:
         """Page groups of the model: full owners, then sliding ones."""
@@ -355,11 +383,6 @@ def _chunk_sizes(config: EngineConfig) -> list[int]:
     """Those of the configuration, or 16, 64, 256, ..., and the chunk itself."""
     most = config.limits.chunk_tok
     return sorted({most, *(config.chunk_sizes or (16 * 4**i for i in range(8) if 16 * 4**i < most))})
-
-
-def _names(id: RequestId, n: int) -> list[RequestId]:
-    """The names under which a request's outputs are scheduled."""
-    return [id, *(f"{id}#{i}" for i in range(1, n))]
 
 
 def _levels(config: EngineConfig, vocab: int) -> list[Level]:

@@ -68,16 +68,21 @@ class Exchange:
         """What the step produced, of requests that have not ended meanwhile. `flight` has been waited for."""
         produced = {}
         for chunks, drawn in zip(flight.batches, flight.answers):
+            tokens_R = drawn.token[:, None].tolist()
             for r, chunk in enumerate(chunks):
                 if chunk.entry.holding is not None:
                     self._note_prompt(chunk, drawn.prompt, r)
                     if chunk.samples:
-                        produced[chunk.entry.ask.id] = self._judge(chunk.entry, *_column(drawn, r))
-        every = len(flight.plan.decode) > 0 and self._programs.slots == flight.answers[-1].token.shape[-1]
-        for r, entry in enumerate(flight.plan.decode):
-            if entry.holding is not None:
-                column = _column(flight.answers[-1], entry.slot if every else r)
-                produced[entry.ask.id] = self._judge(entry, *column)
+                        lp = drawn.logprobs and Logprobs(*(x[r, None] for x in drawn.logprobs))
+                        produced[chunk.entry.ask.id] = self._judge(chunk.entry, tokens_R[r], lp)
+        if flight.plan.decode:
+            drawn = flight.answers[-1]
+            tokens_R, every = drawn.token.T.tolist(), self._programs.slots == drawn.token.shape[-1]
+            for r, entry in enumerate(flight.plan.decode):
+                if entry.holding is not None:
+                    row = entry.slot if every else r
+                    lp = drawn.logprobs and Logprobs(*(x[:, row] for x in drawn.logprobs))
+                    produced[entry.ask.id] = self._judge(entry, tokens_R[row], lp)
         return produced
 
     # ---- inside ----
@@ -143,7 +148,10 @@ class Exchange:
                 stream.prompt_logprobs[position + 1] = prompt.at(at, ids[position + 1], k)
 
     def _judge(self, entry: Entry, ids: list[int], logprobs: Logprobs | None) -> Produced:
+        """`ids`: -1 where a row that had ended produced none."""
         stream = self._streams[entry.ask.id]
+        if ids[-1] == -1:
+            ids = ids[: ids.index(-1)]
         broken = bool(ids) and ids[-1] == NOT_FINITE
         if broken:
             ids = ids[:-1]
@@ -152,12 +160,3 @@ class Exchange:
         if logprobs is not None and k is not None:
             told = [logprobs.at(i, id, k) for i, id in enumerate(ids)]
         return stream.take(ids, broken, told)
-
-
-def _column(drawn: Drawn, row: int) -> tuple[list[int], Logprobs | None]:
-    """The tokens of one row (those of -1 are none), and their log-probabilities."""
-    token_N, lp = np.atleast_2d(drawn.token)[:, row], drawn.logprobs
-    if lp is not None:
-        one = drawn.token.ndim == 1  # a prefill yields one token a row
-        lp = Logprobs(*((x[None] if one else x)[:, row] for x in lp))
-    return token_N[token_N != -1].tolist(), lp

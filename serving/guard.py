@@ -21,47 +21,48 @@ class Guard:
 
     Attributes:
       failure: why the policy was replaced, or None.
+      waiting, running: what it has been told of.
     """
 
     def __init__(self, policy: Policy):
         self.policy = policy
         self.failure: str | None = None
-        self._waiting: dict[RequestId, Ask] = {}
-        self._running: dict[RequestId, Ask] = {}
+        self.waiting: dict[RequestId, Ask] = {}
+        self.running: dict[RequestId, Ask] = {}
         self._silent = 0
 
     def arrive(self, ask: Ask, now_s: float) -> bool:
         if accepted := self._call("arrive", ask, now_s):
-            self._waiting[ask.id] = ask
+            self.waiting[ask.id] = ask
         return accepted
 
     def pick(self, now_s: float) -> Ask | None:
         ask = self._call("pick", now_s)
-        self._silent = 0 if ask is not None or not self._waiting else self._silent + 1
-        if self._silent > PATIENCE or (ask is not None and ask.id not in self._waiting):
-            self._replace(f"named {ask and ask.id!r} while {len(self._waiting)} requests waited")
+        self._silent = 0 if ask is not None or not self.waiting else self._silent + 1
+        if self._silent > PATIENCE or (ask is not None and ask.id not in self.waiting):
+            self._replace(f"named {ask and ask.id!r} while {len(self.waiting)} requests waited")
             ask = self.policy.pick(now_s)
         return ask
 
     def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
         self._call("admit", ask, extend_tok=extend_tok, hit_tok=hit_tok)
-        self._running[ask.id] = self._waiting.pop(ask.id)
+        self.running[ask.id] = self.waiting.pop(ask.id)
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         self._call("decoded", tokens_of)
 
     def finish(self, id: RequestId) -> None:
         self._call("finish", id)
-        del self._running[id]
+        del self.running[id]
 
     def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
         self._call("cancel", id, prefilled_tok=prefilled_tok)
-        self._waiting.pop(id, None)
-        self._running.pop(id, None)
+        self.waiting.pop(id, None)
+        self.running.pop(id, None)
 
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
         self._call("preempt", id, prefilled_tok=prefilled_tok)
-        self._waiting[id] = self._running.pop(id)
+        self.waiting[id] = self.running.pop(id)
 
     def served(self) -> Mapping[Client, int]:
         return self.policy.served()
@@ -89,7 +90,7 @@ class Guard:
         logging.error("policy %s %s; from here on: fcfs", type(self.policy).__name__, why)
         self.failure, self._silent = why, 0
         self.policy = fair.make("fcfs")
-        for ask in sorted([*self._waiting.values(), *self._running.values()], key=lambda ask: ask.seq):
+        for ask in sorted([*self.waiting.values(), *self.running.values()], key=lambda ask: ask.seq):
             self.policy.arrive(ask, 0.0)
-        for ask in self._running.values():
+        for ask in self.running.values():
             self.policy.admit(ask, extend_tok=0, hit_tok=0)

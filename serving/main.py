@@ -13,6 +13,7 @@ Programs are compiled at the start, listed with their seconds. With JAX_COMPILAT
 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment they are kept between runs.
 """
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -58,7 +59,8 @@ def main() -> None:
 
 def answer(config) -> None:
     """Answers the requests of a file."""
-    from serving.jsonl import Answers, read
+    from serving.answers import Answers
+    from serving.jsonl import read
 
     folder = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
     if not (folder / "config.json").exists():
@@ -69,6 +71,8 @@ def answer(config) -> None:
 
     tokenizer = hf.load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
     encode = None if tokenizer is None else (lambda text: tokenizer.encode(text).ids)
+    # What the checkpoint calls the end of a text ends a request, unless the config names other ids.
+    config = dataclasses.replace(config, eos_ids=config.eos_ids or tuple(hf.stop_ids(folder)))
     requests = read(Path(_REQUESTS.value), encode)
     answers = Answers(Path(_OUT.value), requests)
     left = answers.missing

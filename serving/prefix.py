@@ -18,6 +18,8 @@ from serving.pages import NULL_PAGE
 from serving.tokens import Ids, Tokens
 from serving.watch import Watch
 
+SLACK = 64  # what is dead may be so many and as many as what lives, before it is cleared away
+
 
 class Tree:
     """The prefix cache of one engine.
@@ -34,6 +36,8 @@ class Tree:
         self.held = [0] * len(self.windows)  # pages in the tree, by group
         self.evictable = [0] * len(self.windows)  # of those, what no request reads
         self._roots: dict[Hashable, Node] = {}
+        self._sweep_at = SLACK
+        self._alive = 0  # nodes, the roots not counted
         self._seq = itertools.count()
         self._calls = 0
         self._lru: list[list[tuple[int, int, Node]]] = [[] for _ in self.windows]
@@ -179,8 +183,15 @@ class Tree:
     def _root(self, salt: Hashable) -> Node:
         root = self._roots.get(salt)
         if root is None:
+            self._forget_salts()
             root = self._roots[salt] = self._node(Ids(()), 0, None, [[] for _ in self.windows])
         return root
+
+    def _forget_salts(self) -> None:
+        """Now and then drops the roots below which nothing is cached and at which nobody waits."""
+        if len(self._roots) >= self._sweep_at:
+            self._roots = {salt: root for salt, root in self._roots.items() if root.children or root.watchers}
+            self._sweep_at = max(SLACK, 2 * len(self._roots))
 
     def _node(self, key: Tokens, start: int, parent: Node | None, pages: list[list[int]]) -> Node:
         node = Node(key, start, parent, pages, next(self._seq), used=self._calls)
@@ -240,6 +251,7 @@ class Tree:
         node.key, node.start, node.parent = node.key.cut(at, len(node.key)), node.start + at, upper
         node.pages = [p[cut:] for p in node.pages]
         node.readers = [r[cut:] for r in node.readers]
+        self._alive += 1
         self._offer(upper)
         return upper
 
@@ -248,6 +260,7 @@ class Tree:
         node = self._node(tokens.cut(at, len(tokens)), at, parent, [list(p[first:]) for p in pages])
         head = node.key.head(0, self.page_tok)
         parent.children[head] = node
+        self._alive += 1
         self._watch.wake(parent, head)
         for group in range(len(self.windows)):
             count = live(node.pages[group])
@@ -323,6 +336,14 @@ class Tree:
             if not node.queued[group] and self._may_evict(node, group):
                 node.queued[group] = True
                 heapq.heappush(self._lru[group], (node.used, node.seq, node))
+                self._clear_line(group)
+
+    def _clear_line(self, group: int) -> None:
+        """Takes the dead out of a line that is mostly dead; one that is never served would keep them."""
+        line = self._lru[group]
+        if len(line) > 2 * self._alive + SLACK:
+            line[:] = [place for place in line if place[2].alive]
+            heapq.heapify(line)
 
     def _drop_window(self, node: Node, group: int, freed: list[list[int]]) -> None:
         """Frees the window pages of a node that nobody reads."""
@@ -347,6 +368,7 @@ class Tree:
                 self.held[group] -= len(node.pages[group])
                 self.evictable[group] -= len(node.pages[group])
         node.alive = False
+        self._alive -= 1
         for head in list(node.watchers):
             self._watch.wake(node, head)
         del parent.children[node.key.head(0, self.page_tok)]

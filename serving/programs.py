@@ -17,13 +17,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from mixattn.model import Transformer
 from mixattn.paging import Kind, Paged
 from mixattn.sample import Knobs
 from serving.config import STOP_IDS
-from serving.device import PLAIN, DecodeBatch, Drawn, Level, PrefillBatch, Rows, State, decode, prefill
+from serving.device import (
+    PLAIN,
+    DecodeBatch,
+    Drawn,
+    Level,
+    Network,
+    PrefillBatch,
+    Rows,
+    State,
+    decode,
+    prefill,
+)
 from serving.logits import Shaping
 from serving.request import Sampling
 
@@ -56,7 +66,7 @@ class Programs:
         asked = len(buckets) * len(levels) + len(self.decode_rows) * len(decodes)
         if asked > self.MOST:
             raise ValueError(f"{asked} programs asked for; at most {self.MOST} are compiled")
-        self.graphdef, self.params = nnx.split(model)
+        self.network, self.params = Network.split(model)
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
         self.slots, self.most_steps, self.levels = slots, most_steps, sorted(levels)
         self.vocab = model.config.vocab_size
@@ -90,6 +100,8 @@ class Programs:
         Raises:
           ValueError: none does.
         """
+        if len(self.levels) == 1:
+            return self.levels[0]
         want = PLAIN
         for sampling in asked:
             whole = prompt and sampling.prompt_logprobs is not None
@@ -133,7 +145,7 @@ class Programs:
         """Starts to compile one program: traced here, compiled on any core."""
         began_s = time.perf_counter()
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.params, *args))
-        lowered = lower(self.graphdef, *shapes)
+        lowered = lower(self.network, *shapes)
         return name, began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
 
     def borrow(self, other: "Programs") -> None:
@@ -142,7 +154,7 @@ class Programs:
         Raises:
           ValueError: they do not do all that these would.
         """
-        for name in ("graphdef", "slots", "decode_rows", "_table_pages"):
+        for name in ("network", "slots", "decode_rows", "_table_pages"):
             if (mine := getattr(self, name)) != (theirs := getattr(other, name)):
                 raise ValueError(f"programs to share have {name} {theirs}, this engine needs {mine}")
         if (mine := _shapes(self._cache)) != (theirs := _shapes(other._cache)):

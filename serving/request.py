@@ -4,12 +4,18 @@ Standard library only: the policies, the simulator and the engine share these.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
 
 type Client = str
 type RequestId = str
+MOST = 2**31 - 1  # what an int32 of the device holds
+LARGE = 1e30  # numbers up to it, and down to one over it, can be computed with in float32
+
 type FinishReason = Literal["stop", "length", "cancel", "deadline", "refused", "error"]
 
 
@@ -55,33 +61,9 @@ class Sampling:
     prompt_logprobs: int | None = None
 
     def __post_init__(self):
-        for name, ok, law in (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            (
-                "min_tokens",
-                0 <= self.min_tokens <= self.max_tokens,
-                f"from 0 to max_tokens={self.max_tokens}",
-            ),
-            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
-            ("top_k", self.top_k == -1 or self.top_k >= 1, "-1 (off) or at least 1"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty <= 2, "above 0 and at most 2"),
-            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
-            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
-            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite"),
-            ("n", 1 <= self.n <= 128, "from 1 to 128"),
-            ("stop", all(self.stop), "without empty texts"),
-            ("stop_ids", all(i >= 0 for i in self.stop_ids), "ids from 0 up"),
-            ("logprobs", self.logprobs is None or self.logprobs >= 0, "None or at least 0"),
-            (
-                "prompt_logprobs",
-                self.prompt_logprobs is None or self.prompt_logprobs >= 0,
-                "None or at least 0",
-            ),
-        ):
+        for name, ok, law in _laws(self):
             if not ok:
-                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be {law}")
+                raise ValueError(f"sampling.{name} is {reprlib.repr(getattr(self, name))}; it must be {law}")
 
     @property
     def shaped(self) -> bool:
@@ -96,13 +78,60 @@ class Sampling:
         return max(-1 if k is None else k for k in asked)
 
 
+def _laws(s: Sampling) -> Iterator[tuple[str, bool, str]]:
+    """Name, whether it holds, and in words; one at a time, since later ones rely on earlier ones."""
+    few = f"a whole number from 1 to {MOST}"
+    yield "max_tokens", _whole(s.max_tokens, 1), few
+    yield "min_tokens", _whole(s.min_tokens, 0, s.max_tokens), f"from 0 to max_tokens={s.max_tokens}"
+    yield "temperature", _real(s.temperature, 0, LARGE), f"a number from 0 to {LARGE}"
+    yield "top_k", _whole(s.top_k, 1) or _whole(s.top_k, -1, -1), f"-1 (off) or {few}"
+    yield "top_p", _real(s.top_p, 1 / LARGE, 1), f"a number from {1 / LARGE} to 1"
+    yield "min_p", _real(s.min_p, 0, 1), "a number from 0 to 1"
+    yield "repetition_penalty", _real(s.repetition_penalty, 1 / LARGE, 2), f"a number from {1 / LARGE} to 2"
+    yield "frequency_penalty", _real(s.frequency_penalty, -2, 2), "a number from -2 to 2"
+    yield "presence_penalty", _real(s.presence_penalty, -2, 2), "a number from -2 to 2"
+    yield "logit_bias", _biases(s.logit_bias), f"token ids with numbers of at most {LARGE} either way"
+    yield "seed", s.seed is None or _number(s.seed, Integral), "None or a whole number"
+    yield "n", _whole(s.n, 1, 128), "a whole number from 1 to 128"
+    yield "stop", _all(s.stop, lambda text: isinstance(text, str) and text), "a tuple of texts, none empty"
+    yield "include_stop", isinstance(s.include_stop, bool), "True or False"
+    yield "stop_ids", _all(s.stop_ids, lambda id: _whole(id, 0)), "a tuple of ids from 0 up"
+    yield "ignore_eos", isinstance(s.ignore_eos, bool), "True or False"
+    for name in ("logprobs", "prompt_logprobs"):
+        k = getattr(s, name)
+        yield name, k is None or _whole(k, 0), "None or a whole number from 0 up"
+
+
+def _number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _whole(value: Any, least: int, most: int = MOST) -> bool:
+    return _number(value, Integral) and least <= value <= most
+
+
+def _real(value: Any, least: float, most: float) -> bool:
+    return _number(value, Real) and least <= value <= most
+
+
+def _all(values: Any, ok: Callable[[Any], Any]) -> bool:
+    """A text is no list of texts: its characters are not meant."""
+    return isinstance(values, tuple | list) and all(map(ok, values))
+
+
+def _biases(values: Any) -> bool:
+    return isinstance(values, Mapping) and all(
+        _whole(id, 0) and _real(bias, -LARGE, LARGE) for id, bias in values.items()
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One client's ask.
 
     Attributes:
       client: whose share of the server this uses; the unit of fairness.
-      prompt_ids: token ids, at least one.
+      prompt_ids: token ids, at least one; kept as a tuple.
       sampling: how tokens are chosen and when to stop.
       id: unique among live requests; the engine names it if empty.
       salt: requests share cached prefixes only with requests of the same salt.
@@ -120,12 +149,26 @@ class Request:
     priority: int = 0
 
     def __post_init__(self):
-        if len(self.prompt_ids) == 0:
+        for name in ("client", "id", "salt"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"request {self.id!r}: {name} is {value!r}; it must be text")
+        try:
+            # A copy: the prefix tree remembers prompts, so they must not change with the caller's list.
+            ids = tuple(map(operator.index, self.prompt_ids))
+        except TypeError as why:
+            raise ValueError(f"request {self.id!r}: token ids must be whole numbers: {why}") from why
+        object.__setattr__(self, "prompt_ids", ids)
+        if not ids:
             raise ValueError(f"request {self.id!r} of client {self.client!r} has an empty prompt")
-        if self.deadline_s is not None and not self.deadline_s >= 0:
-            raise ValueError(f"request {self.id!r} has a deadline of {self.deadline_s} s after its arrival")
-        if not -(2**20) <= self.priority <= 2**20:
+        if self.deadline_s is not None and not _real(self.deadline_s, 0, math.inf):
+            raise ValueError(f"request {self.id!r} has a deadline of {self.deadline_s!r} s after its arrival")
+        if not _whole(self.priority, -(2**20), 2**20):
             raise ValueError(f"request {self.id!r} has priority {self.priority}; at most 2**20 either way")
+
+    @property
+    def names(self) -> list[RequestId]:
+        """Under which its outputs are scheduled; the first is its id."""
+        return [self.id, *(f"{self.id}#{i}" for i in range(1, self.sampling.n))]
 
 
 class Logprob(NamedTuple):

@@ -60,7 +60,7 @@ class Scheduler:
         self._steady: Callable[[Any], float] = getattr(memory, "steady_tok", lambda holding: 0)
         self._share_cold = limits.share_cold and getattr(memory, "reuse", False)
         self.running: dict[RequestId, Entry] = {}  # in order of admission
-        self._prefilling: dict[RequestId, Entry] = {}  # of these, the ones that cannot decode yet
+        self.prefilling: dict[RequestId, Entry] = {}  # of these, the ones that cannot decode yet
 
     # ---- events from outside ----
 
@@ -130,7 +130,7 @@ class Scheduler:
         chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
         decode = self._decoding() if self.limits.mixed or not chunks else []
         # Several steps at once would take the room for which a chunk may be waiting.
-        busy = bool(chunks or (self._reserves and self._prefilling))
+        busy = bool(chunks or (self._reserves and self.prefilling))
         steps = self._choose_steps(decode, busy)
         decode, steps = self._grow_rows(decode, steps, now_s)
         # Making room may have preempted someone who was planned.
@@ -145,7 +145,7 @@ class Scheduler:
         """
         rows = [e for e in plan.decode if e.holding is not None and e.left_tok > plan.steps]
         full = not self.memory.slots_free and len(rows) == len(plan.decode)
-        if not rows or plan.chunks or self._prefilling or (self.waiting and not full):
+        if not rows or plan.chunks or self.prefilling or (self.waiting and not full):
             return None
         steps = self._at_most(min(e.left_tok for e in rows) - plan.steps)
         for e in rows:
@@ -159,8 +159,10 @@ class Scheduler:
             if chunk.entry.holding is not None:  # not cancelled while the step ran
                 chunk.entry.computed_tok = chunk.end
                 if chunk.last:
-                    del self._prefilling[chunk.entry.ask.id]
-                self._computed(chunk.entry, share=True)
+                    del self.prefilling[chunk.entry.ask.id]
+                got = produced.get(chunk.entry.ask.id)
+                # Where logits are not finite, what was computed for them need not be.
+                self._computed(chunk.entry, share=got is None or got.finish != "error")
         rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
         ended = self._book([e for e in rows if e.holding is not None], produced, now_s)
         return [self._finish(e, why, now_s) for e, why in ended]
@@ -169,11 +171,11 @@ class Scheduler:
 
     def _decoding(self) -> list[Entry]:
         rows = self.running.values()
-        return [e for e in rows if not e.prefilling] if self._prefilling else list(rows)
+        return [e for e in rows if not e.prefilling] if self.prefilling else list(rows)
 
     def _continue_prefills(self) -> list[Chunk]:
         budget, chunks = self.limits.step_tok, []
-        for entry in self._prefilling.values():
+        for entry in self.prefilling.values():
             if entry.prefilling and budget > 0 and (chunk := self._chunk(entry, budget)):
                 chunks.append(chunk)
                 budget -= chunk.end - chunk.start
@@ -202,7 +204,7 @@ class Scheduler:
 
     def _is_coming(self, entry: Entry) -> bool:
         """Whether a running request is about to compute the page that `entry` would have to compute next."""
-        if not self._prefilling or entry.salt is ALONE:
+        if not self.prefilling or entry.salt is ALONE:
             return False
         tokens = entry.all_tokens.cut(0, entry.prefill_tok)
         end = self.memory.match(tokens, entry.salt) + self._page_tok
@@ -210,7 +212,7 @@ class Scheduler:
             other.salt == entry.salt
             and other.computed_tok < end <= other.prefill_tok
             and tokens.common(0, other.all_tokens.cut(0, end)) == end < len(tokens)
-            for other in self._prefilling.values()
+            for other in self.prefilling.values()
         )
 
     def _start(self, entry: Entry, now_s: float) -> None:
@@ -224,7 +226,7 @@ class Scheduler:
         self.memory.unwatch(ask.id)
         self.running[ask.id] = entry
         if entry.prefilling:
-            self._prefilling[ask.id] = entry
+            self.prefilling[ask.id] = entry
 
     def _chunk(self, entry: Entry, budget: int) -> Chunk | None:
         end = min(entry.prefill_tok, entry.computed_tok + min(budget, self.limits.chunk_tok))
@@ -320,7 +322,7 @@ class Scheduler:
         return _output(entry, why, now_s)
 
     def _release(self, entry: Entry) -> None:
-        self._prefilling.pop(entry.ask.id, None)
+        self.prefilling.pop(entry.ask.id, None)
         if entry.holding is not None:
             self.memory.release(entry.holding)
             entry.holding, entry.steady_tok = None, 0

@@ -15,7 +15,8 @@ class Counts:
       ahead: steps started before the one before them was read.
       decode_rows: sum over decode steps of the rows that were planned in them.
       prompt_tok, hit_tok, output_tok: tokens admitted, of those found in the cache, produced.
-      finished: ended requests by reason.
+      arrived: outputs that were asked for; each is live or finished.
+      finished: ended outputs by reason.
       preemptions: times a running request lost its memory.
       resets: times a program failed and the device state was built anew.
       host_s, device_s: where step time went: deciding and bookkeeping, or waiting for programs.
@@ -30,6 +31,7 @@ class Counts:
     output_tok: int = 0
     preemptions: int = 0
     resets: int = 0
+    arrived: int = 0
     finished: dict[str, int] = field(default_factory=dict)
     host_s: float = 0.0
     device_s: float = 0.0

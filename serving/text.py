@@ -6,10 +6,14 @@ type Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
 PATIENCE_TOK = 16  # tokens an unfinished character is waited for; longer is not UTF-8
+LONGEST_CHARACTER = 4  # bytes, and so tokens
+CONTEXT_TOK = 8  # ids that are decoded again with new ones, before they are let go
 
 
 class Text:
     """The text of one request.
+
+    Decoding is what costs: with stop texts it is done for every id, otherwise only when text is pulled.
 
     Args:
       decode: ids -> text. Only ever sees a few ids at a time.
@@ -20,7 +24,9 @@ class Text:
     def __init__(self, decode: Decode, stop: Sequence[str] = (), *, include_stop: bool = False):
         self._decode, self._stop, self._include_stop = decode, tuple(stop), include_stop
         self._window: list[int] = []  # ids that decoding still looks at
-        self._shown = 0  # of them, ids whose text was taken
+        self._whole = 0  # of them, ids that end with a whole character
+        self._seen = 0  # characters of the window's text that were taken
+        self._unread = self._waited = 0  # ids pushed since decoding; since it last gave anything
         self._tail = ""  # decoded, but possibly the beginning of a stop text
         self._ready = ""
         self.stopped_by: str | None = None
@@ -28,26 +34,58 @@ class Text:
     def push(self, id: int, *, may_stop: bool = True) -> bool:
         """Takes the next id; True if a stop text is complete. Nothing may be pushed behind it."""
         self._window.append(id)
-        whole, old = self._decode(self._window), self._decode(self._window[: self._shown])
-        pending = len(self._window) - self._shown
-        if whole.endswith(UNFINISHED) and pending < PATIENCE_TOK:
-            return False
-        # The ids shown last stay as context: some decoders treat the first id of a text differently.
-        del self._window[: self._shown]
-        self._shown = len(self._window)
-        return self._take(whole[len(old) :], may_stop)
+        self._unread += 1
+        return bool(self._stop) and self._take(self._read(), may_stop)
 
     def pull(self) -> str:
         """Text that may be shown now and was not pulled before."""
+        if self._unread:
+            self._take(self._read(), False)
         ready, self._ready = self._ready, ""
         return ready
 
     def close(self) -> None:
         """No more ids: what was held back becomes ready."""
         if self.stopped_by is None:
-            whole, old = self._decode(self._window), self._decode(self._window[: self._shown])
-            if not self._take(whole[len(old) :], True):
-                self._ready, self._tail = self._ready + self._tail, ""
+            rest = self._decode(self._window)[self._seen :]
+            self._ready, self._tail = self._ready + self._tail + rest, ""
+            self._window, self._unread, self._seen = [], 0, 0
+
+    def _read(self) -> str:
+        """What the ids so far add to the text, without a character that is not finished."""
+        self._waited, self._unread = self._waited + self._unread, 0
+        whole, end = self._longest_whole()
+        new = whole[self._seen :]
+        self._seen = max(self._seen, len(whole))
+        if new or end == len(self._window):
+            self._waited = 0
+        if end > self._whole:
+            self._slide(end)
+        return new
+
+    def _longest_whole(self) -> tuple[str, int]:
+        """The window's text without an unfinished character; and of how many ids it is all, if it is."""
+        ids = self._window
+        text = self._decode(ids)
+        if not text.endswith(UNFINISHED) or self._waited > PATIENCE_TOK:
+            return text, len(ids)
+        whole = text.rstrip(UNFINISHED)
+        for end in range(len(ids) - 1, max(0, len(ids) - LONGEST_CHARACTER), -1):
+            shorter = self._decode(ids[:end])  # to some decoders one bad byte spoils all bytes around it
+            if not shorter.endswith(UNFINISHED):
+                return (shorter, end) if len(shorter) >= len(whole) else (whole, 0)
+        return whole, 0
+
+    def _slide(self, end: int) -> None:
+        """At `end` a character ends: another window may begin where one ended before.
+
+        Some ids stay as context: some decoders treat the first id of a text differently.
+        """
+        if self._whole >= CONTEXT_TOK:
+            del self._window[: self._whole]
+            end -= self._whole
+            self._seen = len(self._decode(self._window[:end]))
+        self._whole = end
 
     def _take(self, new: str, may_stop: bool) -> bool:
         self._tail += new

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -23,6 +24,17 @@ def test_greedy_tokens_of_a_mixed_workload_are_those_of_the_uncached_model(polic
     assert eng.stats().hit_tok > 0
     check_against_teacher(requests, again)
     eng.memory.check()
+
+
+def test_a_prompt_array_that_its_caller_uses_again_does_not_change_what_is_cached():
+    eng = engine(model("0_1s"))
+    buffer = np.arange(20, dtype=np.int32)
+    few = Sampling(max_tokens=4)
+    eng.run([Request(client="a", prompt_ids=buffer, sampling=few)])
+    buffer[8:] = 5
+    [output] = eng.run([Request(client="a", prompt_ids=buffer, sampling=few)])
+    assert output.hit_tok == 8
+    assert output.output_ids == teacher_forced(buffer.tolist(), 4, model("0_1s"))
 
 
 def test_running_out_of_pages_preempts_and_resumes_without_changing_tokens():

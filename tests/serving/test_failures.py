@@ -10,6 +10,7 @@ import random
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -18,8 +19,11 @@ from serving.check import check_idle
 from serving.config import Limits
 from serving.fair.fcfs import Fcfs
 from serving.memory import PagedMemory
+from serving.node import upward
 from serving.pages import Group, Pages
+from serving.prefix import Tree
 from serving.request import Ask, Request, Sampling
+from serving.tokens import Ids
 from tests.serving.tiny import (
     LONGEST,
     VOCAB,
@@ -56,6 +60,7 @@ def test_row_2_a_request_larger_than_the_pool_is_refused_at_arrival():
     assert memory.never_fits(21) == "needs 6 pages with window None, of which there are 5"
     assert memory.never_fits(20) is None
     assert not eng.live
+    check_idle(eng)
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
@@ -138,12 +143,50 @@ def test_row_9_hits_end_where_every_window_is_whole_and_give_the_uncached_tokens
     assert len(hits) > 2, "hits of several lengths were met"
 
 
+@pytest.mark.parametrize("gone", range(5))
+@pytest.mark.parametrize("length", [8, 24, 28, 36])
+def test_row_9_a_hit_ends_where_the_window_before_it_is_whole_or_not_at_all(gone, length):
+    """The first window pages of a cached prompt are evicted; a query reads 12 positions, itself included."""
+    net = model("0_1s")
+    eng = engine(net, limits=Limits(chunk_tok=8, step_tok=32), debug=True)
+    stem = list(range(40))
+    eng.run([ask(stem, 1)])
+    eng.memory._evict(1, 2 * gone)  # of windows the oldest: those of `gone` chunks of two pages
+    asked = [*stem[:length], 60]
+    whole = length // 4 * 4
+    oldest_read = whole - 12 + 1
+    [output] = eng.run([ask(asked, 4)])
+    assert output.hit_tok == (whole if gone == 0 or oldest_read // 4 >= 2 * gone else 0)
+    assert output.output_ids == teacher_forced(asked, 4, net)
+
+
 def test_row_10_concurrent_equal_prompts_split_nodes_and_eviction_keep_one_place_a_page():
     eng = engine(model("0_1s"), num_pages=24, window_pages=28, debug=True)  # every step checks the books
     stem = [7] * 16
     requests = [ask([*stem[: 4 * (i % 5)], *([i] * 6)], 6) for i in range(20)]
     check_against_teacher(requests, eng.run(requests), model("0_1s"))
     check_idle(eng)
+
+
+def test_row_10_a_locked_node_is_split_with_its_locks_and_outlives_every_eviction():
+    tree = Tree(4, [None, 5])
+    tree.insert(Ids(range(16)), "", [[1, 2, 3, 4], [1, 2, 3, 4]])
+    whole, hit = tree.acquire(Ids(range(20)), "", 16)
+    half, shorter = tree.acquire(Ids([*range(8), 99]), "", 8)
+    assert (hit, shorter) == (16, 8)
+    assert [node.lock for node in upward(whole.end)] == [1, 2], "the lower half, the upper"
+    assert tree.evict(0, 99) == [[], []], "all of it is read"
+    full, window = tree.evict(1, 99)
+    assert (full, sorted(window)) == ([], [1, 3]), "position 8 reads from 4 on, position 16 from 12 on"
+    _, spare = tree.insert(Ids(range(16)), "", [[5, 6, 7, 8], [5, 6, 7, 8]])
+    assert spare == [[5, 6, 7, 8], [6, 8]], (
+        "no page in two places: what was missing stays, the rest goes back"
+    )
+    tree.release(whole)
+    assert tree.evict(0, 99) == [[3, 4], [7, 4]], "the half that is still read stays"
+    tree.release(half)
+    assert tree.evict(0, 99) == [[1, 2], [5, 2]]
+    assert tree.held == tree.evictable == [0, 0]
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 15, 16, 17, 32, 48, LONGEST - 1])
@@ -205,6 +248,42 @@ def test_row_17_a_live_id_is_refused_and_the_live_one_is_untouched():
         eng.submit(dataclasses.replace(ask([9, 9]), id="y#1"))
     [first] = [d.output for d in finish(eng) if d.output and d.id == "x"]
     assert first.output_ids == teacher_forced([1, 2, 3], 8)
+
+
+def test_row_17_an_id_is_live_until_the_last_of_its_outputs_has_ended():
+    """Otherwise two requests' outputs come under one id, and a cancel meets only one of them."""
+    eng = engine(debug=True)
+    free = eng.run([ask([11] * 5, 20, temperature=1.0, seed=1, n=2)])
+    stop = next(i for i in free[0].output_ids if i not in free[1].output_ids)
+    one = dataclasses.replace(ask([11] * 5, 20, temperature=1.0, seed=1, n=2, stop_ids=(stop,)), id="x")
+    eng.submit(one)
+    while not any(d.output for d in eng.step()):
+        pass
+    with pytest.raises(ValueError, match="'x' is live already"):
+        eng.submit(dataclasses.replace(ask([1, 2]), id="x"))
+    assert eng.cancel("x")
+    assert not eng.cancel("x")
+    [last] = [d.output for d in finish(eng) if d.output]
+    assert (last.index, last.finish_reason) == (1, "cancel")
+    assert eng.submit(dataclasses.replace(ask([1, 2]), id="x")) == "x"
+    finish(eng)
+
+
+def test_row_17_a_request_without_a_name_gets_one_that_nobody_has():
+    eng = engine()
+    for taken in ("r1", "r3", "r4"):
+        eng.submit(dataclasses.replace(ask([1]), id=taken))
+    names = [eng.submit(ask([2], n=2)) for _ in range(4)]
+    assert len({*names, "r1", "r3", "r4"}) == 7
+    finish(eng)
+
+
+def test_one_bad_request_in_a_batch_leaves_none_of_it_behind():
+    eng = engine()
+    with pytest.raises(ValueError, match="names token 99"):
+        eng.run([ask([1], n=2), ask([99])])
+    assert not eng.live
+    check_idle(eng)
 
 
 class Broken(Fcfs):
@@ -273,6 +352,23 @@ def test_row_21_pages_freed_under_a_step_in_flight_are_read_before_they_are_pois
     whole = [(r, outputs[id]) for r, id in zip(requests, ids) if outputs[id].finish_reason != "cancel"]
     check_against_teacher(*zip(*whole), net)
     check_idle(eng)
+
+
+def test_row_21_a_step_under_way_has_page_tables_of_its_own(monkeypatch):
+    """The host goes on changing its own; where jax does not copy an array, the device would see that."""
+    eng = engine(model("0_1s"), decode_rows=(1,), overlap=True)
+    given = []
+    for name in ("prefill", "decode"):
+        run = getattr(eng.programs, name)
+        monkeypatch.setattr(
+            eng.programs,
+            name,
+            lambda s, batch, *more, run=run: (given.append(batch), run(s, batch, *more))[1],
+        )
+    eng.run([ask([1, 2, 3], 12), ask([4], 5)])
+    tables = [table for batch in given for table in batch.tables.values()]
+    assert {len(table) for table in tables} == {1, 4}, "both ways of making a batch"
+    assert not any(np.shares_memory(a, b) for a in tables for b in eng.memory.tables)
 
 
 def test_poison_does_reach_whoever_reads_a_page_that_is_not_theirs():

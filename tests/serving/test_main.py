@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from mixattn import ModelConfig, Transformer, hf
+from mixattn import ModelConfig, Transformer, generate, hf
 from serving import report
 from serving.fair import measure
 
@@ -158,6 +159,24 @@ def test_a_file_of_requests_is_answered_and_continued_without_doing_anything_twi
         return sorted((a["id"], a["index"], a["output_ids"]) for a in map(json.loads, text.splitlines()))
 
     assert outputs(out.read_text()) == outputs(first), "each exactly once"
+
+
+def test_what_a_checkpoint_calls_the_end_of_a_text_ends_a_request(trained, run_module, tmp_path):
+    model, _ = hf.load(trained / "model")
+    [free] = generate(model, [[1, 2, 5]], max_new_tokens=8)
+    end = free[3]
+    shutil.copytree(trained / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    ask = {"prompt_ids": [1, 2, 5], "max_tokens": 8}
+    path = ask_file(tmp_path, [ask, ask | {"ignore_eos": True}])
+    done = run_module(
+        "serving.main", CONFIG, f"--workdir={tmp_path}", f"--requests={path}", f"--out={path}.o"
+    )
+    assert done.returncode == 0, done.stderr
+    answers = {a["id"]: a for a in map(json.loads, Path(f"{path}.o").read_text().splitlines())}
+    assert answers["1"]["output_ids"] == free[: free.index(end) + 1]
+    assert (answers["1"]["finish_reason"], answers["1"]["stop"]) == ("stop", end)
+    assert answers["2"]["output_ids"] == free
 
 
 @pytest.mark.parametrize(

@@ -163,3 +163,52 @@ def test_a_shared_beginning_is_computed_once():
         run_step(sched, 1.0, rng)
     admits = [(e["extend"], e["hit"]) for e in log if e["event"] == "admit"]
     assert admits == [(20, 0), (2, 16)]
+
+
+def test_row_5_a_request_cancelled_while_its_step_runs_gets_nothing_of_it():
+    log = []
+    sched = scheduler(log=log.append)
+    for i in range(2):
+        sched.submit(entry(i, [1, 2, 3], 4), 0.0)
+    plan = sched.plan(0.0)
+    assert sched.cancel("r0", 0.0).output_ids == []
+    ended = sched.commit(plan, {id: Produced(1, [5], "stop") for id in ("r0", "r1")}, 1.0)
+    assert [output.id for output in ended] == ["r1"]
+    assert [e["event"] for e in log if e.get("id") == "r0"] == ["arrive", "admit", "cancel"]
+    assert sched.idle
+
+
+def test_row_11_no_chunk_is_empty_however_many_prompts_share_a_step():
+    sched = scheduler()  # 12 tokens a step, 8 of one request
+    for i in range(4):
+        sched.submit(entry(i, list(range(10 * i, 10 * i + 20)), 2), 0.0)
+    rng, lengths = random.Random(0), []
+    for t in range(40):
+        plan = sched.plan(float(t))
+        if plan is None:
+            break
+        lengths.append([c.end - c.start for c in plan.chunks])
+        counts = {c.entry.ask.id: 1 for c in plan.chunks if c.samples} | {e.ask.id: 1 for e in plan.decode}
+        sched.commit(plan, {id: Produced(1, [rng.randint(0, 1)]) for id in counts}, float(t))
+    assert sched.idle
+    assert [8, 4] in lengths, "the budget did run out with prompts left"
+    assert all(1 <= n <= 8 for step in lengths for n in step)
+    assert all(sum(step) <= 12 for step in lengths)
+
+
+def test_row_7_what_a_broken_row_computed_is_not_kept_for_others():
+    """Its logits were not finite, so its keys and values may not be: whoever found them would fail too."""
+    sched = scheduler()
+    rng = random.Random(0)
+    sched.submit(entry(0, [1] * 8, 4), 0.0)
+    plan = sched.plan(0.0)
+    [output] = sched.commit(plan, {"r0": Produced(0, [], "error")}, 1.0)
+    assert output.finish_reason == "error"
+    assert sched.memory.match(Ids([1] * 9), "") == 0
+    sched.submit(entry(1, [1] * 8, 4), 2.0)
+    for _ in range(2):
+        run_step(sched, 2.0, rng)
+    [broken] = sched.running
+    plan = sched.plan(3.0)
+    sched.commit(plan, {broken: Produced(0, [], "error")}, 3.0)
+    assert sched.memory.match(Ids([1] * 9), "") == 8, "its prompt was in order"

@@ -68,3 +68,72 @@ def test_no_stop_before_its_time():
     assert not text.push(ord("b"), may_stop=False)
     assert text.push(ord("b"))
     assert text.pull() == "b"
+
+
+def test_what_stands_before_an_unfinished_character_is_shown_and_may_stop_at_once():
+    """A token may hold a letter and the beginning of the next character."""
+    table = [b"a", b"x\xe2", b"\x82\xac"]
+
+    def decode(ids):
+        return b"".join(table[i] for i in ids).decode("utf-8", "replace")
+
+    text = Text(decode)
+    shown = []
+    for id in (0, 1, 2, 0):
+        assert not text.push(id)
+        shown.append(text.pull())
+    assert shown == ["a", "x", "€", "a"]
+    text = Text(decode, ["x"])
+    assert not text.push(0)
+    assert text.push(1), "not one token later, nor never"
+    assert (text.pull(), text.stopped_by) == ("a", "x")
+
+
+def test_text_without_stop_texts_is_decoded_once_a_pull():
+    calls = 0
+
+    def decode(ids):
+        nonlocal calls
+        calls += 1
+        return byte_text(ids)
+
+    text, shown = Text(decode), ""
+    for i in range(0, 64, 8):
+        for byte in range(i, i + 8):
+            text.push(byte)
+        shown += text.pull()
+    assert shown == bytes(range(64)).decode()
+    assert calls <= 16, "one a pull, and one where the window moves on"
+
+
+@given(st.text(alphabet="abé€😀\ufffd", max_size=40), st.integers(1, 9))
+def test_pieces_add_up_however_many_ids_come_between_two_pulls(data, every):
+    text, shown = Text(byte_text), ""
+    for n, byte in enumerate(data.encode()):
+        text.push(byte)
+        if n % every == 0:
+            shown += text.pull()
+            assert data.startswith(shown)
+    text.close()
+    assert shown + text.pull() == data
+
+
+def one_by_one(ids):
+    """A decoder like that of byte tokens in SentencePiece: one bad byte spoils its whole run."""
+    data = bytes(ids)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(data)
+
+
+@given(st.text(alphabet="é€😀", max_size=30), st.integers(1, 5))
+def test_a_decoder_that_takes_back_what_it_said_of_unfinished_bytes_is_not_believed(data, every):
+    text, shown = Text(one_by_one), ""
+    for n, byte in enumerate(data.encode()):
+        text.push(byte)
+        if n % every == 0:
+            shown += text.pull()
+            assert data.startswith(shown)
+    text.close()
+    assert shown + text.pull() == data
