@@ -1,7 +1,7 @@
 """One server in virtual time: the engine's scheduler, and a cost model where the engine has a device."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
 from typing import Any
@@ -49,6 +49,8 @@ class Worker:
           ValueError: it could not run even alone.
         """
         alone = not self.scheduler.waiting
+        if self.step is not None:
+            self._book_past(self.step, now_s)
         self.jobs[ask.id] = job
         if not self.scheduler.submit(Entry(ask, job.tokens, job.salt, now_s), now_s):
             del self.jobs[ask.id]
@@ -96,9 +98,11 @@ class Worker:
 
     def end(self) -> list[Job]:
         """Books the step that is under way; returns the jobs that it finished."""
-        step = self.step
+        step, self.step = self.step, None
         assert step is not None
-        self.step = None
+        return self._book(step)
+
+    def _book(self, step: Step) -> list[Job]:
         self.busy_s += step.end_s - step.start_s
         produced: dict[RequestId, Produced] = {}
         for chunk in step.plan.chunks:
@@ -115,6 +119,19 @@ class Worker:
         if job is not None:  # else it was cancelled while the step ran
             left = job.output_tok - entry.output_tok
             produced[id] = _of(steps) if left > steps else Produced(left, (), "stop")
+
+    def _book_past(self, step: Step, now_s: float) -> None:
+        """Books what is over of a jump: what a policy makes of a newcomer depends on what others have had by
+        now."""
+        if step.steps > 1:  # then it has no chunks
+            rows, passed_s = len(step.plan.decode), now_s - step.start_s
+            over = self.cost.steps_within(rows, step.context_tok, passed_s, step.steps) - 1
+            if over > 0:
+                took_s = self.cost.decode(rows, step.context_tok, over)
+                past = replace(step, steps=over, end_s=step.start_s + took_s)
+                self._book(past)
+                step.start_s, step.steps = past.end_s, step.steps - over
+                step.context_tok += rows * over
 
     def _cut(self, step: Step, now_s: float) -> None:
         if step.steps > 1:

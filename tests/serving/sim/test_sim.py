@@ -1,7 +1,7 @@
 """Virtual time: nothing is lost, nothing depends on how far a step jumps, and logs say what happened."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving import fair
@@ -30,7 +30,14 @@ def job(i, at_s=0.0, prompt=10, output=10, client="a", **more):
     return Job(f"r{i}", client, at_s, Runs([(i, prompt)]), prompt, output, output, **more)
 
 
+# A client that comes back in the middle of a jump is lifted to what the others have had by then, and no less.
+IN_MID_JUMP = [(2.5, 8, 33), (1, 34, 19), (2.5, 17, 7), (1, 18, 54), (1, 58, 20), (2.5, 13, 57), (4, 8, 35)]
+IN_MID_JUMP += [(2.278, 47, 5), (2, 2, 7), (2, 49, 55), (2, 15, 50), (5, 7, 52), (4, 9, 9), (0, 36, 46)]
+IN_MID_JUMP += [(2, 58, 31), (1, 28, 58)]
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=25))
+@example(IN_MID_JUMP)
 @settings(max_examples=25)
 def test_jumping_over_steps_changes_no_time(requests):
     jobs = [job(i, at_s, prompt, output, "ab"[i % 2]) for i, (at_s, prompt, output) in enumerate(requests)]
