@@ -16,7 +16,7 @@ from mixattn import ModelConfig
 from serving.clients import Client, Workload
 from serving.config import EngineConfig, Limits, Serve
 from train.data import Data
-from train.loop import Experiment, Saving, Stage, Train
+from train.experiment import Experiment, Saving, Stage, Train
 
 
 def _model() -> ModelConfig:

@@ -12,7 +12,7 @@ they share; those without (standard, cla) are 0.09 behind after so short a train
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.loop import Experiment, Saving, Stage, Train
+from train.experiment import Experiment, Saving, Stage, Train
 from train.wirings import Wirings
 
 

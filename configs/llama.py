@@ -8,7 +8,7 @@ results/train_torch.csv. `make parity` sets the other interpreter up.
 """
 
 from mixattn import ModelConfig
-from train.loop import Experiment, Stage, Train
+from train.experiment import Experiment, Stage, Train
 from train.optimizer import Optimizer
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.loop import Experiment, Stage, Train
+from train.experiment import Experiment, Stage, Train
 
 
 def model(pattern: str = "standard") -> ModelConfig:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.loop import Experiment, Saving, Stage, Train
+from train.experiment import Experiment, Saving, Stage, Train
 from train.mesh import MeshShape
 from train.optimizer import Optimizer
 from train.step import Compute

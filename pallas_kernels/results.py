@@ -88,13 +88,17 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """The checked-out commit, `+` behind it if files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    """The commit checked out, `+` behind it if more than results differs from it; "unknown" without one."""
     try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        differs = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return _git("rev-parse", "--short=12", "HEAD") + "+" * bool(differs)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*words: str) -> str:
+    git = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 SURROUNDINGS: dict[str, Callable[[], str]] = {"device": device, "versions": versions, "commit": commit}

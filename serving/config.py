@@ -23,8 +23,8 @@ class Limits:
       mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
       share_cold: a request whose next page a running one is computing waits for that page, rather than
         computing it too.
-      admission: `reserve` promises a request all pages it may ever need, so that nobody is ever preempted
-        (what the fairness bounds assume); `optimistic` only those of its prompt.
+      admission: `reserve` promises a request what it needs to come to its end, so that nobody is ever
+        preempted (`serving.promises`; the fairness bounds assume it); `optimistic` only its prompt's pages.
     """
 
     chunk_tok: int = 64

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixattn import ModelConfig, params
 from mixattn.peer import Asked, peer
-from train.loop import Experiment
+from train.experiment import Experiment
 
 type Side = Callable[[int], float]  # steps -> seconds a step
 _SCRIPT = Path(__file__).parent.parent / "tests" / "parity" / "torch_train.py"

@@ -25,21 +25,21 @@ from absl import flags, logging
 
 from mixattn import cli
 from pallas_kernels import results
-from train import against_torch, data, heap, loop, mesh, progress, run, table, tokens
+from train import against_torch, data, heap, loop, mesh, prepare, progress, table, tokens
 from train.against_torch import Side
 from train.checkpoint import Checkpoints
-from train.loop import Stage
+from train.experiment import Experiment, Stage
 from train.objective import init_params
 
 
 def measure(
-    experiment: loop.Experiment, steps: int, rounds: int, folder: Path, others: dict[str, Side] | None = None
+    experiment: Experiment, steps: int, rounds: int, folder: Path, others: dict[str, Side] | None = None
 ) -> list[dict[str, Any]]:
     """One row a round: seconds a step, bare, in the loop, and of every other side."""
     stage = dataclasses.replace(experiment.train.stages[0], seconds=0, tokens=0, steps=steps)
     experiment.train.stages, experiment.train.evaluate_every = [stage], 0
     corpus = _corpus(stage, experiment.model.vocab_size, folder)
-    compiled = run._compiled(experiment, stage, mesh.make(experiment.mesh))
+    compiled = prepare.compiled(experiment, stage, mesh.make(experiment.mesh))
     params = init_params(experiment.model, 0)
     windows = data.Windows(corpus.train, None, seq_len=stage.seq_len, seed=0)
     batch = jax.device_put(next(data.batches(windows, stage.batch_size)), compiled.rows)

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 from mixattn import cli, fits
 from pallas_kernels import absent
 from train import objective
-from train.loop import Experiment, Stage
+from train.experiment import Experiment, Stage
 from train.mesh import AXES
 from train.step import Steps
 

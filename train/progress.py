@@ -5,6 +5,7 @@ A row is written whole. When a run goes on from step n, rows after n are dropped
 
 import csv
 import io
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -152,3 +153,19 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+@dataclass
+class Pace:
+    """Seconds a step, smoothed over about twenty."""
+
+    step_s: float = 0.0
+    last: tuple[int, float] | None = None
+
+    def at(self, step: int, seconds: float) -> float:
+        """Takes note that `step` was done `seconds` into the run; returns the pace."""
+        if self.last and step > self.last[0]:
+            now = max(seconds - self.last[1], 1e-6) / (step - self.last[0])
+            self.step_s = 0.95 * self.step_s + 0.05 * now if self.step_s else now
+        self.last = (step, seconds)
+        return self.step_s or math.inf  # nothing is known after one step

@@ -1,36 +1,30 @@
 """From an experiment and a folder to a trained model in it: claim, prepare, train, judge, export."""
 
 import contextlib
-import dataclasses
-import fcntl
-import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-from tokenizers import Tokenizer
 
 from mixattn import ModelConfig, files, hf
-from mixattn.uptrain import rewire
 from pallas_kernels import results
-from train import data, loop, mesh, ngrams, objective, optimizer, progress, tokens
-from train.checkpoint import Checkpoints
-from train.objective import init_params
-from train.step import Steps
+from train import objective, optimizer, progress, tokens
+from train.claim import claimed, recipe
+from train.experiment import Experiment
+from train.loop import Diverged, Evaluator, Run
+from train.prepare import prepared, read_bars, starting_params
 
 
 def run(
-    experiment: loop.Experiment,
+    experiment: Experiment,
     workdir: str | Path,
     *,
     step: int | None = None,
     profile: bool = False,
     tensorboard: bool = False,
-    evaluators: tuple[loop.Evaluator, ...] = (),
+    evaluators: tuple[Evaluator, ...] = (),
 ) -> dict[str, Any]:
     """Trains `experiment` into `workdir`, or goes on doing so; returns what summary.json says.
 
@@ -52,7 +46,7 @@ def run(
             )
             return summary
         params = starting_params(experiment)
-        run, start = _prepare(experiment, folder, step, evaluators, params)
+        run, start = prepared(experiment, folder, step, evaluators, params)
         with contextlib.ExitStack() as closing:
             closing.callback(run.line.close)
             if run.metrics:
@@ -66,191 +60,12 @@ def run(
             return _finish(run, params, folder)
 
 
-def starting_params(experiment: loop.Experiment) -> objective.Params:
-    """Drawn from the seed; or those of the model in `train.start`, brought into this experiment's wiring.
-
-    Raises:
-      ValueError: there is no model, or it differs in more than wiring and window.
-    """
-    train, model = experiment.train, experiment.model
-    if not train.start:
-        return init_params(model, train.seed)
-    source, config = hf.load(train.start)
-    same = dataclasses.replace(config, kv_wiring=model.kv_wiring, window=model.window)
-    if found := _difference(vars(same), vars(model)):
-        name, before, now = found
-        raise ValueError(f"the model in {train.start} has {name} {before!r}, this experiment {now!r}")
-    rewired = rewire(source, model.wiring, window=model.window, init=train.start_kv, seed=train.seed)  # type: ignore[arg-type]
-    return objective.flatten(rewired)[1]
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, experiment: loop.Experiment) -> Iterator[None]:
-    """Makes `folder`, and holds it for one experiment and one process at a time.
-
-    Raises:
-      ValueError: it holds another experiment, or another process is training in it.
-      OSError: it cannot be made or written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index():
-        yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as why:
-            raise ValueError(
-                f"another process is training in {folder}; wait for it or name another --workdir"
-            ) from why
-        asked = json.loads(json.dumps(recipe(experiment)))
-        if not (folder / "config.json").exists():
-            files.write_json(folder / "config.json", asked)
-        elif difference := _difference(files.read_json(folder / "config.json"), asked):
-            name, before, now = difference
-            raise ValueError(
-                f"{folder} holds a run of another config: {name} is {before!r} there and {now!r} here; "
-                "name another --workdir or remove that one"
-            )
-        yield
-
-
-def recipe(experiment: loop.Experiment) -> dict[str, Any]:
-    """The part of an experiment that decides its result."""
-    return {name: dataclasses.asdict(getattr(experiment, name)) for name in ("data", "model", "train")}
-
-
-def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first leaf in which two trees differ: (name, one, other)."""
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        before, now = dict(enumerate(before)), dict(enumerate(now))
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return None if before == now else (name, before, now)
-    for key in [*before, *(k for k in now if k not in before)]:
-        inner = f"{name}.{key}" if name else str(key)
-        if found := _difference(before.get(key), now.get(key), inner):
-            return found
-    return None
-
-
-def _prepare(
-    experiment: loop.Experiment, folder: Path, step: int | None, evaluators, params
-) -> tuple[loop.Run, int]:
-    """Data, bars, compiled stages and checkpoints of a run, and the step it starts after."""
-    train, first = experiment.train, jax.process_index() == 0
-    say = print if first else lambda words: None
-    corpora = [_corpus(experiment, stage, folder, i, say) for i, stage in enumerate(train.stages)]
-    bars = _bars(corpora[-1], experiment.model.vocab_size, folder / "bars.json", first)
-    devices = mesh.make(experiment.mesh)
-    stages = [_compiled(experiment, stage, devices) for stage in train.stages]
-    saving = experiment.checkpoints
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=saving.keep_last, keep_best=saving.keep_best)
-    start = _start(checkpoints, step, folder)
-    run = loop.Run(
-        experiment,
-        [],
-        stages,
-        corpora,
-        checkpoints,
-        None,
-        progress.Line(0, quiet=True),
-        evaluators=evaluators,
-    )
-    run.steps = _steps(run, params, folder / "steps.json", say)
-    run.metrics = progress.Metrics(folder / "metrics.csv", start) if first else None
-    if train.gate in bars:
-        run.bars = f" ({train.gate} {bars[train.gate]:.3f})"
-    if start:
-        say(f"going on from the checkpoint of step {start}")
-    run.line = progress.Line(sum(run.steps), quiet=not first)
-    return run, start
-
-
-def _corpus(experiment: loop.Experiment, stage: loop.Stage, folder: Path, index: int, say) -> tokens.Tokens:
-    source = dataclasses.replace(experiment.data, path=stage.path or experiment.data.path)
-    own = folder / (f"data{index}" if stage.path else "data")
-    # Stages with a corpus of their own keep the first one's tokenizer, a model to start from brings its own.
-    given = folder / "data" / "tokenizer.json" if stage.path and index else None
-    if start := experiment.train.start:
-        given = Path(start) / "tokenizer.json"
-    if jax.process_index() == 0:
-        opened = data.prepare(source, own, experiment.model.vocab_size, say, tokenizer=given)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"tokens of stage {index}")
-        opened = data.prepare(source, own, experiment.model.vocab_size, say)
-    if given and opened.tokenizer.to_str() != Tokenizer.from_file(str(given)).to_str():
-        raise ValueError(f"the tokens in {opened.folder} are not those of {given}")
-    return opened
-
-
-def _bars(corpus: tokens.Tokens, vocab_size: int, path: Path, first: bool) -> dict[str, float]:
-    """The n-gram entropies of the last stage's validation tokens, computed once."""
-    if path.exists():
-        return files.read_json(path)
-    bars = ngrams.entropies(corpus.train, corpus.validation, vocab_size)._asdict()
-    if first:
-        files.write_json(path, bars)
-    return bars
-
-
-def read_bars(folder: Path) -> dict[str, float]:
-    """The n-gram entropies of a run's validation tokens, in nats a token."""
-    return files.read_json(folder / "bars.json")
-
-
-def _compiled(experiment: loop.Experiment, stage: loop.Stage, devices: jax.sharding.Mesh) -> Steps:
-    config = ModelConfig(
-        **{**vars(experiment.model), "rope_theta": stage.rope_theta or experiment.model.rope_theta}
-    )
-    rule = dataclasses.replace(experiment.train.optimizer)
-    rule.rate, rule.adam_rate = rule.rate * stage.rate, rule.adam_rate * stage.rate
-    return Steps(
-        config,
-        rule,
-        experiment.train.compute,
-        devices,
-        trains=stage.trains,
-        document_mask=experiment.data.document_mask,
-    )
-
-
-def _start(checkpoints: Checkpoints, step: int | None, folder: Path) -> int:
-    """The step of the checkpoint to go on from; 0 without any."""
-    there = checkpoints.steps
-    if step is None:
-        return there[-1] if there else 0
-    if step not in there:
-        raise ValueError(
-            f"--step={step}: {checkpoints.folder} has checkpoints of the steps {there or 'none'}"
-        )
-    checkpoints.meta(step)  # readable, before anything newer is removed
-    checkpoints.forget_after(step)
-    (folder / "summary.json").unlink(missing_ok=True)
-    return step
-
-
-def _steps(run: loop.Run, params, path: Path, say) -> list[int]:
-    """Steps of each stage, chosen once and kept for the time the run goes on."""
-    if path.exists():
-        return files.read_json(path)
-    train = run.experiment.train
-    chosen = [run.choose_steps(i, params) for i in range(len(train.stages))]
-    chosen = (
-        [int(n) for n in multihost_utils.broadcast_one_to_all(chosen)] if jax.process_count() > 1 else chosen
-    )
-    if jax.process_index() == 0:
-        files.write_json(path, chosen)
-    for stage, steps in zip(train.stages, chosen):
-        say(f"stage {stage.name}: {steps} steps of {stage.batch_size} x {stage.seq_len} tokens")
-    return chosen
-
-
-def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[str, Any]:
+def _finish(run: Run, params: dict[str, jax.Array], folder: Path) -> dict[str, Any]:
     """Full validation, export, summary; then the gate."""
     last = len(run.stages) - 1
     loss = run.validate(last, params)
     if not math.isfinite(loss):
-        raise loop.Diverged(f"the final validation loss is {loss}")
+        raise Diverged(f"the final validation loss is {loss}")
     corpus, experiment = run.corpora[-1], run.experiment
     params = run.gather(params)
     if jax.process_index():
@@ -293,7 +108,7 @@ def _finish(run: loop.Run, params: dict[str, jax.Array], folder: Path) -> dict[s
 
 
 def _export(
-    experiment: loop.Experiment, params: dict[str, jax.Array], corpus: tokens.Tokens, folder: Path
+    experiment: Experiment, params: dict[str, jax.Array], corpus: tokens.Tokens, folder: Path
 ) -> None:
     """model/ and heldout.jsonl; each appears whole."""
     stages = experiment.train.stages

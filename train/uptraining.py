@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mixattn.uptrain import INITS
-from train import curves, loop, progress, run, table
+from train import curves, progress, run, table
+from train.experiment import Experiment
 from train.sweep import command, sweep
 from train.wirings import longest, one_run, row, tokenized
 
@@ -37,7 +38,7 @@ class Uptraining:
     starts: tuple[str, ...] = STARTS
     seeds: tuple[int, ...] = (0, 1, 2)
     wiring: str = "ma_offset"
-    dense: loop.Experiment = field(default_factory=loop.Experiment)
+    dense: Experiment = field(default_factory=Experiment)
     steps: int = 100
     rate: float = 0.5
     name: str = "uptrain"
@@ -51,7 +52,7 @@ class Uptraining:
             raise ValueError(f"going on for {self.steps} steps at a rate of {self.rate} trains nothing")
         dataclasses.replace(self.dense.model, kv_wiring=self.wiring)
 
-    def after(self, start: str, dense: Path) -> loop.Experiment:
+    def after(self, start: str, dense: Path) -> Experiment:
         """The experiment that goes on from `start`; `dense` is the dense model's folder."""
         experiment = copy.deepcopy(self.dense)
         stage = experiment.train.stages[0]

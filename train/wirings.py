@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mixattn import ModelConfig, kv_bytes
-from train import curves, data, loop, run, table
+from train import curves, data, run, table
+from train.experiment import Experiment
+from train.prepare import read_bars
 from train.sweep import command, sweep
 
 
@@ -29,7 +31,7 @@ class Wirings:
 
     variants: tuple[str, ...] = ("standard", "ma_offset")
     seeds: tuple[int, ...] = (0, 1, 2)
-    experiment: loop.Experiment = field(default_factory=loop.Experiment)
+    experiment: Experiment = field(default_factory=Experiment)
     name: str = "language"
 
     def check(self) -> None:
@@ -39,7 +41,7 @@ class Wirings:
             raise ValueError("seeds is empty; there is nothing to do")
 
 
-def tokenized(experiment: loop.Experiment, workdir: Path) -> loop.Experiment:
+def tokenized(experiment: Experiment, workdir: Path) -> Experiment:
     """A copy of the experiment that reads its tokens from the workdir, where they are written first."""
     data.prepare(experiment.data, workdir / "data", experiment.model.vocab_size, print)
     experiment = copy.deepcopy(experiment)
@@ -47,7 +49,7 @@ def tokenized(experiment: loop.Experiment, workdir: Path) -> loop.Experiment:
     return experiment
 
 
-def one_run(experiment: loop.Experiment, folder: Path, variant: str, seed: int) -> dict[str, Any]:
+def one_run(experiment: Experiment, folder: Path, variant: str, seed: int) -> dict[str, Any]:
     """Trains one wiring from one seed in a folder of its own."""
     experiment = copy.deepcopy(experiment)
     experiment.model = dataclasses.replace(experiment.model, kv_wiring=variant)
@@ -55,7 +57,7 @@ def one_run(experiment: loop.Experiment, folder: Path, variant: str, seed: int) 
     return row(experiment.model, longest(experiment), run.run(experiment, folder / f"{variant}_{seed}"))
 
 
-def longest(experiment: loop.Experiment) -> int:
+def longest(experiment: Experiment) -> int:
     """Tokens of the longest rows."""
     return max(stage.seq_len for stage in experiment.train.stages)
 
@@ -82,7 +84,7 @@ def compare(config: Wirings, workdir: Path, folder: Path, workers: int = 1) -> N
     one = functools.partial(one_run, experiment, workdir / "runs")
     rows = sweep(config, jobs, one, workdir, workers=workers, free=("variants", "seeds"))
     folder.mkdir(parents=True, exist_ok=True)
-    bars = run.read_bars(workdir / "runs" / "{variant}_{seed}".format(**rows[0]))
+    bars = read_bars(workdir / "runs" / "{variant}_{seed}".format(**rows[0]))
     table.write_csv(folder / f"{config.name}.csv", rows, config=config, bars=bars)
     curves.against_bytes(folder / f"{config.name}.svg", rows, longest(config.experiment), bars)
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixattn.paging import Paged
 from mixattn.spec import ModelConfig, kv_bytes
 from serving.budget import split
 from serving.config import Limits
@@ -62,6 +63,16 @@ def test_a_split_keeps_to_the_budget_and_no_other_serves_more(wiring, window, re
         window_pages = rest // (sliding * page_bytes) if sliding else 0
         most = max(most, at_once(config, num_pages, window_pages, request_tok, page))
     assert most == (found.requests if found else 0), "every other split of the budget, tried"
+
+
+@pytest.mark.parametrize("wiring", ["0_1", "0s_1s", "0_1s_0_1s"])
+def test_the_bytes_of_a_split_are_those_of_the_live_pools(wiring):
+    config = model(wiring)
+    found = split(config, 20_000, request_tok=24, page_size=4, limits=LIMITS)
+    pages = {kind: n for kind, n in (("full", found.num_pages), ("sliding", found.window_pages)) if n}
+    each = dict.fromkeys(pages, 4)
+    cache = Paged.init(config, pages=pages, page_size=each, batch=0, table_pages=dict.fromkeys(pages, 6))
+    assert sum(cache.nbytes().values()) == found.pool_bytes <= 20_000
 
 
 def test_a_budget_below_one_request_is_refused_with_both_figures():

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.config import Limits
@@ -101,15 +101,27 @@ LIMITS = st.fixed_dictionaries(
 )
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    windows=st.sampled_from([(6,), (None, 6), (None, 2), (None, 1), (3, 9), (None, 100)]),
-    spare=st.integers(0, 20),
-    limits=LIMITS,
-)
+LIVES = {
+    "seed": st.integers(0, 10**6),
+    "windows": st.sampled_from([(6,), (None, 6), (None, 2), (None, 1), (3, 9), (None, 100), (None, 17)]),
+    "spare": st.integers(0, 20),
+    "limits": LIMITS,
+}
+
+
+@given(**LIVES)
 def test_a_reservation_is_never_broken_and_everyone_comes_to_an_end(seed, windows, spare, limits):
     log = lives(windows, spare, seed, **limits)
     assert not any(e["event"] == "preempt" for e in log)
+
+
+@pytest.mark.long
+@settings(max_examples=2000)
+@given(**LIVES)
+def test_a_reservation_is_never_broken_in_many_more_lives(seed, windows, spare, limits):
+    test_a_reservation_is_never_broken_and_everyone_comes_to_an_end.hypothesis.inner_test(
+        seed, windows, spare, limits
+    )
 
 
 CROWDED = {"chunk_tok": 8, "step_tok": 32, "decode_steps": (8, 1)}

@@ -11,8 +11,9 @@ import pytest
 from configs import demo, paper_stages
 from mixattn import ModelConfig, cli, hf
 from tests.train import tiny
-from train import loop, progress, run, step
-from train.loop import Stage
+from train import loop, mesh, prepare, progress, run, step
+from train.experiment import Stage
+from train.objective import init_params
 from train.optimizer import Optimizer
 
 
@@ -112,9 +113,7 @@ def test_the_configs_of_the_house_pass_their_own_checks(config):
 
 def test_the_papers_model_has_the_papers_size():
     model = paper_stages.get_config().model
-    shapes = jax.eval_shape(
-        lambda: run.init_params(ModelConfig(**{**vars(model), "kv_wiring": "standard"}), 0)
-    )
+    shapes = jax.eval_shape(lambda: init_params(ModelConfig(**{**vars(model), "kv_wiring": "standard"}), 0))
     total = sum(int(np.prod(x.shape)) for x in shapes.values())
     experts = sum(int(np.prod(x.shape)) for p, x in shapes.items() if x.ndim == 3)
     assert round(total / 1e9, 2) == 5.21
@@ -153,7 +152,7 @@ def test_the_metrics_file_goes_on_from_whole_rows_only(tmp_path):
 def test_the_optimizer_of_a_stage_is_scaled_without_touching_the_config():
     config = tiny.get_config()
     config.train.optimizer = Optimizer(rule="muon", rate=0.02, adam_rate=0.004)
-    devices = run.mesh.make(config.mesh)
-    compiled = run._compiled(config, Stage(steps=1, rate=0.5), devices)
+    devices = mesh.make(config.mesh)
+    compiled = prepare.compiled(config, Stage(steps=1, rate=0.5), devices)
     assert (compiled.rule.rate, compiled.rule.adam_rate) == (0.01, 0.002)
     assert config.train.optimizer.rate == 0.02

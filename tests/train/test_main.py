@@ -13,7 +13,8 @@ import pytest
 from mixattn import cli, hf
 from tests.train import tiny
 from train import corpus, mesh, run, tokens
-from train.loop import Stage
+from train.claim import claimed
+from train.experiment import Stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = "--config=tests/train/tiny.py"
@@ -145,15 +146,15 @@ def test_the_workdir_of_another_config_is_refused_and_left_alone(run_module, tra
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError), run.claimed(tmp_path / "file" / "run", tiny.get_config()):
+    with pytest.raises(NotADirectoryError), claimed(tmp_path / "file" / "run", tiny.get_config()):
         pass
 
 
 def test_a_workdir_in_which_another_process_trains_is_refused(tmp_path):
     with (
-        run.claimed(tmp_path, tiny.get_config()),
+        claimed(tmp_path, tiny.get_config()),
         pytest.raises(ValueError, match="another process is training in"),
-        run.claimed(tmp_path, tiny.get_config()),
+        claimed(tmp_path, tiny.get_config()),
     ):
         pass
 

@@ -10,10 +10,11 @@ from mixattn import ModelConfig, kv_bytes
 from mixattn.hf import load
 from pallas_kernels import results
 from tests.train import tiny
-from train import loop, run, uptraining, wirings
+from train import data, prepare, run, uptraining, wirings
+from train.experiment import Experiment
 
 
-def small() -> loop.Experiment:
+def small() -> Experiment:
     experiment = tiny.get_config()
     experiment.model = ModelConfig(
         **{**vars(experiment.model), "n_layers": 4, "kv_wiring": "", "qk_norm": True, "d_model": 16}
@@ -48,7 +49,7 @@ def test_every_start_begins_as_its_name_says(uptrained):
     def begin(start):
         experiment = config.after(start, dense)
         experiment.train.seed = 7  # what is drawn is not what the dense model was drawn from
-        return run.starting_params(experiment)
+        return prepare.starting_params(experiment)
 
     new = {start: begin(start) for start in uptraining.STARTS}
     key = {start: params["blocks.1.attention.k.kernel"] for start, params in new.items()}  # shared by 1 and 3
@@ -69,10 +70,10 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(uptrained, tmp_path)
     wide = config.after("mean", model)
     wide.model = dataclasses.replace(wide.model, d_ff=128)
     with pytest.raises(ValueError, match="d_ff 64, this experiment 128"):
-        run.starting_params(wide)
+        prepare.starting_params(wide)
     other = config.after("mean", model)
     other.data.path, other.data.limit_bytes = "", 100_000
-    run.data.prepare(other.data, tmp_path / "data", 280)
+    data.prepare(other.data, tmp_path / "data", 280)
     other.data.path = str(tmp_path / "data")
     with pytest.raises(ValueError, match=r"are not those of .*standard_0/model/tokenizer\.json"):
         run.run(other, tmp_path / "run")

@@ -7,7 +7,7 @@ import os
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.loop import Experiment, Saving, Stage, Train
+from train.experiment import Experiment, Saving, Stage, Train
 from train.optimizer import Optimizer
 
 
