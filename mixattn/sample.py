@@ -102,7 +102,9 @@ def _top_k(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
 def _top_p(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
     # A row without a likeliest token (NaN, or nothing left) stays as it is.
     mass_BV = jnp.exp(x_BV - jnp.max(x_BV, axis=-1, keepdims=True))
-    least_B1 = threshold(x_BV, mass_BV, knobs_B.top_p_B * _total(mass_BV))[:, None]
+    # More than nothing, or nothing would be enough: the likeliest token weighs 1.
+    enough_B = jnp.maximum(knobs_B.top_p_B * _total(mass_BV), jnp.finfo(jnp.float32).tiny)
+    least_B1 = threshold(x_BV, mass_BV, enough_B)[:, None]
     return jnp.where((x_BV >= least_B1) | (knobs_B.top_p_B >= 1)[:, None], x_BV, -jnp.inf)
 
 

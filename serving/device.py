@@ -28,7 +28,7 @@ from mixattn.sample import Knobs, sample
 from serving.config import STOP_IDS
 from serving.logits import Logprobs, Shaping, hide_stops, logprobs, shape
 
-NOT_FINITE = -2  # in place of a token: the logits held NaN or infinity
+NOT_FINITE = -2  # in place of a token: the logits, or the states of a prompt, held NaN or infinity
 
 
 class Network(NamedTuple):
@@ -193,7 +193,10 @@ def prefill(
     # The vocabulary is as large as a small model's layers together: not for chunks in mid prompt.
     ends = jnp.any(batch.slot_R < len(rows.token_B))
     drawn_R, lp = jax.lax.cond(ends, draw, nothing, hidden_RD)
+    # In mid prompt too, before its pages are kept for others: whoever found them would break as well.
+    broken_R = ~jnp.isfinite(hidden_RD).all(axis=-1) & (batch.count_R > 0)
     next_R = jnp.where(batch.known_R >= 0, batch.known_R, drawn_R)
+    next_R = jnp.where(broken_R, NOT_FINITE, next_R)
     if fresh.shaping is not None:
         fresh = dataclasses.replace(fresh, shaping=fresh.shaping.counted(next_R, batch.known_R < 0))
     fresh = dataclasses.replace(fresh, token_B=next_R)

@@ -72,7 +72,7 @@ class Exchange:
             for r, chunk in enumerate(chunks):
                 if chunk.entry.holding is not None:
                     self._note_prompt(chunk, drawn.prompt, r)
-                    if chunk.samples:
+                    if chunk.samples or tokens_R[r] == [NOT_FINITE]:
                         lp = drawn.logprobs and Logprobs(*(x[r, None] for x in drawn.logprobs))
                         produced[chunk.entry.ask.id] = self._judge(chunk.entry, tokens_R[r], lp)
         if flight.plan.decode:

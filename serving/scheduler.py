@@ -154,18 +154,25 @@ class Scheduler:
         return Plan((), tuple(rows), steps)
 
     def commit(self, plan: Plan, produced: Mapping[RequestId, Produced], now_s: float) -> list[Output]:
-        """Books what a step produced; returns the requests it ended, in plan order."""
+        """Books what a step produced; returns the requests it ended, those that broke in mid prompt first."""
+        broken: list[Output | None] = []
         for chunk in plan.chunks:
-            if chunk.entry.holding is not None:  # not cancelled while the step ran
-                chunk.entry.computed_tok = chunk.end
-                if chunk.last:
-                    del self.prefilling[chunk.entry.ask.id]
-                got = produced.get(chunk.entry.ask.id)
-                # Where logits are not finite, what was computed for them need not be.
-                self._computed(chunk.entry, share=got is None or got.finish != "error")
+            entry = chunk.entry
+            if entry.holding is None:
+                continue  # cancelled while the step ran
+            got = produced.get(entry.ask.id)
+            error = got is not None and got.finish == "error"
+            if error and not chunk.samples:  # in mid prompt, or when it was computed again
+                broken.append(self.cancel(entry.ask.id, now_s, "error"))
+                continue
+            entry.computed_tok = chunk.end
+            if chunk.last:
+                del self.prefilling[entry.ask.id]
+            # Where logits are not finite, what was computed for them need not be.
+            self._computed(entry, share=not error)
         rows = [c.entry for c in plan.chunks if c.samples] + list(plan.decode)
         ended = self._book([e for e in rows if e.holding is not None], produced, now_s)
-        return [self._finish(e, why, now_s) for e, why in ended]
+        return [output for output in broken if output] + [self._finish(e, why, now_s) for e, why in ended]
 
     # ---- inside ----
 

@@ -44,6 +44,14 @@ def test_filters_keep_what_the_definitions_say(seed, top_k, top_p, min_p):
         )
 
 
+@pytest.mark.parametrize("top_p", [1e-50, 1e-40, 1e-38, 1e-9])
+def test_the_likeliest_token_stays_however_small_top_p_is(top_p):
+    """1e-50 is 0 in float32, 1e-40 a subnormal, which processors may flush."""
+    logits_BV = np.random.default_rng(0).standard_normal((B, V)).astype(np.float32)
+    kept_BV = np.asarray(_keep(logits_BV, knobs(top_p=top_p)))
+    np.testing.assert_array_equal(np.isfinite(kept_BV), logits_BV == logits_BV.max(1, keepdims=True))
+
+
 @given(st.integers(0, 30), st.sampled_from([-1, 1, 2, 5, V]), st.sampled_from([0.3, 0.6, 0.9, 1.0]))
 def test_equal_logits_stay_or_go_together(seed, top_k, top_p):
     """Integers, zeros of both signs and -inf: whatever ties with the last one kept is kept too."""

@@ -128,6 +128,17 @@ def test_row_7_nan_logits_end_that_row_only_even_where_its_pages_go():
     check_idle(eng)
 
 
+def test_row_7_a_prompt_that_breaks_in_its_first_chunk_ends_there_and_leaves_nothing_to_be_found():
+    eng = engine(broken_model(), debug=True)
+    bad = ask([63, *range(30)])
+    for _ in range(2):
+        eng.submit(bad)
+        [ended] = [delta.output for delta in eng.step()]  # one step is one chunk of 16
+        assert (ended.finish_reason, ended.output_ids, ended.hit_tok) == ("error", [], 0)
+        assert [o.finish_reason for o in eng.run([bad, ask([1, 2, 3])])] == ["error", "length"]
+    check_idle(eng)
+
+
 def test_row_9_hits_end_where_every_window_is_whole_and_give_the_uncached_tokens():
     """Window pages are evicted from cached prompts; later hits fall back to the deepest valid end."""
     net = model("0_1s")
