@@ -67,13 +67,17 @@ class Text:
         """The window's text without an unfinished character; and of how many ids it is all, if it is."""
         ids = self._window
         text = self._decode(ids)
-        if not text.endswith(UNFINISHED) or self._waited > PATIENCE_TOK:
+        if not text.endswith(UNFINISHED):
             return text, len(ids)
         whole = text.rstrip(UNFINISHED)
         for end in range(len(ids) - 1, max(0, len(ids) - LONGEST_CHARACTER), -1):
             shorter = self._decode(ids[:end])  # to some decoders one bad byte spoils all bytes around it
             if not shorter.endswith(UNFINISHED):
                 return (shorter, end) if len(shorter) >= len(whole) else (whole, 0)
+        if self._waited > PATIENCE_TOK:
+            # What began before the last three ids has ended, or is no character.
+            end = len(ids) - (LONGEST_CHARACTER - 1)
+            return text[: len(self._decode(ids[:end]))], end
         return whole, 0
 
     def _slide(self, end: int) -> None:

@@ -1,6 +1,6 @@
 """Text as ids come: nothing of a stop text leaks, no half characters, and the pieces add up."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.text import Text
@@ -106,16 +106,23 @@ def test_text_without_stop_texts_is_decoded_once_a_pull():
     assert calls <= 16, "one a pull, and one where the window moves on"
 
 
-@given(st.text(alphabet="abé€😀\ufffd", max_size=40), st.integers(1, 9))
-def test_pieces_add_up_however_many_ids_come_between_two_pulls(data, every):
-    text, shown = Text(byte_text), ""
+def in_pieces(decode, data, every):
+    """What is shown of the bytes of `data`, looked at now and then; never anything that is not there."""
+    text, shown = Text(decode), ""
     for n, byte in enumerate(data.encode()):
         text.push(byte)
         if n % every == 0:
             shown += text.pull()
             assert data.startswith(shown)
     text.close()
-    assert shown + text.pull() == data
+    return shown + text.pull()
+
+
+@given(st.text(alphabet="abé€😀\ufffd", max_size=40), st.integers(1, 40))
+@example("\ufffd" * 5 + "€", 1)
+@example("\ufffd" * 9 + "😀" * 9, 19)
+def test_pieces_add_up_however_many_ids_come_between_two_pulls(data, every):
+    assert in_pieces(byte_text, data, every) == data
 
 
 def one_by_one(ids):
@@ -129,11 +136,4 @@ def one_by_one(ids):
 
 @given(st.text(alphabet="é€😀", max_size=30), st.integers(1, 5))
 def test_a_decoder_that_takes_back_what_it_said_of_unfinished_bytes_is_not_believed(data, every):
-    text, shown = Text(one_by_one), ""
-    for n, byte in enumerate(data.encode()):
-        text.push(byte)
-        if n % every == 0:
-            shown += text.pull()
-            assert data.startswith(shown)
-    text.close()
-    assert shown + text.pull() == data
+    assert in_pieces(one_by_one, data, every) == data
