@@ -7,7 +7,8 @@ computed input and output tokens are billed: a cache hit is free.
 
 Credit is `quantum * refills - service`, and refills are given lazily: `rounds` counts them for all, and a
 client in debt takes those it missed when it is looked at next, up to the one that made it positive. So a
-refill costs O(log n) however many clients and rounds it has.
+refill costs O(log n) however many clients and rounds it has. Every client counts as known from the
+beginning: one that comes late has the quantum of the first refill.
 
 The bound (ours): credit stays in (-U, Q], U = w_q*M + max(0, w_e - w_q)*L_in, and two clients that both
 wait get the same number of refills; hence |W_f - W_g| <= 2(U + Q) under `reserve` admission. A client that
@@ -149,13 +150,15 @@ class Dlpm(Base):
             self._debtors.discard(tab.ask.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
-        """Those at zero credit, as newcomers are.
+        """Those with the credit of a newcomer, who counts as known from the beginning: none before the first
+        refill, a whole quantum since.
 
         Debt is never forgotten. Credit is (it is worth at most a quantum), beyond `idle_clients` of them.
         """
-        zero = [a for a in idle if self.credit(a.client) == 0]
-        rich = sorted((a for a in idle if self.credit(a.client) > 0), key=lambda a: a.turn)
-        gone = zero + rich[: max(0, len(rich) - self.idle_clients)]
+        new = (self.quantum or 0) * min(self.rounds, 1)
+        like_new = [a for a in idle if self.credit(a.client) == new]
+        rich = sorted((a for a in idle if 0 < self.credit(a.client) != new), key=lambda a: a.turn)
+        gone = like_new + rich[: max(0, len(rich) - self.idle_clients)]
         for account in gone:
             del self._rounds_of[account.client]
             self._forfeited.pop(account.client, None)

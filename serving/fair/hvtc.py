@@ -14,7 +14,7 @@ from typing import Any
 
 from serving.fair.base import Base, Tab
 from serving.fair.least import Least
-from serving.fair.ledger import Account, Ledger
+from serving.fair.ledger import Account, Amount, Ledger
 from serving.request import Ask, Client
 
 
@@ -31,14 +31,14 @@ class Node:
         self.least: Least[str] = Least(lambda name: self.children[name].key)
 
     @property
-    def key(self) -> tuple[int, int, int]:
+    def key(self) -> tuple[Amount, int, int]:
         return self.account.counter, self.account.turn, self.joined
 
     @property
     def waits(self) -> bool:
         return self.parent is not None and self.name in self.parent.least
 
-    def floor(self) -> int | None:
+    def floor(self) -> Amount | None:
         """What a child that starts to wait is lifted to."""
         name = self.least.top()
         node = self.last_left if name is None else self.children[name]

@@ -1,8 +1,9 @@
-"""Exact accounts: what each client was charged, in integers.
+"""Exact accounts: what each client was charged, in integers (and fractions, where weights differ).
 
 Amounts are integers of 1/SCALE weighted token, so sums neither round nor overflow (float32 loses single
-tokens at 1.7e7, int32 wraps at 2.1e9). A client of weight phi has virtual counter `raw / phi`; the counter is
-always derived from the integer sum `raw`, so its rounding (below 1/SCALE) never accumulates.
+tokens at 1.7e7, int32 wraps at 2.1e9). A client of weight phi has virtual counter `raw / phi`, and is lifted
+to that of another: between clients of different weights these are fractions. They are kept as such, or ties
+would fall as rounding has it; their denominators divide one product of the weights, so they do not grow.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from serving.request import Client
 
 SCALE = 1 << 20
+
+type Amount = int | Fraction
 
 
 def units(weighted_tok: float | Fraction) -> int:
@@ -40,7 +43,9 @@ class Account:
             raise ValueError(f"client {client!r} has weight {weight}; a weight must be above 0")
         self.client = client
         self.num, self.den = weight.numerator, weight.denominator
-        self.lifts = self.charges = self.refunds = self.raw = 0
+        self.charges = self.refunds = 0
+        self.lifts: Amount = 0
+        self.raw: Amount = 0
         self.turn = -1
 
     @property
@@ -48,9 +53,9 @@ class Account:
         return Fraction(self.num, self.den)
 
     @property
-    def counter(self) -> int:
-        """Service per unit of weight, in ledger units (rounded down)."""
-        return self.raw if self.num == self.den else self.raw * self.den // self.num
+    def counter(self) -> Amount:
+        """Service per unit of weight, in ledger units."""
+        return self.raw if self.num == self.den else Fraction(self.raw * self.den) / self.num
 
     @property
     def served(self) -> int:
@@ -64,9 +69,9 @@ class Account:
         self.refunds += amount
         self.raw -= amount
 
-    def lift_to(self, counter: int) -> None:
+    def lift_to(self, counter: Amount) -> None:
         """Raises the counter to at least `counter`; never lowers it."""
-        short = -(-counter * self.num // self.den) - self.raw
+        short = (counter if self.num == self.den else Fraction(counter * self.num) / self.den) - self.raw
         if short > 0:
             self.lifts += short
             self.raw += short
@@ -102,7 +107,7 @@ class Ledger:
             "dropped_served": self.dropped_served,
             "weights": {c: str(w) for c, w in self.weights.items()},
             "accounts": [
-                [a.client, str(a.weight), a.lifts, a.charges, a.refunds, a.turn]
+                [a.client, str(a.weight), str(a.lifts), a.charges, a.refunds, a.turn]
                 for a in self.accounts.values()
             ],
         }
@@ -113,5 +118,7 @@ class Ledger:
         self.accounts = {}
         for client, weight, lifts, charges, refunds, turn in state["accounts"]:
             account = self.accounts[client] = Account(client, Fraction(weight))
-            account.lifts, account.charges, account.refunds, account.turn = lifts, charges, refunds, turn
-            account.raw = lifts + charges - refunds
+            lifted = Fraction(lifts)
+            account.lifts = lifted.numerator if lifted.is_integer() else lifted
+            account.charges, account.refunds, account.turn = charges, refunds, turn
+            account.raw = account.lifts + charges - refunds

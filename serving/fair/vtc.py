@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from serving.fair.base import Base, Tab
 from serving.fair.least import Least
-from serving.fair.ledger import SCALE, Account
+from serving.fair.ledger import SCALE, Account, Amount
 from serving.request import Ask, Client
 
 type Lift = Literal["paper", "no_idle", "none"]
@@ -46,12 +46,12 @@ class Vtc(Base):
         least = min([Fraction(1), *self.ledger.weights.values()])
         return float(2 * batch / least) / SCALE
 
-    def _key(self, client: Client) -> tuple[int, int, int]:
+    def _key(self, client: Client) -> tuple[Amount, int, int]:
         """Least counter first; ties to the least recently served, then to the oldest request."""
         account = self.ledger.accounts[client]
         return account.counter, account.turn, self.backlog.head(client).seq
 
-    def _floor(self) -> int | None:
+    def _floor(self) -> Amount | None:
         """What a returning client is lifted to; None if nobody was ever served."""
         if self.lift == "none":
             return None
