@@ -142,7 +142,7 @@ def memory(rows: list[dict[str, Any]]) -> str:
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
     axes.set_yticks([y + 0.2 for y in range(len(lengths))], [f"{n:,} tokens" for n in lengths])
     axes.set(xlabel="KV memory of one request, MiB")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     return _embed(figure)
 
 
