@@ -8,6 +8,7 @@ from mixattn.spec import ModelConfig
 from serving.config import EngineConfig
 from serving.device import PLAIN, Level
 from serving.pages import Group
+from serving.promises import most_pages
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Layout:
         if None in windows:
             pages.append(("full", Group(None, config.num_pages or slots * whole + 1)))
         for window in sorted(w for w in windows if w is not None):
-            most = min(whole, -(-(window + span - 2) // page) + 1)
+            most = min(whole, most_pages(window - 1 + span, page))
             pages.append(("sliding", Group(window, config.window_pages or 2 * slots * most + 1)))
         kinds, groups = zip(*pages)
         return cls(kinds, groups, span, whole)
