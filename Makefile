@@ -34,7 +34,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 define run_demo
 	$(BIN)/python -m train.main --config=configs/demo.py$(1) --workdir=$(2)
 	$(BIN)/python -m serving.main --config=configs/demo.py$(1) --workdir=$(2)
-	$(BIN)/python -m serving.report --workdir=$(2)
+	$(BIN)/python -m serving.offline.report --workdir=$(2)
 endef
 
 demo: setup

@@ -13,8 +13,9 @@ only held to the unigram.
 from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
-from serving.clients import Client, Workload
-from serving.config import EngineConfig, Limits, Serve
+from serving.config import EngineConfig, Limits
+from serving.offline.clients import Client, Workload
+from serving.offline.experiment import Serve
 from train.data import Data
 from train.experiment import Experiment, Saving, Stage, Train
 

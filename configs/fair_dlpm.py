@@ -10,7 +10,7 @@ of LPM's, and a gap below its bound, which LPM does not have.
 
 from serving.sim.cost import StepCost
 from serving.sim.experiment import Experiment, Run, Server
-from serving.sim.programs import chat, document_questions, judge, tree_of_thought
+from serving.sim.structured_workloads import chat, document_questions, judge, tree_of_thought
 from serving.sim.workload import Job, Source
 
 EXTEND = (1.0, 0.0)

@@ -305,7 +305,7 @@ def e11() -> Experiment:
 
 
 def _harmonic(seed: int, memory: int = 10_000, longest: int = 1000) -> list:
-    from serving.sim.runs import Runs
+    from serving.sim.synthetic_tokens import Runs
     from serving.sim.workload import Job
 
     def burst(client: str, count: int, first: int, prompt: int, output: int) -> list[Job]:

@@ -1,6 +1,7 @@
 """Language modelling under six wirings: loss against KV bytes, two seeds.
 
-    python -m train.wirings --config=configs/language.py --workdir=runs/language --workers=4
+    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \
+        --workers=4
 
 Six layers of width 96 read 256 tokens of Python (the standard library's sources, 1,024 BPE entries) through
 windows of 16, whose stacked reach is 91. The paper has short-context quality nearly equal over wirings
@@ -13,7 +14,7 @@ they share; those without (standard, cla) are 0.09 behind after so short a train
 from mixattn import ModelConfig
 from train.data import Data
 from train.experiment import Experiment, Saving, Stage, Train
-from train.wirings import Wirings
+from train.experiments.wiring_quality import Wirings
 
 
 def experiment() -> Experiment:

@@ -5,7 +5,7 @@
 Paper, 8 L4: metropolis 3.25x over single-thread, 1.67x over parallel-sync, 74.7 % of the oracle.
 """
 
-from serving.metropolis.experiments import Experiment
+from serving.metropolis.experiments.suite import Experiment
 
 
 def get_config() -> Experiment:

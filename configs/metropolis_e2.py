@@ -7,7 +7,7 @@
 Paper, busy hour, 8 L4: 25 agents 1.88x over parallel-sync; 500 agents 4.15x and 92.4 % of the oracle.
 """
 
-from serving.metropolis.experiments import Experiment
+from serving.metropolis.experiments.suite import Experiment
 
 
 def get_config(variant: str = "full") -> Experiment:

@@ -7,8 +7,8 @@ The 70B constants give 0.77 s for a mean call, which is what the paper's single-
 mixture's are assumed. Paper, 8 A100: 70B 1.97x (busy) and 2.01x (quiet) at best, mixture 2.97x and 2.29x.
 """
 
-from serving.metropolis.experiments import Experiment
-from serving.metropolis.server import ServerConfig, step_cost
+from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.runtime.server import ServerConfig, step_cost
 
 
 def get_config(setting: str = "all") -> Experiment:

@@ -7,7 +7,7 @@ Paper, 500 agents on 8 L4: 15.7 % faster for metropolis, 0.1 % for the oracle. H
 not published, so the number of slots varies here.
 """
 
-from serving.metropolis.experiments import Experiment
+from serving.metropolis.experiments.suite import Experiment
 
 
 def get_config(setting: str = "100") -> Experiment:

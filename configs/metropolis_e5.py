@@ -3,7 +3,7 @@
 python -m serving.metropolis experiment --config=configs/metropolis_e5.py      a minute
 """
 
-from serving.metropolis.experiments import Experiment
+from serving.metropolis.experiments.suite import Experiment
 
 
 def get_config() -> Experiment:

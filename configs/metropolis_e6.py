@@ -8,8 +8,8 @@ shows them staying, which is more than a live agent can know. The graph's own co
 full rescan, is `python -m serving.metropolis bench`.
 """
 
-from serving.metropolis.experiments import Experiment
-from serving.metropolis.rehearse import Variant
+from serving.metropolis.experiments.replay import Variant
+from serving.metropolis.experiments.suite import Experiment
 
 
 def get_config(setting: str = "all") -> Experiment:

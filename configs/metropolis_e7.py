@@ -5,7 +5,7 @@
 Twelve residents, bytes as tokens, greedy decoding. Every mode must end with the same story.
 """
 
-from serving.metropolis.live import Live
+from serving.metropolis.experiments.live import Live
 
 
 def get_config() -> Live:

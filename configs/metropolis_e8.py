@@ -6,9 +6,9 @@
 commit together. `versions` reads posts by version: one waits for one's contacts only.
 """
 
-from serving.metropolis.experiments import Experiment
-from serving.metropolis.rehearse import Variant
-from serving.metropolis.social import NetworkConfig
+from serving.metropolis.experiments.replay import Variant
+from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.worlds.social import NetworkConfig
 
 
 def get_config() -> Experiment:

@@ -1,7 +1,7 @@
 """Key-value recall beyond the window: nine wirings, three seeds, and the paper's 24 layers.
 
-    python -m train.variants --config=configs/recall.py --workdir=runs/recall --workers=4
-    python -m train.variants --config=configs/recall.py:deep --workdir=runs/deep --workers=4
+    python -m train.experiments.recall --config=configs/recall.py --workdir=runs/recall --workers=4
+    python -m train.experiments.recall --config=configs/recall.py:deep --workdir=runs/deep --workers=4
 
 About 75 minutes of one core in all (20 minutes on four), and 30 more for `deep`, where nothing else runs.
 
@@ -18,9 +18,9 @@ warm-up on learning which tokens are answers at all, and ma_pairs then stays on 
 """
 
 from mixattn import ModelConfig
+from train.experiments.recall import Comparison
+from train.experiments.recall_task import Task
 from train.optimizer import Optimizer
-from train.recall import Task
-from train.variants import Comparison
 
 
 def get_config(variant: str = "") -> Comparison:

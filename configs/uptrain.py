@@ -1,6 +1,6 @@
 """Uptraining: a dense model brought into MA-Offset from three starts of the shared K/V, two seeds.
 
-    python -m train.uptraining --config=configs/uptrain.py --workdir=runs/uptrain --workers=4
+    python -m train.experiments.uptrain --config=configs/uptrain.py --workdir=runs/uptrain --workers=4
 
 The dense model is the standard wiring of configs/language.py after its 300 steps; each start then takes 100
 more. Beside the starts: the dense model going on as it is, and the new wiring from nothing. About eight
@@ -10,7 +10,7 @@ dense model going on (4.069), with 5.3 times fewer KV bytes; random is 0.14 behi
 """
 
 from configs import language
-from train.uptraining import Uptraining
+from train.experiments.uptrain import Uptraining
 
 
 def get_config() -> Uptraining:

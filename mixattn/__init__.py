@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mixattn.generation import generate as generate
     from mixattn.model import Transformer as Transformer
-    from mixattn.patterns import PATTERNS as PATTERNS
     from mixattn.spec import ModelConfig as ModelConfig
     from mixattn.spec import kv_bytes as kv_bytes
+    from mixattn.spec.patterns import PATTERNS as PATTERNS
 
 _HOME = {
     "ModelConfig": "mixattn.spec",
-    "PATTERNS": "mixattn.patterns",
+    "PATTERNS": "mixattn.spec",
     "Transformer": "mixattn.model",
     "generate": "mixattn.generation",
     "kv_bytes": "mixattn.spec",

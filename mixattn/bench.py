@@ -25,12 +25,13 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from mixattn import ModelConfig, Transformer, cli, hf
+from mixattn import ModelConfig, Transformer, hf
 from mixattn.cache import Ring
 from mixattn.generation import STRIDE, decode, pad, prefill, rounded
-from mixattn.peer import peer
 from mixattn.sample import Knobs
 from mixattn.spec import kv_bytes
+from mixattn.tools import cli
+from mixattn.tools.baseline_process import peer
 from pallas_kernels import results
 
 flags.DEFINE_enum("model", "small", ["small", "half_billion"], "Shape for `transformers`.")

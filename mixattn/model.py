@@ -1,7 +1,7 @@
 """The model: embed, blocks, norm, head. Training, prefill and decode are the one function `forward`.
 
 Each layer that owns K/V writes them before any layer reads them; what "write" and "read" mean is the cache's
-affair (`mixattn.cache`), and `Whole` is the cache of a sequence that is all there.
+affair (`mixattn.cache.contiguous`), and `Whole` is the cache of a sequence that is all there.
 
 Axes: B rows, T tokens, D model width, V vocabulary, N query heads, H head size, L layers, E experts.
 """

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from absl import flags
 from flax import nnx
 
-from mixattn import cli
 from mixattn.hf.tensors import abstract, dotted
 from mixattn.spec import ModelConfig, itemsize
+from mixattn.tools import cli
 
 
 class Counts(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 
 from mixattn.generation import generate
-from mixattn.hf.store import read_json
+from mixattn.hf.checkpoint_dir import read_json
 from mixattn.model import Transformer
 
 

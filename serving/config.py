@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from serving.clients import Workload
-
 STOP_IDS = 8  # ids the device compares each token with
 
 type Admission = Literal["reserve", "optimistic"]
@@ -24,7 +22,8 @@ class Limits:
       share_cold: a request whose next page a running one is computing waits for that page, rather than
         computing it too.
       admission: `reserve` promises a request what it needs to come to its end, so that nobody is ever
-        preempted (`serving.promises`; the fairness bounds assume it); `optimistic` only its prompt's pages.
+        preempted (`serving.kvcache.reservation`; the fairness bounds assume it); `optimistic` only its
+        prompt's pages.
     """
 
     chunk_tok: int = 64
@@ -116,25 +115,3 @@ class EngineConfig:
             raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
         if self.prompt_logprobs and self.logprobs < 0:
             raise ValueError(f"prompt_logprobs is on, but logprobs is {self.logprobs}; give it 0 or more")
-
-
-@dataclass(kw_only=True)
-class Serve:
-    """An offline run: the same clients under several policies.
-
-    Attributes:
-      policies: name -> options of `serving.fair.make`.
-      completions: outputs kept as text, for the report.
-    """
-
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    workload: Workload = field(default_factory=Workload)
-    policies: dict[str, dict[str, Any]] = field(default_factory=lambda: {"fcfs": {}})
-    completions: int = 6
-
-    def check(self) -> None:
-        if not self.policies:
-            raise ValueError("serve.policies is empty; name at least one, e.g. {'fcfs': {}}")
-        longest = max((c.prompt_tok[1] + c.output_tok[1] for c in self.workload.clients), default=0)
-        if longest > (most := self.engine.max_request_tok):
-            raise ValueError(f"clients ask for up to {longest} tokens a request; max_request_tok is {most}")

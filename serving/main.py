@@ -5,9 +5,10 @@ the requests of a file.
     python -m serving.main --config=configs/demo.py --workdir=runs/demo --requests=a.jsonl --out=b.jsonl
 
 Reads WORKDIR/model and WORKDIR/heldout.jsonl, which `python -m train.main` leaves there. Writes, whole or not
-at all, serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (what `serving.report` draws).
-With --requests it answers those lines instead (fields: see `serving.jsonl`), each answer a line as it comes;
-the same command again goes on where it was stopped. --model names any Hugging Face directory instead.
+at all, serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (what `serving.offline.report`
+draws). With --requests it answers those lines instead (fields: see `serving.offline.requests_file`), one line
+per answer as it comes; the same command again resumes where it was stopped. --model names any Hugging Face
+directory instead.
 
 Programs are compiled at the start, listed with their seconds. With JAX_COMPILATION_CACHE_DIR=DIR and
 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment they are kept between runs.
@@ -21,8 +22,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from mixattn import cli
-from mixattn.files import write_text
+from mixattn.tools import cli
+from mixattn.tools.files import write_text
 
 _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
@@ -47,7 +48,7 @@ def main() -> None:
     workdir = Path(_WORKDIR.value)
     documents = read_documents(workdir / "heldout.jsonl")
     # jax is loaded only now: a wrong config or folder is refused at once.
-    from serving import tables
+    from serving.offline import tables
 
     summary = serve_all(serve, workdir, documents)
     write_text(workdir / "serve" / "summary.json", json.dumps(summary, indent=1))
@@ -59,8 +60,8 @@ def main() -> None:
 
 def answer(config) -> None:
     """Answers the requests of a file."""
-    from serving.answers import Answers
-    from serving.jsonl import read
+    from serving.offline.answers import Answers
+    from serving.offline.requests_file import read
 
     folder = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
     if not (folder / "config.json").exists():
@@ -85,8 +86,8 @@ def answer(config) -> None:
 
 
 def _answer(config, model, tokenizer, requests, answers) -> dict[str, Any]:
-    from serving.engine import Engine
-    from serving.progress import Lines
+    from serving.engine.engine import Engine
+    from serving.offline.console import Lines
 
     with Lines() as lines:
         line = lines.add("answer", sum(r.sampling.n for r in requests))
@@ -119,18 +120,18 @@ def _answer(config, model, tokenizer, requests, answers) -> dict[str, Any]:
 def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any]:
     """Runs every policy; returns what summary.json says."""
     from mixattn import hf
-    from serving import offline
-    from serving.progress import Lines
+    from serving.offline import compare
+    from serving.offline.console import Lines
 
     model, config = hf.load(workdir / "model")
     tokenizer = hf.load_tokenizer(workdir / "model")
     (workdir / "serve").mkdir(exist_ok=True)
-    summary: dict[str, Any] = {"policies": {}, "memory": offline.kv_memory(config, [256, 1024, 4096])}
+    summary: dict[str, Any] = {"policies": {}, "memory": compare.kv_memory(config, [256, 1024, 4096])}
     programs = None  # compiled once, shared by all policies
     with Lines() as lines:
         for policy in serve.policies:
             line = lines.add(f"serve {policy}", serve.workload.requests)
-            run = offline.run(model, serve, policy, documents, line.delta, line.compiled, programs)
+            run = compare.run(model, serve, policy, documents, line.delta, line.compiled, programs)
             programs = run.programs
             log = "".join(json.dumps(event) + "\n" for event in run.events)
             write_text(workdir / "serve" / f"{policy}.events.jsonl", log)
@@ -142,7 +143,7 @@ def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any
 
 def completions(run, serve, documents, tokenizer) -> list[dict[str, str]]:
     """A few prompts and what the model made of them, as text; the end of each prompt only."""
-    from serving.clients import Arrivals
+    from serving.offline.clients import Arrivals
 
     arrivals = Arrivals(serve.workload, documents)
     prompts = {r.id: r.prompt_ids for r in arrivals.due(0, idle=True)}

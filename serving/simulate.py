@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mixattn import cli, files
+from mixattn.tools import cli, files
 from serving import fair
-from serving.fair import measure
-from serving.fair.measure import Event
+from serving.fair import metrics
+from serving.fair.metrics import Event
 from serving.sim import fit
 from serving.sim.experiment import Experiment, Outcome, Run, Server, run
 from serving.sim.workload import read_trace
@@ -56,13 +56,13 @@ def main() -> None:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
         raise ValueError(f"give one of --config, --trace, --suite and --fit; given: {found}")
     if _FIT.value:
-        print(json.dumps(fit.of_events(measure.read(_FIT.value)).report()))
+        print(json.dumps(fit.of_events(metrics.read(_FIT.value)).report()))
     elif _SUITE.value == "fairness":
-        from serving import fairness  # matplotlib takes a second to import
+        from serving.sim.suites import fairness  # matplotlib takes a second to import
 
         fairness.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter)
     elif _SUITE.value == "overhead":
-        from serving import overhead
+        from serving.sim.suites import overhead
 
         overhead.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
     else:

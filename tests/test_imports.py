@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ MODEL = {"pallas_kernels", "jax", "flax", "numpy"}
 HOST = {"rich", "absl", "ml_collections"}
 # What a module may import besides the standard library and its own room; the most specific prefix wins.
 MAY: dict[str, set[str]] = {
-    "pallas_kernels": {"jax", "numpy", "pallas_kernels", "tokamax"},  # tokamax: an extra, for GPUs
-    "mixattn": MODEL | {"mixattn", "tokenizers", "safetensors", "ml_dtypes", "jinja2"} | HOST,
+    "pallas_kernels": {"jax", "numpy", "tokamax"},  # tokamax: an extra, for GPUs
+    "mixattn": MODEL | {"tokenizers", "safetensors", "ml_dtypes", "jinja2"} | HOST,
+    "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
+    # The command draws and, when asked, counts live cache arrays.
+    "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
+    "mixattn.evals": {"numpy", "httpx2"},
     "train": MODEL
     | HOST
     | {
         "mixattn",
-        "train",
         "optax",
         "orbax",
         "grain",
@@ -28,77 +32,169 @@ MAY: dict[str, set[str]] = {
         "jinja2",
         "tensorboardX",
     },
-    "serving": MODEL | HOST | {"mixattn", "serving", "tokenizers", "matplotlib", "jinja2"},
-    # Pure rooms: no jax, and no clock (see NO_CLOCK).
-    "serving.fair": {"serving.fair", "serving.request"},
+    "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
     "serving.request": set(),
-    "serving.config": {"serving.clients"},
-    "serving.tokens": {"numpy"},
-    "serving.memory": {"numpy", "serving"},
-    "serving.promises": {"serving"},
-    "serving.clients": {"serving"},
-    "serving.scheduler": {"serving", "numpy"},
-    "serving.plan": {"serving"},
-    "serving.pages": {"numpy"},
-    "serving.prefix": {"numpy", "serving"},
-    "serving.node": {"serving"},
-    "serving.watch": set(),
-    "serving.sim": {"serving", "numpy"},
-    "serving.metropolis.rules": set(),
-    "serving.metropolis.space": set(),
-    "serving.metropolis.graph": {"serving.metropolis"},
-    "serving.metropolis.modes": {"serving.metropolis"},
-    "mixattn.evals": {"mixattn.evals", "numpy", "httpx2"},
-    "configs": {"train", "serving", "mixattn", "configs"},
+    "serving.config": set(),
+    # Pure rooms: no jax, and no clock (see NO_CLOCK).
+    "serving.fair": {"serving.request"},
+    "serving.kvcache": {"numpy", "pallas_kernels.masks", "serving.request", "serving.config"},
+    "serving.kvcache.sizing": {"serving.kvcache", "serving.config", "mixattn.spec", "numpy"},
+    "serving.engine.plan": {"serving.kvcache", "serving.request"},
+    "serving.engine.scheduler": {"serving.kvcache", "serving.request", "serving.config", "serving.fair"}
+    | {"serving.engine.plan"},
+    "serving.sim": {"numpy", "serving.engine.plan", "serving.engine.scheduler"}
+    | {f"serving.{room}" for room in ("kvcache", "fair", "request", "config")},
+    "serving.sim.suites": {
+        "serving.sim",
+        "serving.fair",
+        "serving.engine",
+        "serving.kvcache",
+        "serving.request",
+    }
+    | {"serving.config", "mixattn.tools", "pallas_kernels.results", "matplotlib", "numpy", "rich"},
+    "serving.metropolis.schedule": {"serving.metropolis.world"},
+    "configs": {"train", "serving", "mixattn"},
 }
 NO_CLOCK = (
-    *(
-        "serving.fair",
-        "serving.sim",
-        "serving.scheduler",
-        "serving.plan",
-        "serving.pages",
-        "serving.prefix",
-        "serving.node",
-        "serving.watch",
-        "serving.memory",
-        "serving.promises",
-    ),
-    *(f"serving.metropolis.{pure}" for pure in ("rules", "space", "graph", "modes")),
+    *(f"serving.{room}" for room in ("fair", "kvcache", "sim", "engine.scheduler", "engine.plan")),
+    "serving.metropolis.schedule",
 )
 CLOCKS = {"time", "datetime", "asyncio"}
+NO_JAX = (*NO_CLOCK, "mixattn.spec", "mixattn.evals")
 
 
-def modules():
+def modules(root: Path = ROOT) -> Iterator[tuple[str, Path]]:
     for room in ROOMS:
-        for path in sorted((ROOT / room).rglob("*.py")):
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((root / room).rglob("*.py")):
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
             yield name.removesuffix(".__init__"), path
 
 
-def imports(path: Path) -> set[str]:
+MODULES = dict(modules())
+
+
+def imports(source: str, known: Iterable[str] = MODULES) -> set[str]:
+    """Modules that a source file imports; `from package import module` names the module."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import; say where the name lives"
-            found.add(node.module)
+            assert node.level == 0, "a relative import; say where the name lives"
+            found |= {
+                full if (full := f"{node.module}.{alias.name}") in known else str(node.module)
+                for alias in node.names
+            }
     return found
 
 
-def under(name: str, prefixes) -> str | None:
+def under(name: str, prefixes: Iterable[str]) -> str | None:
     """The longest of `prefixes` that `name` lies under."""
     fits = [p for p in prefixes if name == p or name.startswith(p + ".")]
     return max(fits, key=len, default=None)
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda x: x if isinstance(x, str) else "")
-def test_module_imports_only_what_its_room_may(name, path):
+def broken_arrows(name: str, source: str) -> list[str]:
+    """Imports of module `name` that its room may not make."""
     rule = under(name, MAY)
     assert rule, f"no rule covers {name}"
-    for target in imports(path):
+    broken = []
+    for target in imports(source):
         if target.split(".")[0] in sys.stdlib_module_names | {"__future__"}:
-            assert not (under(name, NO_CLOCK) and target in CLOCKS), f"{name} reads a clock: {target}"
-        else:
-            assert under(target, MAY[rule] | {rule}), f"{name} must not import {target}"
+            if under(name, NO_CLOCK) and target in CLOCKS:
+                broken.append(f"{name} reads a clock: {target}")
+        elif not under(target, MAY[rule] | {rule}):
+            broken.append(f"{name} must not import {target}")
+    return broken
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected groups of modules that import each other (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(v: str) -> None:
+        index[v] = low[v] = len(index)
+        stack.append(v)
+        for w in graph[v]:
+            if w not in index:
+                visit(w)
+                low[v] = min(low[v], low[w])
+            elif w in stack:
+                low[v] = min(low[v], index[w])
+        if low[v] == index[v]:
+            group = [stack.pop()]
+            while group[-1] != v:
+                group.append(stack.pop())
+            if len(group) > 1 or v in graph[v]:
+                found.append(sorted(group))
+
+    for v in graph:
+        if v not in index:
+            visit(v)
+    return found
+
+
+def classes(sources: dict[str, str]) -> dict[str, list[str]]:
+    """Public top-level class name -> the modules that define it."""
+    homes: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    return homes
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_only_what_its_room_may(name):
+    assert not broken_arrows(name, MODULES[name].read_text())
+
+
+def test_a_turned_arrow_and_a_clock_are_noticed():
+    assert broken_arrows("serving.fair.vtc", "import jax") == ["serving.fair.vtc must not import jax"]
+    assert broken_arrows("mixattn.model", "from serving import Engine")
+    assert broken_arrows("serving.kvcache.manager", "import time") == [
+        "serving.kvcache.manager reads a clock: time"
+    ]
+    assert broken_arrows("serving.sim.worker", "from serving.engine import steps")
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: imports(path.read_text()) & MODULES.keys() for name, path in MODULES.items()}
+    assert not circles(graph)
+
+
+def test_a_circle_is_noticed():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_pure_rooms_load_without_jax():
+    """What a pure module imports, its imports import too: the whole way must be free of jax."""
+    graph = {name: imports(path.read_text()) for name, path in MODULES.items()}
+    lazy = {"serving", "mixattn"}  # their heavy names load when first used
+    for start in (name for name in MODULES if under(name, NO_JAX) and not under(name, LOADS_JAX)):
+        seen, todo = set(), [start]
+        while todo:
+            name = todo.pop()
+            if name in seen or name in lazy:
+                continue
+            seen.add(name)
+            assert name.split(".")[0] not in ("jax", "flax"), f"{start} reaches {name}"
+            todo += graph.get(name, set())
+
+
+# Commands inside pure rooms: pictures, and live arrays on request.
+LOADS_JAX = ("mixattn.spec.drawing", "mixattn.spec.__main__", "serving.sim.suites")
+
+
+def test_a_public_class_name_means_one_thing():
+    homes = classes({name: path.read_text() for name, path in MODULES.items()})
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
+
+
+def test_a_second_meaning_is_noticed():
+    twice = classes({"a": "class Run: ...", "b": "class Run: ...\nclass _Own: ...", "c": "class _Own: ..."})
+    assert twice == {"Run": ["a", "b"]}

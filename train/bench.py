@@ -6,7 +6,7 @@
 
 Bare is forward, backward and update on one batch that already lies on the device. The loop adds the input
 pipeline, the metrics file and the checkpoints. With `--torch` an interpreter that has torch trains a model of
-the same shape on batches of the same size (`train.against_torch`). All are interleaved in rounds; medians are
+the same shape on batches of the same size (`train.bench_torch`). All are interleaved in rounds; medians are
 compared.
 """
 
@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from mixattn import cli
+from mixattn.tools import cli
 from pallas_kernels import results
-from train import against_torch, data, heap, loop, mesh, prepare, progress, table, tokens
-from train.against_torch import Side
+from train import bench_torch, data, loop, malloc_tuning, mesh, prepare, progress, tokens
+from train.bench_torch import Side
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment, Stage
+from train.experiments import table
 from train.objective import init_params
 
 
@@ -84,14 +85,14 @@ def _looped(experiment, stage: Stage, compiled, corpus, params, folder: Path) ->
 
 
 def _main() -> None:
-    heap.keep()
+    malloc_tuning.keep()
     experiment = cli.config()
     sizes = flags.FLAGS.steps, flags.FLAGS.rounds
     facts: dict[str, Any] = {}
     others: dict[str, Side] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as closing:
         if flags.FLAGS.torch:
-            others, facts = closing.enter_context(against_torch.sides(flags.FLAGS.torch, experiment))
+            others, facts = closing.enter_context(bench_torch.sides(flags.FLAGS.torch, experiment))
         rows = measure(experiment, *sizes, Path(folder), others)
     for name, kind in (("median", statistics.median), ("min", min)):
         step_s = {side: kind([row[side] for row in rows]) for side in rows[0] if side.endswith("_s")}
@@ -105,7 +106,7 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    heap.restart_with_huge_pages()
+    malloc_tuning.restart_with_huge_pages()
     logging.set_verbosity(logging.FATAL)
     cli.define_config()
     flags.DEFINE_integer("steps", 40, "Steps a round.")

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from mixattn import cli, files
+from mixattn.tools import cli, files
 from train import tokens
 
 _EPOCHS = 1 << 32  # without end for us; grain's own "without end" overflows when batches hold one row

@@ -11,18 +11,18 @@ layout) and summary.json, written last.
 import os
 import sys
 
-from train import heap
+from train import malloc_tuning
 
 if __name__ == "__main__":
-    heap.restart_with_huge_pages()
+    malloc_tuning.restart_with_huge_pages()
 
 from absl import flags, logging
 
-from mixattn import cli
+from mixattn.tools import cli
 
 
 def _main() -> None:
-    heap.keep()
+    malloc_tuning.keep()
     experiment = cli.config()
     if not flags.FLAGS.workdir:
         raise ValueError("--workdir is missing; name a folder, e.g. --workdir=runs/demo")

@@ -7,13 +7,14 @@ import jax
 from jax.experimental import multihost_utils
 from tokenizers import Tokenizer
 
-from mixattn import ModelConfig, files, hf
+from mixattn import ModelConfig, hf
+from mixattn.tools import files
 from mixattn.uptrain import rewire
-from train import data, mesh, ngrams, objective, progress, tokens
+from train import baselines, data, mesh, objective, progress, tokens
 from train.checkpoint import Checkpoints
-from train.claim import difference
 from train.experiment import Experiment, Stage
 from train.loop import Run
+from train.run_directory import difference
 from train.step import Steps
 
 
@@ -87,7 +88,7 @@ def _bars(corpus: tokens.Tokens, vocab_size: int, path: Path, first: bool) -> di
     """The n-gram entropies of the last stage's validation tokens, computed once."""
     if path.exists():
         return files.read_json(path)
-    bars = ngrams.entropies(corpus.train, corpus.validation, vocab_size)._asdict()
+    bars = baselines.entropies(corpus.train, corpus.validation, vocab_size)._asdict()
     if first:
         files.write_json(path, bars)
     return bars

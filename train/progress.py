@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mixattn import files
+from mixattn.tools import files
 
 _PLAIN_EVERY_S = 10.0  # seconds between lines where there is no terminal
 

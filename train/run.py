@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 
-from mixattn import ModelConfig, files, hf
+from mixattn import ModelConfig, hf
+from mixattn.tools import files
 from pallas_kernels import results
 from train import objective, optimizer, progress, tokens
-from train.claim import claimed, recipe
 from train.experiment import Experiment
 from train.loop import Diverged, Evaluator, Run
 from train.prepare import prepared, read_bars, starting_params
+from train.run_directory import claimed, recipe
 
 
 def run(

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mixattn import files
+from mixattn.tools import files
 from train import corpus
 
 SEPARATOR = "<|file|>"

@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from mixattn.hf import store, tensors, translate
+from mixattn.hf import checkpoint_dir, tensors, translate
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
@@ -44,7 +44,7 @@ def save(
     else:
         raw = translate.write_config(architecture, config)
         places = translate.places(architecture, config)
-    store.write(Path(directory), raw, tensors.dump(model, places), text, generation=extra)
+    checkpoint_dir.write(Path(directory), raw, tensors.dump(model, places), text, generation=extra)
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
       shapes).
     """
     directory = Path(directory)
-    raw = store.read_json(directory / store.CONFIG)
+    raw = checkpoint_dir.read_json(directory / checkpoint_dir.CONFIG)
     model_type = raw.get("model_type", "")
     places: tensors.Places = tensors.native
     if model_type == NATIVE:
@@ -74,15 +74,15 @@ def load(
     def unused(name: str) -> bool:
         return translate.dormant_tensor(name) or (config.tied and name == "lm_head.weight")
 
-    return tensors.load(store.Tensors(directory), config, places, unused, shardings), config
+    return tensors.load(checkpoint_dir.Tensors(directory), config, places, unused, shardings), config
 
 
 def stop_ids(directory: str | Path) -> list[int]:
     """The end-of-text ids a checkpoint declares: generation_config.json's, else config.json's; may be
     none."""
-    for name in (store.GENERATION, store.CONFIG):
+    for name in (checkpoint_dir.GENERATION, checkpoint_dir.CONFIG):
         if (Path(directory) / name).exists():
-            ids = store.read_json(Path(directory) / name).get("eos_token_id")
+            ids = checkpoint_dir.read_json(Path(directory) / name).get("eos_token_id")
             if ids is not None:
                 return [ids] if isinstance(ids, int) else list(ids)
     return []
@@ -100,8 +100,8 @@ def native_config(raw: dict[str, Any]) -> ModelConfig:
 
 def load_tokenizer(directory: str | Path) -> tokenizers.Tokenizer:
     """Raises ValueError where tokenizer.json is missing or unreadable."""
-    path = Path(directory) / store.TOKENIZER
-    store.read_json(path)
+    path = Path(directory) / checkpoint_dir.TOKENIZER
+    checkpoint_dir.read_json(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as why:  # the library raises a bare Exception

@@ -14,9 +14,10 @@ import jax
 from absl import flags
 from flax import nnx
 
-from mixattn import cli, hf
-from mixattn.hf import store
+from mixattn import hf
+from mixattn.hf import checkpoint_dir
 from mixattn.hf.families import FAMILIES
+from mixattn.tools import cli
 from mixattn.uptrain import rewire
 
 flags.DEFINE_string("from", None, "The checkpoint directory to read.")
@@ -30,7 +31,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "init", "mean", ["owner", "mean"], "A new owner's K/V weights: its own, or its group's mean."
 )
-_SETTINGS = (store.CONFIG, store.GENERATION)  # the later one wins
+_SETTINGS = (checkpoint_dir.CONFIG, checkpoint_dir.GENERATION)  # the later one wins
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -53,8 +54,8 @@ def convert() -> None:
     model, config = hf.load(source, dtype=_flag("dtype"))
     if _flag("wiring"):
         model = rewire(model, _flag("wiring"), window=_flag("window"), init=_flag("init"))
-    tokenizer = hf.load_tokenizer(source) if (source / store.TOKENIZER).exists() else None
-    said = [store.read_json(source / name) for name in _SETTINGS if (source / name).exists()]
+    tokenizer = hf.load_tokenizer(source) if (source / checkpoint_dir.TOKENIZER).exists() else None
+    said = [checkpoint_dir.read_json(source / name) for name in _SETTINGS if (source / name).exists()]
     extra = {key: raw[key] for raw in said for key in _TOKEN_IDS if raw.get(key) is not None}
     hf.save(model, target, tokenizer, architecture=_flag("architecture"), extra=extra)
     kinds = f"{said[0]['model_type']} -> {_flag('architecture')}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mixattn.hf import names
-from mixattn.hf.words import (
+from mixattn.hf.config_fields import (
     ACTIVATION_OF,
     NAME_OF,
     Raw,

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from mixattn.hf.store import Tensors
+from mixattn.hf.checkpoint_dir import Tensors
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 

@@ -9,9 +9,9 @@ import math
 import re
 from collections.abc import Callable
 
+from mixattn.hf.config_fields import Raw, slides
 from mixattn.hf.families import FAMILIES, Family
 from mixattn.hf.tensors import Path, Place
-from mixattn.hf.words import Raw, slides
 from mixattn.spec import ModelConfig
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels.choose import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, choose
 
 
 class Ask(NamedTuple):

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import gpu_backward, gpu_placed, tiles, xla
+from pallas_kernels.attention import gpu_backward, gpu_positions, xla, xla_tiles
 from pallas_kernels.attention.gpu_blocks import (
     KEYS,
     ROWS,
@@ -53,7 +53,7 @@ def attention(
     segment_k_BS,
 ):
     """Returns out_BTNH and lse_BTN."""
-    static = xla.Static(window, causal, tiles.Score(float(scale), softcap))
+    static = xla.Static(window, causal, xla_tiles.Score(float(scale), softcap))
     places = xla.Places(q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS)
     return _attention(static, q_BTNH, k_BSKH, v_BSKH, places)
 
@@ -68,7 +68,7 @@ def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
     result = (
         forward(static, q_BTNH, k_BSKH, v_BSKH)
         if plain
-        else gpu_placed.forward(static, q_BTNH, k_BSKH, v_BSKH, places)
+        else gpu_positions.forward(static, q_BTNH, k_BSKH, v_BSKH, places)
     )
     return result, (q_BTNH, k_BSKH, v_BSKH, places, *result)
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import gpu_blocks, streamed, tiles
+from pallas_kernels.attention import gpu_blocks, xla_streamed, xla_tiles
 from pallas_kernels.attention.gpu_blocks import KEYS, ROWS, STAGES, TILED, product, times, vector
 
 
@@ -30,14 +30,14 @@ def backward(static, saved, cotangents):
     folded = gpu_blocks.Folded(static, places, B, T, S, N // K)
     q, dout = (folded.rows(x.astype(dtype), K) for x in (q_BTNH, dout_BTNH))
     # Per row: log-sum-exp and delta. A row that sees nothing is masked, whatever its log-sum-exp.
-    stats = jnp.stack([folded.rows(x, K) for x in (tiles.finite(lse_BTN), delta_BTN)], axis=3)
+    stats = jnp.stack([folded.rows(x, K) for x in (xla_tiles.finite(lse_BTN), delta_BTN)], axis=3)
     keys, values = folded.keys(k_BSKH), folded.keys(v_BSKH)
     facts = folded.row_facts_Bn2R, folded.key_facts_Bm2S
 
     grid = folded.grid
     call = functools.partial(_call, static=static, dtype=dtype)
     dq = call(_dq, (grid.first_n, grid.end_n), *facts, q, dout, stats, keys, values, out=q)
-    seen_by = streamed.ranges(grid.may_nm.T)
+    seen_by = xla_streamed.ranges(grid.may_nm.T)
     dk, dv = (
         call(
             functools.partial(_dkv, of_keys=of_keys), seen_by, *facts, q, dout, stats, keys, values, out=keys
@@ -89,7 +89,7 @@ def _dq(
         raw, dweight = product(q_RH, k_SH.at[slot]), product(dout_RH, v_SH.at[slot])
         lse, delta = (_spread(stats_2R.at[x], 0, raw.shape) for x in (0, 1))
         keep = gpu_blocks.seen(at_2R, at_2S.at[slot], static)
-        _, dscore = tiles.slopes(raw, dweight, keep, lse, delta, static.score)
+        _, dscore = xla_tiles.slopes(raw, dweight, keep, lse, delta, static.score)
         weight[...] = dscore.astype(weight.dtype)
         plgpu.commit_smem()
         return dq + times(weight, k_SH.at[slot])
@@ -118,9 +118,9 @@ def _dkv(
         keep = gpu_blocks.seen(at_2R.at[slot], at_2S, static, turned=True)
         if of_keys:
             dweight, other = product(v_SH, dout_RH.at[slot]), q_RH.at[slot]
-            _, some = tiles.slopes(raw, dweight, keep, lse, delta, static.score)
+            _, some = xla_tiles.slopes(raw, dweight, keep, lse, delta, static.score)
         else:
-            some, other = tiles.weights_given(raw, keep, lse, static.score), dout_RH.at[slot]
+            some, other = xla_tiles.weights_given(raw, keep, lse, static.score), dout_RH.at[slot]
         weight[...] = some.astype(weight.dtype)
         plgpu.commit_smem()
         return total + times(weight, other)

@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import streamed, xla
+from pallas_kernels.attention import xla, xla_streamed
 from pallas_kernels.masks import visible
 
 ROWS, KEYS, STAGES = 64, 64, 4
@@ -43,7 +43,7 @@ class Folded:
 
     def __init__(self, static, places, B, T, S, G):
         self.G = G
-        self.grid = grid = streamed.Grid(places, static, T, S, bq=ROWS // G, bk=KEYS)
+        self.grid = grid = xla_streamed.Grid(places, static, T, S, bq=ROWS // G, bk=KEYS)
         spare = ROWS - grid.bq * G
 
         def facts(position_nBt, segment_nBt):
@@ -53,7 +53,7 @@ class Folded:
 
         rows = facts(*(jnp.repeat(x, G, axis=-1) for x in (grid.q_pos_nB, grid.q_segment_nB)))
         nobody = ((0, 0), (0, 0), (0, 0), (0, spare))
-        self.row_facts_Bn2R = jnp.pad(rows, nobody, constant_values=-streamed.FAR)
+        self.row_facts_Bn2R = jnp.pad(rows, nobody, constant_values=-xla_streamed.FAR)
         self.key_facts_Bm2S = facts(grid.k_pos_mB, grid.k_segment_mB)
 
     def rows(self, x_BTNetc, K):

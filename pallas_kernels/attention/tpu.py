@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import tiles, tpu_backward, xla
-from pallas_kernels.attention.blocks import (
+from pallas_kernels.attention import tpu_backward, xla, xla_tiles
+from pallas_kernels.attention.tpu_blocks import (
     cost,
     exact,
     facts,
@@ -54,7 +54,7 @@ def attention(
     interpret=False,
 ):
     """Returns out_BTNH and lse_BTN. `interpret`: True, or `pltpu.InterpretParams` to look for races."""
-    static = xla.Static(window, causal, tiles.Score(float(scale), softcap))
+    static = xla.Static(window, causal, xla_tiles.Score(float(scale), softcap))
     places = xla.Places(q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS)
     return _attention((static, interpret), q_BTNH, k_BSKH, v_BSKH, places)
 
@@ -148,15 +148,17 @@ def _kernel(
     @pl.when(first_n[i] + j < end_n[i])
     def _():
         raw_RS = rows_by_keys(q_RH[...], k_SH[...])
-        weight_RS, top, total = tiles.weigh(raw_RS, keep(at_R2[...], at_2S[...], static), static.score)
+        weight_RS, top, total = xla_tiles.weigh(raw_RS, keep(at_R2[...], at_2S[...], static), static.score)
         more_RH = jnp.dot(
             weight_RS.astype(v_SH.dtype), v_SH[...], precision=exact(v_SH), preferred_element_type=jnp.float32
         )
-        before = tiles.Partial(part_RH[...], top_R1[...], total_R1[...])
-        part_RH[...], top_R1[...], total_R1[...] = tiles.join(before, tiles.Partial(more_RH, top, total))
+        before = xla_tiles.Partial(part_RH[...], top_R1[...], total_R1[...])
+        part_RH[...], top_R1[...], total_R1[...] = xla_tiles.join(
+            before, xla_tiles.Partial(more_RH, top, total)
+        )
 
     @pl.when(j == steps - 1)
     def _():
-        out, lse = tiles.finish(tiles.Partial(part_RH[...], top_R1[...], total_R1[...]))
+        out, lse = xla_tiles.finish(xla_tiles.Partial(part_RH[...], top_R1[...], total_R1[...]))
         out_RH[...] = out.astype(out_RH.dtype)
         lse_R1[...] = lse[:, None]

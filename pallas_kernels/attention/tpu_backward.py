@@ -16,8 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import blocks, streamed, tiles, xla
-from pallas_kernels.attention.blocks import exact, fold_rows, rows_by_keys, within
+from pallas_kernels.attention import tpu_blocks, xla, xla_streamed, xla_tiles
+from pallas_kernels.attention.tpu_blocks import exact, fold_rows, rows_by_keys, within
 
 
 def backward(static, interpret, saved, cotangents):
@@ -27,17 +27,19 @@ def backward(static, interpret, saved, cotangents):
     (T, N), (S, K) = q_BTNH.shape[1:3], k_BSKH.shape[1:3]
     wide = jnp.float32
     delta_BTN = jnp.sum(out_BTNH.astype(wide) * dout_BTNH.astype(wide), axis=-1) - dlse_BTN
-    grid = blocks.grid_of(static, places, T, S, N // K)
+    grid = tpu_blocks.grid_of(static, places, T, S, N // K)
     rows = (q_BTNH, dout_BTNH, lse_BTN[..., None], delta_BTN[..., None])
     rows_BKRx = [fold_rows(grid, xla.by_group(x, K)) for x in rows]
     keys_BKSH = [grid.pad_keys(xla.by_head(x), 2) for x in (k_BSKH, v_BSKH)]
-    at = blocks.facts(grid, q_BTNH.shape[0], N // K)
+    at = tpu_blocks.facts(grid, q_BTNH.shape[0], N // K)
     call = functools.partial(
         _call, static=static, places=places, grid=grid, interpret=interpret, dtype=q_BTNH.dtype
     )
     (dq_BKRH,) = call(_dq, (grid.first_n, grid.end_n), at, rows_BKRx, keys_BKSH, by_query=True)
-    dk_BKSH, dv_BKSH = call(_dkv, streamed.ranges(grid.may_nm.T), at, rows_BKRx, keys_BKSH, by_query=False)
-    dq_BTNH = xla.by_query(blocks.unfold_rows(grid, dq_BKRH))
+    dk_BKSH, dv_BKSH = call(
+        _dkv, xla_streamed.ranges(grid.may_nm.T), at, rows_BKRx, keys_BKSH, by_query=False
+    )
+    dq_BTNH = xla.by_query(tpu_blocks.unfold_rows(grid, dq_BKRH))
     return dq_BTNH, *(xla.by_head(x[:, :, :S]) for x in (dk_BKSH, dv_BKSH))
 
 
@@ -47,7 +49,7 @@ def _call(kernel, ranges, at, rows_BKRx, keys_BKSH, *, static, places, grid, int
     height, bk = R // grid.n, grid.bk
     mine, other = (grid.bq, bk) if by_query else (bk, grid.bq)
     own, others = (grid.n, grid.m) if by_query else (grid.m, grid.n)
-    steps = blocks.reach(static, places, mine, other, others)
+    steps = tpu_blocks.reach(static, places, mine, other, others)
 
     def index(stays):
         """The block of a grid step along an axis that stays put, or passes by."""
@@ -81,7 +83,7 @@ def _call(kernel, ranges, at, rows_BKRx, keys_BKSH, *, static, places, grid, int
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=blocks.cost(2 * (2 + results), pairs, H, *rows_BKRx, *keys_BKSH),
+        cost_estimate=tpu_blocks.cost(2 * (2 + results), pairs, H, *rows_BKRx, *keys_BKSH),
         interpret=interpret,
     )(*ranges, *at, *rows_BKRx, *keys_BKSH)
 
@@ -110,8 +112,8 @@ def _dkv(
 def _slopes(at_R2, at_2S, q_RH, dout_RH, lse_R1, delta_R1, k_SH, v_SH, static):
     """Weights of a tile and the gradient of its raw products."""
     raw_RS, dweight_RS = rows_by_keys(q_RH[...], k_SH[...]), rows_by_keys(dout_RH[...], v_SH[...])
-    keep_RS = blocks.keep(at_R2[...], at_2S[...], static)
-    return tiles.slopes(raw_RS, dweight_RS, keep_RS, lse_R1[...], delta_R1[...], static.score)
+    keep_RS = tpu_blocks.keep(at_R2[...], at_2S[...], static)
+    return xla_tiles.slopes(raw_RS, dweight_RS, keep_RS, lse_R1[...], delta_R1[...], static.score)
 
 
 def _accumulate(first, end, add, sums, steps):

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import banded, prefix, streamed
-from pallas_kernels.attention.tiles import Score
+from pallas_kernels.attention import xla_banded, xla_dense, xla_streamed
+from pallas_kernels.attention.xla_tiles import Score
 from pallas_kernels.precision import accumulator
 
 # Above this many bytes of scores alive at once the streamed plan is faster (and leaner).
@@ -73,13 +73,13 @@ def plan(static: Static, places: Places, q_shape, k_shape) -> ModuleType:
     (B, T, N, H), (_, S, K, _) = q_shape, k_shape
     plain = places.q_pos_BT is None and static.causal
     if plain and static.window is not None and T > 1:
-        pairs, body = banded.pairs(T, static.window), "banded"
+        pairs, body = xla_banded.pairs(T, static.window), "banded"
     else:
-        pairs, body = (prefix.pairs(T, S) if plain else T * S), "prefix"
+        pairs, body = (xla_dense.pairs(T, S) if plain else T * S), "prefix"
     # Few queries, as in decoding, have no more scores than there are numbers in the keys anyway, and rows of
     # one streamed block have nothing to stream.
-    small = 4 * B * N * pairs <= SCORE_BYTES or T * N <= K * H or max(T, S) <= streamed.BLOCK
-    return {"banded": banded, "prefix": prefix}[body] if small else streamed
+    small = 4 * B * N * pairs <= SCORE_BYTES or T * N <= K * H or max(T, S) <= xla_streamed.BLOCK
+    return {"banded": xla_banded, "prefix": xla_dense}[body] if small else xla_streamed
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

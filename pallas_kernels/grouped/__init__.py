@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choose import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, choose
 
 
 class Ask(NamedTuple):

@@ -7,7 +7,7 @@ import importlib.util
 
 import jax.numpy as jnp
 
-from pallas_kernels.choose import platform
+from pallas_kernels.dispatch import platform
 from pallas_kernels.precision import accumulator
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.choose import platform
+from pallas_kernels.dispatch import platform
 from pallas_kernels.precision import accumulator
 
 BLOCKS = (8, 128)  # the smallest and the largest block, in rows

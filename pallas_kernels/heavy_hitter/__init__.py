@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention as _attention
-from pallas_kernels.choose import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, choose
 from pallas_kernels.heavy_hitter.slab import Slab, append, attend, compact, evict, keep_set
 
 __all__ = [

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import gpu_blocks, streamed, tiles, xla
+from pallas_kernels.attention import gpu_blocks, xla, xla_streamed, xla_tiles
 from pallas_kernels.attention.gpu_blocks import KEYS, ROWS, STAGES, TILED, product, vector
 
 
@@ -24,7 +24,7 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places):
     """Returns sums_BKS."""
     (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
     dtype = q_BTNH.dtype
-    static = xla.Static(window, True, tiles.Score(float(scale), softcap))
+    static = xla.Static(window, True, xla_tiles.Score(float(scale), softcap))
     folded = gpu_blocks.Folded(static, xla.Places(*places), B, T, S, N // K)
     keys = folded.keys(k_BSKH)
     sums_BKS = plgpu.kernel(
@@ -43,11 +43,11 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places):
         grid=(folded.grid.m, K, B),
         grid_names=("block", "head", "row"),
     )(
-        *streamed.ranges(folded.grid.may_nm.T),
+        *xla_streamed.ranges(folded.grid.may_nm.T),
         folded.row_facts_Bn2R,
         folded.key_facts_Bm2S,
         folded.rows(q_BTNH, K),
-        folded.rows(tiles.finite(lse_BTN), K),
+        folded.rows(xla_tiles.finite(lse_BTN), K),
         keys,
     )
     return sums_BKS[:, :, :S]
@@ -74,7 +74,7 @@ def _kernel(
         raw_SR = product(k_SH, q_xRH.at[slot])
         keep_SR = gpu_blocks.seen(at_x2R.at[slot], at_2S, static, turned=True)
         lse_SR = lax.broadcast_in_dim(vector(lse_xR.at[slot], 1), raw_SR.shape, [1])
-        return sums + tiles.weights_given(raw_SR, keep_SR, lse_SR, static.score).sum(axis=1)
+        return sums + xla_tiles.weights_given(raw_SR, keep_SR, lse_SR, static.score).sum(axis=1)
 
     start = plgpu.layout_cast(jnp.zeros((KEYS,), jnp.float32), plgpu.Layout.WGMMA.reduce(1))
     sums_S[...] = gpu_blocks.walk(first[j], end[j], fetch, use, start)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention import prefix, tiles, xla
+from pallas_kernels.attention import xla, xla_dense, xla_tiles
 from pallas_kernels.precision import accumulator
 
 
@@ -14,8 +14,8 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places):
     """Returns sums_BKS."""
     (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
     wide, everything = accumulator(q_BTNH.dtype), slice(None)
-    static = xla.Static(window, True, tiles.Score(scale, softcap))
-    keep_BTS = prefix.keep(xla.Places(*places), static, T, S, everything, everything)
+    static = xla.Static(window, True, xla_tiles.Score(scale, softcap))
+    keep_BTS = xla_dense.keep(xla.Places(*places), static, T, S, everything, everything)
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H).astype(wide)
     score_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH.astype(wide), precision="highest") * scale
     if softcap is not None:

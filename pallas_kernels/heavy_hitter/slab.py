@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import tiles
+from pallas_kernels.attention import xla_tiles
 from pallas_kernels.masks import visible
 from pallas_kernels.precision import accumulator
 
@@ -116,15 +116,15 @@ def attend(
     """
     B, K, _, H = slab.k_BKRH.shape
     wide = accumulator(q_BNH.dtype)
-    score = tiles.Score(H**-0.5 if scale is None else float(scale), softcap)
+    score = xla_tiles.Score(H**-0.5 if scale is None else float(scale), softcap)
     q_BK1GH = q_BNH.reshape(B, K, 1, -1, H)
     age_BKR = position_B[:, None, None] - slab.position_BKR
     keep_BKR = (slab.position_BKR >= 0) & visible(age_BKR, None)
-    raw_BK1GR = tiles.product(q_BK1GH, slab.k_BKRH, wide)
-    weight, top, total = tiles.weigh(raw_BK1GR, keep_BKR[:, :, None, None], score)
+    raw_BK1GR = xla_tiles.product(q_BK1GH, slab.k_BKRH, wide)
+    weight, top, total = xla_tiles.weigh(raw_BK1GR, keep_BKR[:, :, None, None], score)
     v_BKRH = jnp.where(keep_BKR[..., None], slab.v_BKRH, 0)
-    part = tiles.Partial(tiles.rows_times(weight.astype(v_BKRH.dtype), v_BKRH, wide), top, total)
-    out_BK1GH, _ = tiles.finish(part)
+    part = xla_tiles.Partial(xla_tiles.rows_times(weight.astype(v_BKRH.dtype), v_BKRH, wide), top, total)
+    out_BK1GH, _ = xla_tiles.finish(part)
     more_BKR = jnp.sum(weight / jnp.where(total > 0, total, 1), axis=(2, 3))
     out_BNH = out_BK1GH.reshape(B, -1, H).astype(q_BNH.dtype)
     return out_BNH, replace(slab, score_BKR=slab.score_BKR + more_BKR.astype(jnp.float32))

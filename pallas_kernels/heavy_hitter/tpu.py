@@ -11,8 +11,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import streamed, tiles, xla
-from pallas_kernels.attention.blocks import cost, facts, fold_rows, grid_of, keep, reach, rows_by_keys, within
+from pallas_kernels.attention import xla, xla_streamed, xla_tiles
+from pallas_kernels.attention.tpu_blocks import (
+    cost,
+    facts,
+    fold_rows,
+    grid_of,
+    keep,
+    reach,
+    rows_by_keys,
+    within,
+)
 
 
 def refuses(ask) -> str | None:
@@ -25,7 +34,7 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places, inte
     """Returns sums_BKS. `interpret`: True, or `pltpu.InterpretParams`."""
     (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
     G = N // K
-    static, places = xla.Static(window, True, tiles.Score(float(scale), softcap)), xla.Places(*places)
+    static, places = xla.Static(window, True, xla_tiles.Score(float(scale), softcap)), xla.Places(*places)
     grid = grid_of(static, places, T, S, G)
     rows, bk = grid.bq * G, grid.bk
     steps = reach(static, places, bk, grid.bq, grid.n)
@@ -55,7 +64,7 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places, inte
         ),
         cost_estimate=cost(2, B * N * grid.m * bk * steps * grid.bq, H, q_BKRH, k_BKSH),
         interpret=interpret,
-    )(*streamed.ranges(grid.may_nm.T), *facts(grid, B, G), q_BKRH, lse_BKR[..., None], k_BKSH)
+    )(*xla_streamed.ranges(grid.may_nm.T), *facts(grid, B, G), q_BKRH, lse_BKR[..., None], k_BKSH)
     return sums_BK1S[:, :, 0, :S]
 
 
@@ -70,5 +79,5 @@ def _kernel(first_m, end_m, at_R2, at_2S, q_RH, lse_R1, k_SH, sums_1S, *, static
     def _():
         raw_RS = rows_by_keys(q_RH[...], k_SH[...])
         keep_RS = keep(at_R2[...], at_2S[...], static)
-        weight_RS = tiles.weights_given(raw_RS, keep_RS, lse_R1[...], static.score)
+        weight_RS = xla_tiles.weights_given(raw_RS, keep_RS, lse_R1[...], static.score)
         sums_1S[...] += jnp.sum(weight_RS, axis=0, keepdims=True)

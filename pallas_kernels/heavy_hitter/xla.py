@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention import streamed, tiles, xla
+from pallas_kernels.attention import xla, xla_streamed, xla_tiles
 from pallas_kernels.precision import accumulator
 
 
@@ -14,8 +14,8 @@ def refuses(ask) -> str | None:
 def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places):
     """Returns sums_BKS."""
     (B, T), (_, S, K, _) = q_BTNH.shape[:2], k_BSKH.shape
-    wide, score = accumulator(q_BTNH.dtype), tiles.Score(float(scale), softcap)
-    grid = streamed.Grid(xla.Places(*places), xla.Static(window, True, score), T, S)
+    wide, score = accumulator(q_BTNH.dtype), xla_tiles.Score(float(scale), softcap)
+    grid = xla_streamed.Grid(xla.Places(*places), xla.Static(window, True, score), T, S)
     q_BKTGH, lse_BKTG = xla.by_group(q_BTNH, K), xla.by_group(lse_BTN, K)
     k_BKSH = grid.pad_keys(xla.by_head(k_BSKH), 2)
 
@@ -23,7 +23,7 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places):
         i, q, lse = x
 
         def keys(j, sums_BKS):
-            more_BKS = tiles.columns(q, grid.key_block(k_BKSH, j), grid.keep(i, j), lse, score, wide)
+            more_BKS = xla_tiles.columns(q, grid.key_block(k_BKSH, j), grid.keep(i, j), lse, score, wide)
             return grid.add_block(sums_BKS, more_BKS, j)
 
         return lax.fori_loop(grid.first_n[i], grid.end_n[i], keys, sums_BKS), None

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import kv_write
-from pallas_kernels.choose import Backend, Choice, choose, platform
+from pallas_kernels.dispatch import Backend, Choice, choose, platform
 
 type Layout = Literal["rows", "columns"]
 

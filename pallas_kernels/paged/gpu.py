@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import tiles
+from pallas_kernels.attention import xla_tiles
 from pallas_kernels.attention.gpu_blocks import KEYS, ROWS, STAGES, TILED, nothing, refuses_shape, tile
 from pallas_kernels.masks import oldest, visible
 from pallas_kernels.paged import gpu_weights
@@ -48,7 +48,7 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, n * bq - C), (0, 0), (0, 0))).reshape(B, K, n, bq * G, H)
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, 0), (0, ROWS - bq * G), (0, 0)))
 
-    dtype, score = q_BCNH.dtype, tiles.Score(float(scale), softcap)
+    dtype, score = q_BCNH.dtype, xla_tiles.Score(float(scale), softcap)
     scratch = {
         "q_RH": plgpu.SMEM((ROWS, H), dtype, transforms=TILED),
         "k_xSH": plgpu.SMEM((STAGES, KEYS, H), dtype, transforms=TILED),
@@ -74,7 +74,7 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
         grid_names=("split", "block", "head", "row"),
     )(table_BP, start_B, count_B, q_BKnRH, pool.keys, pool.values)
 
-    out, lse = tiles.finish(_join(tiles.Partial(out, top[..., None], total[..., None])))
+    out, lse = xla_tiles.finish(_join(xla_tiles.Partial(out, top[..., None], total[..., None])))
 
     def by_query(x_BKnRetc):
         x = x_BKnRetc[:, :, :, : bq * G].reshape(B, K, n * bq, G, -1)[:, :, :C]
@@ -92,9 +92,9 @@ def _join(part):
     """Joins the splits, axis 3. A split without keys says total 0, whatever its top."""
     top = jnp.where(part.total_XTG1 > 0, part.top_XTG1, -jnp.inf)
     best = jnp.max(top, axis=3)
-    factor = jnp.exp(top - tiles.finite(best)[:, :, :, None])
+    factor = jnp.exp(top - xla_tiles.finite(best)[:, :, :, None])
     out = jnp.sum(part.out_XTGH * factor, axis=3)
-    return tiles.Partial(out, best, jnp.sum(part.total_XTG1 * factor, axis=3))
+    return xla_tiles.Partial(out, best, jnp.sum(part.total_XTG1 * factor, axis=3))
 
 
 def _kernel(

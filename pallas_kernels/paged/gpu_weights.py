@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention import tiles
+from pallas_kernels.attention import xla_tiles
 from pallas_kernels.attention.gpu_blocks import KEYS, ROWS, TILED, product, vector
 from pallas_kernels.masks import oldest, visible
 
@@ -37,7 +37,7 @@ def weights(q_BKnRH, lse_BKnR, pool, table_BP, start_B, count_B, *, bq, G, windo
         },
         grid=(groups, n, K, B),
         grid_names=("group", "block", "head", "row"),
-    )(table_BP, start_B, count_B, q_BKnRH, tiles.finite(lse_BKnR), pool.keys)
+    )(table_BP, start_B, count_B, q_BKnRH, xla_tiles.finite(lse_BKnR), pool.keys)
 
 
 def _kernel(
@@ -67,7 +67,7 @@ def _kernel(
         query_RS = row_RS // G if G > 1 else row_RS
         keep_RS = visible(position + query_RS - (key_RS + g * KEYS), window) & (query_RS < asked)
         lse_RS = lax.broadcast_in_dim(vector(lse_R, 0), (ROWS, KEYS), [0])
-        weight_RS[...] = tiles.weights_given(product(q_RH, k_SH), keep_RS, lse_RS, score)
+        weight_RS[...] = xla_tiles.weights_given(product(q_RH, k_SH), keep_RS, lse_RS, score)
 
     @pl.when(~seen)
     def _():

@@ -11,7 +11,7 @@ device, step by step.
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention import tiles
+from pallas_kernels.attention import xla_tiles
 from pallas_kernels.masks import visible
 from pallas_kernels.precision import accumulator
 
@@ -41,12 +41,12 @@ def attend(q_BK1GH, pool, table_BP, start_B, count_B, window, score, gathered):
         return _from_hot(q_BK1GH, pool, page_BP, live_BP, hot_X, q_pos_B, window, score)
 
     def cold(_):
-        return tiles.nothing(q_BK1GH.shape[:-1], q_BK1GH.shape[-1], accumulator(q_BK1GH.dtype))
+        return xla_tiles.nothing(q_BK1GH.shape[:-1], q_BK1GH.shape[-1], accumulator(q_BK1GH.dtype))
 
     def in_place(_):
         mine_BP = live_BP & ~shared_P[page_BP]
         own = _from_own(q_BK1GH, pool, page_BP, mine_BP, q_pos_B, window, score)
-        return tiles.join(own, lax.cond(ways > 0, hot, cold, None))
+        return xla_tiles.join(own, lax.cond(ways > 0, hot, cold, None))
 
     def copied(_):
         return gathered(q_BK1GH, pool, table_BP, start_B, count_B, window, score)[0]
@@ -73,18 +73,18 @@ def _from_own(q_BK1GH, pool, page_BP, mine_BP, q_pos_B, window, score):
 
     q_PKGH = q_BK1GH[:, :, 0][own_P]
     raw_PKGt = jnp.einsum("PKGH,PKHt->PKGt", q_PKGH, pool.keys, preferred_element_type=wide)
-    weight_PKGt, top, total = tiles.weigh(raw_PKGt, keep_Pt[:, None, None], score)
+    weight_PKGt, top, total = xla_tiles.weigh(raw_PKGt, keep_Pt[:, None, None], score)
     out_PKGH = jnp.einsum(
         "PKGt,PKtH->PKGH", weight_PKGt.astype(pool.values.dtype), pool.values, preferred_element_type=wide
     )
     top_BPKG1 = jnp.where(mine_BP[:, :, None, None, None], top[page_BP], -jnp.inf)
     best_BKG1 = jnp.max(top_BPKG1, axis=1)
-    factor_BPKG1 = jnp.exp(top_BPKG1 - tiles.finite(best_BKG1)[:, None])
+    factor_BPKG1 = jnp.exp(top_BPKG1 - xla_tiles.finite(best_BKG1)[:, None])
     # A page of another row, or of none, may hold anything: its factor is 0, and 0 x NaN is not.
     theirs_BPKGH = jnp.where(factor_BPKG1 > 0, out_PKGH[page_BP], 0)
     out_BKGH = jnp.sum(factor_BPKG1 * theirs_BPKGH, axis=1)
     total_BKG1 = jnp.sum(factor_BPKG1 * total[page_BP], axis=1)
-    return tiles.Partial(*(x[:, :, None] for x in (out_BKGH, best_BKG1, total_BKG1)))
+    return xla_tiles.Partial(*(x[:, :, None] for x in (out_BKGH, best_BKG1, total_BKG1)))
 
 
 def _from_hot(q_BK1GH, pool, page_BP, live_BP, hot_X, q_pos_B, window, score):
@@ -100,9 +100,9 @@ def _from_hot(q_BK1GH, pool, page_BP, live_BP, hot_X, q_pos_B, window, score):
     raw_BKGXt = jnp.einsum(
         "BKGH,XKHt->BKGXt", q_BK1GH[:, :, 0], pool.keys[hot_X], preferred_element_type=wide
     )
-    weight, top, total = tiles.weigh(
+    weight, top, total = xla_tiles.weigh(
         raw_BKGXt.reshape(B, K, G, X * t), keep_BXt.reshape(B, 1, 1, X * t), score
     )
     weight_BKGXt = weight.reshape(B, K, G, X, t).astype(pool.values.dtype)
     out_BKGH = jnp.einsum("BKGXt,XKtH->BKGH", weight_BKGXt, pool.values[hot_X], preferred_element_type=wide)
-    return tiles.Partial(*(x[:, :, None] for x in (out_BKGH, top, total)))
+    return xla_tiles.Partial(*(x[:, :, None] for x in (out_BKGH, top, total)))

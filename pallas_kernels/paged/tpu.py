@@ -14,8 +14,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import tiles
-from pallas_kernels.attention.blocks import cost, exact, rows_by_keys
+from pallas_kernels.attention import xla_tiles
+from pallas_kernels.attention.tpu_blocks import cost, exact, rows_by_keys
 from pallas_kernels.masks import oldest, visible
 from pallas_kernels.paged import tpu_weights
 
@@ -48,7 +48,7 @@ def attend(
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, n * bq - C), (0, 0), (0, 0))).reshape(B, K, n, bq * G, H)
     q_BKnRH = jnp.pad(q_BKnRH, ((0, 0), (0, 0), (0, 0), (0, rows - bq * G), (0, 0)))
     group = min(max(1, KEYS // t), table_BP.shape[1])
-    score = tiles.Score(float(scale), softcap)
+    score = xla_tiles.Score(float(scale), softcap)
 
     def block(*tail):
         return pl.BlockSpec((None, K, None, rows, *tail), lambda b, i, *_: (b, 0, i, 0, *(0 for _ in tail)))
@@ -135,15 +135,15 @@ def _kernel(
         keep_RS = visible(position + query_RS - key_RS, window) & (query_RS < asked)
         for h in range(K):
             k_SH, v_SH = (x[slot, :, h].reshape(group * t, -1) for x in (k_buffer, v_buffer))
-            weight_RS, best, sums = tiles.weigh(rows_by_keys(q_KRH[h], k_SH), keep_RS, score)
+            weight_RS, best, sums = xla_tiles.weigh(rows_by_keys(q_KRH[h], k_SH), keep_RS, score)
             more_RH = jnp.dot(
                 weight_RS.astype(v_SH.dtype), v_SH, precision=exact(v_SH), preferred_element_type=jnp.float32
             )
-            before = tiles.Partial(part[h], top[h], total[h])
-            part[h], top[h], total[h] = tiles.join(before, tiles.Partial(more_RH, best, sums))
+            before = xla_tiles.Partial(part[h], top[h], total[h])
+            part[h], top[h], total[h] = xla_tiles.join(before, xla_tiles.Partial(more_RH, best, sums))
 
     lax.fori_loop(0, groups, step, None)
     for h in range(K):
-        out, lse = tiles.finish(tiles.Partial(part[h], top[h], total[h]))
+        out, lse = xla_tiles.finish(xla_tiles.Partial(part[h], top[h], total[h]))
         out_KRH[h] = out.astype(out_KRH.dtype)
         lse_KR1[h] = lse[:, None]

@@ -12,8 +12,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import tiles
-from pallas_kernels.attention.blocks import cost, rows_by_keys
+from pallas_kernels.attention import xla_tiles
+from pallas_kernels.attention.tpu_blocks import cost, rows_by_keys
 from pallas_kernels.masks import oldest, visible
 
 
@@ -48,7 +48,7 @@ def weights(q_BCNH, pool, table_BP, start_B, count_B, lse_BCN, *, window, score,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=cost(2, B * N * C * P * t, H, q_BCNH, pool.keys),
         interpret=interpret,
-    )(table_BP, start_B, count_B, by_head(q_BCNH), by_head(tiles.finite(lse_BCN)), pool.keys)
+    )(table_BP, start_B, count_B, by_head(q_BCNH), by_head(xla_tiles.finite(lse_BCN)), pool.keys)
     weights_BCKGPt = weights_BPKRt[:, :, :, : C * G].reshape(B, P, K, C, G, t).transpose(0, 3, 2, 4, 1, 5)
     return weights_BCKGPt.reshape(B, C, N, P * t)
 
@@ -75,4 +75,4 @@ def _kernel(table, start, count, q_KRH, lse_KR1, k_KtH, weights_KRt, *, G, windo
         keep_Rt = visible(start[b] + query_Rt - key_Rt, window) & (query_Rt < count[b])
         for h in range(K):
             raw_Rt = rows_by_keys(q_KRH[h], k_KtH[h])
-            weights_KRt[h] = tiles.weights_given(raw_Rt, keep_Rt, lse_KR1[h], score)
+            weights_KRt[h] = xla_tiles.weights_given(raw_Rt, keep_Rt, lse_KR1[h], score)

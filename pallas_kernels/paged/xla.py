@@ -10,7 +10,7 @@ import functools
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention import tiles
+from pallas_kernels.attention import xla_tiles
 from pallas_kernels.masks import oldest, visible
 from pallas_kernels.paged import pagewise, read
 from pallas_kernels.precision import accumulator
@@ -28,7 +28,7 @@ def refuses(ask) -> str | None:
 def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, return_weights):
     """Returns out_BCNH, lse_BCN and weights_BCNS or None."""
     B, C, N, H = q_BCNH.shape
-    score = tiles.Score(float(scale), softcap)
+    score = xla_tiles.Score(float(scale), softcap)
     q_BKCGH = jnp.moveaxis(q_BCNH.reshape(B, C, pool.n_kv_heads, -1, H), 1, 2)
     whole_pool = C == 1 and pool.layout == "columns" and pool.pages <= GATHER_COST * table_BP.size
     if whole_pool and not return_weights:
@@ -39,7 +39,7 @@ def attend(q_BCNH, pool, table_BP, start_B, count_B, *, window, scale, softcap, 
         part, weights_BCNS = gathered(
             q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_weights
         )
-    out_BKCGH, lse_BKCG = tiles.finish(part)
+    out_BKCGH, lse_BKCG = xla_tiles.finish(part)
     out_BCNH = jnp.moveaxis(out_BKCGH, 1, 2).reshape(B, C, N, H).astype(q_BCNH.dtype)
     return out_BCNH, jnp.moveaxis(lse_BKCG, 1, 2).reshape(B, C, N), weights_BCNS
 
@@ -62,9 +62,9 @@ def gathered(q_BKCGH, pool, table_BP, start_B, count_B, window, score, return_we
     needs_B = -(-pagewise.end(start_B, count_B) // t) - first_B
 
     def joined(i, part):
-        return tiles.join(part, tile(first_B[:, None] + i * n + jnp.arange(n)[None])[0])
+        return xla_tiles.join(part, tile(first_B[:, None] + i * n + jnp.arange(n)[None])[0])
 
-    nothing = tiles.nothing(q_BKCGH.shape[:-1], H, wide)
+    nothing = xla_tiles.nothing(q_BKCGH.shape[:-1], H, wide)
     return lax.fori_loop(0, -(-jnp.max(needs_B) // n), joined, nothing), None
 
 
@@ -82,10 +82,12 @@ def _tile(q_BKCGH, pool, table_BP, start_B, count_B, window, score, wide, logica
 
     k_BKSH, v_BKSH = (jnp.moveaxis(x, 3, 1).reshape(B, -1, n * t, H) for x in read(pool, page_Bn))
     keep_B1CS = keep_BCnt.reshape(B, 1, C, n * t)
-    part = tiles.forward(q_BKCGH, k_BKSH, v_BKSH, keep_B1CS, score, wide)
+    part = xla_tiles.forward(q_BKCGH, k_BKSH, v_BKSH, keep_B1CS, score, wide)
     if not return_weights:
         return part, None
-    weight_BKCGS, _, total = tiles.weigh(tiles.product(q_BKCGH, k_BKSH, wide), keep_B1CS[..., None, :], score)
+    weight_BKCGS, _, total = xla_tiles.weigh(
+        xla_tiles.product(q_BKCGH, k_BKSH, wide), keep_B1CS[..., None, :], score
+    )
     weight_BCKGS = jnp.moveaxis(weight_BKCGS / jnp.where(total > 0, total, 1), 1, 2)
     return part, _by_position(weight_BCKGS.reshape(B, C, -1, n, t), jnp.where(live_Bn, logical_Bn, P), P)
 

@@ -34,7 +34,7 @@ from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli
+from mixattn.tools import cli
 from pallas_kernels import results
 from serving.bench import Row, Size, budget, draw, latency, load, pages, peers, soak, step
 

@@ -7,8 +7,8 @@ import time
 
 from mixattn.spec import ModelConfig, kv_bytes
 from serving.bench import Row, Size, network, prompt, row
-from serving.budget import Split, split
 from serving.config import EngineConfig, Limits
+from serving.kvcache.sizing import Split, split
 from serving.request import Request, Sampling
 
 PATTERNS = "standard", "ma_offset", "ma_pairs"
@@ -38,9 +38,9 @@ def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int
 
 def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: Limits) -> int:
     """How many requests of `context` tokens the page books take, each computed to its last token."""
-    from serving.memory import PagedMemory
-    from serving.pages import Group
-    from serving.tokens import Ids
+    from serving.kvcache.allocator import Group
+    from serving.kvcache.manager import PagedMemory
+    from serving.kvcache.tokens import Ids
 
     pools = split(config, budget, request_tok=context, page_size=page, limits=limits)
     pages = {None: pools.num_pages, config.window: pools.window_pages}
@@ -111,7 +111,7 @@ def pays(size: Size) -> list[Row]:
 
 def _within(config: ModelConfig, pools: Split):
     """Most requests at once, seconds, bytes of the pools, and the engine's own account."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     engine = Engine(
         network(config),

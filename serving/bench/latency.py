@@ -13,7 +13,7 @@ from serving.request import Request, Sampling
 
 
 def prefix(size: Size) -> list[Row]:
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     limits = Limits(chunk_tok=256, step_tok=256, decode_steps=(1,))
     engine = Engine(network(), EngineConfig(max_request_tok=1280, prefill_rows=(1,), limits=limits))
@@ -41,7 +41,7 @@ from serving.bench import latency; print(latency.first_token() and time.perf_cou
 
 def first_token() -> bool:
     """Builds an engine of the demo's shapes and makes one token."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     engine = Engine(
         network(), EngineConfig(num_pages=49, max_request_tok=144, limits=Limits(chunk_tok=64, step_tok=128))

@@ -15,7 +15,7 @@ def serve(
     part: str, name: str, requests: Sequence[Request], log: list | None = None, **more: Any
 ) -> tuple[list[Row], Any]:
     """Serves all at once; rates, and what the engine says of itself."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     longest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
     given: dict[str, Any] = {
@@ -90,7 +90,7 @@ def shared(size: Size) -> list[Row]:
 
 
 def clients(size: Size) -> list[Row]:
-    from serving.fair import measure
+    from serving.fair import metrics
 
     requests = protocol(size, seed=2)
     flood = [dataclasses.replace(r, client="flood" if i % 8 else "modest") for i, r in enumerate(requests)]
@@ -99,10 +99,10 @@ def clients(size: Size) -> list[Row]:
     for policy in ("fcfs", "vtc"):
         log: list[dict[str, Any]] = []
         more, _ = serve("clients", policy, flood, log, policy=policy)
-        report = measure.report(log)
+        report = metrics.report(log)
         rows += more[:1]
         rows.append(row("clients", f"{policy}: largest gap of waiting clients", report.gap, "tok"))
-        wait = measure.percentile(report.ttft_s["modest"], 90)
+        wait = metrics.percentile(report.ttft_s["modest"], 90)
         rows.append(row("clients", f"{policy}: modest client's TTFT p90", wait, "s"))
         gaps.append(report.gap)
     return [*rows, row("clients", "vtc over fcfs: largest gap", gaps[1] / gaps[0], "", goal="< 1")]

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mixattn.cache import Contiguous
-from mixattn.paging import Paged
+from mixattn.cache import Contiguous, Paged
 from mixattn.sample import largest
 from mixattn.spec import ModelConfig
 from serving.bench import Row, Size, network, row

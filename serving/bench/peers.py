@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from mixattn.peer import peer
 from mixattn.spec import ModelConfig
+from mixattn.tools.baseline_process import peer
 from serving.bench import Row, Size, network, prompt, row
 from serving.config import EngineConfig, Limits
 from serving.request import Request, Sampling
@@ -89,7 +89,7 @@ def offline_engine(
     model, work: Sequence[tuple[list[int], int]]
 ) -> Callable[[], tuple[float, list[list[int]]]]:
     """Seconds and outputs of serving `work`, each time with an empty cache."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     slots = 32
     longest = max(len(ids) + new for ids, new in work)
@@ -164,7 +164,7 @@ def llama(size: Size) -> list[Row]:
 
 def decode_engine(model, prompts: Sequence[list[int]]) -> Callable[[], tuple[list[float], list[list[int]]]]:
     """Seconds of each decode step, the host's part included, and outputs; each time with an empty cache."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     batch = len(prompts)
     config = EngineConfig(

@@ -9,9 +9,9 @@ import jax
 
 from mixattn.spec import ModelConfig
 from serving.bench import Row, Size, network, row
-from serving.check import check_idle
 from serving.config import EngineConfig, Limits
-from serving.engine import Engine
+from serving.engine.engine import Engine
+from serving.engine.invariants import check_idle
 from serving.request import Request, Sampling
 
 TINY = ModelConfig(

@@ -13,7 +13,7 @@ from serving.request import Request, Sampling
 
 def host(size: Size) -> list[Row]:
     """64 rows decode one step a call. Pure: the scheduler over real pages, a device that answers at once."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
     config = EngineConfig(
         max_slots=64,
@@ -69,8 +69,8 @@ def decode(size: Size) -> list[Row]:
     """32 rows of 8 steps a call: the engine's steps and the bare program on the same state, in turn."""
     import numpy as np
 
-    from serving.device import PLAIN, DecodeBatch
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
+    from serving.engine.steps import PLAIN, DecodeBatch
 
     rows = 32
     limits = Limits(chunk_tok=64, step_tok=256, decode_steps=(8, 1))

@@ -8,7 +8,6 @@ import inspect
 from typing import Any
 
 from serving.fair.base import Base
-from serving.fair.d2lpm import D2lpm
 from serving.fair.dfs_weight import DfsWeight
 from serving.fair.dlpm import Dlpm
 from serving.fair.drr import Drr
@@ -17,8 +16,9 @@ from serving.fair.hrrn import Hrrn
 from serving.fair.hvtc import Hvtc
 from serving.fair.lcf import Lcf
 from serving.fair.lpm import Lpm
-from serving.fair.preble import Preble
-from serving.fair.router import LeastLoad, RoundRobinRouter, Router, Sticky
+from serving.fair.routers.base import LeastLoad, RoundRobinRouter, Router, Sticky
+from serving.fair.routers.d2lpm import D2lpm
+from serving.fair.routers.preble import Preble
 from serving.fair.rpm import Rpm
 from serving.fair.rr import RoundRobin
 from serving.fair.vtc import Vtc

@@ -21,7 +21,7 @@ from typing import Any
 
 from serving.fair.base import Base, Tab
 from serving.fair.cost import Cost
-from serving.fair.least import Least
+from serving.fair.lazy_heap import Least
 from serving.fair.ledger import SCALE, Account, units
 from serving.fair.locality import Changed, Locality
 from serving.fair.policy import Match

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from serving.fair.base import Base, Tab
-from serving.fair.least import Least
+from serving.fair.lazy_heap import Least
 from serving.fair.ledger import Account, units
 from serving.request import Ask, Client
 

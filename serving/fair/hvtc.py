@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from serving.fair.base import Base, Tab
-from serving.fair.least import Least
+from serving.fair.lazy_heap import Least
 from serving.fair.ledger import Account, Amount, Ledger
 from serving.request import Ask, Client
 

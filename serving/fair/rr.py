@@ -1,7 +1,7 @@
 """Round robin: one request of each client in turn, whatever it costs. Fair in requests, not in service."""
 
 from serving.fair.base import Base, Tab
-from serving.fair.least import Least
+from serving.fair.lazy_heap import Least
 from serving.fair.ledger import Account
 from serving.request import Ask, Client
 

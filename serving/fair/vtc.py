@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from serving.fair.base import Base, Tab
-from serving.fair.least import Least
+from serving.fair.lazy_heap import Least
 from serving.fair.ledger import SCALE, Account, Amount
 from serving.request import Ask, Client
 

@@ -6,11 +6,11 @@
 `rules` and `graph` decide who may run, `engine` runs them, `world` says what a world must be, `town` is one.
 """
 
-from serving.metropolis.calls import Patience
-from serving.metropolis.engine import Aborted, Result, Simulation
-from serving.metropolis.rules import Reach, in_place, multi_version
-from serving.metropolis.space import Grid, Hops
-from serving.metropolis.store import Memory, Sqlite
+from serving.metropolis.runtime.engine import Aborted, Result, Simulation
+from serving.metropolis.runtime.retry import Patience
+from serving.metropolis.runtime.store import Memory, Sqlite
+from serving.metropolis.schedule.rules import Reach, in_place, multi_version
+from serving.metropolis.schedule.space import Grid, Hops
 from serving.metropolis.world import Agent, Body, CausalityError, Intent, Outcome, StepContext, World, Write
 
 __all__ = [

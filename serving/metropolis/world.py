@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from mixattn.evals.llm import Completion, Prompt
-from serving.metropolis.rules import Reach
-from serving.metropolis.space import Position, Space
+from serving.metropolis.schedule.rules import Reach
+from serving.metropolis.schedule.space import Position, Space
 
 type AgentId = str
 type Json = Any

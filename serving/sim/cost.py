@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.scheduler import Plan
+from serving.engine.scheduler import Plan
 
 
 @dataclass

@@ -6,14 +6,14 @@ from typing import Any
 
 from serving import fair
 from serving.config import Limits
-from serving.fair.measure import Event, Meter, Report, jain, percentile
-from serving.memory import PagedMemory
-from serving.pages import Group
-from serving.scheduler import Locality, Memory
+from serving.engine.scheduler import Locality, Memory
+from serving.fair.metrics import Event, Meter, Report, jain, percentile
+from serving.kvcache.allocator import Group
+from serving.kvcache.manager import PagedMemory
 from serving.sim.cost import StepCost
 from serving.sim.memory import ADMISSIONS, Admission, TokenMemory
-from serving.sim.metrics import Records, accumulated_gap, mean, rate_curves, service_difference
-from serving.sim.run import Failure, Result, Simulation
+from serving.sim.simulator import Failure, Result, Simulation
+from serving.sim.vtc_artifact import Records, accumulated_gap, mean, rate_curves, service_difference
 from serving.sim.worker import Worker
 from serving.sim.workload import Job, Source, merged
 

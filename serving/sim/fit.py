@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from serving.fair.measure import Event
+from serving.fair.metrics import Event
 from serving.request import RequestId
 from serving.sim.cost import StepCost
 

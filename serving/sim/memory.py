@@ -1,6 +1,6 @@
 """Memory as a count of tokens: what the fairness experiments of the papers assume, and fast.
 
-Stands where `PagedMemory` does (see `serving.scheduler.Memory`); no pages, no prefix cache. Three rules
+Stands where `PagedMemory` does (see `serving.engine.plan.Memory`); no pages, no prefix cache. Three rules
 decide whether a request may start:
 
     reserve     prompts and longest possible outputs of all running requests fit
@@ -14,8 +14,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from serving.kvcache.tokens import Tokens
 from serving.request import RequestId
-from serving.tokens import Tokens
 
 type Admission = Literal["reserve", "peak", "optimistic"]
 ADMISSIONS: tuple[Admission, ...] = ("reserve", "peak", "optimistic")

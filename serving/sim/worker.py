@@ -6,9 +6,9 @@ from math import inf
 from typing import Any
 
 from serving.config import Limits
+from serving.engine.scheduler import Entry, Memory, Plan, Produced, Scheduler
 from serving.fair.policy import Policy
 from serving.request import Ask, RequestId
-from serving.scheduler import Entry, Memory, Plan, Produced, Scheduler
 from serving.sim.cost import StepCost
 from serving.sim.workload import Job
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.kvcache.tokens import Ids, Tokens
 from serving.request import Client, RequestId
-from serving.sim.runs import Run, Runs
-from serving.tokens import Ids, Tokens
+from serving.sim.synthetic_tokens import Run, Runs
 
 
 @dataclass(slots=True)

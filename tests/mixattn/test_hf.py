@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mixattn import hf
-from mixattn.hf import store
+from mixattn.hf import checkpoint_dir
 from mixattn.hf.families import FAMILIES
 from mixattn.hf.translate import read_config, write_config
 from tests.mixattn.tiny import TINY, logits, model, tokens, wired
@@ -28,14 +28,14 @@ def saved(tmp_path):
 
 
 def rewrite(directory, change) -> None:
-    tensors = load_file(directory / store.SINGLE)
+    tensors = load_file(directory / checkpoint_dir.SINGLE)
     change(tensors)
-    save_file(tensors, directory / store.SINGLE)
+    save_file(tensors, directory / checkpoint_dir.SINGLE)
 
 
 def reconfigure(directory, **fields) -> None:
-    raw = json.loads((directory / store.CONFIG).read_text()) | fields
-    (directory / store.CONFIG).write_text(json.dumps(raw))
+    raw = json.loads((directory / checkpoint_dir.CONFIG).read_text()) | fields
+    (directory / checkpoint_dir.CONFIG).write_text(json.dumps(raw))
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,13 @@ def test_a_saved_model_comes_back_bit_for_bit(config, tmp_path):
 
 
 def test_shards_hold_what_one_file_holds(saved, tmp_path):
-    whole = load_file(saved / store.SINGLE)
-    store.write(
-        tmp_path, json.loads((saved / store.CONFIG).read_text()), whole.items(), None, shard_bytes=6000
+    whole = load_file(saved / checkpoint_dir.SINGLE)
+    checkpoint_dir.write(
+        tmp_path,
+        json.loads((saved / checkpoint_dir.CONFIG).read_text()),
+        whole.items(),
+        None,
+        shard_bytes=6000,
     )
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     again, _ = hf.load(tmp_path)
@@ -63,9 +67,9 @@ def test_shards_hold_what_one_file_holds(saved, tmp_path):
 
 
 def test_saving_over_an_old_checkpoint_leaves_nothing_of_it(saved):
-    store.write(saved, {}, [(str(i), np.zeros(9)) for i in range(3)], None, shard_bytes=80)
+    checkpoint_dir.write(saved, {}, [(str(i), np.zeros(9)) for i in range(3)], None, shard_bytes=80)
     hf.save(model(SPARSE), saved)
-    assert sorted(path.name for path in saved.iterdir()) == [store.CONFIG, store.SINGLE]
+    assert sorted(path.name for path in saved.iterdir()) == [checkpoint_dir.CONFIG, checkpoint_dir.SINGLE]
     assert hf.load(saved)[1] == SPARSE
 
 
@@ -75,7 +79,7 @@ def test_a_save_that_fails_halfway_is_not_a_checkpoint(saved):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        store.write(saved, {"model_type": "mixattn"}, breaks(), None)
+        checkpoint_dir.write(saved, {"model_type": "mixattn"}, breaks(), None)
     with pytest.raises(ValueError, match=r"has no config\.json"):
         hf.load(saved)
     assert not list(saved.glob(".*partial"))
@@ -118,12 +122,12 @@ def test_each_parameter_goes_where_its_sharding_says(saved):
         (lambda d: reconfigure(d, model_type="rwkv"), "model_type is 'rwkv'; known are mixattn, llama"),
         (lambda d: reconfigure(d, colour="red"), "a field 'colour' that ModelConfig does not have"),
         (lambda d: reconfigure(d, kv_wiring="0_1"), "2 entries but n_layers is 6"),
-        (lambda d: (d / store.CONFIG).write_text("{"), r"config\.json is not JSON"),
-        (lambda d: (d / store.CONFIG).write_text("[]"), "holds a list, not an object"),
-        (lambda d: (d / store.CONFIG).unlink(), r"has no config\.json"),
-        (lambda d: (d / store.SINGLE).unlink(), r"has no model\.safetensors"),
+        (lambda d: (d / checkpoint_dir.CONFIG).write_text("{"), r"config\.json is not JSON"),
+        (lambda d: (d / checkpoint_dir.CONFIG).write_text("[]"), "holds a list, not an object"),
+        (lambda d: (d / checkpoint_dir.CONFIG).unlink(), r"has no config\.json"),
+        (lambda d: (d / checkpoint_dir.SINGLE).unlink(), r"has no model\.safetensors"),
         (
-            lambda d: (d / store.SINGLE).write_bytes((d / store.SINGLE).read_bytes()[:999]),
+            lambda d: (d / checkpoint_dir.SINGLE).write_bytes((d / checkpoint_dir.SINGLE).read_bytes()[:999]),
             "not a whole safetensors",
         ),
     ],
@@ -139,7 +143,7 @@ def test_the_tokenizer_travels_with_the_model(tmp_path):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     hf.save(model(TINY), tmp_path, tokenizer)
     assert hf.load_tokenizer(tmp_path).get_vocab() == {"a": 0, "b": 1}
-    (tmp_path / store.TOKENIZER).write_text("{}")
+    (tmp_path / checkpoint_dir.TOKENIZER).write_text("{}")
     with pytest.raises(ValueError, match="is not a tokenizer"):
         hf.load_tokenizer(tmp_path)
 

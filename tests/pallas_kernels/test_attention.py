@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import attention, blocks, explain, gpu_placed, streamed, tiles, xla
+from pallas_kernels.attention import (
+    attention,
+    explain,
+    gpu_positions,
+    tpu_blocks,
+    xla,
+    xla_streamed,
+    xla_tiles,
+)
 from pallas_kernels.attention.cases import CASES, Case, inputs
 from tests.pallas_kernels import oracle, races
 
@@ -57,12 +65,12 @@ def run(arrays, places, case, body, cotangents=None):
     """(out, lse) of one body, and with cotangents also the gradients of q, k and v."""
     with pytest.MonkeyPatch.context() as patch:
         if body == "streamed":
-            patch.setattr(xla, "plan", lambda *_: streamed)
-            patch.setattr(streamed, "BLOCK", 16)
-            patch.setattr(streamed, "MIN_BLOCK", 4)
+            patch.setattr(xla, "plan", lambda *_: xla_streamed)
+            patch.setattr(xla_streamed, "BLOCK", 16)
+            patch.setattr(xla_streamed, "MIN_BLOCK", 4)
         if body == "interpret":
-            patch.setattr(blocks, "ROWS", 64)
-            patch.setattr(blocks, "KEYS", 16)
+            patch.setattr(tpu_blocks, "ROWS", 64)
+            patch.setattr(tpu_blocks, "KEYS", 16)
         return _run(arrays, places, cotangents, case=case, body=body)
 
 
@@ -125,10 +133,12 @@ def test_the_gpu_kernels_agree_with_the_definition(case):
 @pytest.mark.parametrize("case", GPU_CASES)
 def test_the_gpu_kernel_for_any_places_knows_the_plain_ones_too(case):
     arrays, places, _, want, _ = given(case, "bfloat16")
-    static = xla.Static(case.window, True, tiles.Score(case.scale or case.H**-0.5, case.softcap))
+    static = xla.Static(case.window, True, xla_tiles.Score(case.scale or case.H**-0.5, case.softcap))
     names = ("q_pos_BT", "k_pos_BS", "segment_q_BT", "segment_k_BS")
     with races.detected_on_gpu() as found:
-        got = gpu_placed.forward(static, *arrays.values(), xla.Places(*(places.get(name) for name in names)))
+        got = gpu_positions.forward(
+            static, *arrays.values(), xla.Places(*(places.get(name) for name in names))
+        )
         assert not found()
     for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE), strict=True):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance["bfloat16"], rtol=0)
@@ -231,31 +241,31 @@ def test_no_array_of_queries_by_keys_is_ever_made():
     ],
 )
 def test_the_plan_follows_the_shape(q, k, window, positions, name):
-    static = xla.Static(window, True, tiles.Score(1.0, None))
+    static = xla.Static(window, True, xla_tiles.Score(1.0, None))
     places = xla.Places(*[object() if positions else None] * 2, None, None)
     assert xla.plan(static, places, q, k).__name__ == f"pallas_kernels.attention.{name}"
 
 
 def test_key_blocks_that_nobody_sees_are_not_visited():
     """The streamed plan's ranges: out of window, after the query, of another document."""
-    static = xla.Static(None, True, tiles.Score(1.0, None))
+    static = xla.Static(None, True, xla_tiles.Score(1.0, None))
     none = xla.Places(None, None, None, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streamed, "BLOCK", 16)
-        patch.setattr(streamed, "MIN_BLOCK", 16)
-        grid = streamed.Grid(none, static, 64, 96)
+        patch.setattr(xla_streamed, "BLOCK", 16)
+        patch.setattr(xla_streamed, "MIN_BLOCK", 16)
+        grid = xla_streamed.Grid(none, static, 64, 96)
         assert list(zip(grid.first_n.tolist(), grid.end_n.tolist(), strict=True)) == [
             (0, 3),
             (0, 4),
             (0, 5),
             (0, 6),
         ]
-        grid = streamed.Grid(none, static._replace(window=17), 64, 96)
+        grid = xla_streamed.Grid(none, static._replace(window=17), 64, 96)
         assert grid.first_n.tolist() == [1, 2, 3, 4]
-        grid = streamed.Grid(none, static._replace(window=18), 64, 96)
+        grid = xla_streamed.Grid(none, static._replace(window=18), 64, 96)
         assert grid.first_n.tolist() == [0, 1, 2, 3]
         segment = np.repeat(np.arange(3), 32)[None]
-        grid = streamed.Grid(none._replace(segment_q_BT=segment, segment_k_BS=segment), static, 96, 96)
+        grid = xla_streamed.Grid(none._replace(segment_q_BT=segment, segment_k_BS=segment), static, 96, 96)
         assert grid.first_n.tolist() == [0, 0, 2, 2, 4, 4]
         assert grid.end_n.tolist() == [1, 2, 3, 4, 5, 6]
 

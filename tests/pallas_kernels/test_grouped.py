@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pallas_kernels import absent
+from pallas_kernels import aot
 from pallas_kernels.grouped import explain, gpu, grouped_matmul
 
 E, D, F = 4, 6, 5
@@ -100,7 +100,7 @@ def test_the_front_door_says_which_body_runs():
 def test_tokamax_serves_gpus_and_only_where_it_is_installed(monkeypatch):
     x, w = operands(9)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    with absent.pretend("h100"):
+    with aot.pretend("h100"):
         choice = explain(x, w, jnp.zeros(E, jnp.int32))
         assert (choice.backend, choice.refused) == (
             "xla",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pallas_kernels import heavy_hitter
-from pallas_kernels.attention import attention, blocks
+from pallas_kernels.attention import attention, tpu_blocks
 from pallas_kernels.attention.cases import CASES, inputs
 from tests.pallas_kernels import oracle, races
 
@@ -64,8 +64,8 @@ INTERPRETED = [
 
 @pytest.mark.parametrize("case", INTERPRETED)
 def test_the_tpu_kernel_agrees_with_the_definition(case, monkeypatch):
-    monkeypatch.setattr(blocks, "ROWS", 64)
-    monkeypatch.setattr(blocks, "KEYS", 16)
+    monkeypatch.setattr(tpu_blocks, "ROWS", 64)
+    monkeypatch.setattr(tpu_blocks, "KEYS", 16)
     arrays, places, lse, want = expected(case, "float32")
     got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend="interpret")
     np.testing.assert_allclose(

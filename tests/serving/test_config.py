@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from serving.config import EngineConfig, Limits
-from serving.engine import Engine
+from serving.engine.engine import Engine
 from tests.serving.tiny import model
 
 GOOD = EngineConfig(max_slots=2, page_size=4, max_request_tok=32)

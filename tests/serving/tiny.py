@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from mixattn import ModelConfig, Transformer
-from serving.check import check_idle
 from serving.config import EngineConfig, Limits
-from serving.engine import Engine
-from serving.programs import Programs
+from serving.engine.engine import Engine
+from serving.engine.invariants import check_idle
+from serving.engine.programs import Programs
 from serving.request import Request, Sampling
 
 WIRING = "0s_0s_2_3s_3s_2"

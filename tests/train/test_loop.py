@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import demo, paper_stages
-from mixattn import ModelConfig, cli, hf
+from mixattn import ModelConfig, hf
+from mixattn.tools import cli
 from tests.train import tiny
 from train import loop, mesh, prepare, progress, run, step
 from train.experiment import Stage

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mixattn import cli, hf
+from mixattn import hf
+from mixattn.tools import cli
 from tests.train import tiny
 from train import corpus, mesh, run, tokens
-from train.claim import claimed
 from train.experiment import Stage
+from train.run_directory import claimed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = "--config=tests/train/tiny.py"

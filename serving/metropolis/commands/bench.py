@@ -8,9 +8,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli
+from mixattn.tools import cli
 from pallas_kernels import results
-from serving.metropolis import bench
+from serving.metropolis.experiments import controller_cost
 
 FLAGS = flags.FLAGS
 
@@ -32,9 +32,9 @@ def _main() -> None:
     if min(sizes) < 1 or FLAGS.commits < 1 or FLAGS.repeats < 1:
         raise ValueError("--agents, --commits and --repeats must all be at least 1")
     if FLAGS.day:
-        rows = [bench.day(FLAGS.day)]
+        rows = [controller_cost.day(FLAGS.day)]
     else:
-        costs = bench.run(sizes, commits=FLAGS.commits, repeats=FLAGS.repeats)
+        costs = controller_cost.run(sizes, commits=FLAGS.commits, repeats=FLAGS.repeats)
         rows = [asdict(cost) for cost in costs]
     if FLAGS.out:
         _write(Path(FLAGS.out), rows)

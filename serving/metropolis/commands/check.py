@@ -4,10 +4,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mixattn import cli
-from serving.metropolis.check import Violation, check
-from serving.metropolis.space import chebyshev
-from serving.metropolis.store import Sqlite
+from mixattn.tools import cli
+from serving.metropolis.runtime.audit import Violation, check
+from serving.metropolis.runtime.store import Sqlite
+from serving.metropolis.schedule.space import chebyshev
 from serving.metropolis.town import town
 
 FLAGS = flags.FLAGS

@@ -5,9 +5,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mixattn import cli
+from mixattn.tools import cli
 from pallas_kernels import results
-from serving.metropolis import experiments, pictures
+from serving.metropolis.experiments import pictures, suite
 
 FLAGS = flags.FLAGS
 
@@ -23,13 +23,13 @@ def _main() -> None:
     experiment = cli.config()
     with Progress(disable=FLAGS.json) as progress:
         task = progress.add_task(experiment.name, total=None)
-        path = experiments.run(
+        path = suite.run(
             experiment,
             workers=FLAGS.workers,
             tell=lambda done, total: progress.update(task, completed=done, total=total),
         )
     rows = results.read_csv(path)
-    summary = experiments.summarise(rows, published=experiment.network is None)
+    summary = suite.summarise(rows, published=experiment.network is None)
     picture = pictures.draw(experiment.name, path)
     if FLAGS.json:
         import json

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mixattn import cli
-from serving.metropolis import pictures
-from serving.metropolis.server import ServerConfig
-from serving.metropolis.synthetic import TownConfig, generate
+from mixattn.tools import cli
+from serving.metropolis.experiments import pictures
+from serving.metropolis.runtime.server import ServerConfig
+from serving.metropolis.worlds.synthetic import TownConfig, generate
 
 FLAGS = flags.FLAGS
 

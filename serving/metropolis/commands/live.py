@@ -9,9 +9,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli, files
+from mixattn.tools import cli, files
 from pallas_kernels import results
-from serving.metropolis import live
+from serving.metropolis.experiments import live
 
 FLAGS = flags.FLAGS
 

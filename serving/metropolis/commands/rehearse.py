@@ -6,10 +6,10 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mixattn import cli
-from serving.metropolis import trace
-from serving.metropolis.rehearse import bounds, replay
-from serving.metropolis.server import ServerConfig
+from mixattn.tools import cli
+from serving.metropolis.experiments.replay import bounds, replay
+from serving.metropolis.runtime.server import ServerConfig
+from serving.metropolis.worlds import trace
 
 FLAGS = flags.FLAGS
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from absl import flags
 
-from mixattn import cli
-from serving.metropolis import page
+from mixattn.tools import cli
 from serving.metropolis.commands.check import open_run
+from serving.metropolis.runtime import replay_page
 
 FLAGS = flags.FLAGS
 
@@ -20,5 +20,5 @@ def start(argv: list[str]) -> None:
 def _main() -> None:
     store = open_run(FLAGS.workdir)
     out = Path(FLAGS.out or Path(FLAGS.workdir) / "replay.html")
-    commits = page.write(store, out)
+    commits = replay_page.write(store, out)
     print(f"{out}: {commits} commits; open it in any browser")

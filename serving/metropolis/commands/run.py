@@ -13,13 +13,13 @@ from pathlib import Path
 from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mixattn import cli, files
 from mixattn.evals.llm import OpenAI
-from serving.metropolis.calls import Patience
-from serving.metropolis.clock import run_virtual
-from serving.metropolis.engine import Result, Simulation
-from serving.metropolis.server import ServerConfig, SimulatedServer
-from serving.metropolis.store import Commit, Sqlite
+from mixattn.tools import cli, files
+from serving.metropolis.runtime.clock import run_virtual
+from serving.metropolis.runtime.engine import Result, Simulation
+from serving.metropolis.runtime.retry import Patience
+from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
+from serving.metropolis.runtime.store import Commit, Sqlite
 from serving.metropolis.town import prompts, town
 
 FLAGS = flags.FLAGS

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mixattn import cli
-from serving.metropolis import trace
-from serving.metropolis.rules import Reach
-from serving.metropolis.synthetic import TownConfig, generate
+from mixattn.tools import cli
+from serving.metropolis.schedule.rules import Reach
+from serving.metropolis.worlds import trace
+from serving.metropolis.worlds.synthetic import TownConfig, generate
 
 FLAGS = flags.FLAGS
 

@@ -7,7 +7,8 @@
 from collections.abc import Mapping
 
 from serving.metropolis.town.day import clock, step_at
-from serving.metropolis.town.residents import PEOPLE, Resident
+from serving.metropolis.town.people import PEOPLE
+from serving.metropolis.town.residents import Resident
 from serving.metropolis.town.world import Town
 from serving.metropolis.world import AgentId
 

@@ -1,22 +1,20 @@
 """What residents ask a language model, and how its answers are read. Any model may answer anything."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.metropolis.town.day import START_HOUR, clock, step_at
+from serving.metropolis.town.people import Person
 from serving.metropolis.town.streets import Streets
+from serving.metropolis.town.world import Sight, Sighting
 from serving.metropolis.world import key
 
-if TYPE_CHECKING:
-    from serving.metropolis.town.residents import Person
-    from serving.metropolis.town.world import Sight, Sighting
 
-
-def _who(person: "Person") -> str:
+def _who(person: Person) -> str:
     return f"You are {person.name}, who {person.about}. You live in a small town."
 
 
-def plan(person: "Person", streets: Streets, step: int) -> str:
+def plan(person: Person, streets: Streets, step: int) -> str:
     places = ", ".join(place.name for place in streets.places)
     return (
         f"Task: plan\n{_who(person)} It is {clock(step)}. Places: {places}.\n"
@@ -35,19 +33,19 @@ def read_plan(text: str, streets: Streets) -> list[list[Any]]:
     return sorted(plan)[:12]
 
 
-def plan_without_model(person: "Person", step: int) -> list[list[Any]]:
+def plan_without_model(person: Person, step: int) -> list[list[Any]]:
     """A plain day for someone whose model did not answer."""
     return [[step + 30, "Park", "strolling"], [step + 400, "Café Linden", "having a coffee"]]
 
 
-def activity(person: "Person", view: "Sight", mind: dict[str, Any], step: int) -> str:
+def activity(person: Person, view: Sight, mind: dict[str, Any], step: int) -> str:
     return (
         f"Task: activity\n{_who(person)} It is {clock(step)}, you have come to {view.place}"
         f" for: {mind['doing']}.\nIn at most six words: what do you do now?\n"
     )
 
 
-def decide(person: "Person", other: "Sighting", view: "Sight", mind: dict[str, Any], step: int) -> str:
+def decide(person: Person, other: Sighting, view: Sight, mind: dict[str, Any], step: int) -> str:
     return (
         f"Task: decide\n{_who(person)} At {view.place} you see {other.name}, {other.doing}.\n"
         f"{_memories(mind)}"
@@ -56,7 +54,7 @@ def decide(person: "Person", other: "Sighting", view: "Sight", mind: dict[str, A
 
 
 def say(
-    person: "Person", talk: dict[str, Any], view: "Sight", mind: dict[str, Any], step: int, *, last: bool
+    person: Person, talk: dict[str, Any], view: Sight, mind: dict[str, Any], step: int, *, last: bool
 ) -> str:
     said = "\n".join(talk["lines"]) or "(nobody has spoken yet)"
     end = " Say goodbye." if last else ""
@@ -66,7 +64,7 @@ def say(
     )
 
 
-def takeaway(person: "Person", talk: dict[str, Any]) -> str:
+def takeaway(person: Person, talk: dict[str, Any]) -> str:
     said = "\n".join(talk["lines"])
     return (
         f"Task: takeaway\n{_who(person)} You talked with {talk['with']}:\n{said}\n"
@@ -74,7 +72,7 @@ def takeaway(person: "Person", talk: dict[str, Any]) -> str:
     )
 
 
-def reflect(person: "Person", mind: dict[str, Any]) -> str:
+def reflect(person: Person, mind: dict[str, Any]) -> str:
     return f"Task: reflect\n{_who(person)}\n{_memories(mind, 12)}What do you conclude? One sentence.\n"
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from serving.metropolis.rules import Reach
-from serving.metropolis.space import Grid, Space
+from serving.metropolis.schedule.rules import Reach
+from serving.metropolis.schedule.space import Grid, Space
 from serving.metropolis.town.streets import Streets, Tile
 from serving.metropolis.world import AgentId, Body, Intent, Outcome, Write, key
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serving import fair
 from serving.fair.ledger import SCALE
-from serving.fair.measure import Gap
+from serving.fair.metrics import Gap
 from serving.request import Ask
 from tests.serving.fair.oracle import Oracle
 from tests.serving.fair.world import World, live

@@ -6,7 +6,7 @@ from flax import nnx
 
 from mixattn import ModelConfig, Transformer
 from serving.config import EngineConfig, Limits
-from serving.engine import Engine
+from serving.engine.engine import Engine
 from serving.fair.ledger import SCALE
 from serving.request import Request, Sampling
 from tests.serving.fair.oracle import Oracle

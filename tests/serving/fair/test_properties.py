@@ -12,7 +12,7 @@ from serving import fair
 from serving.fair.ledger import SCALE
 from serving.fair.vtc import Vtc
 from serving.request import Ask
-from serving.sim.runs import Runs
+from serving.sim.synthetic_tokens import Runs
 from serving.sim.workload import Job
 from tests.serving.fair.oracle import Oracle
 from tests.serving.fair.test_bounds import LOCAL, OPTIONS

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serving import fair
 from serving.fair.ledger import SCALE
-from serving.fair.routed import RoutedTree
+from serving.fair.routers.prefix_map import RoutedTree
 from serving.request import Ask
 
 ROUTERS = ["round_robin", "least_load", "sticky", "preble", "d2lpm"]

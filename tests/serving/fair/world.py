@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from serving import fair
 from serving.config import Limits
-from serving.fair.measure import Meter
-from serving.memory import PagedMemory
-from serving.pages import Group
+from serving.fair.metrics import Meter
+from serving.kvcache.allocator import Group
+from serving.kvcache.manager import PagedMemory
 from serving.sim.cost import StepCost
 from serving.sim.memory import TokenMemory
-from serving.sim.run import Simulation
-from serving.sim.runs import Runs
+from serving.sim.simulator import Simulation
+from serving.sim.synthetic_tokens import Runs
 from serving.sim.worker import Worker
 from serving.sim.workload import Job
 

@@ -11,9 +11,9 @@ import pytest
 
 from pallas_kernels.results import commit
 from serving.metropolis import CausalityError, Reach, in_place, multi_version
-from serving.metropolis.check import Violation, check
-from serving.metropolis.rules import Margin
-from serving.metropolis.space import METRICS
+from serving.metropolis.runtime.audit import Violation, check
+from serving.metropolis.schedule.rules import Margin
+from serving.metropolis.schedule.space import METRICS
 from tests.serving.metropolis.worlds import Case, Muddle, Told, build, play, same
 
 REACHES = ((4, 1), (2, 1), (1, 1), (2, 2), (0, 1), (1, 2), (1, 3))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from mixattn.evals.llm import Completion, Usage
 from serving.metropolis import Body, Grid, Hops, Intent, Memory, Outcome, Reach, Simulation, Write
-from serving.metropolis.clock import run_virtual
-from serving.metropolis.space import METRICS
+from serving.metropolis.runtime.clock import run_virtual
+from serving.metropolis.schedule.space import METRICS
 from serving.metropolis.world import key
 
 

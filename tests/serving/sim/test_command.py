@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from mixattn import cli
+from mixattn.tools import cli
 from pallas_kernels import results
-from serving import fairness, overhead
-from serving.fair import measure
+from serving.fair import metrics
 from serving.sim import fit
 from serving.sim.cost import StepCost
 from serving.sim.experiment import Experiment, Server, run
+from serving.sim.suites import fairness, overhead
 from serving.sim.workload import read_trace
 
 COMMAND = "serving.simulate"
@@ -45,7 +45,7 @@ def test_a_trace_is_served_and_its_event_log_gives_the_same_numbers(run_module, 
     assert row["finished"] == 30
     assert row["hit_rate"] > 0.3
     assert row["bound"] == 2 * (2 * 416 + 100)
-    again = measure.report(measure.read(events))
+    again = metrics.report(metrics.read(events))
     assert again.gap == row["backlogged_gap"]
     assert again.hit_rate == row["hit_rate"]
     assert not list(tmp_path.glob("*.partial"))
@@ -62,8 +62,8 @@ def test_weights_of_a_trace_are_shares(run_module, tmp_path):
     events = tmp_path / "events.jsonl"
     done = run_module(COMMAND, f"--trace={path}", "--memory_tok=200", f"--events={events}", "--json")
     assert done.returncode == 0, done.stderr
-    log = list(measure.read(events))
-    half = measure.report(log[: len(log) // 2]).service
+    log = list(metrics.read(events))
+    half = metrics.report(log[: len(log) // 2]).service
     assert half["b"] / half["a"] == pytest.approx(3, rel=0.15)
 
 
@@ -139,7 +139,7 @@ def test_an_experiment_is_a_config(run_module):
 
 
 def test_the_cost_model_is_found_again_in_the_log_it_made():
-    from tests.serving.sim.test_sim import job, simulate
+    from tests.serving.sim.test_simulator import job, simulate
 
     jobs = [job(i, at_s=0.05 * i, prompt=20 + i % 50, output=10 + i % 40) for i in range(80)]
     log, _ = simulate(jobs, memory_tok=2000, steps=(1,))

@@ -1,0 +1,7 @@
+"""Where keys and values live between steps; see `mixattn.cache.protocol`."""
+
+from mixattn.cache.contiguous import Contiguous, Ring
+from mixattn.cache.paged import Kind, Paged, kind
+from mixattn.cache.protocol import Cache, Whole
+
+__all__ = ["Cache", "Contiguous", "Kind", "Paged", "Ring", "Whole", "kind"]

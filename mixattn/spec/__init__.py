@@ -1,0 +1,10 @@
+"""What a model is: its config, its K/V wiring, the named patterns, and the memory they take. Imports no jax.
+
+Draw a wiring and its memory: `python -m mixattn.spec --pattern=ma_offset --n_layers=24`.
+"""
+
+from mixattn.spec.config import ModelConfig, itemsize, kv_bytes, kv_bytes_by_owner
+from mixattn.spec.patterns import PATTERNS
+from mixattn.spec.wiring import Layer, parse_wiring
+
+__all__ = ["PATTERNS", "Layer", "ModelConfig", "itemsize", "kv_bytes", "kv_bytes_by_owner", "parse_wiring"]

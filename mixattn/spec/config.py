@@ -1,0 +1,205 @@
+"""What a model is: one flat config, and the K/V bytes that follow from it. Imports no jax."""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from mixattn.spec.patterns import PATTERNS
+from mixattn.spec.wiring import Layer, parse_wiring
+
+ACTIVATIONS = ("silu", "gelu", "gelu_exact", "relu", "relu2")
+_CHOICES = {
+    "positions": ("rope", "learned", "none"),
+    "rope_scaling": ("none", "linear", "llama3"),
+    "norm": ("rms", "layer"),
+    "activation": ACTIVATIONS,
+    "router_order": ("softmax_topk", "topk_softmax", "softmax_topk_raw"),
+}
+
+
+@dataclass(unsafe_hash=True)
+class ModelConfig:
+    """A decoder-only transformer: every architecture is a value of these fields, none is asked by name.
+
+    Attributes:
+      d_ff: feed-forward width; of one expert where the layer is a mixture.
+      kv_wiring: wiring string, or the name of a pattern ("" = "standard").
+      window: keys a sliding layer's query sees, itself included.
+      positions: "rope" rotates q and k; "learned" adds a table of `max_positions` rows read at position +
+        `position_offset`; "none".
+      rope_theta, rope_theta_local: base of full and of sliding layers (0 = the same). With a base of their
+        own, sliding layers are not scaled.
+      rope_fraction: share of each head that is rotated, from the front.
+      rope_scaling: "linear" divides positions by `rope_factor`; "llama3" divides only low frequencies, with a
+        ramp between wavelengths `rope_original / rope_high` and `rope_original / rope_low`.
+      norm, norm_unit_offset: "rms" or "layer" (with bias); the gain is stored as w and used as 1 + w.
+      post_norms: a second norm behind attention and behind the feed-forward, before the residual
+        ("sandwich").
+      qk_norm: RMS norm with a gain over each head of q and k, before the rotation.
+      gated: activation(x gate) * (x up), else activation(x up).
+      qkv_bias, out_bias, ffn_bias: biases of q, k, v; of o; of the dense feed-forward.
+      attention_scale: factor on q k^T (0 = head_dim ** -0.5).
+      attention_softcap, logit_softcap: c * tanh(x / c) on scores and on logits (0 = off).
+      embedding_scale: factor on embedded tokens.
+      tied: the head is the embedding transposed.
+      n_experts, experts_per_token: 0 experts = dense everywhere; `dense_layers` lists the layers that stay
+        dense, of width `d_ff_dense` (0 = d_ff).
+      router_order: "softmax_topk" renormalises the k kept probabilities (Mixtral), "topk_softmax" takes the
+        softmax of the k kept logits (the same numbers), "softmax_topk_raw" keeps probabilities as they are.
+      capacity_factor: 0 = dropless; else an expert takes at most ceil(factor * k * tokens / n_experts)
+        tokens.
+      dtype: of weights and activations; norms, softmax, router and logits are float32 whatever it is.
+
+    Raises:
+      ValueError: from `check()`, with the two facts that disagree.
+    """
+
+    n_layers: int = 6
+    d_model: int = 128
+    n_heads: int = 2
+    n_kv_heads: int = 1
+    head_dim: int = 64
+    d_ff: int = 512
+    vocab_size: int = 2048
+    kv_wiring: str = ""
+    window: int = 1024
+
+    positions: str = "rope"
+    rope_theta: float = 10_000.0
+    rope_theta_local: float = 0.0
+    rope_fraction: float = 1.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_original: int = 8192
+    max_positions: int = 2048
+    position_offset: int = 0
+
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    norm_unit_offset: bool = False
+    post_norms: bool = False
+    qk_norm: bool = False
+    activation: str = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    tied: bool = False
+
+    n_experts: int = 0
+    experts_per_token: int = 0
+    d_ff_dense: int = 0
+    dense_layers: tuple[int, ...] = ()
+    router_order: str = "softmax_topk"
+    capacity_factor: float = 0.0
+
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        self.check()
+
+    def check(self) -> None:
+        for name in (
+            "n_layers",
+            "d_model",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "vocab_size",
+            "window",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"{self.n_heads} query heads do not split over {self.n_kv_heads} kv heads")
+        if len(self.layers) != self.n_layers:
+            raise ValueError(f"kv_wiring has {len(self.layers)} entries but n_layers is {self.n_layers}")
+        if self.positions == "rope" and (self.rotated < 2 or self.rotated % 2):
+            raise ValueError(
+                f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} rotates {self.rotated}"
+                " entries; RoPE rotates pairs"
+            )
+        if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
+            raise ValueError(f"experts_per_token is {self.experts_per_token} of {self.n_experts} experts")
+        if any(not 0 <= i < self.n_layers for i in self.dense_layers):
+            raise ValueError(f"dense_layers {self.dense_layers} names a layer outside 0..{self.n_layers - 1}")
+        itemsize(self.dtype)
+
+    @property
+    def wiring(self) -> str:
+        """The wiring string, a pattern's name resolved at this depth."""
+        name = self.kv_wiring or "standard"
+        return PATTERNS[name](self.n_layers) if name in PATTERNS else name
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return parse_wiring(self.wiring, self.window)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Layers that store K/V, from the bottom."""
+        return tuple(layer.index for layer in self.layers if layer.owns)
+
+    @property
+    def slot_of_owner(self) -> dict[int, int]:
+        """Owner -> its place among the owners of its kind (full or sliding)."""
+        full = [i for i in self.owners if self.layers[i].window is None]
+        sliding = [i for i in self.owners if self.layers[i].window is not None]
+        return {owner: slot for kind in (full, sliding) for slot, owner in enumerate(kind)}
+
+    @property
+    def rotated(self) -> int:
+        """Leading entries of a head that RoPE turns."""
+        return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def dense_width(self) -> int:
+        """Feed-forward width of the dense layers."""
+        return self.d_ff_dense or self.d_ff
+
+    def has_experts(self, layer: int) -> bool:
+        return self.n_experts > 0 and layer not in self.dense_layers
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    try:
+        return np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
+    except TypeError as why:
+        raise ValueError(f"unknown dtype {dtype!r}") from why
+
+
+def kv_bytes_by_owner(
+    config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True
+) -> dict[int, int]:
+    """K/V bytes of one sequence of `tokens` tokens, by owner. Readers hold none.
+
+    A full owner holds every token; a sliding one the last `window` (every token too if not `windowed`, as
+    caches without window support do).
+    """
+    token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
+    held = {i: config.layers[i].window if windowed else None for i in config.owners}
+    return {
+        i: token_bytes * (tokens if window is None else min(tokens, window)) for i, window in held.items()
+    }
+
+
+def kv_bytes(config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True) -> int:
+    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W)). The live caches agree to the
+    byte."""
+    return sum(kv_bytes_by_owner(config, tokens, dtype, windowed).values())

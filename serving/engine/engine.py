@@ -1,0 +1,360 @@
+"""The engine: scheduler decisions in, tokens out. The only place where host state and device state meet.
+
+    engine = Engine(model, EngineConfig(max_slots=8, policy="dlpm"))
+    engine.submit(Request(client="a", prompt_ids=[...], sampling=Sampling(max_tokens=32)))
+    while engine.live:
+        for delta in engine.step(): ...
+
+One step: plan (host), prefill and decode programs (device), read tokens back (the one wait), commit (host).
+A program that fails takes down the requests of its step and nobody else.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from absl import logging
+
+from mixattn.model import Transformer
+from serving import fair
+from serving.config import STOP_IDS, EngineConfig
+from serving.engine.deadlines import Deadlines
+from serving.engine.detokenizer import Decode
+from serving.engine.invariants import Checker
+from serving.engine.layout import Layout, chunk_sizes, levels
+from serving.engine.model_runner import Exchange, Flight
+from serving.engine.output import Stream
+from serving.engine.plan import Entry, Plan
+from serving.engine.policy_fallback import Guard
+from serving.engine.programs import Programs
+from serving.engine.scheduler import Scheduler
+from serving.engine.stats import Counts, Stats
+from serving.engine.steps import State
+from serving.kvcache.manager import ALONE, PagedMemory
+from serving.kvcache.tokens import Ids
+from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
+
+HEAD_START = 2**40  # places in the order of arrival that one step of priority is worth
+
+
+class Engine:
+    """Continuous batching of one model on one device.
+
+    Args:
+      model: its parameters are used in place, never changed.
+      clock: seconds, never going back.
+      log: hears every scheduling event as a JSON-ready dict.
+      report: hears each program's name and compile seconds during start-up.
+      decode: token ids -> text; without it there is no text and no stop text.
+      programs: those of another engine of the same shapes, to share instead of compiling.
+
+    Raises:
+      ValueError: the configuration cannot serve (see `EngineConfig.check`, `Programs`).
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: EngineConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[dict[str, Any]], None] = lambda event: None,
+        report: Callable[[str, float], None] = lambda name, seconds: None,
+        decode: Decode | None = None,
+        programs: Programs | None = None,
+    ):
+        config.check()
+        if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
+            raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
+        self.config, self.clock, self._log, self._decode = config, clock, log, decode
+        self.model_config, limits = model.config, config.limits
+        layout = Layout.of(model.config, config)
+        self.kinds = layout.kinds
+        self.memory = PagedMemory(
+            layout.groups,
+            page_tok=config.page_size,
+            max_slots=config.max_slots,
+            max_tok=config.max_request_tok,
+            span_tok=layout.span_tok,
+            step_tok=limits.step_tok,
+            reuse=config.reuse,
+        )
+        self.scheduler = Scheduler(self._policy, self.memory, limits, self._record)
+        cache = layout.cache(model.config, config)
+        self._page_bytes = layout.page_bytes(model.config, cache)
+        self.programs = Programs(
+            model,
+            cache,
+            slots=config.max_slots,
+            buckets=[(r, c) for r in config.prefill_rows for c in chunk_sizes(config)],
+            most_steps=max(limits.decode_steps),
+            decode_rows=config.decode_rows,
+            levels=levels(config, model.config.vocab_size),
+        )
+        self.programs.compile(report) if programs is None else self.programs.borrow(programs)
+        self.state: State = self.programs.fresh_state()
+        self.streams: dict[RequestId, Stream] = {}  # by the name under which an output is scheduled
+        self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
+        tables = dict(zip(self.kinds, self.memory.tables))
+        self._exchange = Exchange(self.programs, tables, self.streams, max(config.prefill_rows))
+        self._flight: Flight | None = None
+        self._deadlines = Deadlines(self.streams)
+        self._seq = itertools.count()
+        self._done: list[Delta] = []
+        self._counts = Counts()
+        self._checker = Checker(self) if config.debug else None
+
+    # ---- requests ----
+
+    def submit(self, request: Request) -> RequestId:
+        """Queues a request; returns its id.
+
+        Raises:
+          ValueError: the id is live already, the request can never fit, or it asks for what is not compiled
+            in; nothing is queued then.
+        """
+        request = request if request.id else self._named(request)
+        if taken := self._taken(request):
+            raise ValueError(f"request id {taken[0]!r} is live already")
+        self._refuse(request)
+        try:
+            for index, name in enumerate(request.names):
+                self._queue(request, name, index)
+        except Exception:
+            self._withdraw([request.id])
+            raise
+        return request.id
+
+    def check(self, request: Request) -> None:
+        """Raises ValueError if `request` could never be served here, whatever else is live."""
+        self._refuse(request)
+        most = len(request.prompt_ids) + request.sampling.max_tokens
+        if why := self.memory.never_fits(most):
+            raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
+
+    def cancel(self, id: RequestId) -> bool:
+        """Ends a request; False if it is not live. Its last delta comes with the next step."""
+        return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
+
+    @property
+    def live(self) -> bool:
+        """Whether any request is unfinished or has a delta to fetch."""
+        return not self.scheduler.idle or bool(self._done)
+
+    def run(self, requests: Iterable[Request]) -> list[Output]:
+        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index.
+
+        Raises:
+          ValueError: see `submit`; none of them is queued then.
+        """
+        order: dict[RequestId, int] = {}
+        try:
+            for i, request in enumerate(requests):
+                order[self.submit(request)] = i
+        except Exception:
+            self._withdraw(order)
+            raise
+        outputs: list[Output] = []
+        while self.live:
+            outputs += [d.output for d in self.step() if d.output is not None and d.id in order]
+        return sorted(outputs, key=lambda o: (order[o.id], o.index))
+
+    # ---- the step ----
+
+    def step(self) -> list[Delta]:
+        """Runs one step; returns what it brought each request, in no order but each request's own."""
+        began, waited = time.perf_counter(), 0.0
+        now_s = self.clock()
+        for name in self._deadlines.passed(now_s):
+            self._drop(name, "deadline")
+        flight, self._flight = self._flight, None
+        if flight is None and (plan := self.scheduler.plan(now_s)):
+            flight = self._launch(plan)
+        if flight is not None:
+            if self.config.overlap and (plan := self.scheduler.ahead(flight.plan)):
+                self._flight = self._launch(plan)
+                self._counts.ahead += 1
+            sent = time.perf_counter()
+            landed = self._land(flight)
+            waited = time.perf_counter() - sent
+            if landed is not None:
+                self._commit(landed)
+        if self._checker is not None:
+            self._checker.after_step()
+        self._counts.device_s += waited
+        self._counts.host_s += time.perf_counter() - began - waited
+        done, self._done = self._done, []
+        return done
+
+    def stats(self) -> Stats:
+        pages = {}
+        for g, kind in enumerate(self.kinds):
+            total, free = self.memory.pools[g].num_pages - 1, len(self.memory.pools[g])
+            cached = self.memory.tree.evictable[g]
+            pages[kind] = (total - free - cached, cached, free, total)
+        held = sum(self._page_bytes[k] * (used + cached) for k, (used, cached, _, _) in pages.items())
+        return Stats(
+            programs=len(self.programs.compile_s),
+            compile_s=dict(self.programs.compile_s),
+            pages=pages,
+            bytes_held=held,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            slots=self.config.max_slots,
+            policy_failure=self.guard.failure,
+            **dataclasses.asdict(self._counts),
+        )
+
+    # ---- inside: requests ----
+
+    def _refuse(self, request: Request) -> None:
+        """Raises ValueError for what a request asks and this engine cannot do."""
+        id, sampling, config = request.id, request.sampling, self.config
+        if len(stops := self._stops(sampling)) > STOP_IDS:
+            raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
+        ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
+        vocab, strange = self.programs.vocab, min(ids) if min(ids) < 0 else max(ids)
+        if not 0 <= strange < vocab:
+            raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {vocab}")
+        if sampling.stop and self._decode is None:
+            raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
+        if sampling.shaped and not config.penalties:
+            raise ValueError(f"request {id!r} asks for penalties or a bias, but config.penalties is off")
+        most = min(config.logprobs, self.programs.vocab)
+        if sampling.top > most:
+            raise ValueError(f"request {id!r} asks for {sampling.top} logprobs; config.logprobs is {most}")
+        if sampling.prompt_logprobs is not None and not config.prompt_logprobs:
+            raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
+
+    def _named(self, request: Request) -> Request:
+        """The same under an id that nobody has."""
+        while self._taken(named := dataclasses.replace(request, id=f"r{next(self._seq)}")):
+            pass
+        return named
+
+    def _taken(self, request: Request) -> list[RequestId]:
+        """Of the names that it would be scheduled under, those that are live."""
+        return [name for name in request.names if name in self._parts or name in self.streams]
+
+    def _withdraw(self, ids: Iterable[RequestId]) -> None:
+        """As if these had not been submitted (but for the log)."""
+        for id in ids:
+            for name in list(self._parts.get(id, ())):
+                self._drop(name, "cancel", tell=False)
+            self._done = [delta for delta in self._done if delta.id != id]
+
+    def _queue(self, request: Request, name: str, index: int) -> None:
+        seq = next(self._seq) - request.priority * HEAD_START
+        sampling, now_s = request.sampling, self.clock()
+        ask = Ask(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
+        salt = ALONE if sampling.prompt_logprobs is not None else request.salt
+        accepted = self.scheduler.submit(Entry(ask, Ids(request.prompt_ids), salt, now_s), now_s)
+        self.streams[name] = Stream(request, name, index, self._stops(sampling), self._decode)
+        self._parts.setdefault(request.id, []).append(name)
+        self._counts.arrived += 1
+        if not accepted:
+            self._end(name, _refused(ask, now_s))
+        elif request.deadline_s is not None:
+            self._deadlines.add(now_s + request.deadline_s, self.streams[name])
+
+    def _drop(self, name: str, why: Any, tell: bool = True) -> bool:
+        output = self.scheduler.cancel(name, self.clock(), why)
+        if output is not None and tell:
+            self._end(name, output)
+        elif output is not None:
+            self._close(name)
+            self._counts.arrived -= 1
+        return output is not None
+
+    def _end(self, name: str, output: Output) -> None:
+        delta = self._close(name).delta(output.output_ids, output)
+        assert delta is not None
+        self._done.append(delta)
+        why = output.finish_reason
+        self._counts.finished[why] = self._counts.finished.get(why, 0) + 1
+
+    def _close(self, name: RequestId) -> Stream:
+        stream = self.streams.pop(name)
+        parts = self._parts[stream.request.id]
+        parts.remove(name)
+        if not parts:
+            del self._parts[stream.request.id]
+        return stream
+
+    def _stops(self, sampling: Sampling) -> tuple[int, ...]:
+        return sampling.stop_ids + (() if sampling.ignore_eos else self.config.eos_ids)
+
+    # ---- inside: a step ----
+
+    def _launch(self, plan: Plan) -> Flight | None:
+        self._counts.decode_steps += plan.steps if plan.decode else 0
+        self._counts.decode_rows += plan.steps * len(plan.decode)
+        try:
+            self.state, flight = self._exchange.launch(self.state, plan)
+            return flight
+        except Exception as why:
+            self._reset(plan, why)
+            return None
+
+    def _land(self, flight: Flight) -> Flight | None:
+        try:
+            return flight.wait()
+        except Exception as why:
+            self._reset(flight.plan, why)
+            return None
+
+    def _commit(self, flight: Flight) -> None:
+        produced = self._exchange.read(flight)
+        outputs = self.scheduler.commit(flight.plan, produced, self.clock())
+        self._counts.steps += 1
+        for output in outputs:
+            self._end(output.id, output)
+        for entry in [c.entry for c in flight.plan.chunks if c.samples] + list(flight.plan.decode):
+            if entry.holding is not None and (delta := self.streams[entry.ask.id].delta(entry.output_ids)):
+                self._done.append(delta)
+
+    def _reset(self, plan: Plan, why: Exception) -> None:
+        """A program failed: its requests end, the others start again on a new state (the old may be gone)."""
+        logging.error("a step failed, its requests end: %r", why)
+        self._counts.resets += 1
+        self._flight = None
+        for entry in [c.entry for c in plan.chunks] + list(plan.decode):
+            if entry.holding is not None:
+                self._drop(entry.ask.id, "error")
+        self.scheduler.lose_memory(self.clock())
+        self.state = self.programs.fresh_state()
+
+    def _record(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "admit":
+                self._counts.prompt_tok += event["extend"] + event["hit"]
+                self._counts.hit_tok += event["hit"]
+            case "tokens":
+                self._counts.output_tok += sum(event["counts"].values())
+            case "preempt":
+                self._counts.preemptions += 1
+        self._log(event)
+
+    def _policy(self, match: Callable[[Ask], int]):
+        options = dict(self.config.policy_options)
+        if "match" in fair.options(self.config.policy):
+            options["match"] = match
+        self.guard = Guard(fair.make(self.config.policy, **options))
+        return self.guard
+
+
+def _refused(ask: Ask, now_s: float) -> Output:
+    return Output(
+        id=ask.id,
+        client=ask.client,
+        output_ids=[],
+        finish_reason="refused",
+        prompt_tok=ask.prompt_tok,
+        hit_tok=0,
+        arrival_s=now_s,
+        admit_s=-1.0,
+        first_token_s=-1.0,
+        finish_s=now_s,
+    )

@@ -1,0 +1,140 @@
+"""What must hold after every step, checked for real: the debug mode of the engine.
+
+    1. every page has one holder and every count agrees               (`PagedMemory.check`)
+    2. a slot belongs to one running request, a running request has one slot, and nobody waits and runs
+    3. a page of a live table row is its request's own, or in a part of the tree that it locks    (there too)
+    4. no request has computed more than it has; one that decodes all but its newest token
+    5. what has ended holds nothing: no stream, no slot or row of it, no place in a queue or at the policy
+    6. whatever arrived is live, or was told its end once
+
+Freed pages are filled with NaN, so that whoever still reads one shows it. A page is zeroed by the write that
+opens it (`pallas_kernels.paged.write`), so the poison reaches no new holder.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixattn.cache import Kind, kind
+from mixattn.spec import ModelConfig
+from serving.config import EngineConfig
+from serving.engine.output import Stream
+from serving.engine.policy_fallback import Guard
+from serving.engine.scheduler import Scheduler
+from serving.engine.stats import Stats
+from serving.engine.steps import State
+from serving.kvcache.manager import PagedMemory
+from serving.request import RequestId
+
+BATCH = 32  # pages that one call poisons
+
+
+class Inspected(Protocol):
+    """What is looked at: an `Engine`."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    memory: PagedMemory
+    scheduler: Scheduler
+    state: State
+
+    @property
+    def kinds(self) -> Sequence[Kind]: ...
+    @property
+    def streams(self) -> Mapping[RequestId, Stream]: ...
+    @property
+    def guard(self) -> Guard: ...
+    @property
+    def live(self) -> bool: ...
+    def stats(self) -> Stats: ...
+
+
+class Checker:
+    """Looks at an engine after each of its steps."""
+
+    def __init__(self, engine: Inspected):
+        self._engine = engine
+        layers = engine.model_config.layers
+        self._group_of = {
+            owner: engine.kinds.index(kind(layers[owner])) for owner in engine.model_config.owners
+        }
+        self._free = [set(pool.free_pages()) for pool in engine.memory.pools]
+
+    def after_step(self) -> None:
+        """Raises AssertionError if anything is out of order."""
+        check(self._engine)
+        free = [set(pool.free_pages()) for pool in self._engine.memory.pools]
+        freed = [sorted(now - before) for now, before in zip(free, self._free)]
+        self._free = free
+        self._poison(freed)
+
+    def _poison(self, freed: list[list[int]]) -> None:
+        for at in range(0, max(map(len, freed)), BATCH):
+            pages = np.zeros((len(freed), BATCH), np.int32)
+            for row, some in zip(pages, freed):
+                row[: len(some[at : at + BATCH])] = some[at : at + BATCH]
+            groups = tuple(sorted(self._group_of.items()))
+            self._engine.state = poison(self._engine.state, pages, groups)
+
+
+@functools.partial(jax.jit, static_argnames="groups", donate_argnames="state")
+def poison(state: State, page_GX: jax.Array, groups: tuple[tuple[int, int], ...]) -> State:
+    """NaN in pages `page_GX` of each group (0 = none); `groups` says which group each owner is in."""
+    pools = dict(state.cache.pools)
+    for owner, group in groups:
+        page_X = jnp.where(page_GX[group] > 0, page_GX[group], pools[owner].pages)
+        pools[owner] = jax.tree.map(lambda x, at=page_X: x.at[at].set(jnp.nan, mode="drop"), pools[owner])
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, pools=pools))
+
+
+def check(engine: Inspected) -> None:
+    """Asserts the invariants above."""
+    engine.memory.check()
+    _check_slots(engine)
+    _check_progress(engine.scheduler)
+    _check_ends(engine)
+
+
+def _check_slots(engine: Inspected) -> None:
+    running, waiting = engine.scheduler.running, engine.scheduler.waiting
+    assert not running.keys() & waiting.keys(), "one waits and runs"
+    assert all(entry.holding is None for entry in waiting.values()), "one waits and holds a slot"
+    slots = {entry.slot for entry in running.values()}
+    assert len(slots) == len(running) == engine.config.max_slots - engine.memory.slots_free
+    for table in engine.memory.tables:
+        assert not np.delete(table, sorted(slots), axis=0).any(), "a free slot shows pages"
+
+
+def _check_progress(scheduler: Scheduler) -> None:
+    assert all(entry.computed_tok == 0 for entry in scheduler.waiting.values())
+    assert scheduler.prefilling.keys() <= scheduler.running.keys()
+    for id, entry in scheduler.running.items():
+        if id in scheduler.prefilling:
+            assert entry.computed_tok < entry.prefill_tok, f"{id} has computed its prompt"
+        else:
+            assert entry.computed_tok == entry.total_tok - 1, f"{id} decodes without its past"
+
+
+def _check_ends(engine: Inspected) -> None:
+    live = engine.scheduler.running.keys() | engine.scheduler.waiting.keys()
+    assert engine.streams.keys() == live, "a stream without a request, or one without a stream"
+    stats = engine.stats()
+    assert stats.arrived == len(live) + sum(stats.finished.values()), "an end was not told, or twice"
+    queues = engine.guard
+    assert queues.waiting.keys() == engine.scheduler.waiting.keys(), "the policy knows others as waiting"
+    assert queues.running.keys() == engine.scheduler.running.keys(), "the policy knows others as running"
+
+
+def check_idle(engine: Inspected) -> None:
+    """Asserts that nothing is left of any request but what the cache keeps."""
+    check(engine)
+    assert not engine.live
+    assert engine.memory.slots_free == engine.config.max_slots
+    for g, pool in enumerate(engine.memory.pools):
+        assert len(pool) + engine.memory.tree.held[g] == pool.num_pages - 1
+        assert engine.memory.tree.evictable[g] == engine.memory.tree.held[g]

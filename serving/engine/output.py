@@ -1,0 +1,83 @@
+"""A live request on its way out: judges its tokens as they come, and keeps what was not handed over yet."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+from serving.engine.detokenizer import Decode, Text
+from serving.engine.plan import Produced
+from serving.request import Delta, Logprob, Output, Request
+
+
+class Stream:
+    """One output of one request.
+
+    Args:
+      index: which of the request's outputs.
+      stops: ids that end it.
+      decode: ids -> text, if anybody wants text.
+    """
+
+    def __init__(self, request: Request, id: str, index: int, stops: Sequence[int], decode: Decode | None):
+        self.sampling = sampling = request.sampling
+        self.request, self.id, self.index, self.stops = request, id, index, frozenset(stops)
+        self.text = decode and Text(decode, sampling.stop, include_stop=sampling.include_stop)
+        self.logprobs: list[Logprob] = []
+        self.prompt_logprobs: dict[int, Logprob] = {}
+        self._stop: int | str | None = None
+        self._taken = self._told = 0
+        self._all_text = ""
+
+    @property
+    def seed(self) -> int:
+        """Of this output: the first one's is the request's own."""
+        seed = self.sampling.seed
+        if seed is None:
+            seed = zlib.crc32(self.request.id.encode()) if self.request.id else zlib.crc32(self.id.encode())
+        return seed if self.index == 0 else zlib.crc32(f"{seed} {self.index}".encode())
+
+    def take(self, ids: Sequence[int], broken: bool, logprobs: Sequence[Logprob] = ()) -> Produced:
+        """Judges the tokens of a step: how many of `ids` count, and whether they end the request.
+
+        Args:
+          broken: behind `ids` the logits were not finite.
+        """
+        text, young = self.text, self.sampling.min_tokens - self._taken
+        for n, id in enumerate(ids, 1):
+            if id in self.stops and n >= young:
+                self._stop = id
+            elif text is not None and text.push(id, may_stop=n >= young):
+                self._stop = text.stopped_by
+            if self._stop is not None:
+                self.logprobs += logprobs[:n]
+                return Produced(n, ids[:n], "stop")
+        self._taken += len(ids)
+        self.logprobs += logprobs
+        return Produced(len(ids), ids, "error" if broken else None)
+
+    def delta(self, output_ids: Sequence[int], output: Output | None = None) -> Delta | None:
+        """What is new since the last delta, or None; with `output` the last delta of all."""
+        new = list(output_ids[self._told :])
+        logprobs = tuple(self.logprobs[self._told : len(output_ids)])
+        self._told = len(output_ids)
+        if self.text and output is not None:
+            self.text.close()
+        text = self.text.pull() if self.text else ""
+        self._all_text += text
+        if not new and output is None:
+            return None
+        if output is not None:
+            output = self._whole(output)
+        return Delta(self.request.id, self.request.client, new, output, self.index, text, logprobs)
+
+    def _whole(self, output: Output) -> Output:
+        prompt = [lp for _, lp in sorted(self.prompt_logprobs.items())]
+        return dataclasses.replace(
+            output,
+            id=self.request.id,
+            index=self.index,
+            text=self._all_text,
+            stop=self._stop if output.finish_reason == "stop" else None,
+            logprobs=tuple(self.logprobs[: len(output.output_ids)]),
+            prompt_logprobs=prompt,
+        )

@@ -1,0 +1,127 @@
+"""What the scheduler decides about, in what words, and what it asks of memory. No device, no clock."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from serving.kvcache.manager import Holding
+from serving.kvcache.tokens import Tokens
+from serving.request import Ask, FinishReason, RequestId
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A live request.
+
+    Attributes:
+      tokens: the prompt, as the prefix tree sees it.
+      computed_tok: tokens whose KV is in pages. While decoding, one less than there are tokens.
+      steady_tok: while it computes no further than this, memory has nothing to do for it.
+      holding: its memory; None while it waits.
+    """
+
+    ask: Ask
+    tokens: Tokens
+    salt: Hashable
+    arrival_s: float
+    computed_tok: int = 0
+    steady_tok: float = 0
+    output_tok: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    holding: Holding | None = None
+    hit_tok: int = 0
+    admit_s: float = -1.0
+    first_token_s: float = -1.0
+    preemptions: int = 0
+
+    @property
+    def all_tokens(self) -> Tokens:
+        """Prompt and outputs so far."""
+        return self.tokens.extended(self.output_ids) if self.output_ids else self.tokens
+
+    @property
+    def total_tok(self) -> int:
+        return self.ask.prompt_tok + self.output_tok
+
+    @property
+    def prefill_tok(self) -> int:
+        """Tokens computed before it can decode: all but the newest output, whose step computes it."""
+        return self.total_tok - (self.output_tok > 0)
+
+    @property
+    def left_tok(self) -> int:
+        return self.ask.max_output_tok - self.output_tok
+
+    @property
+    def prefilling(self) -> bool:
+        return self.computed_tok < self.prefill_tok
+
+    @property
+    def prefilled_tok(self) -> int | None:
+        """How much of an unfinished prefill was executed or found; None if it is whole or has not begun."""
+        return self.computed_tok if self.prefilling and self.admit_s >= 0 else None
+
+    @property
+    def slot(self) -> int:
+        assert self.holding is not None
+        return self.holding.slot
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `start..end-1` of a request.
+
+    Attributes:
+      last: the request can decode after it.
+      samples: it yields the request's first output. A request that was preempted has its next token already.
+    """
+
+    entry: Entry
+    start: int
+    end: int
+    last: bool
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: chunks first, then `steps` decode steps of the rows that were decoding before it."""
+
+    chunks: tuple[Chunk, ...]
+    decode: tuple[Entry, ...]
+    steps: int
+
+
+@dataclass(slots=True)  # not frozen: see `serving.request.Delta`
+class Produced:
+    """What a request got out of a step.
+
+    Attributes:
+      count: tokens produced.
+      ids: their ids, if they are real.
+      finish: why it ended, if it did. Running out of its allowance is `length`; the scheduler sees to that.
+    """
+
+    count: int
+    ids: Sequence[int] = ()
+    finish: FinishReason | None = None
+
+
+class Memory(Protocol):
+    """What the scheduler asks of memory: `PagedMemory`, or a simulator's count of tokens. See there."""
+
+    @property
+    def slots_free(self) -> int: ...
+    def never_fits(self, final_tok: int) -> str | None: ...
+    def match(self, tokens: Tokens, salt: Hashable) -> int: ...
+    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int: ...
+    def unwatch(self, id: RequestId) -> None: ...
+    def touched(self) -> list[RequestId] | None: ...
+    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]: ...
+    def admit(
+        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[Any, int] | None: ...
+    def grow(self, holding: Any, computed_tok: int, upto_tok: int) -> bool: ...
+    def computed(self, holding: Any, tokens: Tokens, computed_tok: int, *, share: bool) -> None: ...
+    def release(self, holding: Any) -> None: ...
+    def clear_cache(self) -> None: ...

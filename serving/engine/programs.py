@@ -1,0 +1,217 @@
+"""The compiled list: every shape the device half is called with, built ahead of time.
+
+Calls go to executables by shape and level. What was not compiled at start-up is an error, never a silent
+compilation.
+
+Axes: R requests of a call, C tokens of a chunk.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixattn.cache import Kind, Paged
+from mixattn.model import Transformer
+from mixattn.sample import Knobs
+from serving.config import STOP_IDS
+from serving.engine.logits import Shaping
+from serving.engine.steps import (
+    PLAIN,
+    DecodeBatch,
+    Drawn,
+    Level,
+    Network,
+    PrefillBatch,
+    Rows,
+    State,
+    decode,
+    prefill,
+)
+from serving.request import Sampling
+
+
+class Programs:
+    """The compiled list: prefill for each (requests, chunk) bucket and decode for each number of rows, at
+    each level.
+
+    Args:
+      buckets: (R, C) pairs, C at most the chunk size; one of the largest C must exist.
+      decode_rows: beside a decode of every slot, of so many rows.
+      levels: of what requests may ask; `PLAIN` among them.
+    """
+
+    MOST = 64  # programs; more than this is a configuration mistake, not a workload
+
+    def __init__(
+        self,
+        model: Transformer,
+        cache: Paged,
+        *,
+        slots: int,
+        buckets: Sequence[tuple[int, int]],
+        most_steps: int,
+        decode_rows: Sequence[int] = (),
+        levels: Sequence[Level] = (PLAIN,),
+    ):
+        self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
+        decodes = {level._replace(prompt=False) for level in levels}
+        asked = len(buckets) * len(levels) + len(self.decode_rows) * len(decodes)
+        if asked > self.MOST:
+            raise ValueError(f"{asked} programs asked for; at most {self.MOST} are compiled")
+        self.network, self.params = Network.split(model)
+        self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
+        self.slots, self.most_steps, self.levels = slots, most_steps, sorted(levels)
+        self.vocab = model.config.vocab_size
+        self.compile_s: dict[str, float] = {}
+        self._table_pages = {kind: table.shape[1] for kind, table in cache.tables.items()}
+        # Tables and row counts come with every call; what stays in the state are the pools.
+        nothing = jnp.zeros(0, jnp.int32)
+        self._cache = dataclasses.replace(cache, tables={}, start_B=nothing, count_B=nothing)
+        self._compiled: dict[Any, Callable] = {}
+
+    def fresh_state(self) -> State:
+        """An empty state: zeroed pools (a NaN in a masked place would leak through 0 * NaN), empty rows."""
+        cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._cache)
+        shaped = any(level.shaped for level in self.levels)
+        return State(cache, Rows.empty(self.slots, self.vocab if shaped else 0))
+
+    def bucket(self, requests: int, chunk_tok: int) -> tuple[int, int]:
+        """The smallest compiled prefill shape that holds `requests` chunks of up to `chunk_tok` tokens.
+
+        Raises:
+          ValueError: none does.
+        """
+        for R, C in self.buckets:
+            if requests <= R and chunk_tok <= C:
+                return R, C
+        raise ValueError(f"no prefill program for {requests} chunks of {chunk_tok}; there are {self.buckets}")
+
+    def level(self, asked: Iterable[Sampling], *, prompt: bool) -> Level:
+        """The least compiled level that serves all of `asked`.
+
+        Raises:
+          ValueError: none does.
+        """
+        if len(self.levels) == 1:
+            return self.levels[0]
+        want = PLAIN
+        for sampling in asked:
+            whole = prompt and sampling.prompt_logprobs is not None
+            top = sampling.top if prompt or sampling.logprobs is not None else -1
+            want = Level(want.shaped or sampling.shaped, max(want.top, top), want.prompt or whole)
+        for level in self.levels:
+            if _serves(level, want):
+                return level
+        raise ValueError(f"no program serves {want}; there are {self.levels}")
+
+    def rows_for(self, live: int) -> int:
+        """The fewest rows a compiled decode has that `live` requests fit in."""
+        return next(r for r in self.decode_rows if live <= r)
+
+    def compile(self, report: Callable[[str, float], None] = lambda name, seconds: None) -> None:
+        """Compiles the whole list, on all cores; `report` hears each program's name and seconds."""
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(count) as cores:
+            building = [self._build(cores, name, run, *args) for name, run, args in self._listed()]
+            for name, began_s, built in building:
+                self._compiled[name], ended_s = built.result()
+                *words, level = name
+                extras = [word for word, on in zip(("shaped", "logprobs", "prompt"), _on(level)) if on]
+                label = " ".join([*map(str, words), *extras])
+                self.compile_s[label] = ended_s - began_s
+                report(label, self.compile_s[label])
+
+    def _listed(self) -> Iterator[tuple[tuple, Any, tuple]]:
+        """Name, function and arguments' shapes of each program, the slowest to compile first."""
+        state = jax.eval_shape(self.fresh_state)
+        for level in sorted({level._replace(prompt=False) for level in self.levels}):
+            for R in reversed(self.decode_rows):
+                run = functools.partial(decode.lower, most_steps=self.most_steps, level=level)
+                yield ("decode", R, level), run, (state, self.blank_decode(R), np.int32(0))
+        for level in self.levels:
+            for R, C in reversed(self.buckets):
+                run = functools.partial(prefill.lower, level=level)
+                yield ("prefill", R, C, level), run, (state, self.blank_prefill(R, C, level))
+
+    def _build(self, cores: Executor, name: tuple, lower: Callable, *args) -> tuple[tuple, float, Future]:
+        """Starts to compile one program: traced here, compiled on any core."""
+        began_s = time.perf_counter()
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.params, *args))
+        lowered = lower(self.network, *shapes)
+        return name, began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
+
+    def borrow(self, other: "Programs") -> None:
+        """Takes over the compiled programs of an engine of the same model and pools, instead of compiling.
+
+        Raises:
+          ValueError: they do not do all that these would.
+        """
+        for name in ("network", "slots", "decode_rows", "_table_pages"):
+            if (mine := getattr(self, name)) != (theirs := getattr(other, name)):
+                raise ValueError(f"programs to share have {name} {theirs}, this engine needs {mine}")
+        if (mine := _shapes(self._cache)) != (theirs := _shapes(other._cache)):
+            raise ValueError(f"programs to share have pools {theirs}, this engine needs {mine}")
+        if not self._covered(other):
+            mine, theirs = (f"{p.buckets}, {p.most_steps} steps, {p.levels}" for p in (self, other))
+            raise ValueError(f"programs to share are {theirs}; this engine needs {mine}")
+        for name in ("buckets", "most_steps", "levels", "_compiled", "compile_s"):
+            setattr(self, name, getattr(other, name))
+
+    def _covered(self, other: "Programs") -> bool:
+        rows, chunk = (max(sizes) for sizes in zip(*self.buckets))
+        return (
+            self.most_steps <= other.most_steps
+            and any(rows <= R and chunk <= C for R, C in other.buckets)
+            and all(any(_serves(has, level) for has in other.levels) for level in self.levels)
+        )
+
+    def prefill(self, state: State, batch: PrefillBatch, level: Level) -> tuple[State, Drawn]:
+        return self._compiled["prefill", *batch.tokens_RC.shape, level](self.params, state, batch)
+
+    def decode(self, state: State, batch: DecodeBatch, steps: int, level: Level) -> tuple[State, Drawn]:
+        run = self._compiled["decode", len(batch.left_R), level]
+        return run(self.params, state, batch, np.int32(steps))
+
+    def blank_decode(self, rows: int) -> DecodeBatch:
+        """A batch of rows that do nothing, in slots that do not exist."""
+        nowhere = np.full(rows, self.slots, np.int32)
+        return DecodeBatch(self._blank_tables(rows), nowhere, np.zeros(rows, np.int32))
+
+    def blank_prefill(self, R: int, C: int, level: Level) -> PrefillBatch:
+        """A batch of padding; the engine fills in what runs."""
+        return PrefillBatch(
+            tokens_RC=np.zeros((R, C), np.int32),
+            start_R=np.zeros(R, np.int32),
+            count_R=np.zeros(R, np.int32),
+            target_RC=np.zeros((R, C), np.int32),
+            tables=self._blank_tables(R),
+            slot_R=np.full(R, self.slots, np.int32),
+            known_R=np.full(R, -1, np.int32),
+            knobs_R=Knobs.greedy(R, np),
+            stop_RE=np.full((R, STOP_IDS), -1, np.int32),
+            least_R=np.zeros(R, np.int32),
+            shaping=Shaping.none(R, self.vocab, np) if level.shaped else None,
+        )
+
+    def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
+        return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
+
+
+def _serves(level: Level, want: Level) -> bool:
+    return all(has >= need for has, need in zip(level, want))
+
+
+def _on(level: Level) -> tuple[bool, bool, bool]:
+    return level.shaped, level.top >= 0, level.prompt
+
+
+def _shapes(tree) -> list:
+    return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]

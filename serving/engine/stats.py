@@ -1,0 +1,68 @@
+"""What an engine holds and has done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mixattn.cache import Kind
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """Sums since the engine started.
+
+    Attributes:
+      steps, decode_steps: engine steps, and decode steps on the device as planned.
+      ahead: steps started before the one before them was read.
+      decode_rows: sum over decode steps of the rows that were planned in them.
+      prompt_tok, hit_tok, output_tok: tokens admitted, of those found in the cache, produced.
+      arrived: outputs that were asked for; each is live or finished.
+      finished: ended outputs by reason.
+      preemptions: times a running request lost its memory.
+      resets: times a program failed and the device state was built anew.
+      host_s, device_s: where step time went: deciding and bookkeeping, or waiting for programs.
+    """
+
+    steps: int = 0
+    decode_steps: int = 0
+    ahead: int = 0
+    decode_rows: int = 0
+    prompt_tok: int = 0
+    hit_tok: int = 0
+    output_tok: int = 0
+    preemptions: int = 0
+    resets: int = 0
+    arrived: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    host_s: float = 0.0
+    device_s: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Stats(Counts):
+    """A moment's picture, and the sums that led to it.
+
+    Attributes:
+      programs, compile_s: compiled programs and the seconds each took. Fixed after start-up.
+      pages: by kind, (in use by requests, cached, free, total).
+      bytes_held: KV bytes of the pages in use by requests or cached.
+      policy_failure: why the policy was replaced by `fcfs`, or None.
+    """
+
+    programs: int
+    compile_s: Mapping[str, float]
+    pages: Mapping[Kind, tuple[int, int, int, int]]
+    bytes_held: int
+    running: int
+    waiting: int
+    slots: int
+    policy_failure: str | None
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of admitted prompt tokens that were found in the cache."""
+        return self.hit_tok / self.prompt_tok if self.prompt_tok else 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """Mean share of the slots that a decode step worked for."""
+        return self.decode_rows / (self.decode_steps * self.slots) if self.decode_steps else 0.0

@@ -1,0 +1,296 @@
+"""The device half of the engine: two pure functions, and the state between them.
+
+    prefill(params, state, batch)       -> state, Drawn        chunks of R requests at once
+    decode(params, state, batch, n)     -> state, Drawn        up to n steps, fewer if all are done
+
+`state` is donated: the pools are updated in place, and each program depends on the one before it. So a page
+that the host gives away while a step is under way is overwritten only after that step has read it; no other
+fence is needed. A request's sampling parameters are installed in its slot by the chunk that ends its prompt,
+so decode needs nothing per request but who is live.
+
+Axes: B slots, R requests of a call, C tokens of a chunk, P pages of a table row, N decode steps, V
+vocabulary, E stop ids, K alternatives with log-probabilities.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mixattn.cache import Kind, Paged
+from mixattn.model import Transformer
+from mixattn.sample import Knobs, sample
+from serving.config import STOP_IDS
+from serving.engine.logits import Logprobs, Shaping, hide_stops, logprobs, shape
+
+NOT_FINITE = -2  # in place of a token: the logits, or the states of a prompt, held NaN or infinity
+
+
+class Network(NamedTuple):
+    """A model without its weights, hashable.
+
+    Programs take the weights as a flat list: jax flattens what it is given at every call, and nnx variables
+    in Python, which was a third of a call's own time.
+    """
+
+    graphdef: nnx.GraphDef[Transformer]
+    tree: Any
+
+    @classmethod
+    def split(cls, model: Transformer) -> tuple["Network", list[jax.Array]]:
+        graphdef, params = nnx.split(model)
+        flat, tree = jax.tree.flatten(params)
+        return cls(graphdef, tree), flat
+
+    def model(self, params: Sequence[jax.Array]) -> Transformer:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.tree, params))
+
+
+class Level(NamedTuple):
+    """What a program does beyond the plain draw. A batch is served at its most demanding row's level.
+
+    Attributes:
+      shaped: penalties and bias.
+      top: log-probabilities of the token and so many alternatives; -1 = none.
+      prompt: those of the prompt too (prefill).
+    """
+
+    shaped: bool = False
+    top: int = -1
+    prompt: bool = False
+
+
+PLAIN = Level()
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["token_B", "position_B", "knobs_B", "stop_BE", "least_B", "shaping"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Rows:
+    """What the device remembers of each slot.
+
+    Attributes:
+      token_B: newest token, whose KV is not in the pages yet.
+      position_B: its position.
+      knobs_B: how to sample the row.
+      stop_BE: ids that end it; -1 = none.
+      least_B: the first position at which it may end.
+      shaping: if it is compiled in; true of the rows that ask for it.
+    """
+
+    token_B: jax.Array
+    position_B: jax.Array
+    knobs_B: Knobs
+    stop_BE: jax.Array
+    least_B: jax.Array
+    shaping: Shaping | None
+
+    @classmethod
+    def empty(cls, slots: int, vocab: int = 0) -> "Rows":
+        """`vocab`: 0 = without shaping."""
+        # Every leaf its own buffer: donating one buffer under two names is an error.
+        token_B, position_B, least_B = (jnp.zeros(slots, jnp.int32) for _ in range(3))
+        stop_BE = jnp.full((slots, STOP_IDS), -1, jnp.int32)
+        shaping = Shaping.none(slots, vocab) if vocab else None
+        return cls(token_B, position_B, Knobs.greedy(slots), stop_BE, least_B, shaping)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows"], meta_fields=[])
+@dataclass(frozen=True)
+class State:
+    """Everything on the device that a step changes. Donated to every call."""
+
+    cache: Paged
+    rows: Rows
+
+
+class PrefillBatch(NamedTuple):
+    """Chunks to compute; numpy on the host.
+
+    Attributes:
+      tokens_RC, start_R, count_R: chunk r is `count_R[r]` tokens from position `start_R[r]`; 0 = padding.
+      target_RC: the prompt's token behind each; where log-probabilities of prompts are asked for.
+      tables: by kind, the requests' page table rows.
+      slot_R: where to install the request after its last chunk; the number of slots = do not.
+      known_R: its next token if it is known (it was preempted), -1 = sample it.
+      knobs_R, stop_RE, least_R, shaping: its sampling; shaping at levels that have it.
+    """
+
+    tokens_RC: Any
+    start_R: Any
+    count_R: Any
+    target_RC: Any
+    tables: Mapping[Kind, Any]
+    slot_R: Any
+    known_R: Any
+    knobs_R: Knobs
+    stop_RE: Any
+    least_R: Any
+    shaping: Shaping | None
+
+
+class DecodeBatch(NamedTuple):
+    """Rows to decode; numpy on the host.
+
+    Attributes:
+      tables: by kind, their page tables.
+      slot_R: their slots; the number of slots = padding. As many rows as slots: row r is slot r.
+      left_R: tokens each may still produce in this call; 0 for rows that do not decode.
+    """
+
+    tables: Mapping[Kind, Any]
+    slot_R: Any
+    left_R: Any
+
+
+class Drawn(NamedTuple):
+    """What a program answers.
+
+    Attributes:
+      token: next_R of a prefill; token_NR of a decode, -1 where a row produced none.
+      logprobs: of these, with the same leading axes.
+      prompt: of `target_RC`.
+    """
+
+    token: Any
+    logprobs: Logprobs | None = None
+    prompt: Logprobs | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("network", "level"), donate_argnames="state")
+def prefill(
+    network: Network, params, state: State, batch: PrefillBatch, *, level: Level
+) -> tuple[State, Drawn]:
+    """Computes chunks, installs the rows that end; returns each row's next token."""
+    model = network.model(params)
+    rows = state.rows
+    cache = state.cache.with_rows(batch.tables, batch.start_R, batch.count_R)
+    step = model.forward(batch.tokens_RC, cache=cache, last_only=not level.prompt)
+    assert isinstance(step.cache, Paged)
+    hidden_RD, prompt = step.hidden_BTD[:, 0], None
+    if level.prompt:
+        hidden_RD = cache.pick_last(step.hidden_BTD)[:, 0]
+        prompt = _of_prompt(model.head(step.hidden_BTD), batch.target_RC, level.top)
+    position_R = batch.start_R + batch.count_R
+    fresh = Rows(
+        batch.known_R, position_R, batch.knobs_R, batch.stop_RE, batch.least_R, _shaping(level, batch.shaping)
+    )
+
+    def draw(hidden_RD):
+        return _draw(model.head(hidden_RD), fresh, position_R, level)
+
+    def nothing(hidden_RD):
+        return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, level.top)
+
+    # The vocabulary is as large as a small model's layers together: not for chunks in mid prompt.
+    ends = jnp.any(batch.slot_R < len(rows.token_B))
+    drawn_R, lp = jax.lax.cond(ends, draw, nothing, hidden_RD)
+    # In mid prompt too, before its pages are kept for others: whoever found them would break as well.
+    broken_R = ~jnp.isfinite(hidden_RD).all(axis=-1) & (batch.count_R > 0)
+    next_R = jnp.where(batch.known_R >= 0, batch.known_R, drawn_R)
+    next_R = jnp.where(broken_R, NOT_FINITE, next_R)
+    if fresh.shaping is not None:
+        fresh = dataclasses.replace(fresh, shaping=fresh.shaping.counted(next_R, batch.known_R < 0))
+    fresh = dataclasses.replace(fresh, token_B=next_R)
+    old = rows if level.shaped else dataclasses.replace(rows, shaping=None)
+    new = _installed(old, batch.slot_R, fresh)
+    if not level.shaped:
+        new = dataclasses.replace(new, shaping=rows.shaping)
+    return State(dataclasses.replace(state.cache, pools=step.cache.pools), new), Drawn(next_R, lp, prompt)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "most_steps", "level"), donate_argnames="state")
+def decode(
+    network: Network, params, state: State, batch: DecodeBatch, steps, *, most_steps: int, level: Level
+) -> tuple[State, Drawn]:
+    """Up to `steps` decode steps of the batch's rows.
+
+    Args:
+      steps: how many, at most `most_steps` (the height of the answer).
+    """
+    model = network.model(params)
+    R = len(batch.left_R)
+    every = len(state.rows.token_B) == R  # then row r is slot r, and nothing moves
+
+    def more(carry):
+        i, _, left_R, _ = carry
+        return (i < steps) & jnp.any(left_R > 0)
+
+    def one(carry):
+        i, (pools, rows), left_R, out = carry
+        live_R = left_R > 0
+        cache = dataclasses.replace(state.cache, pools=pools)
+        cache = cache.with_rows(batch.tables, rows.position_B, live_R.astype(jnp.int32))
+        step = model.forward(rows.token_B[:, None], cache=cache)
+        assert isinstance(step.cache, Paged)
+        token_R, lp = _draw(model.head(step.hidden_BTD[:, 0]), rows, rows.position_B + 1, level)
+        stop_R = (token_R[:, None] == rows.stop_BE).any(axis=1) | (token_R < 0)
+        out = jax.tree.map(
+            lambda all_N, new: all_N.at[i].set(new), out, Drawn(jnp.where(live_R, token_R, -1), lp)
+        )
+        left_R = jnp.where(live_R & ~stop_R, left_R - 1, 0)
+        return i + 1, (step.cache.pools, _moved_on(rows, token_R, live_R, level)), left_R, out
+
+    old = state.rows if level.shaped else dataclasses.replace(state.rows, shaping=None)
+    rows = old if every else jax.tree.map(lambda x: x.at[batch.slot_R].get(mode="clip"), old)
+    out = Drawn(jnp.full((most_steps, R), -1, jnp.int32), _no_logprobs((most_steps, R), level.top))
+    carry = jnp.int32(0), (state.cache.pools, rows), batch.left_R, out
+    _, (pools, rows), _, out = jax.lax.while_loop(more, one, carry)
+    rows = rows if every else _installed(old, batch.slot_R, rows)
+    if not level.shaped:
+        rows = dataclasses.replace(rows, shaping=state.rows.shaping)
+    return State(dataclasses.replace(state.cache, pools=pools), rows), out
+
+
+def _moved_on(rows: Rows, token_B: jax.Array, live_B: jax.Array, level: Level) -> Rows:
+    """Rows behind one step; those that are not live stay where they are."""
+    shaping = _shaping(level, rows.shaping)
+    return dataclasses.replace(
+        rows,
+        token_B=jnp.where(live_B, token_B, rows.token_B),
+        position_B=rows.position_B + live_B.astype(jnp.int32),
+        shaping=shaping.counted(token_B, live_B) if level.shaped else None,
+    )
+
+
+def _installed(rows: Rows, slot_R: jax.Array, new: Rows) -> Rows:
+    """Rows with `new` in their slots; a slot that does not exist is dropped."""
+    return jax.tree.map(lambda old, new: old.at[slot_R].set(new, mode="drop"), rows, new)
+
+
+def _draw(logits_BV: jax.Array, rows: Rows, position_B: jax.Array, level: Level):
+    """Each row's token for its place `position_B`, and log-probabilities if the level has them."""
+    finite_B = jnp.isfinite(logits_BV).all(axis=-1)
+    if level.shaped:
+        logits_BV = shape(logits_BV, _shaping(level, rows.shaping))
+    logits_BV = hide_stops(logits_BV, rows.stop_BE, position_B < rows.least_B)
+    token_B = jnp.where(finite_B, sample(logits_BV, rows.knobs_B, position_B), NOT_FINITE)
+    return token_B, logprobs(logits_BV, token_B, level.top) if level.top >= 0 else None
+
+
+def _of_prompt(logits_RCV: jax.Array, target_RC: jax.Array, k: int) -> Logprobs:
+    R, C, V = logits_RCV.shape
+    flat = logprobs(logits_RCV.reshape(R * C, V), target_RC.reshape(R * C), k)
+    return jax.tree.map(lambda x: x.reshape(R, C, *x.shape[1:]), flat)
+
+
+def _no_logprobs(shape: tuple[int, ...], k: int) -> Logprobs | None:
+    if k < 0:
+        return None
+    return Logprobs(
+        jnp.zeros(shape, jnp.float32), jnp.zeros((*shape, k), jnp.float32), jnp.zeros((*shape, k), jnp.int32)
+    )
+
+
+def _shaping(level: Level, shaping: Shaping | None) -> Any:
+    """The shaping of a level that has it, None of one that has not."""
+    assert not level.shaped or shaping is not None
+    return shaping if level.shaped else None

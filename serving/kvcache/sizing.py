@@ -1,0 +1,75 @@
+"""How a budget of KV bytes is split into page pools so that it serves the most requests at once."""
+
+from dataclasses import dataclass
+
+from mixattn.spec import ModelConfig, kv_bytes_by_owner
+from serving.config import Limits
+from serving.kvcache.reservation import Sliding, Whole
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pools for one budget, as `EngineConfig` takes them.
+
+    Attributes:
+      requests: how many of the given length run at once (slots to give the engine).
+      num_pages, window_pages: pages of the full and of the sliding pool, null pages included; 0 where the
+        model has no such owners.
+      pool_bytes: bytes of both together.
+    """
+
+    requests: int
+    num_pages: int
+    window_pages: int
+    pool_bytes: int
+
+
+def split(
+    config: ModelConfig,
+    budget_bytes: int,
+    *,
+    request_tok: int,
+    page_size: int,
+    limits: Limits,
+    span_tok: int = 0,
+) -> Split:
+    """Splits `budget_bytes` for requests of `request_tok` tokens each, admitted with `reserve`.
+
+    A request takes whole pages of its length from full owners, and from sliding ones what it is promised,
+    beside one reserve for all (`serving.kvcache.reservation`). What is left over becomes full pages, for
+    cached prompts.
+
+    Args:
+      span_tok: the most tokens a step adds to a request, if that is more than a chunk or the decode steps.
+
+    Raises:
+      ValueError: the budget does not hold one such request.
+    """
+    token = kv_bytes_by_owner(config, 1, config.dtype)
+    full = page_size * sum(b for i, b in token.items() if config.layers[i].window is None)
+    sliding = page_size * sum(token.values()) - full
+    whole = Whole(page_size).peak_pages(request_tok)
+    span_tok = max(span_tok, limits.chunk_tok, *limits.decode_steps)
+    pool = Sliding(config.window, 0, page_tok=page_size, span_tok=span_tok, step_tok=limits.step_tok)
+    share = pool.share(request_tok, request_tok, held=0, firm=True)
+
+    left = budget_bytes - full - sliding  # one page of each is the null page
+    each = whole * full + share.promise * sliding
+    # A few requests cannot have so much lent at once as the reserve would hold.
+    requests = max((left - pool.reserve * sliding) // each, left // (each + share.loan * sliding))
+    if requests < 1:
+        need = full + sliding + each + share.loan * sliding
+        raise ValueError(
+            f"a request of {request_tok} tokens needs {need} bytes of KV; the budget is {budget_bytes}"
+        )
+    num_pages = 1 + requests * whole
+    window_pages = 1 + requests * share.promise + min(pool.reserve, requests * share.loan)
+    spare = budget_bytes - num_pages * full - window_pages * sliding
+    num_pages += spare // full if full else 0
+    window_pages += 0 if full else spare // sliding
+    return Split(
+        requests,
+        num_pages if full else 0,
+        window_pages if sliding else 0,
+        num_pages * full + window_pages * sliding,
+    )

@@ -1,0 +1,1 @@
+"""Runs agents: the controller, model servers, stores, audit and replay page."""

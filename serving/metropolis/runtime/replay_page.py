@@ -1,0 +1,72 @@
+"""One self-contained HTML file from a town's commit log.
+
+Everything a model wrote reaches the page as JSON inside a script element, with every '<' escaped, and is put
+on screen as text (never as markup); the page loads nothing from anywhere.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mixattn.tools.files import write_text
+from serving.metropolis.runtime.store import Store
+from serving.metropolis.schedule.rules import in_place
+from serving.metropolis.town import PEOPLE, clock, town
+from serving.metropolis.town.streets import HEIGHT, WATER, WIDTH
+from serving.metropolis.town.world import REACH
+
+
+def write(store: Store, out: Path) -> int:
+    """Writes the page, all or nothing; returns the number of commits in it.
+
+    Raises:
+      ValueError: the log is empty.
+    """
+    data = collect(store)
+    if not data["commits"]:
+        raise ValueError("the log holds no commits; run the town first")
+    template = resources.files("serving.metropolis").joinpath("replay.html").read_text()
+    write_text(out, template.replace("__DATA__", embed(data)))
+    return len(data["commits"])
+
+
+def embed(data: Any) -> str:
+    """JSON that can stand inside a script element, whatever strings it holds."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def collect(store: Store) -> dict[str, Any]:
+    """What the page needs: the map, the people, and the log as short rows."""
+    about = store.about()
+    world, _ = town(about["residents"])
+    bodies = world.reset(about["seed"])
+    names = sorted(bodies)
+    number = {name: i for i, name in enumerate(names)}
+    margin = in_place(REACH, REACH)
+    commits: list[Any] = []
+    for c in store.commits():
+        moves = [[number[n], *pos] for n, pos in c.outcome.moves.items()]
+        looks = [[number[n], look] for n, _, look in c.outcome.writes]
+        still = [[number[n], until] for n, until in c.still]
+        members = [number[n] for n in c.members]
+        start, end = round(c.start_s, 3), round(c.end_s, 3)
+        commits.append([c.step, members, moves, looks, still, start, end, c.calls])
+    last = max((c[0] for c in commits), default=0) + 1
+    return {
+        "mode": about["mode"],
+        "seed": about["seed"],
+        "names": names,
+        "about": [next(p.about for p in PEOPLE if p.name == n) for n in names],
+        "start": [list(bodies[n].pos) for n in names],
+        "width": WIDTH,
+        "height": HEIGHT,
+        "walls": [list(t) for t in sorted(world.map.closed - WATER)],
+        "water": [list(t) for t in sorted(WATER)],
+        "places": [[p.name, p.kind, p.x, p.y, p.width, p.height] for p in world.map.places],
+        "perceive": REACH.perceive,
+        "rule": {"block": margin.block, "still": margin.still, "move": REACH.move},
+        "clock": [clock(s) for s in range(last + 1)],
+        "commits": commits,
+    }

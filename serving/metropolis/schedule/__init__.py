@@ -1,0 +1,1 @@
+"""Who may run when: distance rules, spaces, the dependency graph. No clock, no jax."""

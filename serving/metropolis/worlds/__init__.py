@@ -1,0 +1,1 @@
+"""Worlds besides the town: recorded traces, synthetic days, a social network."""

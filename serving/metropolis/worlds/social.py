@@ -1,0 +1,118 @@
+"""A network of people who never move: each step one reads what its contacts posted last, and may post.
+
+With one version of every post, contacts at the same step must commit together (one would read what the other
+has just written), and in a connected graph that is everybody: lock-step. A network that answers by version
+needs only "step a may run once every contact has committed a steps" (`rules.multi_version`), so a slow
+thinker holds its own circle at first and reaches others hop by hop.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serving.metropolis.schedule.rules import Reach
+from serving.metropolis.schedule.schedulers import Sights
+from serving.metropolis.schedule.space import Hops, Space
+from serving.metropolis.world import AgentId, Body, Intent, Outcome, Write
+
+
+@dataclass(unsafe_hash=True, kw_only=True)
+class NetworkConfig:
+    """A small-world graph and how often its people think.
+
+    Attributes:
+      nodes, contacts: people, and contacts of each before rewiring (even).
+      rewire: share of contacts moved to a random person.
+      steps: length of the run.
+      busy: chance that a step makes calls at all; `longest` bounds a chain (lengths fall off as 1/length).
+    """
+
+    nodes: int = 1000
+    contacts: int = 4
+    rewire: float = 0.05
+    steps: int = 60
+    busy: float = 0.15
+    longest: int = 32
+    seed: int = 0
+
+    def check(self) -> None:
+        if self.contacts % 2 or not 0 < self.contacts < self.nodes:
+            raise ValueError(f"contacts={self.contacts} must be even and between 0 and nodes={self.nodes}")
+
+
+def graph(config: NetworkConfig) -> Hops:
+    """A ring of neighbours with some edges rewired; symmetric."""
+    config.check()
+    draw = random.Random(f"graph {config.seed}")
+    edges: dict[int, set[int]] = {i: set() for i in range(config.nodes)}
+    for i in range(config.nodes):
+        for hop in range(1, config.contacts // 2 + 1):
+            j = (i + hop) % config.nodes
+            if draw.random() < config.rewire:
+                j = draw.choice([k for k in (draw.randrange(config.nodes) for _ in range(8)) if k != i])
+            edges[i].add(j)
+            edges[j].add(i)
+    return Hops({i: tuple(sorted(others)) for i, others in edges.items()})
+
+
+class Network:
+    """Everyone's posts by version. Reads reach one hop, writes none, nobody moves."""
+
+    def __init__(self, config: NetworkConfig):
+        self.config = config
+        self.contacts = graph(config)
+        self.space: Space = self.contacts
+        self.posts: dict[Any, list[list[Any]]] = {}  # of a person: [version, post], oldest first
+
+    def name(self, node: int) -> AgentId:
+        return f"p{node:05}"
+
+    def reset(self, seed: int) -> Mapping[AgentId, Body]:
+        self.posts = {i: [[0, ""]] for i in range(self.config.nodes)}
+        return {self.name(i): Body(i, Reach(1, 0)) for i in range(self.config.nodes)}
+
+    def view(self, agent: AgentId, step: int) -> tuple:
+        me = int(agent[1:])
+        return tuple((i, self._read(i, step)) for i in (me, *self.contacts.neighbours[me]))
+
+    def _read(self, person: Any, version: int) -> Any:
+        return next(post for since, post in reversed(self.posts[person]) if since <= version)
+
+    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
+        wrote = [Write(n, int(n[1:]), i.action) for n, i in intents.items() if i.action is not None]
+        return Outcome(writes=wrote)
+
+    def apply(self, step: int, outcome: Outcome) -> None:
+        for _, node, post in outcome.writes:
+            self.posts[node].append([step + 1, post])
+
+    def snapshot(self) -> Any:
+        return list(self.posts.values())
+
+    def restore(self, snapshot: Any) -> None:
+        self.posts = dict(enumerate(snapshot))
+
+
+@dataclass(frozen=True)
+class Poster:
+    """Thinks in chains of calls of heavy-tailed length, then posts a digest of what it has read."""
+
+    config: NetworkConfig
+
+    async def proceed(self, view, ctx) -> Intent:
+        draw = ctx.rng
+        if draw.random() >= self.config.busy:
+            return Intent()
+        for _ in range(int(self.config.longest ** draw.random())):
+            await ctx.llm(range(draw.randint(200, 900)), max_tokens=draw.randint(4, 40))
+        return Intent(action=f"{ctx.agent}@{ctx.step}:{sum(len(post) for _, post in view)}")
+
+
+def network_sights(world: Network) -> Sights:
+    """Who reads whom: the same at every step."""
+    return {
+        (i, step): world.contacts.neighbours[i]  # type: ignore[misc]
+        for i in range(world.config.nodes)
+        for step in range(world.config.steps)
+    }

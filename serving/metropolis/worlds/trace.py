@@ -1,0 +1,265 @@
+"""Recorded simulations: where everyone was at each step and which calls each step made.
+
+A trace fixes movement and calls, so that schedulers and servers can be compared on the same work. File
+format, JSON lines: one `about` line, then one line an agent's move and one line a call, in any order:
+
+    {"about": {"steps": 360, "perceive": 4, "move": 1, ...}}
+    {"agent": "v0a3", "step": 0, "pos": [17, 4]}                 position after `step` steps; absent = unmoved
+    {"agent": "v0a3", "step": 5, "seq": 0, "fn": "utterance", "prompt_tokens": 850, "output_tokens": 48}
+
+Calls of one (agent, step) run one after another in the order of `seq`; unknown keys are kept out.
+"""
+
+import asyncio
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixattn.tools import files
+from serving.metropolis.schedule.rules import Reach
+from serving.metropolis.schedule.space import Grid, Space
+from serving.metropolis.world import AgentId, Body, Intent, Outcome
+
+
+class Ask(NamedTuple):
+    """One call of a trace."""
+
+    fn: str
+    prompt_tok: int
+    output_tok: int
+
+
+@dataclass
+class Trace:
+    """A run of `steps` steps on a grid.
+
+    Attributes:
+      x, y: position of each agent before step s at index s; `steps + 1` entries.
+      calls: of each agent, its calls by step.
+      names: of the agents; their sorted order numbers them.
+      reach: of every agent.
+    """
+
+    steps: int
+    reach: Reach
+    names: list[AgentId]
+    x: list[array]
+    y: list[array]
+    calls: list[dict[int, tuple[Ask, ...]]]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def call_count(self) -> int:
+        return sum(len(chain) for mine in self.calls for chain in mine.values())
+
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and output tokens of all calls."""
+        asks = [ask for mine in self.calls for chain in mine.values() for ask in chain]
+        return sum(a.prompt_tok for a in asks), sum(a.output_tok for a in asks)
+
+
+class TraceWorld:
+    """Movement as recorded; nothing to see and nothing to resolve.
+
+    Args:
+      reach: replaces the trace's own, for ablations.
+    """
+
+    def __init__(self, trace: Trace, *, reach: Reach | None = None):
+        self.trace = trace
+        self.reach = reach or trace.reach
+        self.space: Space = Grid()
+        self._number = {name: i for i, name in enumerate(trace.names)}
+
+    def reset(self, seed: int) -> Mapping[AgentId, Body]:
+        trace = self.trace
+        return {n: Body((trace.x[i][0], trace.y[i][0]), self.reach) for i, n in enumerate(trace.names)}
+
+    def view(self, agent: AgentId, step: int) -> None:
+        return None
+
+    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
+        trace, moves = self.trace, {}
+        for name in intents:
+            i = self._number[name]
+            x, y = trace.x[i], trace.y[i]
+            if x[step] != x[step + 1] or y[step] != y[step + 1]:
+                moves[name] = (x[step + 1], y[step + 1])
+        return Outcome(moves)
+
+    def apply(self, step: int, outcome: Outcome) -> None: ...
+
+    def snapshot(self) -> None: ...
+
+    def restore(self, snapshot: Any) -> None: ...
+
+
+class TraceAgent:
+    """Makes the recorded calls of a step, one after another, or all at once if not `chained`."""
+
+    def __init__(self, trace: Trace, number: int, *, chained: bool = True, promises: list[int] | None = None):
+        self._calls, self._chained = trace.calls[number], chained
+        self._promises = promises
+
+    async def proceed(self, view: Any, ctx: Any) -> Intent:
+        chain = self._calls.get(ctx.step)
+        if chain is not None:
+            if self._chained:
+                for ask in chain:
+                    await ctx.llm(range(ask.prompt_tok), max_tokens=ask.output_tok)
+            else:
+                await asyncio.gather(*(ctx.llm(range(a.prompt_tok), max_tokens=a.output_tok) for a in chain))
+        return _NOTHING if self._promises is None else Intent(still_until=self._promises[ctx.step])
+
+
+_NOTHING = Intent()
+
+
+def agents(trace: Trace, *, chained: bool = True, still: bool = False) -> dict[AgentId, TraceAgent]:
+    """An agent for every name.
+
+    With `still`, each promises to stay for as long as the trace shows it staying: more than a live agent can
+    know, so an upper bound on what declared immobility gives.
+    """
+    return {
+        name: TraceAgent(trace, i, chained=chained, promises=stays_until(trace, i) if still else None)
+        for i, name in enumerate(trace.names)
+    }
+
+
+def stays_until(trace: Trace, number: int) -> list[int]:
+    """For each step s, the first step after s in which the agent moves again."""
+    x, y, until = trace.x[number], trace.y[number], [0] * trace.steps
+    following = trace.steps
+    for step in range(trace.steps - 1, -1, -1):
+        until[step] = following
+        if x[step] != x[step + 1] or y[step] != y[step + 1]:
+            following = step
+    return until
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+def save(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Writes the JSON-lines format above, all or nothing."""
+    with files.whole(Path(path)) as unfinished, unfinished.open("w") as out:
+        reach = {"perceive": trace.reach.perceive, "move": trace.reach.move, "write": trace.reach.write}
+        out.write(json.dumps({"about": {**trace.about, "steps": trace.steps, **reach}}) + "\n")
+        for line in _lines(trace):
+            out.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def _lines(trace: Trace) -> Iterator[dict[str, Any]]:
+    for i, name in enumerate(trace.names):
+        x, y = trace.x[i], trace.y[i]
+        for step in range(trace.steps + 1):
+            if step == 0 or x[step] != x[step - 1] or y[step] != y[step - 1]:
+                yield {"agent": name, "step": step, "pos": [x[step], y[step]]}
+        for step, chain in sorted(trace.calls[i].items()):
+            for seq, ask in enumerate(chain):
+                sizes = {"prompt_tokens": ask.prompt_tok, "output_tokens": ask.output_tok}
+                yield {"agent": name, "step": step, "seq": seq, "fn": ask.fn, **sizes}
+
+
+def load(path: str | os.PathLike[str]) -> Trace:
+    """Reads the JSON-lines format above.
+
+    Raises:
+      ValueError: a line that is neither a move nor a call, or an agent without a starting position.
+    """
+    about: dict[str, Any] = {}
+    moves: list[tuple[AgentId, int, list[int]]] = []
+    calls: list[tuple[AgentId, int, int, Ask]] = []
+    with open(path) as lines:
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+                if "about" in line:
+                    about = line["about"]
+                elif "pos" in line:
+                    moves.append((line["agent"], line["step"], line["pos"]))
+                else:
+                    ask = Ask(line["fn"], line["prompt_tokens"], line["output_tokens"])
+                    calls.append((line["agent"], line["step"], line["seq"], ask))
+            except (KeyError, TypeError, ValueError) as why:
+                raise ValueError(f"{path}, line {number} is neither a move nor a call: {why!r}") from why
+    if not {"steps", "perceive", "move"} <= about.keys():
+        raise ValueError(f"{path} has no line that tells steps, perceive and move")
+    write = about.get("write", about["move"])
+    return build(about["steps"], Reach(about["perceive"], about["move"], write), moves, calls, about=about)
+
+
+def build(
+    steps: int,
+    reach: Reach,
+    moves: Iterable[tuple[AgentId, int, Any]],
+    calls: Iterable[tuple[AgentId, int, int, Ask]],
+    *,
+    about: dict[str, Any] | None = None,
+) -> Trace:
+    """A trace from loose moves and calls. Every agent needs a position at step 0."""
+    places: dict[AgentId, dict[int, Any]] = {}
+    for name, step, pos in moves:
+        places.setdefault(name, {})[step] = pos
+    names = sorted(places)
+    number = {name: i for i, name in enumerate(names)}
+    chains: list[dict[int, list[tuple[int, Ask]]]] = [{} for _ in names]
+    for name, step, seq, ask in calls:
+        if name not in number or not 0 <= step < steps:
+            raise ValueError(f"a call of {name!r} at step {step} has no agent or lies outside 0..{steps - 1}")
+        chains[number[name]].setdefault(step, []).append((seq, ask))
+    xs, ys = [], []
+    for name in names:
+        if 0 not in places[name]:
+            raise ValueError(f"agent {name!r} has no position at step 0")
+        x, y = array("i"), array("i")
+        here = places[name][0]
+        for step in range(steps + 1):
+            here = places[name].get(step, here)
+            x.append(here[0])
+            y.append(here[1])
+        xs.append(x)
+        ys.append(y)
+    ordered = [{s: tuple(a for _, a in sorted(c, key=lambda p: p[0])) for s, c in m.items()} for m in chains]
+    return Trace(steps, reach, names, xs, ys, ordered, about or {})
+
+
+# ---- the instrumented public fork -------------------------------------------------------------------------
+def import_events(llm_data: Mapping[str, Any], location_data: Mapping[str, Any], *, reach: Reach) -> Trace:
+    """Reads what the instrumented Generative Agents fork of the paper's first author exports.
+
+    Args:
+      llm_data: `"persona:step:function:start"` -> record with `persona_name, step, function_name, input,
+        output, start_time, end_time`, all strings.
+      location_data: `"location:persona:step"` -> record with `location`, the tile moved to, as "[x, y]".
+
+    That log has one event a prompt *function*, retries inside; some inputs are template arguments rather than
+    the prompt. Token counts are therefore estimates (four characters a token, at least one), and events of no
+    duration (failed or stubbed calls) are dropped.
+    """
+    moves: list[tuple[AgentId, int, Any]] = []
+    for key, record in location_data.items():
+        _, persona, step = key.split(":", 2)
+        place = record["location"] if isinstance(record, Mapping) else record
+        pos = json.loads(place) if isinstance(place, str) else place
+        moves.append((persona, int(step) + 1, pos))
+    first = {name: min((s, p) for n, s, p in moves if n == name)[1] for name in {n for n, _, _ in moves}}
+    moves += [(name, 0, pos) for name, pos in first.items()]
+    calls: list[tuple[AgentId, int, int, Ask]] = []
+    last = max((step for _, step, _ in moves), default=0)
+    by_step: dict[tuple[str, int], list[tuple[float, Ask]]] = {}
+    for record in llm_data.values():
+        start, end = float(record["start_time"]), float(record["end_time"])
+        if end - start <= 1e-3:
+            continue
+        sizes = [max(1, len(str(record[side])) // 4) for side in ("input", "output")]
+        ask = Ask(record["function_name"], *sizes)
+        by_step.setdefault((record["persona_name"], int(record["step"])), []).append((start, ask))
+        last = max(last, int(record["step"]) + 1)
+    for (name, at), events in by_step.items():
+        for seq, (_, ask) in enumerate(sorted(events)):
+            calls.append((name, at, seq, ask))
+    return build(last, reach, moves, calls, about={"source": "instrumented fork, token counts estimated"})

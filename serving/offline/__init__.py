@@ -1,0 +1,1 @@
+"""The batch command: workloads, policy comparison, request files, console and report."""

@@ -1,0 +1,1 @@
+"""Whole suites of simulated experiments, written to results files."""

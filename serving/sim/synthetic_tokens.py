@@ -1,0 +1,71 @@
+"""Tokens that are only told apart by name: a prompt is a sequence of (key, length) runs.
+
+Two runs of the same key agree token for token as far as both go; runs of different keys agree nowhere. So
+`(("system", 3000), ("question-17", 60))` is a prompt of 3060 tokens that shares 3000 with every prompt that
+begins with the same system run, and no token list is ever made.
+"""
+
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import accumulate
+from typing import Self
+
+type Run = tuple[Hashable, int]
+
+
+class Runs:
+    """See `serving.kvcache.tokens.Tokens`. A view of tokens `start..end-1` of whole runs that are shared, not
+    copied."""
+
+    __slots__ = ("_begins", "_end", "_runs", "_start")
+
+    def __init__(self, runs: Iterable[Run]):
+        # Neighbours of one key would be ambiguous; a length of 0 would hide a border.
+        self._runs: Sequence[Run] = tuple(run for run in runs if run[1])
+        self._begins = [0, *accumulate(length for _, length in self._runs)]
+        self._start, self._end = 0, self._begins[-1]
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def cut(self, start: int, end: int) -> Self:
+        part = type(self).__new__(type(self))
+        part._runs, part._begins = self._runs, self._begins
+        part._start = min(self._start + start, self._end)
+        part._end = min(self._start + end, self._end)
+        return part
+
+    def head(self, start: int, n: int) -> Hashable:
+        return tuple(self.pieces(self._start + start, min(self._start + start + n, self._end)))
+
+    def common(self, start: int, other: "Runs") -> int:
+        at, theirs, same = self._start + start, other._start, 0
+        while at < self._end and theirs < other._end:
+            key, offset, left = self._at(at)
+            other_key, other_offset, other_left = other._at(theirs)
+            if key != other_key or offset != other_offset:
+                break
+            step = min(left, other_left)
+            same, at, theirs = same + step, at + step, theirs + step
+        return min(same, self._end - self._start - start, len(other))
+
+    def extended(self, ids: Sequence[int]) -> "Runs":
+        whole = list(self.pieces(self._start, self._end))
+        if any(offset for _, offset, _ in whole):
+            raise ValueError("only a whole prompt can be extended, not a part that begins inside a run")
+        return Runs(
+            [(key, length) for key, _, length in whole] + [((id, at), 1) for at, id in enumerate(ids)]
+        )
+
+    def _at(self, position: int) -> tuple[Hashable, int, int]:
+        """Key of the run at an absolute position, the offset in it, and tokens left of it."""
+        i = bisect_right(self._begins, position) - 1
+        return self._runs[i][0], position - self._begins[i], self._begins[i + 1] - position
+
+    def pieces(self, at: int, end: int) -> Iterable[tuple[Hashable, int, int]]:
+        """(key, offset in its run, length) of each piece of run between two absolute positions."""
+        while at < end:
+            key, offset, left = self._at(at)
+            step = min(left, end - at)
+            yield key, offset, step
+            at += step

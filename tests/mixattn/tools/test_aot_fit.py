@@ -1,0 +1,98 @@
+"""Whether a model fits a chip that is not here."""
+
+import json
+
+import jax
+import pytest
+
+from mixattn import ModelConfig
+from mixattn.hf.tensors import abstract
+from mixattn.spec import kv_bytes
+from mixattn.tools import aot_fit
+from pallas_kernels import aot
+
+SMALL = ModelConfig(
+    n_layers=3,
+    d_model=256,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=128,
+    d_ff=256,
+    vocab_size=512,
+    kv_wiring="0_1s_0",
+    window=128,
+    dtype="bfloat16",
+)
+KERNEL = {"v5e": "tpu_custom_call", "h100": "mosaic_gpu"}
+
+
+def steps(chip, **sizes):
+    if why := aot.missing(chip):
+        pytest.skip(why)
+    return aot_fit.serving_steps(
+        SMALL, chip, **{"batch": 4, "context": 1024, "chunk": 128, "page": 64} | sizes
+    )
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("chip", KERNEL)
+def test_a_small_model_fits_with_the_kernels_of_the_chip(chip):
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract(SMALL)[1]))
+    held += kv_bytes(SMALL, 4 * 1024)
+    for name, lower in steps(chip).items():
+        lowered = lower()
+        assert KERNEL[chip] in lowered.as_text(), name
+        found = aot.fit(chip, lambda lowered=lowered: lowered)
+        assert found.fits
+        assert held <= found.arguments < 1.2 * held + (1 << 20)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("chip", KERNEL)
+def test_a_cache_larger_than_the_chip_does_not_fit(chip):
+    """128 rows of a million tokens, 1 KiB each, are 128 GiB in the full owner alone."""
+    found = aot.fit(chip, steps(chip, batch=128, context=1 << 20)["decode"])
+    assert not found.fits
+    assert found.total > found.capacity
+
+
+def test_a_refusal_says_how_much_was_needed():
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (32.00G) exceeds available"
+    )
+    found = aot.refused(f"{said} HBM (15.75G). HLO module: jit_f.", 16 << 30)
+    assert (found.total, found.fits, found.why) == (32 << 30, False, f"{said} HBM (15.75G)")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
+        aot.refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem (18M of 16M).", 16 << 30)
+
+
+def test_a_program_that_needs_a_byte_too_many_does_not_fit():
+    assert aot.Fit(60, 40, 100, 100).fits
+    assert not aot.Fit(61, 40, 101, 100).fits
+
+
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_a_missing_compiler_is_left_out_by_name(chip, monkeypatch, capsys):
+    monkeypatch.setattr(aot, "missing", lambda asked: "no compiler" if asked == chip else None)
+    monkeypatch.setattr(aot, "fit", lambda asked, lower: aot.Fit(1, 2, 3, 4))
+    assert aot_fit.report(["v5e", "h100"], lambda chip: {"decode": None}, as_json=True)
+    said = capsys.readouterr()
+    assert f"{chip}: left out, no compiler" in said.err
+    (row,) = map(json.loads, said.out.splitlines())
+    assert row["fits"]
+    assert row["target"] != chip
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentence"), [(["v7x"], "names 'v7x'"), (["v5e"], "nothing can be compiled for v5e")]
+)
+def test_what_cannot_be_asked_is_one_sentence(targets, sentence, monkeypatch):
+    monkeypatch.setattr(aot, "missing", lambda chip: "not installed")
+    with pytest.raises(ValueError, match=sentence):
+        aot_fit.report(targets, lambda chip: {}, as_json=False)
+
+
+def test_an_unknown_target_ends_the_command_with_2(run_module):
+    done = run_module("mixattn.tools.aot_fit", "--config=configs/demo.py", "--target=v7x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "must be among v5e, v6e, h100" in done.stderr

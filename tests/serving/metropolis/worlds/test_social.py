@@ -1,0 +1,43 @@
+"""The network: lock-step if there is one version of every post, local waiting if there are many."""
+
+import pytest
+
+from serving.metropolis import Memory, Simulation, in_place, multi_version
+from serving.metropolis.runtime.clock import run_virtual
+from serving.metropolis.worlds.social import Network, NetworkConfig, Poster, graph
+from tests.serving.metropolis.worlds import Muddle
+
+SMALL = NetworkConfig(nodes=40, steps=20, longest=8)
+
+
+def talk(mode, rule=in_place):
+    world, poster = Network(SMALL), Poster(SMALL)
+    agents = {world.name(i): poster for i in range(SMALL.nodes)}
+    store = Memory()
+    sim = Simulation(world, agents, Muddle(even=True), mode=mode, rule=rule, store=store, verify_views=True)
+    result = run_virtual(sim.run(SMALL.steps))
+    posts = {i: sorted(map(tuple, entries)) for i, entries in world.posts.items()}
+    return posts, result.meter
+
+
+def test_by_version_everyone_reads_what_lock_step_shows_and_waits_for_contacts_only():
+    want, lockstep = talk("parallel_sync")
+    got, meter = talk("metropolis", multi_version)
+    assert got == want
+    assert meter.elapsed_s < lockstep.elapsed_s
+    assert max(meter.leads) > 1
+
+
+def test_with_one_version_a_connected_graph_is_lock_step():
+    want, lockstep = talk("parallel_sync")
+    got, meter = talk("metropolis", in_place)
+    assert got == want
+    assert meter.clusters == lockstep.clusters
+
+
+def test_a_graph_is_symmetric_and_drawn_from_its_seed():
+    space = graph(SMALL)
+    assert all(i in space.neighbours[j] for i in space.neighbours for j in space.neighbours[i])
+    assert graph(SMALL) == space
+    with pytest.raises(ValueError, match="even and between"):
+        graph(NetworkConfig(nodes=3, contacts=4))

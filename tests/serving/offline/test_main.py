@@ -1,0 +1,207 @@
+"""The offline serving command as a user meets it: real processes, real folders, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+
+from mixattn import ModelConfig, Transformer, generate, hf
+from serving.fair import metrics
+from serving.offline.compare import report
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = "--config=tests/serving/offline/tiny_serve.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """What training leaves behind, made in a moment: a random model, a tokenizer, held-out documents."""
+    folder = tmp_path_factory.mktemp("run")
+    config = ModelConfig(
+        n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, vocab_size=64,
+        kv_wiring="0s_1", window=8,
+    )  # fmt: skip
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0")
+    )
+    hf.save(Transformer(config, rngs=nnx.Rngs(0)), folder / "model", tokenizer)
+    ids = np.random.default_rng(0).integers(0, 64, (4, 60)).tolist()
+    lines = [json.dumps({"path": f"{i}.py", "ids": row}) + "\n" for i, row in enumerate(ids)]
+    (folder / "heldout.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_a_run_leaves_logs_from_which_its_figures_can_be_computed_again(trained, run_module):
+    done = run_module("serving.main", CONFIG, f"--workdir={trained}", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    for policy in ("fcfs", "vtc"):
+        again = metrics.report(metrics.read(trained / "serve" / f"{policy}.events.jsonl"))
+        assert again.gap == told[policy]["gap"]
+        assert again.finished == 16
+        assert told[policy]["programs_at_end"] == told[policy]["programs_at_start"]
+    assert told["vtc"]["gap"] <= told["vtc"]["bound"]
+    assert told["fcfs"]["bound"] is None
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ([CONFIG], "--workdir is missing"),
+        ([CONFIG, "--workdir={empty}"], "heldout.jsonl does not exist; run python -m train.main"),
+        ([CONFIG, "--workdir={empty}", "--config.serve.engine.max_slots=0"], "max_slots is 0"),
+        ([CONFIG, "--workdir={empty}", "--config.serve.engin=1"], "engin not found"),
+        (["--config=tests/serving/nothing.py", "--workdir={empty}"], "could not be read"),
+    ],
+)
+def test_a_user_mistake_is_one_sentence_and_a_nonzero_code(tmp_path, run_module, args, sentence):
+    done = run_module("serving.main", *(a.format(empty=tmp_path) for a in args))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_held_out_line_is_named_by_number(trained, tmp_path, run_module):
+    (tmp_path / "heldout.jsonl").write_text('{"path": "a", "ids": [1]}\n{"ids": "no"}\n')
+    done = run_module("serving.main", CONFIG, f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "heldout.jsonl line 2 is not a document" in done.stderr
+
+
+def test_ctrl_c_leaves_no_summary_that_could_be_taken_for_whole(trained, tmp_path):
+    for name in ("model", "heldout.jsonl"):
+        (tmp_path / name).symlink_to(trained / name)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.main", CONFIG, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "serve").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "stopped by Ctrl-C" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "serve" / "summary.json").exists()
+    assert not list((tmp_path / "serve").glob(".*"))
+
+
+def test_the_report_escapes_what_a_model_wrote(trained):
+    summary = json.loads((trained / "serve" / "summary.json").read_text())
+    summary["completions"] = [{"client": "x", "prompt": "<b>", "output": "<script>alert(1)</script>"}]
+    train = {
+        "parameters": 1, "config": {"model": {"kv_wiring": "0s_1", "window": 8}}, "gate": "bigram",
+        "validation_nats": 1.0, "validation_bits_per_byte": 1.0, "steps": [2], "tokens": 3,
+        "train_seconds": 1.0, "bars_nats": {"unigram": 3.0, "bigram": 2.0}, "environment": {"jax": "x"},
+    }  # fmt: skip
+    metrics = [{"step": "1", "loss": "2.5", "validation": "2.4"}]
+    page = report.page(train, summary, metrics)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "http" not in page.replace("http-equiv", ""), "one file, nothing fetched"
+
+
+def test_the_report_names_what_is_missing(tmp_path, run_module):
+    done = run_module("serving.offline.report", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "summary.json does not exist; run train.main and serving.main" in done.stderr
+
+
+def ask_file(folder: Path, lines: list[dict | str]) -> Path:
+    path = folder / "asks.jsonl"
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return path
+
+
+def test_a_file_of_requests_is_answered_and_continued_without_doing_anything_twice(
+    trained, run_module, tmp_path
+):
+    asks = [{"prompt_ids": [i, i + 1, 5], "max_tokens": 4 + i, "n": 1 + i // 5} for i in range(6)]
+    path = ask_file(tmp_path, [*asks, {"prompt": "w1 w2 w3", "max_tokens": 3, "id": "text"}])
+    out = tmp_path / "o"
+    args = [CONFIG, f"--model={trained}/model", f"--requests={path}", f"--out={out}", "--json"]
+    done = run_module("serving.main", *args)
+    assert done.returncode == 0, done.stderr
+    first = out.read_text()
+    answers = [json.loads(line) for line in first.splitlines()]
+    assert sorted(a["id"] for a in answers) == sorted(["1", "2", "3", "4", "5", "6", "6", "text"])
+    by_id = {a["id"]: a for a in answers}
+    assert len(by_id["3"]["output_ids"]) == 6
+    assert by_id["text"]["text"]
+    # Stopped in the middle of a line: the torn line is done again, and the request that has half its outputs.
+    lines = first.splitlines(keepends=True)
+    torn = [i for i, a in enumerate(answers) if a["id"] == "6"][1]
+    out.write_text("".join(lines[:torn]) + lines[torn][:20])
+    again = run_module("serving.main", *args)
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout.splitlines()[-1])
+    kept = [line for line in lines[:torn] if json.loads(line)["id"] != "6"]
+    assert told["kept"] == len(kept)
+    assert out.read_text().startswith("".join(kept))
+
+    def outputs(text):
+        return sorted((a["id"], a["index"], a["output_ids"]) for a in map(json.loads, text.splitlines()))
+
+    assert outputs(out.read_text()) == outputs(first), "each exactly once"
+
+
+def test_what_a_checkpoint_calls_the_end_of_a_text_ends_a_request(trained, run_module, tmp_path):
+    model, _ = hf.load(trained / "model")
+    [free] = generate(model, [[1, 2, 5]], max_new_tokens=8)
+    end = free[3]
+    shutil.copytree(trained / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    ask = {"prompt_ids": [1, 2, 5], "max_tokens": 8}
+    path = ask_file(tmp_path, [ask, ask | {"ignore_eos": True}])
+    done = run_module(
+        "serving.main", CONFIG, f"--workdir={tmp_path}", f"--requests={path}", f"--out={path}.o"
+    )
+    assert done.returncode == 0, done.stderr
+    answers = {a["id"]: a for a in map(json.loads, Path(f"{path}.o").read_text().splitlines())}
+    assert answers["1"]["output_ids"] == free[: free.index(end) + 1]
+    assert (answers["1"]["finish_reason"], answers["1"]["stop"]) == ("stop", end)
+    assert answers["2"]["output_ids"] == free
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["{oops"], "bad requests: line 1"),
+        ([{"prompt_ids": [1]}, {"prompt_ids": [1], "top": 3}], "line 2: has unknown fields top"),
+        ([{"prompt_ids": [1], "max_tokens": 0}], "line 1: sampling.max_tokens is 0"),
+        ([{"prompt": 3}], "line 1: prompt must be text"),
+        ([{"prompt_ids": [1], "id": "a"}, {"prompt_ids": [1], "id": "a"}], "asks for id 'a' twice"),
+    ],
+)
+def test_a_bad_line_is_named_by_number(lines, sentence, tmp_path):
+    from serving.offline.requests_file import read
+
+    with pytest.raises(ValueError, match=sentence):
+        read(ask_file(tmp_path, lines), lambda text: [1])
+
+
+def test_a_request_that_can_never_be_served_is_refused_before_anything_is_answered(
+    trained, run_module, tmp_path
+):
+    path = ask_file(tmp_path, [{"prompt_ids": [1]}, {"prompt_ids": [1] * 60, "max_tokens": 4}])
+    args = [CONFIG, f"--model={trained}/model", f"--requests={path}", f"--out={tmp_path}/o"]
+    done = run_module("serving.main", *args)
+    assert done.returncode == 2
+    assert "request '2' of 'default' needs 64 tokens, the engine serves at most 48" in done.stderr
+    assert (tmp_path / "o").read_text() == ""

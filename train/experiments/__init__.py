@@ -1,0 +1,1 @@
+"""Experiments that train many small models: recall, language modelling by wiring, uptraining."""

@@ -1,0 +1,63 @@
+"""A folder belongs to one experiment, and to one process at a time."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mixattn.tools import files
+from train.experiment import Experiment
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, experiment: Experiment) -> Iterator[None]:
+    """Makes `folder`, and holds it for one experiment and one process at a time.
+
+    Raises:
+      ValueError: it holds another experiment, or another process is training in it.
+      OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index():
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as why:
+            raise ValueError(
+                f"another process is training in {folder}; wait for it or name another --workdir"
+            ) from why
+        asked = json.loads(json.dumps(recipe(experiment)))
+        if not (folder / "config.json").exists():
+            files.write_json(folder / "config.json", asked)
+        elif found := difference(files.read_json(folder / "config.json"), asked):
+            name, before, now = found
+            raise ValueError(
+                f"{folder} holds a run of another config: {name} is {before!r} there and {now!r} here; "
+                "name another --workdir or remove that one"
+            )
+        yield
+
+
+def recipe(experiment: Experiment) -> dict[str, Any]:
+    """The part of an experiment that decides its result."""
+    return {name: dataclasses.asdict(getattr(experiment, name)) for name in ("data", "model", "train")}
+
+
+def difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first leaf in which two trees differ: (name, one, other)."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (name, before, now)
+    for key in [*before, *(k for k in now if k not in before)]:
+        inner = f"{name}.{key}" if name else str(key)
+        if found := difference(before.get(key), now.get(key), inner):
+            return found
+    return None
