@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
 from serving.config import EngineConfig, Limits
-from serving.offline.clients import Client, Workload
+from serving.offline.clients import ClientProfile, Workload
 from serving.offline.experiment import Serve
 from train.data import Data
-from train.experiment import Experiment, Saving, Stage, Train
+from train.experiment import Saving, Stage, Train, TrainingExperiment
 
 
 def _model() -> ModelConfig:
@@ -55,9 +55,9 @@ def _serve(scale: int) -> Serve:
         max_request_tok=144,
         limits=Limits(chunk_tok=64, step_tok=128),
     )
-    flood = Client(name="flood", bursts=1, size=24 * scale, prompt_tok=(32, 64), output_tok=(32, 48))
+    flood = ClientProfile(name="flood", bursts=1, size=24 * scale, prompt_tok=(32, 64), output_tok=(32, 48))
     # Bursts of one tenant, all beginning with the same 80 tokens.
-    bursty = Client(
+    bursty = ClientProfile(
         name="bursty",
         bursts=scale,
         size=8,
@@ -66,7 +66,7 @@ def _serve(scale: int) -> Serve:
         output_tok=(16, 32),
         shared_tok=80,
     )
-    modest = Client(
+    modest = ClientProfile(
         name="modest", bursts=3 * scale, size=1, every=8, prompt_tok=(32, 64), output_tok=(16, 32)
     )
     policies = {"fcfs": {}, "vtc": {}, "dlpm": {"quantum_tok": 256}}
@@ -74,7 +74,7 @@ def _serve(scale: int) -> Serve:
 
 
 @dataclass
-class Demo(Experiment):
+class Demo(TrainingExperiment):
     data: Data = field(default_factory=Data)
     model: ModelConfig = field(default_factory=_model)
     train: Train = field(default_factory=_train)

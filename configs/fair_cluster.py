@@ -9,7 +9,7 @@ throughput; with skewed popularity sticky overloads the worker of the hot docume
 """
 
 from serving.sim.cost import StepCost
-from serving.sim.experiment import Experiment, Run, Server
+from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
 from serving.sim.workload import Source
 
 EXTEND = (1.0, 0.0)
@@ -30,8 +30,8 @@ def sources(skew: bool) -> tuple[Source, ...]:
     return (hot, *(Source(f"v{i}", 5.0, prefix=documents(f"v{i}", 6), **common) for i in range(5)))
 
 
-def cluster(router: str, **options) -> Server:
-    return Server(
+def cluster(router: str, **options) -> SimulatedEngine:
+    return SimulatedEngine(
         memory_tok=20_000,
         page_tok=20,
         step_tok=4000,
@@ -44,28 +44,28 @@ def cluster(router: str, **options) -> Server:
     )
 
 
-def experiment(skew: bool = False, failures: tuple[tuple[int, float, float], ...] = ()) -> Experiment:
+def experiment(skew: bool = False, failures: tuple[tuple[int, float, float], ...] = ()) -> FairnessExperiment:
     quantum = {"quantum_tok": 20_000}
     runs = [
-        Run(local, label=f"round robin + {local}", bill=EXTEND, server=cluster("round_robin"))
+        PolicyRun(local, label=f"round robin + {local}", bill=EXTEND, server=cluster("round_robin"))
         for local in ("fcfs", "vtc", "lpm")
     ]
     runs += [
-        Run("lpm", label="least load + lpm", bill=EXTEND, server=cluster("least_load")),
-        Run("lpm", label="sticky + lpm", bill=EXTEND, server=cluster("sticky")),
-        Run("lpm", label="preble + lpm", bill=EXTEND, server=cluster("preble")),
-        Run("dlpm", quantum, label="round robin + dlpm", bill=EXTEND, server=cluster("round_robin")),
-        Run("dlpm", quantum, label="sticky + dlpm", bill=EXTEND, server=cluster("sticky")),
+        PolicyRun("lpm", label="least load + lpm", bill=EXTEND, server=cluster("least_load")),
+        PolicyRun("lpm", label="sticky + lpm", bill=EXTEND, server=cluster("sticky")),
+        PolicyRun("lpm", label="preble + lpm", bill=EXTEND, server=cluster("preble")),
+        PolicyRun("dlpm", quantum, label="round robin + dlpm", bill=EXTEND, server=cluster("round_robin")),
+        PolicyRun("dlpm", quantum, label="sticky + dlpm", bill=EXTEND, server=cluster("sticky")),
     ]
     runs += [
-        Run("dlpm", quantum, label=f"d2lpm {q}", bill=EXTEND, server=cluster("d2lpm", quantum_tok=q))
+        PolicyRun("dlpm", quantum, label=f"d2lpm {q}", bill=EXTEND, server=cluster("d2lpm", quantum_tok=q))
         for q in (2000, 10_000, 50_000, 1_000_000)
     ]
     for run in runs:
         assert run.server is not None
         run.server.failures = failures
     kind = ", one document of 19 in 20 hot requests" if skew else ""
-    return Experiment(
+    return FairnessExperiment(
         title=f"Four workers, six clients{kind}" + (", a worker fails" if failures else ""),
         sources=sources(skew),
         server=cluster("round_robin"),
@@ -83,7 +83,7 @@ EXPERIMENTS = {
 VARIANTS = tuple(EXPERIMENTS)
 
 
-def get_config(variant: str = "E17") -> Experiment:
+def get_config(variant: str = "E17") -> FairnessExperiment:
     if variant not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {variant!r}; known: {', '.join(EXPERIMENTS)}")
     made = EXPERIMENTS[variant]()

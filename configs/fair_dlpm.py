@@ -9,15 +9,17 @@ of LPM's, and a gap below its bound, which LPM does not have.
 """
 
 from serving.sim.cost import StepCost
-from serving.sim.experiment import Experiment, Run, Server
+from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
 from serving.sim.structured_workloads import chat, document_questions, judge, tree_of_thought
-from serving.sim.workload import Job, Source
+from serving.sim.workload import SimulatedRequest, Source
 
 EXTEND = (1.0, 0.0)
 # The A10G of the other experiments with a model whose query heads share keys and values in fours: a quarter
 # of the KV to read.
 GROUPED = StepCost(context_s=2.02e-6 / 4)
-CACHE = Server(memory_tok=20_000, page_tok=20, step_tok=4000, admit_every=4, max_slots=64, cost=GROUPED)
+CACHE = SimulatedEngine(
+    memory_tok=20_000, page_tok=20, step_tok=4000, admit_every=4, max_slots=64, cost=GROUPED
+)
 
 
 def documents(client: str, count: int, length: int = 3000) -> tuple[tuple[str, int], ...]:
@@ -32,22 +34,22 @@ def dominant(demand_s: float) -> tuple[Source, ...]:
 
 
 LOCAL = (
-    Run("fcfs", bill=EXTEND),
-    Run("vtc", label="vtc, full bill", bill=EXTEND),
-    Run("vtc", {"cost": "extend"}, label="vtc, extend bill", bill=EXTEND),
-    Run("lpm", bill=EXTEND),
+    PolicyRun("fcfs", bill=EXTEND),
+    PolicyRun("vtc", label="vtc, full bill", bill=EXTEND),
+    PolicyRun("vtc", {"cost": "extend"}, label="vtc, extend bill", bill=EXTEND),
+    PolicyRun("lpm", bill=EXTEND),
 )
 
 
-def dlpm(*quanta: int, **options) -> tuple[Run, ...]:
+def dlpm(*quanta: int, **options) -> tuple[PolicyRun, ...]:
     more = "".join(f", {name} {value}" for name, value in options.items())
     return tuple(
-        Run("dlpm", {"quantum_tok": q, **options}, label=f"dlpm {q}{more}", bill=EXTEND) for q in quanta
+        PolicyRun("dlpm", {"quantum_tok": q, **options}, label=f"dlpm {q}{more}", bill=EXTEND) for q in quanta
     )
 
 
-def e13() -> Experiment:
-    return Experiment(
+def e13() -> FairnessExperiment:
+    return FairnessExperiment(
         title="DLPM between VTC and LPM: a dominant client with hot documents",
         sources=dominant(120.0),
         server=CACHE,
@@ -57,8 +59,8 @@ def e13() -> Experiment:
     )
 
 
-def e14() -> Experiment:
-    return Experiment(
+def e14() -> FairnessExperiment:
+    return FairnessExperiment(
         title="VTC billed by full prompts or by what was computed",
         sources=dominant(120.0),
         server=CACHE,
@@ -68,19 +70,19 @@ def e14() -> Experiment:
     )
 
 
-def e15() -> Experiment:
-    return Experiment(
+def e15() -> FairnessExperiment:
+    return FairnessExperiment(
         title="Trees of thought, document questions, chats, judges and one without any locality, together",
         jobs=_mixed,
-        server=Server(
+        server=SimulatedEngine(
             memory_tok=40_000, page_tok=20, step_tok=4000, admit_every=4, max_slots=64, cost=GROUPED
         ),
         runs=(
             *LOCAL,
-            Run("dfs_weight", bill=EXTEND),
-            Run("hrrn", bill=EXTEND),
-            Run("rr", bill=EXTEND),
-            Run("drr", {"quantum_tok": 2000, "cost": "extend"}, bill=EXTEND),
+            PolicyRun("dfs_weight", bill=EXTEND),
+            PolicyRun("hrrn", bill=EXTEND),
+            PolicyRun("rr", bill=EXTEND),
+            PolicyRun("drr", {"quantum_tok": 2000, "cost": "extend"}, bill=EXTEND),
             *dlpm(5000, 20_000),
         ),
         demand_s=120.0,
@@ -88,7 +90,7 @@ def e15() -> Experiment:
     )
 
 
-def _mixed(seed: int) -> list[Job]:
+def _mixed(seed: int) -> list[SimulatedRequest]:
     jobs = [
         *tree_of_thought(
             "tree", problems=40, branch=3, depth=4, prompt=600, thought=60, gap_s=2.0, seed=seed
@@ -106,10 +108,10 @@ def _mixed(seed: int) -> list[Job]:
     return sorted(jobs, key=lambda job: job.arrival_s)
 
 
-def e16() -> Experiment:
+def e16() -> FairnessExperiment:
     more = {"arrivals": "poisson", "prompt": 60, "output": (20, 60)}
     common = more | {"end_s": 120.0}
-    return Experiment(
+    return FairnessExperiment(
         title="A client's cold requests behind its own hot ones: aging",
         sources=(
             Source("mixed", 14.0, prefix=documents("mixed", 1), **common),
@@ -117,7 +119,12 @@ def e16() -> Experiment:
             Source("other", 2.0, prefix=documents("other", 2), **common),
         ),
         server=CACHE,
-        runs=(Run("lpm", bill=EXTEND), *dlpm(5000), *dlpm(5000, aging_tok=5), *dlpm(5000, aging_tok=50)),
+        runs=(
+            PolicyRun("lpm", bill=EXTEND),
+            *dlpm(5000),
+            *dlpm(5000, aging_tok=5),
+            *dlpm(5000, aging_tok=50),
+        ),
         demand_s=120.0,
         plots=("latency",),
     )
@@ -127,7 +134,7 @@ EXPERIMENTS = {"E13": e13, "E14": e14, "E15": e15, "E16": e16}
 VARIANTS = tuple(EXPERIMENTS)
 
 
-def get_config(variant: str = "E13") -> Experiment:
+def get_config(variant: str = "E13") -> FairnessExperiment:
     if variant not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {variant!r}; known: {', '.join(EXPERIMENTS)}")
     experiment = EXPERIMENTS[variant]()

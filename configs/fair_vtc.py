@@ -9,7 +9,7 @@ for adapters, peak admission, a look at the queue every 10 steps. Expected: thro
 within 30% of the artifact's logs (the column `paper`).
 """
 
-from serving.sim.experiment import Experiment, Run, Server
+from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
 from serving.sim.workload import Source
 
 # Requests a client sent in the published Arena trace, 1,500 in 600 s.
@@ -44,26 +44,26 @@ ARENA = [
 ]
 
 
-def artifact(clients: int, memory_tok: int = 10_000) -> Server:
-    return Server(memory_tok=memory_tok - 32 * clients, admission="peak")
+def artifact(clients: int, memory_tok: int = 10_000) -> SimulatedEngine:
+    return SimulatedEngine(memory_tok=memory_tok - 32 * clients, admission="peak")
 
 
 PREDICT = {"predictor": "noisy", "spread": 0.5}
 FOUR = (
-    Run("fcfs"),
-    Run("vtc"),
-    Run("vtc_predict", PREDICT, label="vtc +-50%"),
-    Run("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
+    PolicyRun("fcfs"),
+    PolicyRun("vtc"),
+    PolicyRun("vtc_predict", PREDICT, label="vtc +-50%"),
+    PolicyRun("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
 )
-PAIR = (Run("fcfs"), Run("vtc"))
+PAIR = (PolicyRun("fcfs"), PolicyRun("vtc"))
 
 
 def even(client: str, rate: float, **more) -> Source:
     return Source(client, rate, **more)
 
 
-def e1() -> Experiment:
-    return Experiment(
+def e1() -> FairnessExperiment:
+    return FairnessExperiment(
         title="Overload: 1.5 and 3 requests/s (Fig. 3)",
         sources=(even("c0", 1.5, end_s=600), even("c1", 3.0, end_s=600)),
         server=artifact(2),
@@ -77,8 +77,8 @@ def e1() -> Experiment:
     )
 
 
-def e2() -> Experiment:
-    return Experiment(
+def e2() -> FairnessExperiment:
+    return FairnessExperiment(
         title="Demands below and above the share: 0.25, 0.5, 1.5 requests/s (Fig. 4)",
         sources=(even("c0", 0.25), even("c1", 0.5), even("c2", 1.5)),
         server=artifact(3),
@@ -101,13 +101,13 @@ def e2() -> Experiment:
     )
 
 
-def e3(overload: bool = False) -> Experiment:
+def e3(overload: bool = False) -> FairnessExperiment:
     rates = (2.0, 3.0) if overload else (0.5, 2.0)
-    return Experiment(
+    return FairnessExperiment(
         title=f"On and off every 60 s: {rates[0]}, {rates[1]} requests/s (Fig. {6 if overload else 5})",
         sources=(even("c0", rates[0], on_s=60, off_s=60), even("c1", rates[1])),
         server=artifact(2),
-        runs=(*PAIR, Run("lcf")),
+        runs=(*PAIR, PolicyRun("lcf")),
         plots=("service", "latency"),
         paper={}
         if overload
@@ -118,7 +118,7 @@ def e3(overload: bool = False) -> Experiment:
     )
 
 
-def e4(lengths: bool = False) -> Experiment:
+def e4(lengths: bool = False) -> FairnessExperiment:
     if lengths:
         sources = (
             Source("c0", 8.0, arrivals="poisson", prompt=512, output=32),
@@ -147,7 +147,7 @@ def e4(lengths: bool = False) -> Experiment:
                 "c1 ttft_mean_s": 63,
             },
         }
-    return Experiment(
+    return FairnessExperiment(
         title=f"Many short against few long requests (Fig. {8 if lengths else 7})",
         sources=sources,
         server=artifact(2),
@@ -156,8 +156,8 @@ def e4(lengths: bool = False) -> Experiment:
     )
 
 
-def e5() -> Experiment:
-    return Experiment(
+def e5() -> FairnessExperiment:
+    return FairnessExperiment(
         title="Isolation: 0.5 requests/s beside a ramp from 0.2 to 2 (Fig. 9)",
         sources=(even("c0", 0.5), even("c1", 0.2, rate_end=2.0)),
         server=artifact(2),
@@ -167,8 +167,8 @@ def e5() -> Experiment:
     )
 
 
-def e6() -> Experiment:
-    return Experiment(
+def e6() -> FairnessExperiment:
+    return FairnessExperiment(
         title="Shifting demands, three phases of 5 minutes (Fig. 10)",
         sources=(
             even("c0", 0.5, end_s=300, on_s=60, off_s=60),
@@ -180,19 +180,19 @@ def e6() -> Experiment:
         ),
         server=artifact(2),
         runs=(
-            Run("fcfs"),
-            Run("lcf"),
-            Run("vtc"),
-            Run("vtc", {"lift": "no_idle"}, label="vtc without idle lift"),
+            PolicyRun("fcfs"),
+            PolicyRun("lcf"),
+            PolicyRun("vtc"),
+            PolicyRun("vtc", {"lift": "no_idle"}, label="vtc without idle lift"),
         ),
         demand_s=900.0,
         paper={"vtc": {"avg_diff": 33.5}, "lcf": {"avg_diff": 114.3}},
     )
 
 
-def e7() -> Experiment:
+def e7() -> FairnessExperiment:
     sources = [even(f"c{i}", 0.4 if i < 3 else 0.6, end_s=360) for i in range(8)]
-    return Experiment(
+    return FairnessExperiment(
         title="Eight clients, predictions of different quality",
         sources=tuple(sources),
         server=artifact(8),
@@ -207,7 +207,7 @@ def e7() -> Experiment:
     )
 
 
-def e8() -> Experiment:
+def e8() -> FairnessExperiment:
     # Log-normal lengths with the published median and 90th percentile, cut at the published maximum.
     sources = tuple(
         Source(
@@ -231,17 +231,17 @@ def e8() -> Experiment:
         "rpm 20": (694, 446.8, 195.7),
         "rpm 30": (747, 693.7, 309.4),
     }
-    return Experiment(
+    return FairnessExperiment(
         title="A trace like the Arena's: 27 clients, 150 requests a minute (Table 2)",
         sources=sources,
         server=artifact(27),
         runs=(
-            Run("fcfs"),
-            Run("lcf"),
-            Run("vtc"),
-            Run("vtc_predict", {"predictor": "mean"}, label="vtc mean of 5"),
-            Run("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
-            *(Run("rpm", {"limit": k}, label=f"rpm {k}") for k in (5, 10, 15, 20, 30)),
+            PolicyRun("fcfs"),
+            PolicyRun("lcf"),
+            PolicyRun("vtc"),
+            PolicyRun("vtc_predict", {"predictor": "mean"}, label="vtc mean of 5"),
+            PolicyRun("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
+            *(PolicyRun("rpm", {"limit": k}, label=f"rpm {k}") for k in (5, 10, 15, 20, 30)),
         ),
         plots=("gap",),
         paper={
@@ -251,27 +251,27 @@ def e8() -> Experiment:
     )
 
 
-def e9() -> Experiment:
+def e9() -> FairnessExperiment:
     weights = {f"c{i}": 1 + i for i in range(4)}
-    return Experiment(
+    return FairnessExperiment(
         title="Weights 1:2:3:4 at equal demands (the published run had demands like the weights)",
         sources=tuple(even(f"c{i}", 1.2, end_s=360) for i in range(4)),
         server=artifact(4),
-        runs=(Run("vtc"), Run("wvtc", {"weights": weights})),
+        runs=(PolicyRun("vtc"), PolicyRun("wvtc", {"weights": weights})),
         demand_s=360.0,
         plots=("service", "latency"),
     )
 
 
-def e10(memory_tok: int = 10_000, length: int = 256) -> Experiment:
-    return Experiment(
+def e10(memory_tok: int = 10_000, length: int = 256) -> FairnessExperiment:
+    return FairnessExperiment(
         title=f"Pool of {memory_tok} tokens, lengths {length} (Fig. 15)",
         sources=(
             even("c0", 6.0 * 256 / length, prompt=length, output=length),
             even("c1", 12.0 * 256 / length, prompt=length, output=length),
         ),
         server=artifact(2, memory_tok),
-        runs=(Run("vtc"),),
+        runs=(PolicyRun("vtc"),),
         plots=("gap",),
         paper={"vtc": {"accumulated_gap": FIGURE_15[memory_tok, length]}}
         if (memory_tok, length) in FIGURE_15
@@ -289,13 +289,15 @@ FIGURE_15 = {
 }
 
 
-def e11() -> Experiment:
-    return Experiment(
+def e11() -> FairnessExperiment:
+    return FairnessExperiment(
         title="A harmonic profile of lengths: the paper's 2U needs reservation",
         jobs=_harmonic,
-        server=Server(memory_tok=10_000, admission="reserve", admit_every=1),
+        server=SimulatedEngine(memory_tok=10_000, admission="reserve", admit_every=1),
         runs=tuple(
-            Run("vtc", label=f"vtc, {admission}", server=Server(10_000, admission, admit_every=1))
+            PolicyRun(
+                "vtc", label=f"vtc, {admission}", server=SimulatedEngine(10_000, admission, admit_every=1)
+            )
             for admission in ("reserve", "peak", "optimistic")
         ),
         demand_s=600.0,
@@ -305,12 +307,20 @@ def e11() -> Experiment:
 
 
 def _harmonic(seed: int, memory: int = 10_000, longest: int = 1000) -> list:
-    from serving.sim.synthetic_tokens import Runs
-    from serving.sim.workload import Job
+    from serving.sim.synthetic_tokens import SyntheticTokens
+    from serving.sim.workload import SimulatedRequest
 
-    def burst(client: str, count: int, first: int, prompt: int, output: int) -> list[Job]:
+    def burst(client: str, count: int, first: int, prompt: int, output: int) -> list[SimulatedRequest]:
         return [
-            Job(f"{client}{i}", client, 0.0, Runs([(f"{client}{i}", prompt)]), prompt, output, output)
+            SimulatedRequest(
+                f"{client}{i}",
+                client,
+                0.0,
+                SyntheticTokens([(f"{client}{i}", prompt)]),
+                prompt,
+                output,
+                output,
+            )
             for i in range(first, first + count)
         ]
 
@@ -321,58 +331,59 @@ def _harmonic(seed: int, memory: int = 10_000, longest: int = 1000) -> list:
     return jobs + burst("f", 200, len(jobs), 1, longest)
 
 
-def e12() -> Experiment:
-    return Experiment(
+def e12() -> FairnessExperiment:
+    return FairnessExperiment(
         title="A veteran and a newcomer: what the idle lift is for",
         sources=(
             even("veteran", 0.5, end_s=600),
             Source("newcomer", 2.0, arrivals="burst", start_s=900.0, end_s=1200),
             Source("veteran", 2.0, arrivals="burst", start_s=901.0, end_s=1201),
         ),
-        server=Server(memory_tok=10_000, admission="reserve"),
+        server=SimulatedEngine(memory_tok=10_000, admission="reserve"),
         runs=(
-            Run("vtc"),
-            Run("vtc", {"lift": "no_idle"}, label="vtc without idle lift"),
-            Run("lcf"),
+            PolicyRun("vtc"),
+            PolicyRun("vtc", {"lift": "no_idle"}, label="vtc without idle lift"),
+            PolicyRun("lcf"),
         ),
         demand_s=2000.0,
     )
 
 
-def e18() -> Experiment:
+def e18() -> FairnessExperiment:
     sources = tuple(even(f"c{i}", 1.5 + i, end_s=360, cancels=0.2, cancel_s=120.0) for i in range(3))
-    return Experiment(
+    return FairnessExperiment(
         title="A storm of cancels (20%), and preemptions under optimistic admission",
         sources=sources,
-        server=Server(memory_tok=10_000, admission="reserve"),
+        server=SimulatedEngine(memory_tok=10_000, admission="reserve"),
         runs=(
-            Run("vtc"),
-            Run("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
-            Run("dlpm", {"quantum_tok": 5000}),
-            Run("vtc", label="vtc, optimistic", server=Server(10_000, "optimistic")),
-            Run(
+            PolicyRun("vtc"),
+            PolicyRun("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
+            PolicyRun("dlpm", {"quantum_tok": 5000}),
+            PolicyRun("vtc", label="vtc, optimistic", server=SimulatedEngine(10_000, "optimistic")),
+            PolicyRun(
                 "vtc_predict",
                 {"predictor": "oracle"},
                 label="vtc oracle, optimistic",
-                server=Server(10_000, "optimistic"),
+                server=SimulatedEngine(10_000, "optimistic"),
             ),
         ),
         demand_s=360.0,
     )
 
 
-def e20() -> Experiment:
+def e20() -> FairnessExperiment:
     sources = (
         Source("short", 4.0, arrivals="poisson", prompt=64, output=64),
         Source("long", 1.0, arrivals="poisson", prompt=1024, output=256),
         Source("talkative", 1.0, arrivals="poisson", prompt=64, output=512),
     )
-    return Experiment(
+    return FairnessExperiment(
         title="What is billed: weighted tokens, a profiled h, or memory held over time",
         sources=sources,
-        server=Server(memory_tok=10_000, admission="reserve"),
+        server=SimulatedEngine(memory_tok=10_000, admission="reserve"),
         runs=tuple(
-            Run("vtc", {"cost": cost}, label=f"vtc, {cost}") for cost in ("tokens", "profiled", "memory_time")
+            PolicyRun("vtc", {"cost": cost}, label=f"vtc, {cost}")
+            for cost in ("tokens", "profiled", "memory_time")
         ),
         plots=("service", "latency"),
     )
@@ -403,7 +414,7 @@ EXPERIMENTS = {
 VARIANTS = tuple(EXPERIMENTS)
 
 
-def get_config(variant: str = "E1") -> Experiment:
+def get_config(variant: str = "E1") -> FairnessExperiment:
     if variant not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {variant!r}; known: {', '.join(EXPERIMENTS)}")
     experiment = EXPERIMENTS[variant]()

@@ -13,13 +13,13 @@ they share; those without (standard, cla) are 0.09 behind after so short a train
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.experiment import Experiment, Saving, Stage, Train
+from train.experiment import Saving, Stage, Train, TrainingExperiment
 from train.experiments.wiring_quality import Wirings
 
 
-def experiment() -> Experiment:
+def experiment() -> TrainingExperiment:
     """What every run shares; also the dense model of configs/uptrain.py."""
-    return Experiment(
+    return TrainingExperiment(
         data=Data(limit_bytes=4_000_000),
         model=ModelConfig(
             n_layers=6,

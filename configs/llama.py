@@ -8,12 +8,12 @@ results/train_torch.csv. `make parity` sets the other interpreter up.
 """
 
 from mixattn import ModelConfig
-from train.experiment import Experiment, Stage, Train
+from train.experiment import Stage, Train, TrainingExperiment
 from train.optimizer import Optimizer
 
 
-def get_config() -> Experiment:
-    return Experiment(
+def get_config() -> TrainingExperiment:
+    return TrainingExperiment(
         model=ModelConfig(
             n_layers=6, d_model=256, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=688, vocab_size=2048
         ),

@@ -5,8 +5,8 @@
 Paper, 8 L4: metropolis 3.25x over single-thread, 1.67x over parallel-sync, 74.7 % of the oracle.
 """
 
-from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.experiments.suite import MetropolisExperiment
 
 
-def get_config() -> Experiment:
-    return Experiment("e1", hours=(-1,), replicas=(1, 2, 4, 8))
+def get_config() -> MetropolisExperiment:
+    return MetropolisExperiment("e1", hours=(-1,), replicas=(1, 2, 4, 8))

@@ -7,12 +7,12 @@
 Paper, busy hour, 8 L4: 25 agents 1.88x over parallel-sync; 500 agents 4.15x and 92.4 % of the oracle.
 """
 
-from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.experiments.suite import MetropolisExperiment
 
 
-def get_config(variant: str = "full") -> Experiment:
+def get_config(variant: str = "full") -> MetropolisExperiment:
     if variant == "quick":
-        return Experiment("e2_quick", hours=(6, 12), seeds=2, out="runs/metropolis")
+        return MetropolisExperiment("e2_quick", hours=(6, 12), seeds=2, out="runs/metropolis")
     if variant == "1000":
-        return Experiment("e2_1000", agents=(1000,), hours=(12, 6))
-    return Experiment("e2", agents=(25, 100, 500), hours=(12, 6), replicas=(1, 8))
+        return MetropolisExperiment("e2_1000", agents=(1000,), hours=(12, 6))
+    return MetropolisExperiment("e2", agents=(25, 100, 500), hours=(12, 6), replicas=(1, 8))

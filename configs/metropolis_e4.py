@@ -7,11 +7,11 @@ Paper, 500 agents on 8 L4: 15.7 % faster for metropolis, 0.1 % for the oracle. H
 not published, so the number of slots varies here.
 """
 
-from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.experiments.suite import MetropolisExperiment
 
 
-def get_config(setting: str = "100") -> Experiment:
+def get_config(setting: str = "100") -> MetropolisExperiment:
     common = {"priorities": (True, False), "modes": ("metropolis", "oracle")}
     if setting == "500":
-        return Experiment("e4_500", agents=(500,), slots=(4, 8), **common)
-    return Experiment("e4", agents=(100,), replicas=(2,), slots=(2, 4, 8), **common)
+        return MetropolisExperiment("e4_500", agents=(500,), slots=(4, 8), **common)
+    return MetropolisExperiment("e4", agents=(100,), replicas=(2,), slots=(2, 4, 8), **common)

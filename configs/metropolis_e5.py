@@ -3,8 +3,8 @@
 python -m serving.metropolis experiment --config=configs/metropolis_e5.py      a minute
 """
 
-from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.experiments.suite import MetropolisExperiment
 
 
-def get_config() -> Experiment:
-    return Experiment("e5", hours=(-1, *range(24)), modes=("critical",))
+def get_config() -> MetropolisExperiment:
+    return MetropolisExperiment("e5", hours=(-1, *range(24)), modes=("critical",))

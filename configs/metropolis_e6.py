@@ -9,10 +9,10 @@ full rescan, is `python -m serving.metropolis bench`.
 """
 
 from serving.metropolis.experiments.replay import Variant
-from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.experiments.suite import MetropolisExperiment
 
 
-def get_config(setting: str = "all") -> Experiment:
+def get_config(setting: str = "all") -> MetropolisExperiment:
     variants = {
         "paper": Variant(),
         "see 2": Variant(perceive=2),
@@ -25,5 +25,5 @@ def get_config(setting: str = "all") -> Experiment:
     modes = ("parallel_sync", "metropolis", "oracle", "critical")
     if setting == "500":
         kept = {name: variants[name] for name in ("paper", "versions", "still", "versions, still")}
-        return Experiment("e6_500", agents=(500,), modes=modes, variants=kept)
-    return Experiment("e6", agents=(25, 100), modes=modes, variants=variants)
+        return MetropolisExperiment("e6_500", agents=(500,), modes=modes, variants=kept)
+    return MetropolisExperiment("e6", agents=(25, 100), modes=modes, variants=variants)

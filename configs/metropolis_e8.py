@@ -7,12 +7,12 @@ commit together. `versions` reads posts by version: one waits for one's contacts
 """
 
 from serving.metropolis.experiments.replay import Variant
-from serving.metropolis.experiments.suite import Experiment
+from serving.metropolis.experiments.suite import MetropolisExperiment
 from serving.metropolis.worlds.social import NetworkConfig
 
 
-def get_config() -> Experiment:
-    return Experiment(
+def get_config() -> MetropolisExperiment:
+    return MetropolisExperiment(
         "e8",
         replicas=(1, 8),
         modes=("parallel_sync", "metropolis", "oracle"),

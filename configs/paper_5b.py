@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.experiment import Experiment, Stage, Train
+from train.experiment import Stage, Train, TrainingExperiment
 
 
 def model(pattern: str = "standard") -> ModelConfig:
@@ -49,7 +49,7 @@ def stages() -> list[Stage]:
 
 
 @dataclass
-class Paper(Experiment):
+class Paper(TrainingExperiment):
     data: Data = field(default_factory=Data)
     model: ModelConfig = field(default_factory=model)
     train: Train = field(default_factory=lambda: Train(stages=stages()))

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.experiment import Experiment, Saving, Stage, Train
+from train.experiment import Saving, Stage, Train, TrainingExperiment
 from train.mesh import MeshShape
 from train.optimizer import Optimizer
 from train.step import Compute
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config(variant: str = "") -> TrainingExperiment:
     """The paper's recipe, or "small".
 
     Raises:
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> Experiment:
     raise ValueError(f"configs/paper_stages.py has no variant {variant!r}; it has the paper's and :small")
 
 
-def _paper() -> Experiment:
+def _paper() -> TrainingExperiment:
     model = ModelConfig(
         n_layers=24,
         d_model=1536,
@@ -59,7 +59,7 @@ def _paper() -> Experiment:
         Stage(name="extend", tokens=9_000_000_000, **long),
         Stage(name="questions", tokens=500_000_000, path="data/long_questions.jsonl", **long),
     ]
-    return Experiment(
+    return TrainingExperiment(
         data=Data(path="data/pretrain"),
         model=model,
         train=Train(
@@ -75,7 +75,7 @@ def _paper() -> Experiment:
     )
 
 
-def _small() -> Experiment:
+def _small() -> TrainingExperiment:
     experiment = _paper()
     experiment.data = Data(limit_bytes=1_000_000)
     experiment.model = ModelConfig(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from mixattn.layers import Linear, Norm, Turn, rotate
+from mixattn.layers import Linear, Norm, RopeTable, apply_rope
 from mixattn.spec import Layer, ModelConfig
 
 
@@ -27,23 +27,23 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config.head_dim, config, norm="rms") if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config, norm="rms") if config.qk_norm and layer.owns else None
 
-    def keys_values(self, x_BTD: jax.Array, turn: Turn | None) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, x_BTD: jax.Array, turn: RopeTable | None) -> tuple[jax.Array, jax.Array]:
         """k_BTKH (normed, rotated) and v_BTKH. Owners only."""
         if self.k is None or self.v is None:
             raise ValueError("a reader has no keys of its own; ask the layer it reads")
         k_BTKH, v_BTKH = self._split(self.k(x_BTD)), self._split(self.v(x_BTD))
         if self.k_norm is not None:
             k_BTKH = self.k_norm(k_BTKH)
-        return rotate(k_BTKH, turn), v_BTKH
+        return apply_rope(k_BTKH, turn), v_BTKH
 
     def __call__(
-        self, x_BTD: jax.Array, turn: Turn | None, read: Callable[[jax.Array], jax.Array]
+        self, x_BTD: jax.Array, turn: RopeTable | None, read: Callable[[jax.Array], jax.Array]
     ) -> jax.Array:
         """out_BTD; `read` answers q_BTNH with out_BTNH from wherever the owner's keys and values lie."""
         q_BTNH = self._split(self.q(x_BTD))
         if self.q_norm is not None:
             q_BTNH = self.q_norm(q_BTNH)
-        out_BTNH = read(rotate(q_BTNH, turn))
+        out_BTNH = read(apply_rope(q_BTNH, turn))
         return self.o(out_BTNH.reshape(*x_BTD.shape[:2], -1))
 
     def _split(self, y_BTF: jax.Array) -> jax.Array:

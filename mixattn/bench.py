@@ -28,7 +28,7 @@ from flax import nnx
 from mixattn import ModelConfig, Transformer, hf
 from mixattn.cache import Ring
 from mixattn.generation import STRIDE, decode, pad, prefill, rounded
-from mixattn.sample import Knobs
+from mixattn.sample import SamplingParams
 from mixattn.spec import kv_bytes
 from mixattn.tools import cli
 from mixattn.tools.baseline_process import peer
@@ -130,7 +130,7 @@ def compare(model: Transformer, ask, batch: int) -> list[dict]:
 def ours(model: Transformer, prompts: list[list[int]]) -> Callable[[], dict]:
     """What `generate` does, with the clock read behind prefill and each of its strides of decode steps."""
     graphdef, params = nnx.split(model)
-    knobs_B, stop_X = Knobs.greedy(len(prompts), np), jnp.zeros(0, jnp.int32)
+    knobs_B, stop_X = SamplingParams.greedy(len(prompts), np), jnp.zeros(0, jnp.int32)
     tokens_BT, count_B = pad(prompts, model.config.vocab_size)
     sizes = {"cache": Ring, "capacity": rounded(PROMPT + NEW)}
 
@@ -191,7 +191,7 @@ def windows() -> None:
     )
     model = Transformer(config, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
-    stop_X, knobs_B, states = jnp.zeros(0, jnp.int32), Knobs.greedy(1, np), {}
+    stop_X, knobs_B, states = jnp.zeros(0, jnp.int32), SamplingParams.greedy(1, np), {}
     for context in (2048, 8192, 32_768):
         tokens = jnp.zeros((1, context), jnp.int32)
         sizes = {"cache": Ring, "capacity": context + 1024}

@@ -17,12 +17,12 @@ from flax import nnx
 
 from mixattn.cache import Contiguous, Ring
 from mixattn.model import Transformer
-from mixattn.sample import Knobs, sample
+from mixattn.sample import SamplingParams, sample
 
 STRIDE = 16  # decode steps between two looks of the host (stop, Ctrl-C, streaming)
 
 
-class State(NamedTuple):
+class GenerationState(NamedTuple):
     """What a decode step changes: the cache, each row's newest token, and whether it goes on."""
 
     cache: Contiguous
@@ -61,19 +61,21 @@ def generate(
     config = model.config
     tokens_BT, count_B = pad(prompts, config.vocab_size)
     B, capacity = len(prompts), rounded(max(map(len, prompts)) + max_new_tokens)
-    knobs_B = Knobs.greedy(B, np)
+    sampling_B = SamplingParams.greedy(B, np)
     for i in range(B):
-        knobs_B.set(i, temperature, top_k, top_p, min_p, seed + i)
+        sampling_B.set(i, temperature, top_k, top_p, min_p, seed + i)
     stop_X = jnp.asarray(list(stop_ids), jnp.int32)
     graphdef, params = nnx.split(model)
-    state = prefill(graphdef, params, tokens_BT, count_B, knobs_B, stop_X, cache=cache, capacity=capacity)
+    state = prefill(graphdef, params, tokens_BT, count_B, sampling_B, stop_X, cache=cache, capacity=capacity)
     parts = [np.asarray(state.token_B)[None]]
     if on_tokens:
         on_tokens(parts[-1])
     for done in range(1, max_new_tokens, STRIDE):
         if not np.any(state.live_B):
             break
-        state, new_SB = decode(graphdef, params, state, knobs_B, stop_X, min(STRIDE, max_new_tokens - done))
+        state, new_SB = decode(
+            graphdef, params, state, sampling_B, stop_X, min(STRIDE, max_new_tokens - done)
+        )
         parts.append(np.asarray(new_SB)[: max_new_tokens - done])
         if on_tokens:
             on_tokens(parts[-1])
@@ -81,17 +83,21 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache", "capacity"))
-def prefill(graphdef, params, tokens_BT, count_B, knobs_B: Knobs, stop_X, *, cache, capacity: int) -> State:
+def prefill(
+    graphdef, params, tokens_BT, count_B, sampling_B: SamplingParams, stop_X, *, cache, capacity: int
+) -> GenerationState:
     """Reads the prompts into an empty cache and draws each row's first token."""
     model = nnx.merge(graphdef, params)
     empty = cache.init(model.config, tokens_BT.shape[0], capacity).with_counts(count_B)
     out = model.forward(tokens_BT, cache=empty, last_only=True)
-    token_B = sample(model.head(out.hidden_BTD[:, 0]), knobs_B, out.cache.start_B)
-    return State(out.cache, token_B, ~_stops(token_B, stop_X))
+    token_B = sample(model.head(out.hidden_BTD[:, 0]), sampling_B, out.cache.start_B)
+    return GenerationState(out.cache, token_B, ~_stops(token_B, stop_X))
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
-def decode(graphdef, params, state: State, knobs_B: Knobs, stop_X, steps) -> tuple[State, jax.Array]:
+def decode(
+    graphdef, params, state: GenerationState, sampling_B: SamplingParams, stop_X, steps
+) -> tuple[GenerationState, jax.Array]:
     """Up to `STRIDE` steps, ended early when no row is live. Returns new tokens [STRIDE, B], -1 = none."""
     model = nnx.merge(graphdef, params)
 
@@ -100,10 +106,10 @@ def decode(graphdef, params, state: State, knobs_B: Knobs, stop_X, steps) -> tup
         out = model.forward(
             state.token_B[:, None], cache=state.cache.with_counts(state.live_B.astype(jnp.int32))
         )
-        token_B = sample(model.head(out.hidden_BTD[:, 0]), knobs_B, out.cache.start_B)
+        token_B = sample(model.head(out.hidden_BTD[:, 0]), sampling_B, out.cache.start_B)
         token_B = jnp.where(state.live_B, token_B, state.token_B)
         new_SB = new_SB.at[i].set(jnp.where(state.live_B, token_B, -1))
-        return i + 1, State(out.cache, token_B, state.live_B & ~_stops(token_B, stop_X)), new_SB
+        return i + 1, GenerationState(out.cache, token_B, state.live_B & ~_stops(token_B, stop_X)), new_SB
 
     def more(carry):
         i, state, _ = carry

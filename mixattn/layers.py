@@ -117,16 +117,16 @@ def rope_frequencies(config: ModelConfig, *, sliding: bool) -> np.ndarray:
     return freq_R.astype(np.float32)
 
 
-type Turn = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, R]
+type RopeTable = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, R]
 
 
-def turn(positions_BT: jax.Array, freq_R: np.ndarray) -> Turn:
+def rope_cos_sin(positions_BT: jax.Array, freq_R: np.ndarray) -> RopeTable:
     """The rotation of every position."""
     angle_BT1R = positions_BT.astype(jnp.float32)[:, :, None, None] * jnp.asarray(freq_R)[None, None, None]
     return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
 
 
-def rotate(x_BTNH: jax.Array, turn: Turn | None) -> jax.Array:
+def apply_rope(x_BTNH: jax.Array, turn: RopeTable | None) -> jax.Array:
     """Turns entry i with entry i + R of the leading 2R entries of each head ("rotate half")."""
     if turn is None:
         return x_BTNH

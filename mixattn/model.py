@@ -1,7 +1,7 @@
 """The model: embed, blocks, norm, head. Training, prefill and decode are the one function `forward`.
 
 Each layer that owns K/V writes them before any layer reads them; what "write" and "read" mean is the cache's
-affair (`mixattn.cache.contiguous`), and `Whole` is the cache of a sequence that is all there.
+affair (`mixattn.cache.contiguous`), and `FullSequence` is the cache of a sequence that is all there.
 
 Axes: B rows, T tokens, D model width, V vocabulary, N query heads, H head size, L layers, E experts.
 """
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mixattn.attention import Attention
-from mixattn.cache import Cache, Whole
-from mixattn.layers import Embedding, FeedForward, Linear, Norm, Turn, rope_frequencies, turn
+from mixattn.cache import Cache, FullSequence
+from mixattn.layers import Embedding, FeedForward, Linear, Norm, RopeTable, rope_cos_sin, rope_frequencies
 from mixattn.moe import Load, MoE
 from mixattn.spec import Layer, ModelConfig
 
@@ -51,11 +51,11 @@ class Block(nnx.Module):
         else:
             self.ffn = FeedForward(config, config.dense_width, rngs)
 
-    def keys_values(self, x_BTD: jax.Array, turn: Turn | None) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, x_BTD: jax.Array, turn: RopeTable | None) -> tuple[jax.Array, jax.Array]:
         """The K/V this layer owns, of the residual stream x."""
         return self.attention.keys_values(self.attention_norm(x_BTD), turn)
 
-    def attend(self, x_BTD: jax.Array, turn: Turn | None, read) -> jax.Array:
+    def attend(self, x_BTD: jax.Array, turn: RopeTable | None, read) -> jax.Array:
         """The residual stream behind the attention half."""
         y_BTD = self.attention(self.attention_norm(x_BTD), turn, read)
         return x_BTD + (y_BTD if self.attention_post_norm is None else self.attention_post_norm(y_BTD))
@@ -123,7 +123,7 @@ class Transformer(nnx.Module):
                 "a cache knows its positions and has one sequence a row; give no positions, no segments"
             )
         config = self.config
-        view: Cache = Whole({}, positions_BT, segment_BT) if cache is None else cache
+        view: Cache = FullSequence({}, positions_BT, segment_BT) if cache is None else cache
         T = tokens_BT.shape[1]
         positions = view.positions(T)
         turns = self._turns(positions)
@@ -163,9 +163,9 @@ class Transformer(nnx.Module):
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 
-    def _turns(self, positions_BT: jax.Array) -> dict[bool, Turn | None]:
+    def _turns(self, positions_BT: jax.Array) -> dict[bool, RopeTable | None]:
         """The rotation of full (False) and sliding (True) layers."""
         if self.config.positions != "rope":
             return {False: None, True: None}
         freq = {sliding: rope_frequencies(self.config, sliding=sliding) for sliding in (False, True)}
-        return {sliding: turn(positions_BT, freq_R) for sliding, freq_R in freq.items()}
+        return {sliding: rope_cos_sin(positions_BT, freq_R) for sliding, freq_R in freq.items()}

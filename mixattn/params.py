@@ -17,7 +17,7 @@ from mixattn.spec import ModelConfig, itemsize
 from mixattn.tools import cli
 
 
-class Counts(NamedTuple):
+class ParameterCounts(NamedTuple):
     """Attributes:
     total: parameters that exist.
     active: parameters one token meets; of each mixture's experts, the k it is sent to.
@@ -29,7 +29,7 @@ class Counts(NamedTuple):
     by_part: dict[str, int]
 
 
-def count(config: ModelConfig) -> Counts:
+def count(config: ModelConfig) -> ParameterCounts:
     """Counts from shapes alone."""
     by_part: Counter[str] = Counter()
     idle = 0
@@ -41,7 +41,7 @@ def count(config: ModelConfig) -> Counts:
         if expert:
             idle += size * (config.n_experts - config.experts_per_token) // config.n_experts
     total = sum(by_part.values())
-    return Counts(total, total - idle, dict(by_part))
+    return ParameterCounts(total, total - idle, dict(by_part))
 
 
 EXPERTS = {("ffn", "gate"), ("ffn", "up"), ("ffn", "down")}

@@ -17,7 +17,7 @@ GREEDY_BELOW = 1e-6  # a temperature below this is 0
 LANES = 128
 
 
-class Knobs(NamedTuple):
+class SamplingParams(NamedTuple):
     """How each row chooses.
 
     Attributes:
@@ -36,7 +36,7 @@ class Knobs(NamedTuple):
     min_p_B: Any
 
     @classmethod
-    def greedy(cls, rows: int, numpy: ModuleType = jnp) -> "Knobs":
+    def greedy(cls, rows: int, numpy: ModuleType = jnp) -> "SamplingParams":
         """Greedy rows, as arrays of `jax.numpy` or of `numpy`."""
         f32 = (numpy.zeros(rows, "float32"), numpy.ones(rows, "float32"), numpy.zeros(rows, "float32"))
         return cls(numpy.zeros(rows, "uint32"), f32[0], numpy.full(rows, -1, "int32"), f32[1], f32[2])
@@ -47,16 +47,16 @@ class Knobs(NamedTuple):
             array[row] = value
 
 
-def sample(logits_BV: jax.Array, knobs_B: Knobs, position_B: jax.Array) -> jax.Array:
+def sample(logits_BV: jax.Array, sampling_B: SamplingParams, position_B: jax.Array) -> jax.Array:
     """token_B, int32, for the place `position_B` of each row's sequence. Noise and filters only where
     needed."""
-    greedy_B = knobs_B.temperature_B < GREEDY_BELOW
+    greedy_B = sampling_B.temperature_B < GREEDY_BELOW
     best_B = largest(logits_BV)
 
     def draw(logits_BV):
-        scaled_BV = logits_BV.astype(jnp.float32) / jnp.where(greedy_B, 1, knobs_B.temperature_B)[:, None]
-        noise_BV = jax.vmap(_noise, (0, 0, None))(knobs_B.seed_B, position_B, logits_BV.shape[1])
-        return largest(keep(scaled_BV, knobs_B) + noise_BV)
+        scaled_BV = logits_BV.astype(jnp.float32) / jnp.where(greedy_B, 1, sampling_B.temperature_B)[:, None]
+        noise_BV = jax.vmap(_noise, (0, 0, None))(sampling_B.seed_B, position_B, logits_BV.shape[1])
+        return largest(keep(scaled_BV, sampling_B) + noise_BV)
 
     drawn_B = jax.lax.cond(jnp.all(greedy_B), lambda _: best_B, draw, logits_BV)
     return jnp.where(greedy_B, best_B, drawn_B)
@@ -81,31 +81,31 @@ def _noise(seed, position, V: int) -> jax.Array:
     return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (V,), jnp.float32)
 
 
-def keep(scaled_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
+def keep(scaled_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
     """Logits (already over the temperature) with -inf for what top-k, then top-p, then min-p leave out.
 
     Each filter sees the probabilities that the one before it left, renormalised; the likeliest token stays.
     Of equal logits all or none stay.
     """
     kept_BV = jnp.where(scaled_BV == 0, 0, scaled_BV)  # -0.0 equals 0.0, but its bits do not
-    for some, filtered in ((knobs_B.top_k_B > 0, _top_k), (knobs_B.top_p_B < 1, _top_p)):
-        kept_BV = jax.lax.cond(jnp.any(some), filtered, lambda x, _: x, kept_BV, knobs_B)
-    least_B = jnp.max(kept_BV, axis=-1) + jnp.log(knobs_B.min_p_B)
+    for some, filtered in ((sampling_B.top_k_B > 0, _top_k), (sampling_B.top_p_B < 1, _top_p)):
+        kept_BV = jax.lax.cond(jnp.any(some), filtered, lambda x, _: x, kept_BV, sampling_B)
+    least_B = jnp.max(kept_BV, axis=-1) + jnp.log(sampling_B.min_p_B)
     return jnp.where(kept_BV >= least_B[:, None], kept_BV, -jnp.inf)
 
 
-def _top_k(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
-    least_B1 = threshold(x_BV, jnp.ones((1, 1), jnp.int32), jnp.maximum(knobs_B.top_k_B, 1))[:, None]
-    return jnp.where((x_BV >= least_B1) | (knobs_B.top_k_B < 1)[:, None], x_BV, -jnp.inf)
+def _top_k(x_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
+    least_B1 = threshold(x_BV, jnp.ones((1, 1), jnp.int32), jnp.maximum(sampling_B.top_k_B, 1))[:, None]
+    return jnp.where((x_BV >= least_B1) | (sampling_B.top_k_B < 1)[:, None], x_BV, -jnp.inf)
 
 
-def _top_p(x_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
+def _top_p(x_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
     # A row without a likeliest token (NaN, or nothing left) stays as it is.
     mass_BV = jnp.exp(x_BV - jnp.max(x_BV, axis=-1, keepdims=True))
     # More than nothing, or nothing would be enough: the likeliest token weighs 1.
-    enough_B = jnp.maximum(knobs_B.top_p_B * _total(mass_BV), jnp.finfo(jnp.float32).tiny)
+    enough_B = jnp.maximum(sampling_B.top_p_B * _total(mass_BV), jnp.finfo(jnp.float32).tiny)
     least_B1 = threshold(x_BV, mass_BV, enough_B)[:, None]
-    return jnp.where((x_BV >= least_B1) | (knobs_B.top_p_B >= 1)[:, None], x_BV, -jnp.inf)
+    return jnp.where((x_BV >= least_B1) | (sampling_B.top_p_B >= 1)[:, None], x_BV, -jnp.inf)
 
 
 def threshold(x_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:

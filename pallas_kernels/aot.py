@@ -76,7 +76,7 @@ def missing(chip: str) -> str | None:
 
 
 @contextlib.contextmanager
-def pretend(chip: str):
+def target(chip: str):
     """Tracing and lowering inside believe that `chip` is there; ops choose its bodies."""
     device = AbstractDevice(
         device_kind=CHIPS[chip].kind, num_cores=CHIPS[chip].cores, platform=CHIPS[chip].family
@@ -87,7 +87,7 @@ def pretend(chip: str):
 
 def lower_for(chip: str, fn, *shapes, **jit_options):
     """`fn` lowered for one device of `chip`; shapes are pytrees of `jax.ShapeDtypeStruct`."""
-    with pretend(chip):
+    with target(chip):
         traced = jax.jit(fn, **jit_options).trace(*shapes)
         return traced.lower(lowering_platforms=(CHIPS[chip].platform,))
 
@@ -127,7 +127,7 @@ def finish(lowered):
         return lowered.compile()
 
 
-class Fit(NamedTuple):
+class CompiledMemory(NamedTuple):
     """A compiled program's memory on one chip, in bytes.
 
     Attributes:
@@ -149,7 +149,7 @@ class Fit(NamedTuple):
         return not self.why and self.total <= self.capacity
 
 
-def fit(chip: str, lower) -> Fit:
+def compiled_memory(chip: str, lower) -> CompiledMemory:
     """The memory of the program that `lower()` lowers for `chip`. Nothing is allocated."""
     capacity = CHIPS[chip].memory_bytes
     try:
@@ -158,10 +158,10 @@ def fit(chip: str, lower) -> Fit:
         return refused(str(why), capacity)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    return Fit(held, memory.temp_size_in_bytes, total, capacity)
+    return CompiledMemory(held, memory.temp_size_in_bytes, total, capacity)
 
 
-def refused(said: str, capacity: int) -> Fit:
+def refused(said: str, capacity: int) -> CompiledMemory:
     """What a compiler's refusal tells of main memory: at least so many bytes were needed.
 
     Raises:
@@ -171,7 +171,7 @@ def refused(said: str, capacity: int) -> Fit:
     if "RESOURCE_EXHAUSTED" not in said or not re.search(r"\bhbm\b", said, re.IGNORECASE) or not sizes:
         raise jax.errors.JaxRuntimeError(said)
     needed = max(float(size) * 1024 ** (1 + "KMGT".index(unit)) for size, unit in sizes)
-    return Fit(None, None, int(needed), capacity, " ".join(said.split(". HLO module")[0].split()))
+    return CompiledMemory(None, None, int(needed), capacity, " ".join(said.split(". HLO module")[0].split()))
 
 
 @contextlib.contextmanager

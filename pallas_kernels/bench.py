@@ -27,16 +27,16 @@ import numpy as np
 from pallas_kernels import heavy_hitter, paged, results
 from pallas_kernels.attention import attention
 
-type Run = Callable[[], object]
+type Thunk = Callable[[], object]
 
 LINE = "{op:20} {run:20} {median_ms:10.3f} ms {ratio:7.2f} x {against}"
 
 
-class Group(NamedTuple):
+class BenchCase(NamedTuple):
     """Runs measured together, and which of them each is set against."""
 
     name: str
-    runs: dict[str, Run]
+    runs: dict[str, Thunk]
     against: str
     note: str
     rounds: int = 7
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         results.write_csv(options.out, rows, about="python -m pallas_kernels.bench", seed=0)
 
 
-def measure(group: Group) -> list[dict]:
+def measure(group: BenchCase) -> list[dict]:
     """Medians and minima of interleaved runs, after two warm-up calls each."""
     taken: dict[str, list[float]] = {name: [] for name in group.runs}
     for run in group.runs.values():
@@ -102,7 +102,7 @@ def arrays(*shapes, dtype="float32", seed=0):
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-def bind(fn, *args, **options) -> Run:
+def bind(fn, *args, **options) -> Thunk:
     """A jitted call with its arguments on the device already."""
     compiled = jax.jit(functools.partial(fn, **options))
     return lambda: compiled(*args)
@@ -124,12 +124,12 @@ def products(q_nRH, k_nSH):
     return jax.lax.map(lambda qk: (qk[0] @ qk[1].T) @ qk[1], (q_nRH, k_nSH))
 
 
-def attention_window() -> Group:
+def attention_window() -> BenchCase:
     T, N, K, H, W, block = 8192, 4, 1, 64, 1024, 128
     q, k, v = arrays((1, T, N, H), (1, T, K, H), (1, T, K, H))
     tiles = T // block * (W // block + 1)
     blocks = arrays((tiles, block * N // K, H), (tiles, block, H))
-    return Group(
+    return BenchCase(
         "attention_window",
         {
             "floor_products": bind(products, *blocks),
@@ -147,7 +147,7 @@ def gradient(fn, q, k, v, dout):
     return jax.vjp(fn, q, k, v)[1](dout)
 
 
-def attention_training() -> Group:
+def attention_training() -> BenchCase:
     q, k, v = arrays((4, 256, 2, 64), (4, 256, 1, 64), (4, 256, 1, 64))
     runs = {}
     for kind, window in (("full", None), ("window", 64)):
@@ -155,7 +155,7 @@ def attention_training() -> Group:
         runs[f"{kind}_xla"] = bind(functools.partial(gradient, ours), q, k, v, q)
         runs[f"{kind}_dense_masked"] = bind(functools.partial(gradient, theirs), q, k, v, q)
     note = "forward and backward, B 4, T 256, W 64, 2 query / 1 kv heads of 64, float32"
-    return Group("attention_training", runs, "full_dense_masked", note, rounds=21)
+    return BenchCase("attention_training", runs, "full_dense_masked", note, rounds=21)
 
 
 def pool_of(pages, page, K, H, **options):
@@ -177,12 +177,12 @@ def decode_at(context, B, N, K, H, page, window):
     return bind(paged.attend, q, pool, table, start, np.ones(B, np.int32), window=window), pool
 
 
-def decode_window() -> Group:
+def decode_window() -> BenchCase:
     runs = {}
     for context in (2048, 8192, 32768):
         runs[f"context_{context}"], _ = decode_at(context, 8, 8, 2, 64, 16, 1024)
     note = "decode, B 8, W 1024, pages of 16, 8 query / 2 kv heads of 64, float32"
-    return Group("decode_window", runs, "context_2048", note, rounds=21)
+    return BenchCase("decode_window", runs, "context_2048", note, rounds=21)
 
 
 def contiguous(q_BKGH, k_BKSH, v_BKSH):
@@ -190,12 +190,12 @@ def contiguous(q_BKGH, k_BKSH, v_BKSH):
     return jnp.einsum("BKGS,BKSH->BKGH", jax.nn.softmax(score, axis=-1), v_BKSH)
 
 
-def decode_full() -> Group:
+def decode_full() -> BenchCase:
     B, N, K, H, context = 32, 8, 4, 32, 2048
     run, pool = decode_at(context, B, N, K, H, 64, None)
     gathered, _ = decode_at(context, B, N, K, H, 64, context)  # as if it had a window: rows, copied
     q, k, v = arrays((B, K, N // K, H), (B, K, context, H), (B, K, context, H))
-    return Group(
+    return BenchCase(
         "decode_full",
         {
             "floor_read": bind(lambda k, v: (k.sum(), v.sum()), pool.keys, pool.values),
@@ -210,7 +210,7 @@ def decode_full() -> Group:
     )
 
 
-def column_sums() -> Group:
+def column_sums() -> BenchCase:
     T, N, K, H = 2048, 4, 1, 64
     q, k, v = arrays((1, T, N, H), (1, T, K, H), (1, T, K, H))
     _, lse = attention(q, k, v, return_lse=True)
@@ -219,10 +219,10 @@ def column_sums() -> Group:
         "column_sums": bind(heavy_hitter.column_sums, q, k, lse),
     }
     note = f"T {T}, causal, {N} query / {K} kv heads of {H}, float32"
-    return Group("column_sums", runs, "forward", note, rounds=9)
+    return BenchCase("column_sums", runs, "forward", note, rounds=9)
 
 
-def slab_decode() -> Group:
+def slab_decode() -> BenchCase:
     B, K, G, H, slots = 8, 2, 4, 64, 1024
     q, k, v = arrays((B, K * G, H), (B, K, slots, H), (B, K, slots, H))
     position = jnp.broadcast_to(jnp.arange(slots), (B, K, slots))
@@ -241,10 +241,10 @@ def slab_decode() -> Group:
         "attend_score_evict": bind(step, q, slab, at),
     }
     note = f"decode over a slab of {slots} slots, B {B}, {K * G} query / {K} kv heads of {H}, float32"
-    return Group("slab_decode", runs, "without_scores", note, rounds=21)
+    return BenchCase("slab_decode", runs, "without_scores", note, rounds=21)
 
 
-GROUPS: dict[str, Callable[[], Group]] = {
+GROUPS: dict[str, Callable[[], BenchCase]] = {
     fn.__name__: fn
     for fn in (attention_window, attention_training, decode_window, decode_full, column_sums, slab_decode)
 }

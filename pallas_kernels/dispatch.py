@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     refused: Mapping[str, str]
 
 
-def choose(op: str, backend: Backend | None, ask: Any) -> tuple[ModuleType, Choice]:
+def dispatch(op: str, backend: Backend | None, ask: Any) -> tuple[ModuleType, Choice]:
     """The body of `op` (a package name) that takes the call described by `ask`.
 
     Raises:

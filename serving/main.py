@@ -87,9 +87,9 @@ def answer(config) -> None:
 
 def _answer(config, model, tokenizer, requests, answers) -> dict[str, Any]:
     from serving.engine.engine import Engine
-    from serving.offline.console import Lines
+    from serving.offline.console import RequestLines
 
-    with Lines() as lines:
+    with RequestLines() as lines:
         line = lines.add("answer", sum(r.sampling.n for r in requests))
         decode = None if tokenizer is None else tokenizer.decode
         engine = Engine(model, config, report=line.compiled, decode=decode)
@@ -121,14 +121,14 @@ def serve_all(serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any
     """Runs every policy; returns what summary.json says."""
     from mixattn import hf
     from serving.offline import compare
-    from serving.offline.console import Lines
+    from serving.offline.console import RequestLines
 
     model, config = hf.load(workdir / "model")
     tokenizer = hf.load_tokenizer(workdir / "model")
     (workdir / "serve").mkdir(exist_ok=True)
     summary: dict[str, Any] = {"policies": {}, "memory": compare.kv_memory(config, [256, 1024, 4096])}
     programs = None  # compiled once, shared by all policies
-    with Lines() as lines:
+    with RequestLines() as lines:
         for policy in serve.policies:
             line = lines.add(f"serve {policy}", serve.workload.requests)
             run = compare.run(model, serve, policy, documents, line.delta, line.compiled, programs)

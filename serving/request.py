@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
-type Client = str
+type ClientId = str
 type RequestId = str
 MOST = 2**31 - 1  # what an int32 of the device holds
 LARGE = 1e30  # numbers up to it, and down to one over it, can be computed with in float32
@@ -66,7 +66,7 @@ class Sampling:
                 raise ValueError(f"sampling.{name} is {reprlib.repr(getattr(self, name))}; it must be {law}")
 
     @property
-    def shaped(self) -> bool:
+    def has_penalties(self) -> bool:
         """Whether its logits are changed by penalties or a bias."""
         penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
         return penalties != (1, 0, 0) or bool(self.logit_bias)
@@ -134,22 +134,22 @@ class Request:
       prompt_ids: token ids, at least one; kept as a tuple.
       sampling: how tokens are chosen and when to stop.
       id: unique among live requests; the engine names it if empty.
-      salt: requests share cached prefixes only with requests of the same salt.
+      cache_salt: requests share cached prefixes only with requests of the same salt.
       deadline_s: seconds after arrival at which it ends, whatever it has.
       priority: among what a policy serves in order of arrival (a client's own requests; with `fcfs`, all
         requests), higher goes first.
     """
 
-    client: Client
+    client: ClientId
     prompt_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     id: RequestId = ""
-    salt: str = ""
+    cache_salt: str = ""
     deadline_s: float | None = None
     priority: int = 0
 
     def __post_init__(self):
-        for name in ("client", "id", "salt"):
+        for name in ("client", "id", "cache_salt"):
             if not isinstance(value := getattr(self, name), str):
                 raise ValueError(f"request {self.id!r}: {name} is {value!r}; it must be text")
         try:
@@ -180,7 +180,7 @@ class Logprob(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RequestInfo:
     """What a scheduling policy may know of a request: sizes and names, never tokens.
 
     Attributes:
@@ -191,7 +191,7 @@ class Ask:
     """
 
     id: RequestId
-    client: Client
+    client: ClientId
     seq: int
     prompt_tok: int
     max_output_tok: int
@@ -212,7 +212,7 @@ class Output:
     """
 
     id: RequestId
-    client: Client
+    client: ClientId
     output_ids: list[int]
     finish_reason: FinishReason
     prompt_tok: int
@@ -241,7 +241,7 @@ class Delta:
     """
 
     id: RequestId
-    client: Client
+    client: ClientId
     ids: list[int]
     output: Output | None = None
     index: int = 0

@@ -29,7 +29,7 @@ from serving import fair
 from serving.fair import metrics
 from serving.fair.metrics import Event
 from serving.sim import fit
-from serving.sim.experiment import Experiment, Outcome, Run, Server, run
+from serving.sim.experiment import FairnessExperiment, PolicyOutcome, PolicyRun, SimulatedEngine, run
 from serving.sim.workload import read_trace
 
 cli.define_config()
@@ -67,12 +67,12 @@ def main() -> None:
         overhead.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
     else:
         experiment = _of_trace(_TRACE.value) if _TRACE.value else cli.config()
-        if not isinstance(experiment, Experiment):
+        if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
         show(experiment, list(_run_all(experiment)))
 
 
-def _of_trace(path: str) -> Experiment:
+def _of_trace(path: str) -> FairnessExperiment:
     """The experiment that --trace and the flags beside it describe.
 
     Raises:
@@ -90,18 +90,18 @@ def _of_trace(path: str) -> Experiment:
     if any(weight != 1 for weight in trace.weights.values()):
         options.setdefault("weights", trace.weights)
     page_tok = 0 if _ADMISSION.value == "peak" else _PAGE.value
-    server = Server(
+    server = SimulatedEngine(
         memory_tok=_MEMORY.value,
         admission=_ADMISSION.value,
         page_tok=page_tok,
         admit_every=1,
     )
-    experiment = Experiment(
+    experiment = FairnessExperiment(
         id=Path(path).stem,
         title=f"{len(trace.jobs)} requests of {len(trace.weights)} clients",
         jobs=lambda seed: list(trace.jobs),
         server=server,
-        runs=(Run(_POLICY.value, options),),
+        runs=(PolicyRun(_POLICY.value, options),),
         demand_s=max(60.0, trace.jobs[-1].arrival_s) + 30.0,
     )
     cli.check_tree(experiment)
@@ -113,7 +113,7 @@ def _of_trace(path: str) -> Experiment:
     return experiment
 
 
-def _run_all(experiment: Experiment) -> Iterator[Outcome]:
+def _run_all(experiment: FairnessExperiment) -> Iterator[PolicyOutcome]:
     jobs = experiment.workload()
     console = Console(stderr=True)
     with Progress(console=console, disable=_JSON.value, transient=True) as progress, _event_log() as log:
@@ -162,7 +162,7 @@ COLUMNS = {
 }
 
 
-def show(experiment: Experiment, outcomes: list[Outcome]) -> None:
+def show(experiment: FairnessExperiment, outcomes: list[PolicyOutcome]) -> None:
     """Prints one table of runs and one of clients, or a JSON object with both."""
     rows = [outcome.row() for outcome in outcomes]
     clients = [line for outcome in outcomes for line in outcome.client_rows()]

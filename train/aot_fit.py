@@ -21,18 +21,18 @@ from jax.sharding import AxisType, Mesh
 from mixattn.tools import aot_fit, cli
 from pallas_kernels import aot
 from train import objective
-from train.experiment import Experiment, Stage
+from train.experiment import Stage, TrainingExperiment
 from train.mesh import AXES
 from train.step import Steps
 
 
-def training_steps(experiment: Experiment, chip: str) -> dict[str, aot_fit.Lower]:
+def training_steps(experiment: TrainingExperiment, chip: str) -> dict[str, aot_fit.Lower]:
     """What to lower for `chip`, by the stage's name."""
     stages = experiment.train.stages
     return {stage.name: functools.partial(_lower, experiment, stage, chip) for stage in stages}
 
 
-def _lower(experiment: Experiment, stage: Stage, chip: str):
+def _lower(experiment: TrainingExperiment, stage: Stage, chip: str):
     one = np.array([aot.device(chip)]).reshape((1,) * len(AXES))
     mesh = Mesh(one, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     compute, mask = experiment.train.compute, experiment.data.document_mask
@@ -48,7 +48,7 @@ def _lower(experiment: Experiment, stage: Stage, chip: str):
     rows = stage.batch_size, stage.seq_len
     batch = {f"{name}_BT": jax.ShapeDtypeStruct(rows, jnp.int32) for name in ("tokens", "target", "segment")}
     batch["learn_BT"] = jax.ShapeDtypeStruct(rows, jnp.float32)
-    with aot.pretend(chip):
+    with aot.target(chip):
         state = jax.eval_shape(steps.start, params)
         traced = steps.train.trace(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
         return traced.lower(lowering_platforms=(aot.CHIPS[chip].platform,))
@@ -56,7 +56,7 @@ def _lower(experiment: Experiment, stage: Stage, chip: str):
 
 def main() -> None:
     experiment = cli.config()
-    if not isinstance(experiment, Experiment):
+    if not isinstance(experiment, TrainingExperiment):
         raise ValueError(f"--config holds a {type(experiment).__name__}, not an experiment with stages")
     steps_of = functools.partial(training_steps, experiment)
     sys.exit(0 if aot_fit.report(flags.FLAGS.target, steps_of, as_json=flags.FLAGS.json) else 1)

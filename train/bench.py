@@ -28,13 +28,17 @@ from pallas_kernels import results
 from train import bench_torch, data, loop, malloc_tuning, mesh, prepare, progress, tokens
 from train.bench_torch import Side
 from train.checkpoint import Checkpoints
-from train.experiment import Experiment, Stage
+from train.experiment import Stage, TrainingExperiment
 from train.experiments import table
 from train.objective import init_params
 
 
 def measure(
-    experiment: Experiment, steps: int, rounds: int, folder: Path, others: dict[str, Side] | None = None
+    experiment: TrainingExperiment,
+    steps: int,
+    rounds: int,
+    folder: Path,
+    others: dict[str, Side] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a round: seconds a step, bare, in the loop, and of every other side."""
     stage = dataclasses.replace(experiment.train.stages[0], seconds=0, tokens=0, steps=steps)
@@ -52,11 +56,11 @@ def measure(
     return rows
 
 
-def _corpus(stage: Stage, vocab_size: int, folder: Path) -> tokens.Tokens:
+def _corpus(stage: Stage, vocab_size: int, folder: Path) -> tokens.TokenizedCorpus:
     ids = (
         np.random.default_rng(0).integers(1, vocab_size, 64 * stage.batch_size * stage.seq_len).astype("<u2")
     )
-    return tokens.Tokens(folder, ids, ids[:0], None, None, {})
+    return tokens.TokenizedCorpus(folder, ids, ids[:0], None, None, {})
 
 
 def _bare(compiled, params, batch, steps: int) -> float:
@@ -73,9 +77,9 @@ def _bare(compiled, params, batch, steps: int) -> float:
 def _looped(experiment, stage: Stage, compiled, corpus, params, folder: Path) -> float:
     folder.mkdir()
     checkpoints = Checkpoints(folder / "checkpoints")
-    metrics = progress.Metrics(folder / "metrics.csv", 0)
-    line = progress.Line(stage.steps, quiet=True)
-    one = loop.Run(experiment, [stage.steps], [compiled], [corpus], checkpoints, metrics, line)
+    metrics = progress.MetricsFile(folder / "metrics.csv", 0)
+    line = progress.TrainingLine(stage.steps, quiet=True)
+    one = loop.Trainer(experiment, [stage.steps], [compiled], [corpus], checkpoints, metrics, line)
     began = time.perf_counter()
     jax.block_until_ready(one.train(params, 0))
     spent = time.perf_counter() - began

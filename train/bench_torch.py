@@ -12,7 +12,7 @@ from typing import Any
 
 from mixattn import ModelConfig, params
 from mixattn.tools.baseline_process import Asked, peer
-from train.experiment import Experiment
+from train.experiment import TrainingExperiment
 
 type Side = Callable[[int], float]  # steps -> seconds a step
 _SCRIPT = Path(__file__).parent.parent / "tests" / "parity" / "torch_train.py"
@@ -20,7 +20,7 @@ _SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "v
 
 
 @contextlib.contextmanager
-def sides(python: str, experiment: Experiment) -> Iterator[tuple[dict[str, Side], dict[str, Any]]]:
+def sides(python: str, experiment: TrainingExperiment) -> Iterator[tuple[dict[str, Side], dict[str, Any]]]:
     """Yields what trains by name, warmed up, and facts for the result's header.
 
     Args:
@@ -50,7 +50,7 @@ def sides(python: str, experiment: Experiment) -> Iterator[tuple[dict[str, Side]
         yield made, facts
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: TrainingExperiment) -> None:
     """Refuses what the other side does not do."""
     shape = {name: getattr(experiment.model, name) for name in _SHAPE}
     if experiment.model != ModelConfig(**shape):

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from train.step import State
+from train.step import TrainState
 
 type Hook = Callable[[Any], Any]
 
@@ -65,7 +65,9 @@ class Checkpoints:
         """Steps that can be restored, oldest first."""
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, state: State, meta: dict[str, Any], validation: float | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState, meta: dict[str, Any], validation: float | None = None
+    ) -> None:
         """Copies `state` away and returns; writing goes on in the background.
 
         Args:
@@ -105,7 +107,7 @@ class Checkpoints:
         with self._damaged(step):
             return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
-    def restore(self, step: int, like: State, shardings: State) -> State:
+    def restore(self, step: int, like: TrainState, shardings: TrainState) -> TrainState:
         """The state saved at `step`, laid out as `shardings` says.
 
         Raises:
@@ -118,7 +120,7 @@ class Checkpoints:
             restored = self.manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted._asdict()))
             )
-        return State(**restored.state)
+        return TrainState(**restored.state)
 
     def forget_after(self, step: int) -> None:
         """Removes checkpoints newer than `step`: the run is about to make them again."""
@@ -130,7 +132,7 @@ class Checkpoints:
         with self._unwritten():
             self.manager.close()
 
-    def _refuse_full_disk(self, state: State) -> None:
+    def _refuse_full_disk(self, state: TrainState) -> None:
         """Asks before writing: the libraries' own words for a full disk are long and many."""
         need = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free

@@ -55,7 +55,7 @@ def prepare(
     report: Callable[[str], None] = lambda words: None,
     *,
     tokenizer: Path | None = None,
-) -> tokens.Tokens:
+) -> tokens.TokenizedCorpus:
     """Opens the tokens of a run, writing them into `folder` first if they are not there.
 
     Args:

@@ -1,4 +1,5 @@
-"""What a training run is told: data, model, stages, how it is kept. Config files return an `Experiment`."""
+"""The configuration of a training run: data, model, stages, checkpoints. Config files return a
+`TrainingExperiment`."""
 
 from dataclasses import dataclass, field
 
@@ -111,7 +112,7 @@ class Saving:
 
 
 @dataclass
-class Experiment:
+class TrainingExperiment:
     """Everything a training run reads. `data`, `model`, `train` decide the result; the rest only the way."""
 
     data: Data = field(default_factory=Data)

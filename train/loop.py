@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils
 from train import data as pipeline
 from train import flops, tokens
 from train.checkpoint import Checkpoints
-from train.experiment import Experiment, Stage
-from train.progress import Board, Line, Metrics, Pace, Row
-from train.step import State, Steps
+from train.experiment import Stage, TrainingExperiment
+from train.progress import Board, MetricsFile, Pace, Row, TrainingLine
+from train.step import Steps, TrainState
 
 _PROBE_STEPS = 5
 _PROFILED = (10, 15)  # --profile traces from the one to the other, counted from where a run (re)starts
@@ -39,7 +39,7 @@ type Evaluator = Callable[[int, dict[str, jax.Array]], dict[str, float]]
 
 
 @dataclass
-class Run:
+class Trainer:
     """The moving parts of a run, put together by `train.main`.
 
     Attributes:
@@ -48,13 +48,13 @@ class Run:
       start: step to go on from (0 = from nothing).
     """
 
-    experiment: Experiment
+    experiment: TrainingExperiment
     steps: list[int]
     stages: list[Steps]
-    corpora: list[tokens.Tokens]
+    corpora: list[tokens.TokenizedCorpus]
     checkpoints: Checkpoints
-    metrics: Metrics | None
-    line: Line
+    metrics: MetricsFile | None
+    line: TrainingLine
     bars: str = ""
     evaluators: tuple[Evaluator, ...] = ()
     board: Board | None = None
@@ -253,7 +253,7 @@ class Run:
         self.line.show(row, words, (sum(self.steps) - step) * self.pace.step_s)
 
 
-def _trace(folder: Path, step: int, state: State) -> None:
+def _trace(folder: Path, step: int, state: TrainState) -> None:
     jax.block_until_ready(state)
     if step == _PROFILED[0]:
         jax.profiler.start_trace(str(folder))

@@ -12,13 +12,13 @@ from mixattn.tools import files
 from mixattn.uptrain import rewire
 from train import baselines, data, mesh, objective, progress, tokens
 from train.checkpoint import Checkpoints
-from train.experiment import Experiment, Stage
-from train.loop import Run
+from train.experiment import Stage, TrainingExperiment
+from train.loop import Trainer
 from train.run_directory import difference
 from train.step import Steps
 
 
-def starting_params(experiment: Experiment) -> objective.Params:
+def starting_params(experiment: TrainingExperiment) -> objective.Params:
     """Drawn from the seed; or those of the model in `train.start`, brought into this experiment's wiring.
 
     Raises:
@@ -36,7 +36,9 @@ def starting_params(experiment: Experiment) -> objective.Params:
     return objective.flatten(rewired)[1]
 
 
-def prepared(experiment: Experiment, folder: Path, step: int | None, evaluators, params) -> tuple[Run, int]:
+def prepared(
+    experiment: TrainingExperiment, folder: Path, step: int | None, evaluators, params
+) -> tuple[Trainer, int]:
     """Data, bars, compiled stages and checkpoints of a run, and the step it starts after."""
     train, first = experiment.train, jax.process_index() == 0
     say = print if first else lambda words: None
@@ -47,27 +49,29 @@ def prepared(experiment: Experiment, folder: Path, step: int | None, evaluators,
     saving = experiment.checkpoints
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=saving.keep_last, keep_best=saving.keep_best)
     start = _start(checkpoints, step, folder)
-    run = Run(
+    run = Trainer(
         experiment,
         [],
         stages,
         corpora,
         checkpoints,
         None,
-        progress.Line(0, quiet=True),
+        progress.TrainingLine(0, quiet=True),
         evaluators=evaluators,
     )
     run.steps = _steps(run, params, folder / "steps.json", say)
-    run.metrics = progress.Metrics(folder / "metrics.csv", start) if first else None
+    run.metrics = progress.MetricsFile(folder / "metrics.csv", start) if first else None
     if train.gate in bars:
         run.bars = f" ({train.gate} {bars[train.gate]:.3f})"
     if start:
         say(f"going on from the checkpoint of step {start}")
-    run.line = progress.Line(sum(run.steps), quiet=not first)
+    run.line = progress.TrainingLine(sum(run.steps), quiet=not first)
     return run, start
 
 
-def _corpus(experiment: Experiment, stage: Stage, folder: Path, index: int, say) -> tokens.Tokens:
+def _corpus(
+    experiment: TrainingExperiment, stage: Stage, folder: Path, index: int, say
+) -> tokens.TokenizedCorpus:
     source = dataclasses.replace(experiment.data, path=stage.path or experiment.data.path)
     own = folder / (f"data{index}" if stage.path else "data")
     # Stages with a corpus of their own keep the first one's tokenizer, a model to start from brings its own.
@@ -84,7 +88,7 @@ def _corpus(experiment: Experiment, stage: Stage, folder: Path, index: int, say)
     return opened
 
 
-def _bars(corpus: tokens.Tokens, vocab_size: int, path: Path, first: bool) -> dict[str, float]:
+def _bars(corpus: tokens.TokenizedCorpus, vocab_size: int, path: Path, first: bool) -> dict[str, float]:
     """The n-gram entropies of the last stage's validation tokens, computed once."""
     if path.exists():
         return files.read_json(path)
@@ -99,7 +103,7 @@ def read_bars(folder: Path) -> dict[str, float]:
     return files.read_json(folder / "bars.json")
 
 
-def compiled(experiment: Experiment, stage: Stage, devices: jax.sharding.Mesh) -> Steps:
+def compiled(experiment: TrainingExperiment, stage: Stage, devices: jax.sharding.Mesh) -> Steps:
     config = ModelConfig(
         **{**vars(experiment.model), "rope_theta": stage.rope_theta or experiment.model.rope_theta}
     )
@@ -130,7 +134,7 @@ def _start(checkpoints: Checkpoints, step: int | None, folder: Path) -> int:
     return step
 
 
-def _steps(run: Run, params, path: Path, say) -> list[int]:
+def _steps(run: Trainer, params, path: Path, say) -> list[int]:
     """Steps of each stage, chosen once and kept for the time the run goes on."""
     if path.exists():
         return files.read_json(path)

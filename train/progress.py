@@ -44,7 +44,7 @@ class Row:
 _COLUMNS = [field.name for field in fields(Row)]
 
 
-class Metrics:
+class MetricsFile:
     """metrics.csv of a run, open for appending.
 
     Args:
@@ -107,7 +107,7 @@ class Board:
         self._writer.close()
 
 
-class Line:
+class TrainingLine:
     """The live line. Without a terminal the same words are printed every ten seconds.
 
     Args:

@@ -12,14 +12,14 @@ from mixattn import ModelConfig, hf
 from mixattn.tools import files
 from pallas_kernels import results
 from train import objective, optimizer, progress, tokens
-from train.experiment import Experiment
-from train.loop import Diverged, Evaluator, Run
+from train.experiment import TrainingExperiment
+from train.loop import Diverged, Evaluator, Trainer
 from train.prepare import prepared, read_bars, starting_params
 from train.run_directory import claimed, recipe
 
 
 def run(
-    experiment: Experiment,
+    experiment: TrainingExperiment,
     workdir: str | Path,
     *,
     step: int | None = None,
@@ -61,7 +61,7 @@ def run(
             return _finish(run, params, folder)
 
 
-def _finish(run: Run, params: dict[str, jax.Array], folder: Path) -> dict[str, Any]:
+def _finish(run: Trainer, params: dict[str, jax.Array], folder: Path) -> dict[str, Any]:
     """Full validation, export, summary; then the gate."""
     last = len(run.stages) - 1
     loss = run.validate(last, params)
@@ -109,7 +109,7 @@ def _finish(run: Run, params: dict[str, jax.Array], folder: Path) -> dict[str, A
 
 
 def _export(
-    experiment: Experiment, params: dict[str, jax.Array], corpus: tokens.Tokens, folder: Path
+    experiment: TrainingExperiment, params: dict[str, jax.Array], corpus: tokens.TokenizedCorpus, folder: Path
 ) -> None:
     """model/ and heldout.jsonl; each appears whole."""
     stages = experiment.train.stages

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 
 from mixattn.tools import files
-from train.experiment import Experiment
+from train.experiment import TrainingExperiment
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, experiment: Experiment) -> Iterator[None]:
+def claimed(folder: Path, experiment: TrainingExperiment) -> Iterator[None]:
     """Makes `folder`, and holds it for one experiment and one process at a time.
 
     Raises:
@@ -45,7 +45,7 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[None]:
         yield
 
 
-def recipe(experiment: Experiment) -> dict[str, Any]:
+def recipe(experiment: TrainingExperiment) -> dict[str, Any]:
     """The part of an experiment that decides its result."""
     return {name: dataclasses.asdict(getattr(experiment, name)) for name in ("data", "model", "train")}
 

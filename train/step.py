@@ -63,7 +63,7 @@ class Compute:
             )
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """`step` int32: steps done in this stage. `moments`: the rule's state, of the parameters that move.
 
     Leaves are arrays, or in their places shapes or shardings.
@@ -74,7 +74,7 @@ class State(NamedTuple):
     moments: Any
 
 
-class Metrics(NamedTuple):
+class StepMetrics(NamedTuple):
     """Of one step, before its update, float32. `loss` in nats a learnt token, `right` a share of those."""
 
     loss: jax.Array
@@ -124,11 +124,11 @@ class Steps:
             self._evaluate, in_shardings=(self.shardings.params, self.rows), out_shardings=self.replicated
         )
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params) -> TrainState:
         """A stage's first state, laid out over the mesh."""
 
         def fresh(params):
-            return State(jnp.zeros((), jnp.int32), params, self.optax.init(self._split(params)[0]))
+            return TrainState(jnp.zeros((), jnp.int32), params, self.optax.init(self._split(params)[0]))
 
         return jax.jit(fresh, out_shardings=self.shardings)(params)
 
@@ -137,7 +137,7 @@ class Steps:
         moves = {path: optimizer.trainable(path, self.trains) for path in params}
         return tuple({p: x for p, x in params.items() if moves[p] is keep} for keep in (True, False))  # type: ignore[return-value]
 
-    def _shardings(self, shapes: Params) -> State:
+    def _shardings(self, shapes: Params) -> TrainState:
         moments = jax.eval_shape(lambda p: self.optax.init(self._split(p)[0]), shapes)
 
         def place(keys, leaf):
@@ -148,14 +148,16 @@ class Steps:
             return meshes.parameter_sharding(self.mesh, path, leaf.shape)
 
         params = {path: meshes.parameter_sharding(self.mesh, path, x.shape) for path, x in shapes.items()}
-        return State(self.replicated, params, jax.tree_util.tree_map_with_path(place, moments))
+        return TrainState(self.replicated, params, jax.tree_util.tree_map_with_path(place, moments))
 
     def _cast(self, params: Params) -> Params:
         """The weights as the model sees them. Routers stay whole: rounded, they choose other experts."""
         dtype = self.compute.dtype
         return {path: x if path.endswith(".router") else x.astype(dtype) for path, x in params.items()}
 
-    def _train(self, state: State, batch: dict[str, jax.Array], steps: jax.Array) -> tuple[State, Metrics]:
+    def _train(
+        self, state: TrainState, batch: dict[str, jax.Array], steps: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
         moving, still = self._split(state.params)
         learnt = jnp.maximum(batch["learn_BT"].sum(), 1.0)
 
@@ -171,7 +173,7 @@ class Steps:
         factor = optimizer.factor(self.rule, state.step, steps)
         updates = jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
         params = {**optax.apply_updates(moving, updates), **still}
-        metrics = Metrics(
+        metrics = StepMetrics(
             loss=sums.nats / learnt,
             right=sums.right / learnt,
             grad_norm=optax.tree.norm(gradient),
@@ -179,7 +181,7 @@ class Steps:
             load_balance=sums.load_balance / self.compute.accumulate,
             expert_load_E=sums.expert_load_E / self.compute.accumulate,
         )
-        return State(state.step + 1, {path: params[path] for path in state.params}, moments), metrics
+        return TrainState(state.step + 1, {path: params[path] for path in state.params}, moments), metrics
 
     def _accumulate(self, gradient_of, moving: Params, batch: dict[str, jax.Array]):
         """Adds gradients and sums over the micro-batches."""

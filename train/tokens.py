@@ -28,7 +28,7 @@ _TOKENIZER_CHARS = 64 << 20  # text that the vocabulary is learnt from
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedCorpus:
     """An opened folder. `learn` is None where every token is learnt."""
 
     folder: Path
@@ -53,7 +53,7 @@ def is_whole(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def open_folder(folder: Path) -> Tokens:
+def open_folder(folder: Path) -> TokenizedCorpus:
     """Maps a folder that `write` left.
 
     Raises:
@@ -71,7 +71,7 @@ def open_folder(folder: Path) -> Tokens:
         mapped[f"{part}_learn"] = (
             _map(folder / f"{part}.learn.bin", np.dtype("uint8"), length) if manifest["learn"] else None
         )
-    return Tokens(folder=folder, manifest=manifest, **mapped)  # type: ignore[arg-type]
+    return TokenizedCorpus(folder=folder, manifest=manifest, **mapped)  # type: ignore[arg-type]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -99,7 +99,7 @@ def write(
     limit_bytes: int = 0,
     tokenizer: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> Tokens:
+) -> TokenizedCorpus:
     """Tokenizes the corpus at `path` into `folder`, going on where an earlier call was cut short.
 
     Args:
@@ -188,7 +188,7 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
     return path
 
 
-def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> Tokens:
+def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorpus:
     """Concatenates the shards into the final files, the manifest last, and removes them."""
     dtype = np.dtype("<u2" if encoder.get_vocab_size() <= 1 << 16 else "<u4")
     parts = {part: {"documents": 0, "bytes": 0, "tokens": 0} for part in corpus.PARTS}

@@ -2,6 +2,6 @@
 
 from mixattn.cache.contiguous import Contiguous, Ring
 from mixattn.cache.paged import Kind, Paged, kind
-from mixattn.cache.protocol import Cache, Whole
+from mixattn.cache.protocol import Cache, FullSequence
 
-__all__ = ["Cache", "Contiguous", "Kind", "Paged", "Ring", "Whole", "kind"]
+__all__ = ["Cache", "Contiguous", "FullSequence", "Kind", "Paged", "Ring", "kind"]

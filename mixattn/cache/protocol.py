@@ -58,7 +58,7 @@ class Cache(Protocol):
     jax.tree_util.register_dataclass, data_fields=["kv", "pos_BT", "segment_BT"], meta_fields=[]
 )
 @dataclass(frozen=True)
-class Whole:
+class FullSequence:
     """Not a cache: the whole sequence is there, and everything is seen at once."""
 
     kv: dict[int, KV]

@@ -1,7 +1,7 @@
 """Our parameters and a checkpoint's tensors: one table, read in both directions.
 
-A `Place` says where one of our parameters lies in a checkpoint: under one name, or (experts) stacked from one
-name per row; transposed where the checkpoint keeps [out, in] and we keep [in, out].
+A `TensorPlace` says where one of our parameters lies in a checkpoint: under one name, or (experts) stacked
+from one name per row; transposed where the checkpoint keeps [out, in] and we keep [in, out].
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +17,11 @@ from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
 type Path = str  # of a parameter: "blocks.0.attention.q.kernel"
-type Places = Callable[[Path], "Place"]
+type Places = Callable[[Path], "TensorPlace"]
 type Shardings = Callable[[Path, tuple[int, ...]], Any]  # path, shape -> jax.sharding.Sharding
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Attributes:
     names: one tensor, or the rows of a stack.
     transpose: swap the two axes of each tensor.
@@ -33,9 +33,9 @@ class Place(NamedTuple):
     stacked: bool = False
 
 
-def native(path: Path) -> Place:
+def native(path: Path) -> TensorPlace:
     """Our own layout: every parameter under its path."""
-    return Place((path,))
+    return TensorPlace((path,))
 
 
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
@@ -73,7 +73,7 @@ def load(
 
 
 def _check(
-    tensors: Tensors, wanted: list[tuple[Place, tuple[int, ...]]], ignore: Callable[[str], bool]
+    tensors: Tensors, wanted: list[tuple[TensorPlace, tuple[int, ...]]], ignore: Callable[[str], bool]
 ) -> None:
     """Refuses a checkpoint that does not fit before any weight is read."""
     for place, shape in wanted:
@@ -92,7 +92,7 @@ def _check(
         raise ValueError(f"tensor {left[0]} of shape {shape}{more}: the model has no such parameter")
 
 
-def _read(tensors: Tensors, place: Place) -> np.ndarray:
+def _read(tensors: Tensors, place: TensorPlace) -> np.ndarray:
     rows = [tensors.read(name).T if place.transpose else tensors.read(name) for name in place.names]
     return np.stack(rows) if place.stacked else rows[0]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from mixattn.hf.config_fields import Raw, slides
 from mixattn.hf.families import FAMILIES, Family
-from mixattn.hf.tensors import Path, Place
+from mixattn.hf.tensors import Path, TensorPlace
 from mixattn.spec import ModelConfig
 
 
@@ -81,20 +81,20 @@ def _meaning(config: ModelConfig) -> Raw:
     return {key: value for key, value in fields.items() if key not in dormant}
 
 
-def places(model_type: str, config: ModelConfig) -> Callable[[Path], Place]:
+def places(model_type: str, config: ModelConfig) -> Callable[[Path], TensorPlace]:
     """Where each of our parameters lies in a checkpoint of this family."""
     table = family(model_type).tensors
 
-    def place(path: Path) -> Place:
+    def place(path: Path) -> TensorPlace:
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", path)
         layer, part = (int(block[1]), block[2]) if block else (0, path)
         if part not in table:
             raise ValueError(f"{model_type} has no tensor for our parameter {path}")
         if "{e}" in table[part]:
             rows = tuple(table[part].format(i=layer, e=e) for e in range(config.n_experts))
-            return Place(rows, transpose=True, stacked=True)
+            return TensorPlace(rows, transpose=True, stacked=True)
         flipped = part.endswith(".kernel") or part == "ffn.router"
-        return Place((table[part].format(i=layer),), transpose=flipped)
+        return TensorPlace((table[part].format(i=layer),), transpose=flipped)
 
     return place
 

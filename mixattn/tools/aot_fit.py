@@ -48,7 +48,7 @@ def serving_steps(
         return out.cache, jnp.argmax(model.head(out.hidden_BTD[:, 0]), axis=-1)
 
     def lower(rows: int, T: int):
-        with aot.pretend(chip):
+        with aot.target(chip):
             cache = jax.eval_shape(
                 lambda: _rows(_pools(config, batch, context, chunk, page), rows, -(-context // page))
             )
@@ -98,7 +98,7 @@ def report(targets: Iterable[str], steps_of: Callable[[str], dict[str, Lower]], 
     fits = []
     for chip in here:
         for name, lower in steps_of(chip).items():
-            found = aot.fit(chip, lower)
+            found = aot.compiled_memory(chip, lower)
             fits.append(found.fits)
             row = {"target": chip, "step": name, **found._asdict(), "fits": found.fits}
             print(json.dumps(row) if as_json else line(row), flush=True)

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, dispatch
 
 
-class Ask(NamedTuple):
+class AttentionCall(NamedTuple):
     """What a body may know of a call before it runs: static facts only."""
 
     shape_BTNH: tuple[int, ...]
@@ -70,10 +70,10 @@ def attention(
       ValueError: shapes or options disagree.
       NotImplementedError: the named body cannot take the call.
     """
-    what = ask(
+    what = call_of(
         q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS
     )
-    body, choice = choose(__name__, backend, what)
+    body, choice = dispatch(__name__, backend, what)
     out_BTNH, lse_BTN = body.attention(
         q_BTNH,
         k_BSKH,
@@ -100,12 +100,12 @@ def explain(
     """
     positions = (rest.get("q_pos_BT"), rest.get("k_pos_BS"))
     segments = (rest.get("segment_q_BT"), rest.get("segment_k_BS"))
-    return choose(
-        __name__, backend, ask(q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, *positions, *segments)
+    return dispatch(
+        __name__, backend, call_of(q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, *positions, *segments)
     )[1]
 
 
-def ask(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k) -> Ask:
+def call_of(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k) -> AttentionCall:
     """The static facts of a call, checked."""
     (B, T, N, H), (_, S, K, _) = q.shape, k.shape
     if k.shape != v.shape or (k.shape[0], k.shape[3]) != (B, H):
@@ -130,4 +130,6 @@ def ask(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k) ->
             raise ValueError(f"{what} have shapes {pair[0].shape}, {pair[1].shape}; q and k need {shapes}")
     if q_pos is None and T > S:
         raise ValueError(f"{T} queries cannot be the last of {S} keys; give positions")
-    return Ask(q.shape, k.shape, q.dtype, window, causal, softcap, q_pos is not None, segment_q is not None)
+    return AttentionCall(
+        q.shape, k.shape, q.dtype, window, causal, softcap, q_pos is not None, segment_q is not None
+    )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Case(NamedTuple):
+class AttentionCase(NamedTuple):
     """One call of `attention`. `S` counts keys; without positions the queries are the last T of them."""
 
     name: str
@@ -30,29 +30,29 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("full", 32, 32, 4, 2, 64),
-    Case("full_ragged_tail", 37, 37, 4, 1, 64),  # no block divides 37
-    Case("both_directions", 16, 24, 4, 2, 64, causal=False),
-    Case("window_of_one", 32, 32, 4, 2, 64, window=1),
-    Case("window", 37, 37, 4, 1, 64, window=5),
-    Case("window_after_context", 16, 53, 8, 1, 64, window=7),
-    Case("window_wider_than_context", 32, 32, 4, 2, 64, window=99),
-    Case("window_ends_on_block", 64, 64, 4, 4, 64, window=16),
-    Case("one_query", 1, 37, 8, 2, 64),
-    Case("one_query_window", 1, 37, 8, 2, 64, window=8),
-    Case("head_80_softcap", 24, 24, 4, 2, 80, window=9, softcap=5.0),
-    Case("head_128_scaled", 24, 24, 4, 1, 128, scale=0.25),
-    Case("head_256", 16, 16, 2, 2, 256, window=4),
-    Case("documents", 64, 64, 4, 2, 64, segments=True),
-    Case("documents_window", 64, 64, 4, 2, 64, window=9, segments=True),
-    Case("ring", 8, 24, 4, 2, 64, window=6, ring=True),
-    Case("ring_full", 8, 24, 4, 2, 64, ring=True, softcap=5.0),
-    Case("several_blocks", 300, 300, 2, 1, 64, window=70, B=1, segments=True),
-    Case("several_blocks_full", 300, 331, 2, 1, 64, B=1),
+    AttentionCase("full", 32, 32, 4, 2, 64),
+    AttentionCase("full_ragged_tail", 37, 37, 4, 1, 64),  # no block divides 37
+    AttentionCase("both_directions", 16, 24, 4, 2, 64, causal=False),
+    AttentionCase("window_of_one", 32, 32, 4, 2, 64, window=1),
+    AttentionCase("window", 37, 37, 4, 1, 64, window=5),
+    AttentionCase("window_after_context", 16, 53, 8, 1, 64, window=7),
+    AttentionCase("window_wider_than_context", 32, 32, 4, 2, 64, window=99),
+    AttentionCase("window_ends_on_block", 64, 64, 4, 4, 64, window=16),
+    AttentionCase("one_query", 1, 37, 8, 2, 64),
+    AttentionCase("one_query_window", 1, 37, 8, 2, 64, window=8),
+    AttentionCase("head_80_softcap", 24, 24, 4, 2, 80, window=9, softcap=5.0),
+    AttentionCase("head_128_scaled", 24, 24, 4, 1, 128, scale=0.25),
+    AttentionCase("head_256", 16, 16, 2, 2, 256, window=4),
+    AttentionCase("documents", 64, 64, 4, 2, 64, segments=True),
+    AttentionCase("documents_window", 64, 64, 4, 2, 64, window=9, segments=True),
+    AttentionCase("ring", 8, 24, 4, 2, 64, window=6, ring=True),
+    AttentionCase("ring_full", 8, 24, 4, 2, 64, ring=True, softcap=5.0),
+    AttentionCase("several_blocks", 300, 300, 2, 1, 64, window=70, B=1, segments=True),
+    AttentionCase("several_blocks_full", 300, 331, 2, 1, 64, B=1),
 )
 
 
-def inputs(case: Case, dtype="float32", seed: int = 0) -> tuple[dict, dict]:
+def inputs(case: AttentionCase, dtype="float32", seed: int = 0) -> tuple[dict, dict]:
     """Numpy arguments of `attention`: (q, k, v by name in `dtype`, positions and segments by name)."""
     rng = np.random.default_rng(seed)
     B, T, S = case.B, case.T, case.S

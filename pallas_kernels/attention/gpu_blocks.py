@@ -43,7 +43,7 @@ class Folded:
 
     def __init__(self, static, places, B, T, S, G):
         self.G = G
-        self.grid = grid = xla_streamed.Grid(places, static, T, S, bq=ROWS // G, bk=KEYS)
+        self.grid = grid = xla_streamed.BlockGrid(places, static, T, S, bq=ROWS // G, bk=KEYS)
         spare = ROWS - grid.bq * G
 
         def facts(position_nBt, segment_nBt):

@@ -20,7 +20,7 @@ LANES = 128
 def grid_of(static, places, T, S, G):
     """Blocks whose rows and lanes are whole tiles of the device."""
     bq = min(max(16, ROWS // G), -(-T // 16) * 16)
-    return xla_streamed.Grid(places, static, T, S, bq=bq, bk=min(KEYS, -(-S // LANES) * LANES))
+    return xla_streamed.BlockGrid(places, static, T, S, bq=bq, bk=min(KEYS, -(-S // LANES) * LANES))
 
 
 def within(i, j, first_n, end_n):

@@ -23,7 +23,7 @@ def block_of(length: int, window: int | None) -> int:
 def forward(q_BKTGH, k_BKSH, v_BKSH, places, static, wide):
     """Returns out_BKTGH and lse_BKTG."""
     B, K, T, G, H = q_BKTGH.shape
-    grid = Grid(places, static, T, k_BKSH.shape[2])
+    grid = BlockGrid(places, static, T, k_BKSH.shape[2])
     k_BKSH, v_BKSH = grid.pad_keys(k_BKSH, 2), grid.pad_keys(v_BKSH, 2)
 
     def rows(_, x):
@@ -43,7 +43,7 @@ def forward(q_BKTGH, k_BKSH, v_BKSH, places, static, wide):
 def backward(q_BKTGH, k_BKSH, v_BKSH, places, static, wide, dout_BKTGH, lse_BKTG, delta_BKTG):
     """Returns dq_BKTGH, dk_BKSH, dv_BKSH."""
     S = k_BKSH.shape[2]
-    grid = Grid(places, static, q_BKTGH.shape[2], S)
+    grid = BlockGrid(places, static, q_BKTGH.shape[2], S)
     k_BKSH, v_BKSH = grid.pad_keys(k_BKSH, 2), grid.pad_keys(v_BKSH, 2)
 
     def rows(sums, x):
@@ -64,7 +64,7 @@ def backward(q_BKTGH, k_BKSH, v_BKSH, places, static, wide, dout_BKTGH, lse_BKTG
     return grid.join_queries(dq), dk_BKSH[:, :, :S], dv_BKSH[:, :, :S]
 
 
-class Grid:
+class BlockGrid:
     """n blocks of bq queries by m blocks of bk keys, and the range of key blocks of each query block."""
 
     def __init__(self, places, static, T, S, bq=None, bk=None):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, dispatch
 
 
-class Ask(NamedTuple):
+class GroupedCall(NamedTuple):
     """What a body may know of a call before it runs: static facts only."""
 
     shape_MD: tuple[int, ...]
@@ -38,20 +38,20 @@ def grouped_matmul(x_MD, w_EDF, group_sizes_E, *, backend: Backend | None = None
       ValueError: shapes or dtypes disagree.
       NotImplementedError: the named body cannot take the call.
     """
-    body, _ = choose(__name__, backend, _ask(x_MD, w_EDF, group_sizes_E))
+    body, _ = dispatch(__name__, backend, _ask(x_MD, w_EDF, group_sizes_E))
     return body.grouped_matmul(x_MD, w_EDF, group_sizes_E)
 
 
 def explain(x_MD, w_EDF, group_sizes_E, *, backend: Backend | None = None) -> Choice:
     """Which body `grouped_matmul` with these arguments runs, and why better ones do not. Runs nothing."""
-    return choose(__name__, backend, _ask(x_MD, w_EDF, group_sizes_E))[1]
+    return dispatch(__name__, backend, _ask(x_MD, w_EDF, group_sizes_E))[1]
 
 
-def _ask(x, w, sizes) -> Ask:
+def _ask(x, w, sizes) -> GroupedCall:
     if x.ndim != 2 or w.ndim != 3 or x.shape[1] != w.shape[1]:
         raise ValueError(f"x {x.shape} and w {w.shape} are not [M, D] and [E, D, F]")
     if sizes.shape != w.shape[:1]:
         raise ValueError(f"{w.shape[0]} matrices need {w.shape[0]} group sizes, not {sizes.shape}")
     if x.dtype != w.dtype:
         raise ValueError(f"x and w must share a dtype; they have {x.dtype} and {w.dtype}")
-    return Ask(x.shape, w.shape, x.dtype)
+    return GroupedCall(x.shape, w.shape, x.dtype)

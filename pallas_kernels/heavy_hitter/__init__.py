@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention as _attention
-from pallas_kernels.dispatch import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, dispatch
 from pallas_kernels.heavy_hitter.slab import Slab, append, attend, compact, evict, keep_set
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-class Ask(NamedTuple):
+class ColumnSumsCall(NamedTuple):
     """What a body may know of a call before it runs: static facts only."""
 
     shape_BTNH: tuple[int, ...]
@@ -76,7 +76,7 @@ def column_sums(
     """
     places = (q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS)
     ask = _ask(q_BTNH, k_BSKH, lse_BTN, window, softcap, *places)
-    body, choice = choose(__name__, backend, ask)
+    body, choice = dispatch(__name__, backend, ask)
     return body.column_sums(
         q_BTNH,
         k_BSKH,
@@ -95,11 +95,11 @@ def explain(
     """Which body `column_sums` with these arguments runs, and why better ones do not. Runs nothing."""
     names = ("q_pos_BT", "k_pos_BS", "segment_q_BT", "segment_k_BS")
     ask = _ask(q_BTNH, k_BSKH, lse_BTN, window, softcap, *(rest.get(name) for name in names))
-    return choose(__name__, backend, ask)[1]
+    return dispatch(__name__, backend, ask)[1]
 
 
-def _ask(q, k, lse, window, softcap, *places) -> Ask:
-    ask = _attention.ask(q, k, k, window, True, softcap, *places)
+def _ask(q, k, lse, window, softcap, *places) -> ColumnSumsCall:
+    ask = _attention.call_of(q, k, k, window, True, softcap, *places)
     if lse.shape != q.shape[:3]:
         raise ValueError(f"q {q.shape} needs a log-sum-exp of shape {q.shape[:3]}; it is {lse.shape}")
-    return Ask(q.shape, k.shape, ask.dtype, window, softcap, ask.positions, ask.segments)
+    return ColumnSumsCall(q.shape, k.shape, ask.dtype, window, softcap, ask.positions, ask.segments)

@@ -15,7 +15,7 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places):
     """Returns sums_BKS."""
     (B, T), (_, S, K, _) = q_BTNH.shape[:2], k_BSKH.shape
     wide, score = accumulator(q_BTNH.dtype), xla_tiles.Score(float(scale), softcap)
-    grid = xla_streamed.Grid(xla.Places(*places), xla.Static(window, True, score), T, S)
+    grid = xla_streamed.BlockGrid(xla.Places(*places), xla.Static(window, True, score), T, S)
     q_BKTGH, lse_BKTG = xla.by_group(q_BTNH, K), xla.by_group(lse_BTN, K)
     k_BKSH = grid.pad_keys(xla.by_head(k_BSKH), 2)
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Backend, Choice, choose
+from pallas_kernels.dispatch import Backend, Choice, dispatch
 
 
-class Ask(NamedTuple):
+class KvWriteCall(NamedTuple):
     """What a body may know of a call before it runs: static facts only."""
 
     shape_PKtH: tuple[int, ...]
@@ -43,7 +43,7 @@ def write(
       NotImplementedError: the named body cannot take the call.
     """
     ask = _ask(values_PKtH, k_TKH, v_TKH, page_T, offset_T, layout)
-    body, choice = choose(__name__, backend, ask)
+    body, choice = dispatch(__name__, backend, ask)
     # One sentinel for all that is dropped: the page behind the last.
     P = values_PKtH.shape[0]
     page_T = jnp.where((page_T > 0) & (page_T < P), page_T, P).astype(jnp.int32)
@@ -55,10 +55,10 @@ def explain(
     values_PKtH, k_TKH, v_TKH, page_T, offset_T, *, layout: str, backend: Backend | None = None
 ) -> Choice:
     """Which body `write` with these arguments runs, and why better ones do not. Runs nothing."""
-    return choose(__name__, backend, _ask(values_PKtH, k_TKH, v_TKH, page_T, offset_T, layout))[1]
+    return dispatch(__name__, backend, _ask(values_PKtH, k_TKH, v_TKH, page_T, offset_T, layout))[1]
 
 
-def _ask(values, k, v, page, offset, layout) -> Ask:
+def _ask(values, k, v, page, offset, layout) -> KvWriteCall:
     T = page.shape[0]
     _, K, _, H = values.shape
     if not k.shape == v.shape == (T, K, H) or offset.shape != (T,):
@@ -68,4 +68,4 @@ def _ask(values, k, v, page, offset, layout) -> Ask:
         )
     if not k.dtype == v.dtype == values.dtype:
         raise ValueError(f"k and v are {k.dtype} and {v.dtype}, the pages {values.dtype}")
-    return Ask(values.shape, T, layout, values.dtype)
+    return KvWriteCall(values.shape, T, layout, values.dtype)

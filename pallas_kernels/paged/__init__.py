@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import kv_write
-from pallas_kernels.dispatch import Backend, Choice, choose, platform
+from pallas_kernels.dispatch import Backend, Choice, dispatch, platform
 
 type Layout = Literal["rows", "columns"]
 
@@ -65,7 +65,7 @@ class Pool:
         return self.keys.nbytes + self.values.nbytes
 
 
-class Ask(NamedTuple):
+class PagedCall(NamedTuple):
     """What a body may know of a call before it runs: static facts only."""
 
     shape_BCNH: tuple[int, ...]
@@ -171,8 +171,8 @@ def attend(
       ValueError: shapes or options disagree.
       NotImplementedError: the named body cannot take the call.
     """
-    ask = _ask(q_BCNH, pool, table_BP, start_B, count_B, window, softcap, return_weights)
-    body, choice = choose(__name__, backend, ask)
+    ask = _call_of(q_BCNH, pool, table_BP, start_B, count_B, window, softcap, return_weights)
+    body, choice = dispatch(__name__, backend, ask)
     out, lse, weights = body.attend(
         q_BCNH,
         pool,
@@ -193,14 +193,14 @@ def explain(
     q_BCNH, pool, table_BP, start_B, count_B, *, backend=None, window=None, softcap=None, return_weights=False
 ) -> Choice:
     """Which body `attend` with these arguments runs, and why better ones do not. Runs nothing."""
-    return choose(
+    return dispatch(
         __name__,
         backend,
-        _ask(q_BCNH, pool, table_BP, start_B, count_B, window, softcap, return_weights),
+        _call_of(q_BCNH, pool, table_BP, start_B, count_B, window, softcap, return_weights),
     )[1]
 
 
-def _ask(q, pool, table, start, count, window, softcap, weights) -> Ask:
+def _call_of(q, pool, table, start, count, window, softcap, weights) -> PagedCall:
     B, _, N, H = q.shape
     if pool.head_dim != H:
         raise ValueError(f"queries have head size {H}, the pool {pool.head_dim}")
@@ -215,7 +215,7 @@ def _ask(q, pool, table, start, count, window, softcap, weights) -> Ask:
         raise ValueError(f"window {window} is below 1, the query itself")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap {softcap} must be above 0")
-    return Ask(
+    return PagedCall(
         q.shape,
         table.shape,
         pool.pages,

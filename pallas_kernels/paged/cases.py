@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Case(NamedTuple):
+class PagedCase(NamedTuple):
     """One call of `attend`. `rows` are (start, count) pairs."""
 
     name: str
@@ -28,21 +28,21 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("decode", ((36, 1), (0, 1), (15, 1)), 1, 4, 2, 64, 8, 8),
-    Case("decode_page_boundary", ((7, 1), (8, 1), (63, 1)), 1, 4, 2, 64, 8, 8),
-    Case("decode_empty_rows", ((20, 1), (0, 0), (33, 0), (5, 1)), 1, 8, 1, 64, 8, 8),
-    Case("decode_window", ((36, 1), (0, 1), (63, 1)), 1, 4, 4, 64, 8, 8, window=9),
-    Case("decode_window_of_one", ((36, 1), (8, 1), (0, 0)), 1, 4, 2, 64, 8, 8, window=1),
-    Case("decode_window_wider", ((36, 1), (8, 1), (0, 0)), 1, 4, 2, 64, 8, 8, window=500),
-    Case("decode_shared", ((36, 1), (41, 1), (15, 1)), 1, 4, 2, 64, 8, 8, share=True),
-    Case("mixed", ((20, 6), (31, 1), (0, 3), (9, 0)), 6, 4, 1, 64, 8, 8),
-    Case("mixed_window", ((20, 6), (31, 1), (0, 3), (58, 6)), 6, 4, 1, 64, 8, 8, window=11),
-    Case("mixed_shared_softcap", ((20, 6), (31, 1), (0, 3)), 6, 4, 2, 64, 8, 8, softcap=5.0, share=True),
-    Case("prefill_pages_16", ((0, 40), (16, 24)), 40, 8, 1, 128, 16, 4, scale=0.25),
-    Case("wide_table", ((600, 4), (3, 2), (250, 3), (7, 0)), 4, 2, 1, 64, 16, 40),
-    Case("wide_window", ((600, 4), (3, 2), (310, 3)), 4, 2, 1, 64, 16, 40, window=290),
-    Case("head_80", ((17, 2), (3, 2)), 2, 4, 2, 80, 8, 4, window=6, softcap=5.0),
-    Case("head_256", ((17, 1), (30, 1)), 1, 2, 2, 256, 16, 2),
+    PagedCase("decode", ((36, 1), (0, 1), (15, 1)), 1, 4, 2, 64, 8, 8),
+    PagedCase("decode_page_boundary", ((7, 1), (8, 1), (63, 1)), 1, 4, 2, 64, 8, 8),
+    PagedCase("decode_empty_rows", ((20, 1), (0, 0), (33, 0), (5, 1)), 1, 8, 1, 64, 8, 8),
+    PagedCase("decode_window", ((36, 1), (0, 1), (63, 1)), 1, 4, 4, 64, 8, 8, window=9),
+    PagedCase("decode_window_of_one", ((36, 1), (8, 1), (0, 0)), 1, 4, 2, 64, 8, 8, window=1),
+    PagedCase("decode_window_wider", ((36, 1), (8, 1), (0, 0)), 1, 4, 2, 64, 8, 8, window=500),
+    PagedCase("decode_shared", ((36, 1), (41, 1), (15, 1)), 1, 4, 2, 64, 8, 8, share=True),
+    PagedCase("mixed", ((20, 6), (31, 1), (0, 3), (9, 0)), 6, 4, 1, 64, 8, 8),
+    PagedCase("mixed_window", ((20, 6), (31, 1), (0, 3), (58, 6)), 6, 4, 1, 64, 8, 8, window=11),
+    PagedCase("mixed_shared_softcap", ((20, 6), (31, 1), (0, 3)), 6, 4, 2, 64, 8, 8, softcap=5.0, share=True),
+    PagedCase("prefill_pages_16", ((0, 40), (16, 24)), 40, 8, 1, 128, 16, 4, scale=0.25),
+    PagedCase("wide_table", ((600, 4), (3, 2), (250, 3), (7, 0)), 4, 2, 1, 64, 16, 40),
+    PagedCase("wide_window", ((600, 4), (3, 2), (310, 3)), 4, 2, 1, 64, 16, 40, window=290),
+    PagedCase("head_80", ((17, 2), (3, 2)), 2, 4, 2, 80, 8, 4, window=6, softcap=5.0),
+    PagedCase("head_256", ((17, 1), (30, 1)), 1, 2, 2, 256, 16, 2),
 )
 
 
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
     pages: int
 
 
-def batch(case: Case, dtype="float32", seed: int = 0, spare: int = 3) -> Batch:
+def batch(case: PagedCase, dtype="float32", seed: int = 0, spare: int = 3) -> Batch:
     """A random batch. Pages are dealt in random order; unneeded table entries hold rubbish on purpose."""
     rng = np.random.default_rng(seed)
     B, P, t = len(case.rows), case.P, case.page_size

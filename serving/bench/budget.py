@@ -39,13 +39,13 @@ def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int
 def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: Limits) -> int:
     """How many requests of `context` tokens the page books take, each computed to its last token."""
     from serving.kvcache.allocator import Group
-    from serving.kvcache.manager import PagedMemory
-    from serving.kvcache.tokens import Ids
+    from serving.kvcache.manager import KVCacheManager
+    from serving.kvcache.tokens import TokenIds
 
     pools = split(config, budget, request_tok=context, page_size=page, limits=limits)
     pages = {None: pools.num_pages, config.window: pools.window_pages}
     groups = [Group(window, count) for window, count in pages.items() if count]
-    books = PagedMemory(
+    books = KVCacheManager(
         groups,
         page_tok=page,
         max_slots=2 * pools.requests,
@@ -54,14 +54,14 @@ def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: 
         step_tok=limits.step_tok,
         reuse=False,
     )
-    tokens = Ids([0] * (context - 1))
+    tokens = TokenIds([0] * (context - 1))
     while (got := books.admit(tokens, None, context, reserve=True)) is not None:
-        holding, at = got
+        kv, at = got
         while at < context - 1:
             upto = min(at + limits.chunk_tok, context - 1)
-            assert books.grow(holding, at, upto)
+            assert books.grow(kv, at, upto)
             at = upto
-            books.computed(holding, tokens, at, share=True)
+            books.computed(kv, tokens, at, share=True)
     return 2 * pools.requests - books.slots_free
 
 

@@ -6,7 +6,7 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 
-from mixattn.sample import Knobs, keep
+from mixattn.sample import SamplingParams, keep
 from serving.bench import Row, Size, row
 
 ROWS = 32
@@ -18,10 +18,10 @@ def draw(size: Size) -> list[Row]:
     rows = []
     for vocab in VOCABULARIES:
         logits_BV = 2 * jax.random.normal(jax.random.key(vocab), (ROWS, vocab))
-        knobs_B = Knobs.greedy(ROWS)._replace(temperature_B=jnp.ones(ROWS))
-        both = knobs_B._replace(top_k_B=jnp.full(ROWS, 50), top_p_B=jnp.full(ROWS, 0.9))
+        sampling_B = SamplingParams.greedy(ROWS)._replace(temperature_B=jnp.ones(ROWS))
+        both = sampling_B._replace(top_k_B=jnp.full(ROWS, 50), top_p_B=jnp.full(ROWS, 0.9))
         for name, knobs in (
-            ("top-p 0.9", knobs_B._replace(top_p_B=both.top_p_B)),
+            ("top-p 0.9", sampling_B._replace(top_p_B=both.top_p_B)),
             ("top-k 50, top-p 0.9", both),
         ):
             ways = {"halving": jax.jit(keep), "sorting": jax.jit(by_sorting)}
@@ -52,15 +52,15 @@ def draw(size: Size) -> list[Row]:
     return rows
 
 
-def by_sorting(scaled_BV: jax.Array, knobs_B: Knobs) -> jax.Array:
+def by_sorting(scaled_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
     """What `keep` does to top-k and top-p, written with a sort."""
     V = scaled_BV.shape[1]
     sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
-    top_k_B = jnp.where(knobs_B.top_k_B > 0, jnp.minimum(knobs_B.top_k_B, V), V)
+    top_k_B = jnp.where(sampling_B.top_k_B > 0, jnp.minimum(sampling_B.top_k_B, V), V)
     kth_B1 = jnp.take_along_axis(sorted_BV, top_k_B[:, None] - 1, axis=-1)
     among_BV = jnp.where(sorted_BV >= kth_B1, sorted_BV, -jnp.inf)
     p_BV = jax.nn.softmax(among_BV, axis=-1)
     before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-    inside_BV = (before_BV < knobs_B.top_p_B[:, None]) & (among_BV > -jnp.inf)
+    inside_BV = (before_BV < sampling_B.top_p_B[:, None]) & (among_BV > -jnp.inf)
     least_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
     return jnp.where(scaled_BV >= least_B[:, None], scaled_BV, -jnp.inf)

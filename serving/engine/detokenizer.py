@@ -10,7 +10,7 @@ LONGEST_CHARACTER = 4  # bytes, and so tokens
 CONTEXT_TOK = 8  # ids that are decoded again with new ones, before they are let go
 
 
-class Text:
+class IncrementalDetokenizer:
     """The text of one request.
 
     Decoding is what costs: with stop texts it is done for every id, otherwise only when text is pulled.

@@ -22,19 +22,19 @@ from serving import fair
 from serving.config import STOP_IDS, EngineConfig
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
-from serving.engine.invariants import Checker
-from serving.engine.layout import Layout, chunk_sizes, levels
-from serving.engine.model_runner import Exchange, Flight
-from serving.engine.output import Stream
-from serving.engine.plan import Entry, Plan
-from serving.engine.policy_fallback import Guard
+from serving.engine.invariants import InvariantChecker
+from serving.engine.layout import Layout, chunk_sizes, feature_sets
+from serving.engine.model_runner import InFlightStep, ModelRunner
+from serving.engine.output import OutputStream
+from serving.engine.plan import RequestState, StepPlan
+from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.programs import Programs
 from serving.engine.scheduler import Scheduler
-from serving.engine.stats import Counts, Stats
-from serving.engine.steps import State
-from serving.kvcache.manager import ALONE, PagedMemory
-from serving.kvcache.tokens import Ids
-from serving.request import Ask, Delta, Output, Request, RequestId, Sampling
+from serving.engine.stats import EngineCounters, EngineStats
+from serving.engine.steps import DeviceState
+from serving.kvcache.manager import ALONE, KVCacheManager
+from serving.kvcache.tokens import TokenIds
+from serving.request import Delta, Output, Request, RequestId, RequestInfo, Sampling
 
 HEAD_START = 2**40  # places in the order of arrival that one step of priority is worth
 
@@ -72,7 +72,7 @@ class Engine:
         self.model_config, limits = model.config, config.limits
         layout = Layout.of(model.config, config)
         self.kinds = layout.kinds
-        self.memory = PagedMemory(
+        self.memory = KVCacheManager(
             layout.groups,
             page_tok=config.page_size,
             max_slots=config.max_slots,
@@ -89,22 +89,22 @@ class Engine:
             cache,
             slots=config.max_slots,
             buckets=[(r, c) for r in config.prefill_rows for c in chunk_sizes(config)],
-            most_steps=max(limits.decode_steps),
+            max_steps=max(limits.decode_steps),
             decode_rows=config.decode_rows,
-            levels=levels(config, model.config.vocab_size),
+            feature_sets=feature_sets(config, model.config.vocab_size),
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)
-        self.state: State = self.programs.fresh_state()
-        self.streams: dict[RequestId, Stream] = {}  # by the name under which an output is scheduled
+        self.state: DeviceState = self.programs.fresh_state()
+        self.streams: dict[RequestId, OutputStream] = {}  # by the name under which an output is scheduled
         self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
-        self._exchange = Exchange(self.programs, tables, self.streams, max(config.prefill_rows))
-        self._flight: Flight | None = None
+        self._exchange = ModelRunner(self.programs, tables, self.streams, max(config.prefill_rows))
+        self._in_flight: InFlightStep | None = None
         self._deadlines = Deadlines(self.streams)
         self._seq = itertools.count()
         self._done: list[Delta] = []
-        self._counts = Counts()
-        self._checker = Checker(self) if config.debug else None
+        self._counts = EngineCounters()
+        self._checker = InvariantChecker(self) if config.debug else None
 
     # ---- requests ----
 
@@ -169,15 +169,15 @@ class Engine:
         now_s = self.clock()
         for name in self._deadlines.passed(now_s):
             self._drop(name, "deadline")
-        flight, self._flight = self._flight, None
-        if flight is None and (plan := self.scheduler.plan(now_s)):
-            flight = self._launch(plan)
-        if flight is not None:
-            if self.config.overlap and (plan := self.scheduler.ahead(flight.plan)):
-                self._flight = self._launch(plan)
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is None and (plan := self.scheduler.plan(now_s)):
+            in_flight = self._launch(plan)
+        if in_flight is not None:
+            if self.config.overlap and (plan := self.scheduler.ahead(in_flight.plan)):
+                self._in_flight = self._launch(plan)
                 self._counts.ahead += 1
             sent = time.perf_counter()
-            landed = self._land(flight)
+            landed = self._land(in_flight)
             waited = time.perf_counter() - sent
             if landed is not None:
                 self._commit(landed)
@@ -188,14 +188,14 @@ class Engine:
         done, self._done = self._done, []
         return done
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         pages = {}
         for g, kind in enumerate(self.kinds):
             total, free = self.memory.pools[g].num_pages - 1, len(self.memory.pools[g])
             cached = self.memory.tree.evictable[g]
             pages[kind] = (total - free - cached, cached, free, total)
         held = sum(self._page_bytes[k] * (used + cached) for k, (used, cached, _, _) in pages.items())
-        return Stats(
+        return EngineStats(
             programs=len(self.programs.compile_s),
             compile_s=dict(self.programs.compile_s),
             pages=pages,
@@ -203,7 +203,7 @@ class Engine:
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             slots=self.config.max_slots,
-            policy_failure=self.guard.failure,
+            policy_failure=self.fallback.failure,
             **dataclasses.asdict(self._counts),
         )
 
@@ -220,7 +220,7 @@ class Engine:
             raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {vocab}")
         if sampling.stop and self._decode is None:
             raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
-        if sampling.shaped and not config.penalties:
+        if sampling.has_penalties and not config.penalties:
             raise ValueError(f"request {id!r} asks for penalties or a bias, but config.penalties is off")
         most = min(config.logprobs, self.programs.vocab)
         if sampling.top > most:
@@ -248,14 +248,16 @@ class Engine:
     def _queue(self, request: Request, name: str, index: int) -> None:
         seq = next(self._seq) - request.priority * HEAD_START
         sampling, now_s = request.sampling, self.clock()
-        ask = Ask(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
-        salt = ALONE if sampling.prompt_logprobs is not None else request.salt
-        accepted = self.scheduler.submit(Entry(ask, Ids(request.prompt_ids), salt, now_s), now_s)
-        self.streams[name] = Stream(request, name, index, self._stops(sampling), self._decode)
+        info = RequestInfo(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
+        cache_salt = ALONE if sampling.prompt_logprobs is not None else request.cache_salt
+        accepted = self.scheduler.submit(
+            RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s
+        )
+        self.streams[name] = OutputStream(request, name, index, self._stops(sampling), self._decode)
         self._parts.setdefault(request.id, []).append(name)
         self._counts.arrived += 1
         if not accepted:
-            self._end(name, _refused(ask, now_s))
+            self._end(name, _refused(info, now_s))
         elif request.deadline_s is not None:
             self._deadlines.add(now_s + request.deadline_s, self.streams[name])
 
@@ -275,7 +277,7 @@ class Engine:
         why = output.finish_reason
         self._counts.finished[why] = self._counts.finished.get(why, 0) + 1
 
-    def _close(self, name: RequestId) -> Stream:
+    def _close(self, name: RequestId) -> OutputStream:
         stream = self.streams.pop(name)
         parts = self._parts[stream.request.id]
         parts.remove(name)
@@ -288,42 +290,42 @@ class Engine:
 
     # ---- inside: a step ----
 
-    def _launch(self, plan: Plan) -> Flight | None:
+    def _launch(self, plan: StepPlan) -> InFlightStep | None:
         self._counts.decode_steps += plan.steps if plan.decode else 0
         self._counts.decode_rows += plan.steps * len(plan.decode)
         try:
-            self.state, flight = self._exchange.launch(self.state, plan)
-            return flight
+            self.state, in_flight = self._exchange.launch(self.state, plan)
+            return in_flight
         except Exception as why:
             self._reset(plan, why)
             return None
 
-    def _land(self, flight: Flight) -> Flight | None:
+    def _land(self, in_flight: InFlightStep) -> InFlightStep | None:
         try:
-            return flight.wait()
+            return in_flight.wait()
         except Exception as why:
-            self._reset(flight.plan, why)
+            self._reset(in_flight.plan, why)
             return None
 
-    def _commit(self, flight: Flight) -> None:
-        produced = self._exchange.read(flight)
-        outputs = self.scheduler.commit(flight.plan, produced, self.clock())
+    def _commit(self, in_flight: InFlightStep) -> None:
+        produced = self._exchange.read(in_flight)
+        outputs = self.scheduler.commit(in_flight.plan, produced, self.clock())
         self._counts.steps += 1
         for output in outputs:
             self._end(output.id, output)
-        for entry in [c.entry for c in flight.plan.chunks if c.samples] + list(flight.plan.decode):
-            if entry.holding is not None and (delta := self.streams[entry.ask.id].delta(entry.output_ids)):
+        for req in [c.req for c in in_flight.plan.chunks if c.samples] + list(in_flight.plan.decode):
+            if req.kv is not None and (delta := self.streams[req.info.id].delta(req.output_ids)):
                 self._done.append(delta)
 
-    def _reset(self, plan: Plan, why: Exception) -> None:
+    def _reset(self, plan: StepPlan, why: Exception) -> None:
         """A program failed: its requests end, the others start again on a new state (the old may be gone)."""
         logging.error("a step failed, its requests end: %r", why)
         self._counts.resets += 1
-        self._flight = None
-        for entry in [c.entry for c in plan.chunks] + list(plan.decode):
-            if entry.holding is not None:
-                self._drop(entry.ask.id, "error")
-        self.scheduler.lose_memory(self.clock())
+        self._in_flight = None
+        for req in [c.req for c in plan.chunks] + list(plan.decode):
+            if req.kv is not None:
+                self._drop(req.info.id, "error")
+        self.scheduler.drop_all_pages(self.clock())
         self.state = self.programs.fresh_state()
 
     def _record(self, event: dict[str, Any]) -> None:
@@ -337,21 +339,21 @@ class Engine:
                 self._counts.preemptions += 1
         self._log(event)
 
-    def _policy(self, match: Callable[[Ask], int]):
+    def _policy(self, match: Callable[[RequestInfo], int]):
         options = dict(self.config.policy_options)
         if "match" in fair.options(self.config.policy):
             options["match"] = match
-        self.guard = Guard(fair.make(self.config.policy, **options))
-        return self.guard
+        self.fallback = FallbackPolicy(fair.make(self.config.policy, **options))
+        return self.fallback
 
 
-def _refused(ask: Ask, now_s: float) -> Output:
+def _refused(info: RequestInfo, now_s: float) -> Output:
     return Output(
-        id=ask.id,
-        client=ask.client,
+        id=info.id,
+        client=info.client,
         output_ids=[],
         finish_reason="refused",
-        prompt_tok=ask.prompt_tok,
+        prompt_tok=info.prompt_tok,
         hit_tok=0,
         arrival_s=now_s,
         admit_s=-1.0,

@@ -1,6 +1,6 @@
 """What must hold after every step, checked for real: the debug mode of the engine.
 
-    1. every page has one holder and every count agrees               (`PagedMemory.check`)
+    1. every page has one holder and every count agrees               (`KVCacheManager.check`)
     2. a slot belongs to one running request, a running request has one slot, and nobody waits and runs
     3. a page of a live table row is its request's own, or in a part of the tree that it locks    (there too)
     4. no request has computed more than it has; one that decodes all but its newest token
@@ -23,12 +23,12 @@ import numpy as np
 from mixattn.cache import Kind, kind
 from mixattn.spec import ModelConfig
 from serving.config import EngineConfig
-from serving.engine.output import Stream
-from serving.engine.policy_fallback import Guard
+from serving.engine.output import OutputStream
+from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.scheduler import Scheduler
-from serving.engine.stats import Stats
-from serving.engine.steps import State
-from serving.kvcache.manager import PagedMemory
+from serving.engine.stats import EngineStats
+from serving.engine.steps import DeviceState
+from serving.kvcache.manager import KVCacheManager
 from serving.request import RequestId
 
 BATCH = 32  # pages that one call poisons
@@ -39,22 +39,22 @@ class Inspected(Protocol):
 
     config: EngineConfig
     model_config: ModelConfig
-    memory: PagedMemory
+    memory: KVCacheManager
     scheduler: Scheduler
-    state: State
+    state: DeviceState
 
     @property
     def kinds(self) -> Sequence[Kind]: ...
     @property
-    def streams(self) -> Mapping[RequestId, Stream]: ...
+    def streams(self) -> Mapping[RequestId, OutputStream]: ...
     @property
-    def guard(self) -> Guard: ...
+    def fallback(self) -> FallbackPolicy: ...
     @property
     def live(self) -> bool: ...
-    def stats(self) -> Stats: ...
+    def stats(self) -> EngineStats: ...
 
 
-class Checker:
+class InvariantChecker:
     """Looks at an engine after each of its steps."""
 
     def __init__(self, engine: Inspected):
@@ -83,7 +83,7 @@ class Checker:
 
 
 @functools.partial(jax.jit, static_argnames="groups", donate_argnames="state")
-def poison(state: State, page_GX: jax.Array, groups: tuple[tuple[int, int], ...]) -> State:
+def poison(state: DeviceState, page_GX: jax.Array, groups: tuple[tuple[int, int], ...]) -> DeviceState:
     """NaN in pages `page_GX` of each group (0 = none); `groups` says which group each owner is in."""
     pools = dict(state.cache.pools)
     for owner, group in groups:
@@ -103,21 +103,21 @@ def check(engine: Inspected) -> None:
 def _check_slots(engine: Inspected) -> None:
     running, waiting = engine.scheduler.running, engine.scheduler.waiting
     assert not running.keys() & waiting.keys(), "one waits and runs"
-    assert all(entry.holding is None for entry in waiting.values()), "one waits and holds a slot"
-    slots = {entry.slot for entry in running.values()}
+    assert all(req.kv is None for req in waiting.values()), "one waits and holds a slot"
+    slots = {req.slot for req in running.values()}
     assert len(slots) == len(running) == engine.config.max_slots - engine.memory.slots_free
     for table in engine.memory.tables:
         assert not np.delete(table, sorted(slots), axis=0).any(), "a free slot shows pages"
 
 
 def _check_progress(scheduler: Scheduler) -> None:
-    assert all(entry.computed_tok == 0 for entry in scheduler.waiting.values())
+    assert all(req.computed_tok == 0 for req in scheduler.waiting.values())
     assert scheduler.prefilling.keys() <= scheduler.running.keys()
-    for id, entry in scheduler.running.items():
+    for id, req in scheduler.running.items():
         if id in scheduler.prefilling:
-            assert entry.computed_tok < entry.prefill_tok, f"{id} has computed its prompt"
+            assert req.computed_tok < req.prefill_tok, f"{id} has computed its prompt"
         else:
-            assert entry.computed_tok == entry.total_tok - 1, f"{id} decodes without its past"
+            assert req.computed_tok == req.total_tok - 1, f"{id} decodes without its past"
 
 
 def _check_ends(engine: Inspected) -> None:
@@ -125,7 +125,7 @@ def _check_ends(engine: Inspected) -> None:
     assert engine.streams.keys() == live, "a stream without a request, or one without a stream"
     stats = engine.stats()
     assert stats.arrived == len(live) + sum(stats.finished.values()), "an end was not told, or twice"
-    queues = engine.guard
+    queues = engine.fallback
     assert queues.waiting.keys() == engine.scheduler.waiting.keys(), "the policy knows others as waiting"
     assert queues.running.keys() == engine.scheduler.running.keys(), "the policy knows others as running"
 

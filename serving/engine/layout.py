@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from mixattn.cache import Kind, Paged
 from mixattn.spec import ModelConfig
 from serving.config import EngineConfig
-from serving.engine.steps import PLAIN, Level
+from serving.engine.steps import PLAIN, SamplingFeatures
 from serving.kvcache.allocator import Group
-from serving.kvcache.reservation import most_pages
+from serving.kvcache.reservation import max_pages_spanned
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Layout:
         if None in windows:
             pages.append(("full", Group(None, config.num_pages or slots * whole + 1)))
         for window in sorted(w for w in windows if w is not None):
-            most = min(whole, most_pages(window - 1 + span, page))
+            most = min(whole, max_pages_spanned(window - 1 + span, page))
             pages.append(("sliding", Group(window, config.window_pages or 2 * slots * most + 1)))
         kinds, groups = zip(*pages)
         return cls(kinds, groups, span, whole)
@@ -70,7 +70,7 @@ def chunk_sizes(config: EngineConfig) -> list[int]:
     return sorted({most, *(config.chunk_sizes or (16 * 4**i for i in range(8) if 16 * 4**i < most))})
 
 
-def levels(config: EngineConfig, vocab: int) -> list[Level]:
+def feature_sets(config: EngineConfig, vocab: int) -> list[SamplingFeatures]:
     """What programs are compiled to do: nothing extra, every extra, and every extra with prompts'."""
-    rich = Level(config.penalties, min(config.logprobs, vocab))
+    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab))
     return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))

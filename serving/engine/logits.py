@@ -17,7 +17,7 @@ import numpy as np
 from serving.request import Logprob, Sampling
 
 
-class Shaping(NamedTuple):
+class PenaltyRows(NamedTuple):
     """What penalties and bias need to know of each row.
 
     Attributes:
@@ -33,7 +33,7 @@ class Shaping(NamedTuple):
     count_BV: Any
 
     @classmethod
-    def none(cls, rows: int, vocab: int, numpy: Any = jnp) -> "Shaping":
+    def none(cls, rows: int, vocab: int, numpy: Any = jnp) -> "PenaltyRows":
         """Rows that change nothing, as arrays of `jax.numpy` or of `numpy`."""
         penalty_B3 = numpy.zeros((rows, 3), "float32") + numpy.asarray([1, 0, 0], "float32")[None]
         wide = rows, vocab
@@ -50,14 +50,14 @@ class Shaping(NamedTuple):
         self.prompt_BV[row, np.asarray(prompt_ids)] = True
         np.add.at(self.count_BV[row], np.asarray(output_ids, np.int32), 1)
 
-    def counted(self, token_B: jax.Array, live_B: jax.Array) -> "Shaping":
+    def counted(self, token_B: jax.Array, live_B: jax.Array) -> "PenaltyRows":
         """After rows `live_B` produced `token_B`; a token below 0 is none."""
         V = self.count_BV.shape[1]
         at_B = jnp.where(live_B & (token_B >= 0), token_B, V)
         return self._replace(count_BV=self.count_BV.at[jnp.arange(len(at_B)), at_B].add(1, mode="drop"))
 
 
-def shape(logits_BV: jax.Array, rows: Shaping) -> jax.Array:
+def apply_penalties(logits_BV: jax.Array, rows: PenaltyRows) -> jax.Array:
     """Logits after penalties and bias."""
     repetition_B1, frequency_B1, presence_B1 = (rows.penalty_B3[:, i, None] for i in range(3))
     seen_BV = rows.prompt_BV | (rows.count_BV > 0)
@@ -68,7 +68,7 @@ def shape(logits_BV: jax.Array, rows: Shaping) -> jax.Array:
     return logits_BV + rows.bias_BV
 
 
-def hide_stops(logits_BV: jax.Array, stop_BE: jax.Array, young_B: jax.Array) -> jax.Array:
+def mask_stop_tokens(logits_BV: jax.Array, stop_BE: jax.Array, young_B: jax.Array) -> jax.Array:
     """-inf at the stop ids (-1 = none) of rows that may not stop yet."""
 
     def hide(logits_BV):

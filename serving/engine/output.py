@@ -4,12 +4,12 @@ import dataclasses
 import zlib
 from collections.abc import Sequence
 
-from serving.engine.detokenizer import Decode, Text
-from serving.engine.plan import Produced
+from serving.engine.detokenizer import Decode, IncrementalDetokenizer
+from serving.engine.plan import StepResult
 from serving.request import Delta, Logprob, Output, Request
 
 
-class Stream:
+class OutputStream:
     """One output of one request.
 
     Args:
@@ -21,7 +21,9 @@ class Stream:
     def __init__(self, request: Request, id: str, index: int, stops: Sequence[int], decode: Decode | None):
         self.sampling = sampling = request.sampling
         self.request, self.id, self.index, self.stops = request, id, index, frozenset(stops)
-        self.text = decode and Text(decode, sampling.stop, include_stop=sampling.include_stop)
+        self.text = decode and IncrementalDetokenizer(
+            decode, sampling.stop, include_stop=sampling.include_stop
+        )
         self.logprobs: list[Logprob] = []
         self.prompt_logprobs: dict[int, Logprob] = {}
         self._stop: int | str | None = None
@@ -36,7 +38,7 @@ class Stream:
             seed = zlib.crc32(self.request.id.encode()) if self.request.id else zlib.crc32(self.id.encode())
         return seed if self.index == 0 else zlib.crc32(f"{seed} {self.index}".encode())
 
-    def take(self, ids: Sequence[int], broken: bool, logprobs: Sequence[Logprob] = ()) -> Produced:
+    def take(self, ids: Sequence[int], broken: bool, logprobs: Sequence[Logprob] = ()) -> StepResult:
         """Judges the tokens of a step: how many of `ids` count, and whether they end the request.
 
         Args:
@@ -50,10 +52,10 @@ class Stream:
                 self._stop = text.stopped_by
             if self._stop is not None:
                 self.logprobs += logprobs[:n]
-                return Produced(n, ids[:n], "stop")
+                return StepResult(n, ids[:n], "stop")
         self._taken += len(ids)
         self.logprobs += logprobs
-        return Produced(len(ids), ids, "error" if broken else None)
+        return StepResult(len(ids), ids, "error" if broken else None)
 
     def delta(self, output_ids: Sequence[int], output: Output | None = None) -> Delta | None:
         """What is new since the last delta, or None; with `output` the last delta of all."""

@@ -4,44 +4,44 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.kvcache.manager import Holding
-from serving.kvcache.tokens import Tokens
-from serving.request import Ask, FinishReason, RequestId
+from serving.kvcache.manager import SequencePages
+from serving.kvcache.tokens import TokenSequence
+from serving.request import FinishReason, RequestId, RequestInfo
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
+class RequestState:
     """A live request.
 
     Attributes:
       tokens: the prompt, as the prefix tree sees it.
       computed_tok: tokens whose KV is in pages. While decoding, one less than there are tokens.
-      steady_tok: while it computes no further than this, memory has nothing to do for it.
-      holding: its memory; None while it waits.
+      no_growth_until_tok: while it computes no further than this, memory has nothing to do for it.
+      kv: its memory; None while it waits.
     """
 
-    ask: Ask
-    tokens: Tokens
-    salt: Hashable
+    info: RequestInfo
+    tokens: TokenSequence
+    cache_salt: Hashable
     arrival_s: float
     computed_tok: int = 0
-    steady_tok: float = 0
+    no_growth_until_tok: float = 0
     output_tok: int = 0
     output_ids: list[int] = field(default_factory=list)
-    holding: Holding | None = None
+    kv: SequencePages | None = None
     hit_tok: int = 0
     admit_s: float = -1.0
     first_token_s: float = -1.0
     preemptions: int = 0
 
     @property
-    def all_tokens(self) -> Tokens:
+    def all_tokens(self) -> TokenSequence:
         """Prompt and outputs so far."""
         return self.tokens.extended(self.output_ids) if self.output_ids else self.tokens
 
     @property
     def total_tok(self) -> int:
-        return self.ask.prompt_tok + self.output_tok
+        return self.info.prompt_tok + self.output_tok
 
     @property
     def prefill_tok(self) -> int:
@@ -50,7 +50,7 @@ class Entry:
 
     @property
     def left_tok(self) -> int:
-        return self.ask.max_output_tok - self.output_tok
+        return self.info.max_output_tok - self.output_tok
 
     @property
     def prefilling(self) -> bool:
@@ -63,12 +63,12 @@ class Entry:
 
     @property
     def slot(self) -> int:
-        assert self.holding is not None
-        return self.holding.slot
+        assert self.kv is not None
+        return self.kv.slot
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class PrefillChunk:
     """Tokens `start..end-1` of a request.
 
     Attributes:
@@ -76,7 +76,7 @@ class Chunk:
       samples: it yields the request's first output. A request that was preempted has its next token already.
     """
 
-    entry: Entry
+    req: RequestState
     start: int
     end: int
     last: bool
@@ -84,16 +84,16 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StepPlan:
     """One step: chunks first, then `steps` decode steps of the rows that were decoding before it."""
 
-    chunks: tuple[Chunk, ...]
-    decode: tuple[Entry, ...]
+    chunks: tuple[PrefillChunk, ...]
+    decode: tuple[RequestState, ...]
     steps: int
 
 
 @dataclass(slots=True)  # not frozen: see `serving.request.Delta`
-class Produced:
+class StepResult:
     """What a request got out of a step.
 
     Attributes:
@@ -107,21 +107,21 @@ class Produced:
     finish: FinishReason | None = None
 
 
-class Memory(Protocol):
+class MemoryManager(Protocol):
     """What the scheduler asks of memory: `PagedMemory`, or a simulator's count of tokens. See there."""
 
     @property
     def slots_free(self) -> int: ...
     def never_fits(self, final_tok: int) -> str | None: ...
-    def match(self, tokens: Tokens, salt: Hashable) -> int: ...
-    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int: ...
+    def match(self, tokens: TokenSequence, cache_salt: Hashable) -> int: ...
+    def watch(self, id: RequestId, tokens: TokenSequence, cache_salt: Hashable) -> int: ...
     def unwatch(self, id: RequestId) -> None: ...
     def touched(self) -> list[RequestId] | None: ...
-    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]: ...
+    def path(self, tokens: TokenSequence, cache_salt: Hashable) -> Sequence[Hashable]: ...
     def admit(
-        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
+        self, tokens: TokenSequence, cache_salt: Hashable, final_tok: int, *, reserve: bool
     ) -> tuple[Any, int] | None: ...
-    def grow(self, holding: Any, computed_tok: int, upto_tok: int) -> bool: ...
-    def computed(self, holding: Any, tokens: Tokens, computed_tok: int, *, share: bool) -> None: ...
-    def release(self, holding: Any) -> None: ...
+    def grow(self, kv: Any, computed_tok: int, upto_tok: int) -> bool: ...
+    def computed(self, kv: Any, tokens: TokenSequence, computed_tok: int, *, share: bool) -> None: ...
+    def release(self, kv: Any) -> None: ...
     def clear_cache(self) -> None: ...

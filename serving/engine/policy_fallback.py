@@ -11,12 +11,12 @@ from absl import logging
 
 from serving import fair
 from serving.fair.policy import Policy
-from serving.request import Ask, Client, RequestId
+from serving.request import ClientId, RequestId, RequestInfo
 
 PATIENCE = 64  # times in a row a policy may name nobody while somebody waits
 
 
-class Guard:
+class FallbackPolicy:
     """A `Policy` around another.
 
     Attributes:
@@ -27,26 +27,26 @@ class Guard:
     def __init__(self, policy: Policy):
         self.policy = policy
         self.failure: str | None = None
-        self.waiting: dict[RequestId, Ask] = {}
-        self.running: dict[RequestId, Ask] = {}
+        self.waiting: dict[RequestId, RequestInfo] = {}
+        self.running: dict[RequestId, RequestInfo] = {}
         self._silent = 0
 
-    def arrive(self, ask: Ask, now_s: float) -> bool:
-        if accepted := self._call("arrive", ask, now_s):
-            self.waiting[ask.id] = ask
+    def arrive(self, info: RequestInfo, now_s: float) -> bool:
+        if accepted := self._call("arrive", info, now_s):
+            self.waiting[info.id] = info
         return accepted
 
-    def pick(self, now_s: float) -> Ask | None:
-        ask = self._call("pick", now_s)
-        self._silent = 0 if ask is not None or not self.waiting else self._silent + 1
-        if self._silent > PATIENCE or (ask is not None and ask.id not in self.waiting):
-            self._replace(f"named {ask and ask.id!r} while {len(self.waiting)} requests waited")
-            ask = self.policy.pick(now_s)
-        return ask
+    def pick(self, now_s: float) -> RequestInfo | None:
+        info = self._call("pick", now_s)
+        self._silent = 0 if info is not None or not self.waiting else self._silent + 1
+        if self._silent > PATIENCE or (info is not None and info.id not in self.waiting):
+            self._replace(f"named {info and info.id!r} while {len(self.waiting)} requests waited")
+            info = self.policy.pick(now_s)
+        return info
 
-    def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
-        self._call("admit", ask, extend_tok=extend_tok, hit_tok=hit_tok)
-        self.running[ask.id] = self.waiting.pop(ask.id)
+    def admit(self, info: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
+        self._call("admit", info, extend_tok=extend_tok, hit_tok=hit_tok)
+        self.running[info.id] = self.waiting.pop(info.id)
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         self._call("decoded", tokens_of)
@@ -64,7 +64,7 @@ class Guard:
         self._call("preempt", id, prefilled_tok=prefilled_tok)
         self.waiting[id] = self.running.pop(id)
 
-    def served(self) -> Mapping[Client, int]:
+    def served(self) -> Mapping[ClientId, int]:
         return self.policy.served()
 
     def gap_bound(self, **sizes: int) -> float | None:
@@ -90,7 +90,7 @@ class Guard:
         logging.error("policy %s %s; from here on: fcfs", type(self.policy).__name__, why)
         self.failure, self._silent = why, 0
         self.policy = fair.make("fcfs")
-        for ask in sorted([*self.waiting.values(), *self.running.values()], key=lambda ask: ask.seq):
-            self.policy.arrive(ask, 0.0)
-        for ask in self.running.values():
-            self.policy.admit(ask, extend_tok=0, hit_tok=0)
+        for info in sorted([*self.waiting.values(), *self.running.values()], key=lambda info: info.seq):
+            self.policy.arrive(info, 0.0)
+        for info in self.running.values():
+            self.policy.admit(info, extend_tok=0, hit_tok=0)

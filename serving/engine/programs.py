@@ -20,18 +20,18 @@ import numpy as np
 
 from mixattn.cache import Kind, Paged
 from mixattn.model import Transformer
-from mixattn.sample import Knobs
+from mixattn.sample import SamplingParams
 from serving.config import STOP_IDS
-from serving.engine.logits import Shaping
+from serving.engine.logits import PenaltyRows
 from serving.engine.steps import (
     PLAIN,
     DecodeBatch,
-    Drawn,
-    Level,
-    Network,
+    DeviceState,
     PrefillBatch,
-    Rows,
-    State,
+    SamplingFeatures,
+    SlotRows,
+    SplitModel,
+    StepOutput,
     decode,
     prefill,
 )
@@ -45,7 +45,7 @@ class Programs:
     Args:
       buckets: (R, C) pairs, C at most the chunk size; one of the largest C must exist.
       decode_rows: beside a decode of every slot, of so many rows.
-      levels: of what requests may ask; `PLAIN` among them.
+      feature_sets: of what requests may ask; `PLAIN` among them.
     """
 
     MOST = 64  # programs; more than this is a configuration mistake, not a workload
@@ -57,18 +57,18 @@ class Programs:
         *,
         slots: int,
         buckets: Sequence[tuple[int, int]],
-        most_steps: int,
+        max_steps: int,
         decode_rows: Sequence[int] = (),
-        levels: Sequence[Level] = (PLAIN,),
+        feature_sets: Sequence[SamplingFeatures] = (PLAIN,),
     ):
         self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
-        decodes = {level._replace(prompt=False) for level in levels}
-        asked = len(buckets) * len(levels) + len(self.decode_rows) * len(decodes)
+        decodes = {features._replace(prompt=False) for features in feature_sets}
+        asked = len(buckets) * len(feature_sets) + len(self.decode_rows) * len(decodes)
         if asked > self.MOST:
             raise ValueError(f"{asked} programs asked for; at most {self.MOST} are compiled")
-        self.network, self.params = Network.split(model)
+        self.network, self.params = SplitModel.split(model)
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
-        self.slots, self.most_steps, self.levels = slots, most_steps, sorted(levels)
+        self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
         self.vocab = model.config.vocab_size
         self.compile_s: dict[str, float] = {}
         self._table_pages = {kind: table.shape[1] for kind, table in cache.tables.items()}
@@ -77,11 +77,11 @@ class Programs:
         self._cache = dataclasses.replace(cache, tables={}, start_B=nothing, count_B=nothing)
         self._compiled: dict[Any, Callable] = {}
 
-    def fresh_state(self) -> State:
+    def fresh_state(self) -> DeviceState:
         """An empty state: zeroed pools (a NaN in a masked place would leak through 0 * NaN), empty rows."""
         cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._cache)
-        shaped = any(level.shaped for level in self.levels)
-        return State(cache, Rows.empty(self.slots, self.vocab if shaped else 0))
+        penalties = any(features.penalties for features in self.feature_sets)
+        return DeviceState(cache, SlotRows.empty(self.slots, self.vocab if penalties else 0))
 
     def bucket(self, requests: int, chunk_tok: int) -> tuple[int, int]:
         """The smallest compiled prefill shape that holds `requests` chunks of up to `chunk_tok` tokens.
@@ -94,23 +94,25 @@ class Programs:
                 return R, C
         raise ValueError(f"no prefill program for {requests} chunks of {chunk_tok}; there are {self.buckets}")
 
-    def level(self, asked: Iterable[Sampling], *, prompt: bool) -> Level:
+    def features(self, asked: Iterable[Sampling], *, prompt: bool) -> SamplingFeatures:
         """The least compiled level that serves all of `asked`.
 
         Raises:
           ValueError: none does.
         """
-        if len(self.levels) == 1:
-            return self.levels[0]
+        if len(self.feature_sets) == 1:
+            return self.feature_sets[0]
         want = PLAIN
         for sampling in asked:
             whole = prompt and sampling.prompt_logprobs is not None
             top = sampling.top if prompt or sampling.logprobs is not None else -1
-            want = Level(want.shaped or sampling.shaped, max(want.top, top), want.prompt or whole)
-        for level in self.levels:
-            if _serves(level, want):
-                return level
-        raise ValueError(f"no program serves {want}; there are {self.levels}")
+            want = SamplingFeatures(
+                want.penalties or sampling.has_penalties, max(want.top, top), want.prompt or whole
+            )
+        for features in self.feature_sets:
+            if _serves(features, want):
+                return features
+        raise ValueError(f"no program serves {want}; there are {self.feature_sets}")
 
     def rows_for(self, live: int) -> int:
         """The fewest rows a compiled decode has that `live` requests fit in."""
@@ -123,8 +125,8 @@ class Programs:
             building = [self._build(cores, name, run, *args) for name, run, args in self._listed()]
             for name, began_s, built in building:
                 self._compiled[name], ended_s = built.result()
-                *words, level = name
-                extras = [word for word, on in zip(("shaped", "logprobs", "prompt"), _on(level)) if on]
+                *words, features = name
+                extras = [word for word, on in zip(("penalties", "logprobs", "prompt"), _on(features)) if on]
                 label = " ".join([*map(str, words), *extras])
                 self.compile_s[label] = ended_s - began_s
                 report(label, self.compile_s[label])
@@ -132,14 +134,14 @@ class Programs:
     def _listed(self) -> Iterator[tuple[tuple, Any, tuple]]:
         """Name, function and arguments' shapes of each program, the slowest to compile first."""
         state = jax.eval_shape(self.fresh_state)
-        for level in sorted({level._replace(prompt=False) for level in self.levels}):
+        for features in sorted({features._replace(prompt=False) for features in self.feature_sets}):
             for R in reversed(self.decode_rows):
-                run = functools.partial(decode.lower, most_steps=self.most_steps, level=level)
-                yield ("decode", R, level), run, (state, self.blank_decode(R), np.int32(0))
-        for level in self.levels:
+                run = functools.partial(decode.lower, max_steps=self.max_steps, features=features)
+                yield ("decode", R, features), run, (state, self.blank_decode(R), np.int32(0))
+        for features in self.feature_sets:
             for R, C in reversed(self.buckets):
-                run = functools.partial(prefill.lower, level=level)
-                yield ("prefill", R, C, level), run, (state, self.blank_prefill(R, C, level))
+                run = functools.partial(prefill.lower, features=features)
+                yield ("prefill", R, C, features), run, (state, self.blank_prefill(R, C, features))
 
     def _build(self, cores: Executor, name: tuple, lower: Callable, *args) -> tuple[tuple, float, Future]:
         """Starts to compile one program: traced here, compiled on any core."""
@@ -160,24 +162,30 @@ class Programs:
         if (mine := _shapes(self._cache)) != (theirs := _shapes(other._cache)):
             raise ValueError(f"programs to share have pools {theirs}, this engine needs {mine}")
         if not self._covered(other):
-            mine, theirs = (f"{p.buckets}, {p.most_steps} steps, {p.levels}" for p in (self, other))
+            mine, theirs = (f"{p.buckets}, {p.max_steps} steps, {p.feature_sets}" for p in (self, other))
             raise ValueError(f"programs to share are {theirs}; this engine needs {mine}")
-        for name in ("buckets", "most_steps", "levels", "_compiled", "compile_s"):
+        for name in ("buckets", "max_steps", "feature_sets", "_compiled", "compile_s"):
             setattr(self, name, getattr(other, name))
 
     def _covered(self, other: "Programs") -> bool:
         rows, chunk = (max(sizes) for sizes in zip(*self.buckets))
         return (
-            self.most_steps <= other.most_steps
+            self.max_steps <= other.max_steps
             and any(rows <= R and chunk <= C for R, C in other.buckets)
-            and all(any(_serves(has, level) for has in other.levels) for level in self.levels)
+            and all(
+                any(_serves(has, features) for has in other.feature_sets) for features in self.feature_sets
+            )
         )
 
-    def prefill(self, state: State, batch: PrefillBatch, level: Level) -> tuple[State, Drawn]:
-        return self._compiled["prefill", *batch.tokens_RC.shape, level](self.params, state, batch)
+    def prefill(
+        self, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
+    ) -> tuple[DeviceState, StepOutput]:
+        return self._compiled["prefill", *batch.tokens_RC.shape, features](self.params, state, batch)
 
-    def decode(self, state: State, batch: DecodeBatch, steps: int, level: Level) -> tuple[State, Drawn]:
-        run = self._compiled["decode", len(batch.left_R), level]
+    def decode(
+        self, state: DeviceState, batch: DecodeBatch, steps: int, features: SamplingFeatures
+    ) -> tuple[DeviceState, StepOutput]:
+        run = self._compiled["decode", len(batch.left_R), features]
         return run(self.params, state, batch, np.int32(steps))
 
     def blank_decode(self, rows: int) -> DecodeBatch:
@@ -185,7 +193,7 @@ class Programs:
         nowhere = np.full(rows, self.slots, np.int32)
         return DecodeBatch(self._blank_tables(rows), nowhere, np.zeros(rows, np.int32))
 
-    def blank_prefill(self, R: int, C: int, level: Level) -> PrefillBatch:
+    def blank_prefill(self, R: int, C: int, features: SamplingFeatures) -> PrefillBatch:
         """A batch of padding; the engine fills in what runs."""
         return PrefillBatch(
             tokens_RC=np.zeros((R, C), np.int32),
@@ -195,22 +203,22 @@ class Programs:
             tables=self._blank_tables(R),
             slot_R=np.full(R, self.slots, np.int32),
             known_R=np.full(R, -1, np.int32),
-            knobs_R=Knobs.greedy(R, np),
+            sampling_R=SamplingParams.greedy(R, np),
             stop_RE=np.full((R, STOP_IDS), -1, np.int32),
-            least_R=np.zeros(R, np.int32),
-            shaping=Shaping.none(R, self.vocab, np) if level.shaped else None,
+            min_end_R=np.zeros(R, np.int32),
+            penalties=PenaltyRows.none(R, self.vocab, np) if features.penalties else None,
         )
 
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
 
 
-def _serves(level: Level, want: Level) -> bool:
-    return all(has >= need for has, need in zip(level, want))
+def _serves(features: SamplingFeatures, want: SamplingFeatures) -> bool:
+    return all(has >= need for has, need in zip(features, want))
 
 
-def _on(level: Level) -> tuple[bool, bool, bool]:
-    return level.shaped, level.top >= 0, level.prompt
+def _on(features: SamplingFeatures) -> tuple[bool, bool, bool]:
+    return features.penalties, features.top >= 0, features.prompt
 
 
 def _shapes(tree) -> list:

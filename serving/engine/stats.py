@@ -7,7 +7,7 @@ from mixattn.cache import Kind
 
 
 @dataclass(kw_only=True)
-class Counts:
+class EngineCounters:
     """Sums since the engine started.
 
     Attributes:
@@ -38,7 +38,7 @@ class Counts:
 
 
 @dataclass(kw_only=True)
-class Stats(Counts):
+class EngineStats(EngineCounters):
     """A moment's picture, and the sums that led to it.
 
     Attributes:

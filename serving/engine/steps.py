@@ -24,14 +24,14 @@ from flax import nnx
 
 from mixattn.cache import Kind, Paged
 from mixattn.model import Transformer
-from mixattn.sample import Knobs, sample
+from mixattn.sample import SamplingParams, sample
 from serving.config import STOP_IDS
-from serving.engine.logits import Logprobs, Shaping, hide_stops, logprobs, shape
+from serving.engine.logits import Logprobs, PenaltyRows, apply_penalties, logprobs, mask_stop_tokens
 
 NOT_FINITE = -2  # in place of a token: the logits, or the states of a prompt, held NaN or infinity
 
 
-class Network(NamedTuple):
+class SplitModel(NamedTuple):
     """A model without its weights, hashable.
 
     Programs take the weights as a flat list: jax flattens what it is given at every call, and nnx variables
@@ -42,7 +42,7 @@ class Network(NamedTuple):
     tree: Any
 
     @classmethod
-    def split(cls, model: Transformer) -> tuple["Network", list[jax.Array]]:
+    def split(cls, model: Transformer) -> tuple["SplitModel", list[jax.Array]]:
         graphdef, params = nnx.split(model)
         flat, tree = jax.tree.flatten(params)
         return cls(graphdef, tree), flat
@@ -51,65 +51,65 @@ class Network(NamedTuple):
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.tree, params))
 
 
-class Level(NamedTuple):
+class SamplingFeatures(NamedTuple):
     """What a program does beyond the plain draw. A batch is served at its most demanding row's level.
 
     Attributes:
-      shaped: penalties and bias.
+      penalties: penalties and bias.
       top: log-probabilities of the token and so many alternatives; -1 = none.
       prompt: those of the prompt too (prefill).
     """
 
-    shaped: bool = False
+    penalties: bool = False
     top: int = -1
     prompt: bool = False
 
 
-PLAIN = Level()
+PLAIN = SamplingFeatures()
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_B", "position_B", "knobs_B", "stop_BE", "least_B", "shaping"],
+    data_fields=["token_B", "position_B", "sampling_B", "stop_BE", "least_B", "penalties"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
-class Rows:
+class SlotRows:
     """What the device remembers of each slot.
 
     Attributes:
       token_B: newest token, whose KV is not in the pages yet.
       position_B: its position.
-      knobs_B: how to sample the row.
+      sampling_B: how to sample the row.
       stop_BE: ids that end it; -1 = none.
       least_B: the first position at which it may end.
-      shaping: if it is compiled in; true of the rows that ask for it.
+      penalties: if it is compiled in; true of the rows that ask for it.
     """
 
     token_B: jax.Array
     position_B: jax.Array
-    knobs_B: Knobs
+    sampling_B: SamplingParams
     stop_BE: jax.Array
     least_B: jax.Array
-    shaping: Shaping | None
+    penalties: PenaltyRows | None
 
     @classmethod
-    def empty(cls, slots: int, vocab: int = 0) -> "Rows":
+    def empty(cls, slots: int, vocab: int = 0) -> "SlotRows":
         """`vocab`: 0 = without shaping."""
         # Every leaf its own buffer: donating one buffer under two names is an error.
         token_B, position_B, least_B = (jnp.zeros(slots, jnp.int32) for _ in range(3))
         stop_BE = jnp.full((slots, STOP_IDS), -1, jnp.int32)
-        shaping = Shaping.none(slots, vocab) if vocab else None
-        return cls(token_B, position_B, Knobs.greedy(slots), stop_BE, least_B, shaping)
+        penalties = PenaltyRows.none(slots, vocab) if vocab else None
+        return cls(token_B, position_B, SamplingParams.greedy(slots), stop_BE, least_B, penalties)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows"], meta_fields=[])
 @dataclass(frozen=True)
-class State:
+class DeviceState:
     """Everything on the device that a step changes. Donated to every call."""
 
     cache: Paged
-    rows: Rows
+    rows: SlotRows
 
 
 class PrefillBatch(NamedTuple):
@@ -121,7 +121,7 @@ class PrefillBatch(NamedTuple):
       tables: by kind, the requests' page table rows.
       slot_R: where to install the request after its last chunk; the number of slots = do not.
       known_R: its next token if it is known (it was preempted), -1 = sample it.
-      knobs_R, stop_RE, least_R, shaping: its sampling; shaping at levels that have it.
+      sampling_R, stop_RE, min_end_R, penalties: its sampling; shaping at levels that have it.
     """
 
     tokens_RC: Any
@@ -131,10 +131,10 @@ class PrefillBatch(NamedTuple):
     tables: Mapping[Kind, Any]
     slot_R: Any
     known_R: Any
-    knobs_R: Knobs
+    sampling_R: SamplingParams
     stop_RE: Any
-    least_R: Any
-    shaping: Shaping | None
+    min_end_R: Any
+    penalties: PenaltyRows | None
 
 
 class DecodeBatch(NamedTuple):
@@ -151,7 +151,7 @@ class DecodeBatch(NamedTuple):
     left_R: Any
 
 
-class Drawn(NamedTuple):
+class StepOutput(NamedTuple):
     """What a program answers.
 
     Attributes:
@@ -165,30 +165,35 @@ class Drawn(NamedTuple):
     prompt: Logprobs | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("network", "level"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("network", "features"), donate_argnames="state")
 def prefill(
-    network: Network, params, state: State, batch: PrefillBatch, *, level: Level
-) -> tuple[State, Drawn]:
+    network: SplitModel, params, state: DeviceState, batch: PrefillBatch, *, features: SamplingFeatures
+) -> tuple[DeviceState, StepOutput]:
     """Computes chunks, installs the rows that end; returns each row's next token."""
     model = network.model(params)
     rows = state.rows
     cache = state.cache.with_rows(batch.tables, batch.start_R, batch.count_R)
-    step = model.forward(batch.tokens_RC, cache=cache, last_only=not level.prompt)
+    step = model.forward(batch.tokens_RC, cache=cache, last_only=not features.prompt)
     assert isinstance(step.cache, Paged)
     hidden_RD, prompt = step.hidden_BTD[:, 0], None
-    if level.prompt:
+    if features.prompt:
         hidden_RD = cache.pick_last(step.hidden_BTD)[:, 0]
-        prompt = _of_prompt(model.head(step.hidden_BTD), batch.target_RC, level.top)
+        prompt = _of_prompt(model.head(step.hidden_BTD), batch.target_RC, features.top)
     position_R = batch.start_R + batch.count_R
-    fresh = Rows(
-        batch.known_R, position_R, batch.knobs_R, batch.stop_RE, batch.least_R, _shaping(level, batch.shaping)
+    fresh = SlotRows(
+        batch.known_R,
+        position_R,
+        batch.sampling_R,
+        batch.stop_RE,
+        batch.min_end_R,
+        _penalties_of(features, batch.penalties),
     )
 
     def draw(hidden_RD):
-        return _draw(model.head(hidden_RD), fresh, position_R, level)
+        return _draw(model.head(hidden_RD), fresh, position_R, features)
 
     def nothing(hidden_RD):
-        return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, level.top)
+        return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, features.top)
 
     # The vocabulary is as large as a small model's layers together: not for chunks in mid prompt.
     ends = jnp.any(batch.slot_R < len(rows.token_B))
@@ -197,24 +202,33 @@ def prefill(
     broken_R = ~jnp.isfinite(hidden_RD).all(axis=-1) & (batch.count_R > 0)
     next_R = jnp.where(batch.known_R >= 0, batch.known_R, drawn_R)
     next_R = jnp.where(broken_R, NOT_FINITE, next_R)
-    if fresh.shaping is not None:
-        fresh = dataclasses.replace(fresh, shaping=fresh.shaping.counted(next_R, batch.known_R < 0))
+    if fresh.penalties is not None:
+        fresh = dataclasses.replace(fresh, penalties=fresh.penalties.counted(next_R, batch.known_R < 0))
     fresh = dataclasses.replace(fresh, token_B=next_R)
-    old = rows if level.shaped else dataclasses.replace(rows, shaping=None)
+    old = rows if features.penalties else dataclasses.replace(rows, penalties=None)
     new = _installed(old, batch.slot_R, fresh)
-    if not level.shaped:
-        new = dataclasses.replace(new, shaping=rows.shaping)
-    return State(dataclasses.replace(state.cache, pools=step.cache.pools), new), Drawn(next_R, lp, prompt)
+    if not features.penalties:
+        new = dataclasses.replace(new, penalties=rows.penalties)
+    return DeviceState(dataclasses.replace(state.cache, pools=step.cache.pools), new), StepOutput(
+        next_R, lp, prompt
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("network", "most_steps", "level"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("network", "max_steps", "features"), donate_argnames="state")
 def decode(
-    network: Network, params, state: State, batch: DecodeBatch, steps, *, most_steps: int, level: Level
-) -> tuple[State, Drawn]:
+    network: SplitModel,
+    params,
+    state: DeviceState,
+    batch: DecodeBatch,
+    steps,
+    *,
+    max_steps: int,
+    features: SamplingFeatures,
+) -> tuple[DeviceState, StepOutput]:
     """Up to `steps` decode steps of the batch's rows.
 
     Args:
-      steps: how many, at most `most_steps` (the height of the answer).
+      steps: how many, at most `max_steps` (the height of the answer).
     """
     model = network.model(params)
     R = len(batch.left_R)
@@ -231,49 +245,49 @@ def decode(
         cache = cache.with_rows(batch.tables, rows.position_B, live_R.astype(jnp.int32))
         step = model.forward(rows.token_B[:, None], cache=cache)
         assert isinstance(step.cache, Paged)
-        token_R, lp = _draw(model.head(step.hidden_BTD[:, 0]), rows, rows.position_B + 1, level)
+        token_R, lp = _draw(model.head(step.hidden_BTD[:, 0]), rows, rows.position_B + 1, features)
         stop_R = (token_R[:, None] == rows.stop_BE).any(axis=1) | (token_R < 0)
         out = jax.tree.map(
-            lambda all_N, new: all_N.at[i].set(new), out, Drawn(jnp.where(live_R, token_R, -1), lp)
+            lambda all_N, new: all_N.at[i].set(new), out, StepOutput(jnp.where(live_R, token_R, -1), lp)
         )
         left_R = jnp.where(live_R & ~stop_R, left_R - 1, 0)
-        return i + 1, (step.cache.pools, _moved_on(rows, token_R, live_R, level)), left_R, out
+        return i + 1, (step.cache.pools, _moved_on(rows, token_R, live_R, features)), left_R, out
 
-    old = state.rows if level.shaped else dataclasses.replace(state.rows, shaping=None)
+    old = state.rows if features.penalties else dataclasses.replace(state.rows, penalties=None)
     rows = old if every else jax.tree.map(lambda x: x.at[batch.slot_R].get(mode="clip"), old)
-    out = Drawn(jnp.full((most_steps, R), -1, jnp.int32), _no_logprobs((most_steps, R), level.top))
+    out = StepOutput(jnp.full((max_steps, R), -1, jnp.int32), _no_logprobs((max_steps, R), features.top))
     carry = jnp.int32(0), (state.cache.pools, rows), batch.left_R, out
     _, (pools, rows), _, out = jax.lax.while_loop(more, one, carry)
     rows = rows if every else _installed(old, batch.slot_R, rows)
-    if not level.shaped:
-        rows = dataclasses.replace(rows, shaping=state.rows.shaping)
-    return State(dataclasses.replace(state.cache, pools=pools), rows), out
+    if not features.penalties:
+        rows = dataclasses.replace(rows, penalties=state.rows.penalties)
+    return DeviceState(dataclasses.replace(state.cache, pools=pools), rows), out
 
 
-def _moved_on(rows: Rows, token_B: jax.Array, live_B: jax.Array, level: Level) -> Rows:
+def _moved_on(rows: SlotRows, token_B: jax.Array, live_B: jax.Array, features: SamplingFeatures) -> SlotRows:
     """Rows behind one step; those that are not live stay where they are."""
-    shaping = _shaping(level, rows.shaping)
+    penalties = _penalties_of(features, rows.penalties)
     return dataclasses.replace(
         rows,
         token_B=jnp.where(live_B, token_B, rows.token_B),
         position_B=rows.position_B + live_B.astype(jnp.int32),
-        shaping=shaping.counted(token_B, live_B) if level.shaped else None,
+        penalties=penalties.counted(token_B, live_B) if features.penalties else None,
     )
 
 
-def _installed(rows: Rows, slot_R: jax.Array, new: Rows) -> Rows:
+def _installed(rows: SlotRows, slot_R: jax.Array, new: SlotRows) -> SlotRows:
     """Rows with `new` in their slots; a slot that does not exist is dropped."""
     return jax.tree.map(lambda old, new: old.at[slot_R].set(new, mode="drop"), rows, new)
 
 
-def _draw(logits_BV: jax.Array, rows: Rows, position_B: jax.Array, level: Level):
+def _draw(logits_BV: jax.Array, rows: SlotRows, position_B: jax.Array, features: SamplingFeatures):
     """Each row's token for its place `position_B`, and log-probabilities if the level has them."""
     finite_B = jnp.isfinite(logits_BV).all(axis=-1)
-    if level.shaped:
-        logits_BV = shape(logits_BV, _shaping(level, rows.shaping))
-    logits_BV = hide_stops(logits_BV, rows.stop_BE, position_B < rows.least_B)
-    token_B = jnp.where(finite_B, sample(logits_BV, rows.knobs_B, position_B), NOT_FINITE)
-    return token_B, logprobs(logits_BV, token_B, level.top) if level.top >= 0 else None
+    if features.penalties:
+        logits_BV = apply_penalties(logits_BV, _penalties_of(features, rows.penalties))
+    logits_BV = mask_stop_tokens(logits_BV, rows.stop_BE, position_B < rows.least_B)
+    token_B = jnp.where(finite_B, sample(logits_BV, rows.sampling_B, position_B), NOT_FINITE)
+    return token_B, logprobs(logits_BV, token_B, features.top) if features.top >= 0 else None
 
 
 def _of_prompt(logits_RCV: jax.Array, target_RC: jax.Array, k: int) -> Logprobs:
@@ -286,11 +300,13 @@ def _no_logprobs(shape: tuple[int, ...], k: int) -> Logprobs | None:
     if k < 0:
         return None
     return Logprobs(
-        jnp.zeros(shape, jnp.float32), jnp.zeros((*shape, k), jnp.float32), jnp.zeros((*shape, k), jnp.int32)
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, k), jnp.float32),
+        jnp.zeros((*shape, k), jnp.int32),
     )
 
 
-def _shaping(level: Level, shaping: Shaping | None) -> Any:
+def _penalties_of(features: SamplingFeatures, penalties: PenaltyRows | None) -> Any:
     """The shaping of a level that has it, None of one that has not."""
-    assert not level.shaped or shaping is not None
-    return shaping if level.shaped else None
+    assert not features.penalties or penalties is not None
+    return penalties if features.penalties else None

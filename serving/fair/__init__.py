@@ -7,7 +7,7 @@ policy = fair.make("dlpm", match=lambda ask: cached_tokens(ask), quantum_tok=500
 import inspect
 from typing import Any
 
-from serving.fair.base import Base
+from serving.fair.base import PolicyBase
 from serving.fair.dfs_weight import DfsWeight
 from serving.fair.dlpm import Dlpm
 from serving.fair.drr import Drr
@@ -25,7 +25,7 @@ from serving.fair.vtc import Vtc
 from serving.fair.vtc_predict import VtcPredict
 from serving.fair.wvtc import Wvtc
 
-POLICIES: dict[str, type[Base]] = {
+POLICIES: dict[str, type[PolicyBase]] = {
     "fcfs": Fcfs,
     "rr": RoundRobin,
     "rpm": Rpm,

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterable
 
-from serving.request import Ask, Client, RequestId
+from serving.request import ClientId, RequestId, RequestInfo
 
 
 class Backlog:
@@ -13,21 +13,21 @@ class Backlog:
     """
 
     def __init__(self):
-        self.asks: dict[RequestId, Ask] = {}
-        self.waiting_of: dict[Client, int] = {}
-        self._queues: dict[Client, list[tuple[int, RequestId]]] = {}
+        self.requests: dict[RequestId, RequestInfo] = {}
+        self.waiting_of: dict[ClientId, int] = {}
+        self._queues: dict[ClientId, list[tuple[int, RequestId]]] = {}
 
-    def add(self, ask: Ask) -> bool:
+    def add(self, request: RequestInfo) -> bool:
         """Appends; True if its client had nothing waiting."""
-        self.asks[ask.id] = ask
-        heapq.heappush(self._queues.setdefault(ask.client, []), (ask.seq, ask.id))
-        count = self.waiting_of.get(ask.client, 0)
-        self.waiting_of[ask.client] = count + 1
+        self.requests[request.id] = request
+        heapq.heappush(self._queues.setdefault(request.client, []), (request.seq, request.id))
+        count = self.waiting_of.get(request.client, 0)
+        self.waiting_of[request.client] = count + 1
         return count == 0
 
     def remove(self, id: RequestId) -> bool:
         """Takes a waiting request out; True if its client has nothing waiting any more."""
-        client = self.asks.pop(id).client
+        client = self.requests.pop(id).client
         count = self.waiting_of[client] - 1
         if count:
             self.waiting_of[client] = count
@@ -35,23 +35,23 @@ class Backlog:
         del self.waiting_of[client], self._queues[client]
         return True
 
-    def head(self, client: Client) -> Ask:
+    def head(self, client: ClientId) -> RequestInfo:
         """The client's oldest waiting request. It must have one."""
         queue = self._queues[client]
         while True:
             seq, id = queue[0]
-            ask = self.asks.get(id)
-            if ask is not None and ask.seq == seq:
-                return ask
+            request = self.requests.get(id)
+            if request is not None and request.seq == seq:
+                return request
             heapq.heappop(queue)
 
     def __contains__(self, id: RequestId) -> bool:
-        return id in self.asks
+        return id in self.requests
 
     def __len__(self) -> int:
-        return len(self.asks)
+        return len(self.requests)
 
-    def refill(self, asks: Iterable[Ask]) -> None:
+    def refill(self, requests: Iterable[RequestInfo]) -> None:
         self.__init__()  # type: ignore[misc]
-        for ask in asks:
-            self.add(ask)
+        for request in requests:
+            self.add(request)

@@ -1,6 +1,6 @@
 """The bookkeeping every policy shares: who waits, who runs, and the bill of each live request.
 
-A policy is `Base` plus an order: it says what it does when a request starts or stops waiting, and which
+A policy is `PolicyBase` plus an order: it says what it does when a request starts or stops waiting, and which
 one is next. Billing is done here once, so that it cannot differ between policies:
 
   * a request pays `cost.of(extend, hit, output)` of what was executed, in the end exactly that;
@@ -17,13 +17,13 @@ from fractions import Fraction
 from typing import Any
 
 from serving.fair.backlog import Backlog
-from serving.fair.cost import Cost, named
+from serving.fair.cost import ServiceCost, named
 from serving.fair.ledger import Account, Ledger
 from serving.fair.predict import Predictor, no_prediction
-from serving.request import Ask, Client, RequestId
+from serving.request import ClientId, RequestId, RequestInfo
 
 
-class Tab:
+class Charge:
     """The bill of one live request.
 
     Attributes:
@@ -40,15 +40,15 @@ class Tab:
         *("extend", "hit", "done", "output", "paid", "again"),
         *("billed", "born", "work", "admitted", "turn"),
     )
-    __slots__ = ("account", "ask", *FIELDS)
+    __slots__ = ("account", "request", *FIELDS)
 
-    def __init__(self, ask: Ask, account: Account, born: int = 0, work: int = 0):
-        self.ask, self.account, self.born, self.work = ask, account, born, work
+    def __init__(self, request: RequestInfo, account: Account, born: int = 0, work: int = 0):
+        self.request, self.account, self.born, self.work = request, account, born, work
         self.extend = self.hit = self.done = self.output = self.paid = self.again = self.billed = 0
         self.admitted = self.turn = -1
 
 
-class Base(ABC):
+class PolicyBase(ABC):
     """See `Policy`. Subclasses define `_waits`, `_leaves`, `pick` and `gap_bound`."""
 
     def __init__(
@@ -56,8 +56,8 @@ class Base(ABC):
         *,
         prompt_weight: float | Fraction = 1,
         output_weight: float | Fraction = 2,
-        cost: str | Cost = "tokens",
-        weights: Mapping[Client, float | Fraction] | None = None,
+        cost: str | ServiceCost = "tokens",
+        weights: Mapping[ClientId, float | Fraction] | None = None,
         predictor: Predictor = no_prediction,
         bill_recompute: bool = False,
         idle_clients: int = 4096,
@@ -65,7 +65,7 @@ class Base(ABC):
         """
         Args:
           prompt_weight, output_weight: price of a token (the paper: 1 and 2).
-          cost: a name of `cost.COSTS`, or a `Cost`.
+          cost: a name of `cost.COSTS`, or a `ServiceCost`.
           weights: share of each client; 1 where not named.
           predictor: guesses output lengths, paid in advance.
           bill_recompute: preempted requests pay again for work done again.
@@ -77,8 +77,8 @@ class Base(ABC):
         self.predictor = predictor
         self.bill_recompute = bill_recompute
         self.idle_clients = idle_clients
-        self.tabs: dict[RequestId, Tab] = {}
-        self.live_of: dict[Client, int] = {}
+        self.tabs: dict[RequestId, Charge] = {}
+        self.live_of: dict[ClientId, int] = {}
         self.turn = 0  # admissions so far
         self.work = 0  # service given out so far, in ledger units
         self._sweep_at = idle_clients
@@ -86,28 +86,28 @@ class Base(ABC):
     # What a policy adds; the hooks without a body are for those that need them.
 
     @abstractmethod
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         """The request to admit next."""
 
     @abstractmethod
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
         """See `Policy`."""
 
-    def _accepts(self, ask: Ask, now_s: float) -> bool:
+    def _accepts(self, request: RequestInfo, now_s: float) -> bool:
         return True
 
     @abstractmethod
-    def _waits(self, tab: Tab) -> None:
-        """`tab.ask` waits from now on; the backlog has it."""
+    def _waits(self, tab: Charge) -> None:
+        """`tab.request` waits from now on; the backlog has it."""
 
     @abstractmethod
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
-        """`tab.ask` waits no more; `emptied`: its client has nothing waiting now."""
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
+        """`tab.request` waits no more; `emptied`: its client has nothing waiting now."""
 
     def _joins(self, account: Account) -> None:  # noqa: B027
         """A client without waiting requests is about to have one; the backlog does not have it yet."""
 
-    def _admitted(self, tab: Tab) -> None:  # noqa: B027
+    def _admitted(self, tab: Charge) -> None:  # noqa: B027
         """`tab` was admitted; its bill is still to come."""
 
     def _before_change(self, account: Account, amount: int) -> None:  # noqa: B027
@@ -122,32 +122,32 @@ class Base(ABC):
 
     # Events.
 
-    def arrive(self, ask: Ask, now_s: float) -> bool:
-        if ask.id in self.tabs:
-            raise ValueError(f"request {ask.id!r} arrives, but one of that id is still live")
-        if not self._accepts(ask, now_s):
+    def arrive(self, request: RequestInfo, now_s: float) -> bool:
+        if request.id in self.tabs:
+            raise ValueError(f"request {request.id!r} arrives, but one of that id is still live")
+        if not self._accepts(request, now_s):
             return False
-        live = self.live_of.get(ask.client, 0)
-        self.live_of[ask.client] = live + 1
+        live = self.live_of.get(request.client, 0)
+        self.live_of[request.client] = live + 1
         if not live and len(self.ledger) >= self._sweep_at:
             self.forget()
-        tab = self.tabs[ask.id] = Tab(ask, self.ledger.open(ask.client), self.turn, self.work)
+        tab = self.tabs[request.id] = Charge(request, self.ledger.open(request.client), self.turn, self.work)
         self._enqueue(tab, joins=True)
         return True
 
-    def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
-        tab = self._tab(ask.id, waiting=True)
+    def admit(self, request: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
+        tab = self._tab(request.id, waiting=True)
         tab.turn, tab.admitted = tab.account.turn, self.turn
         tab.account.turn = self.turn
         self.turn += 1
-        self._leaves(tab, self.backlog.remove(ask.id))
+        self._leaves(tab, self.backlog.remove(request.id))
         self._admitted(tab)
         first_time = max(0, extend_tok + hit_tok - tab.extend - tab.hit - tab.output)
         if self.bill_recompute and tab.billed:
             tab.again += self.cost.of(max(0, extend_tok - first_time), 0, 0)
         tab.extend += min(first_time, extend_tok)
         tab.hit += first_time - min(first_time, extend_tok)
-        tab.paid = max(tab.output, min(self.predictor.guess(ask), ask.max_output_tok))
+        tab.paid = max(tab.output, min(self.predictor.guess(request), request.max_output_tok))
         self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.paid))
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
@@ -169,7 +169,7 @@ class Base(ABC):
 
     def finish(self, id: RequestId) -> None:
         tab = self._tab(id, waiting=False)
-        self.predictor.learn(tab.ask.client, tab.output)
+        self.predictor.learn(tab.request.client, tab.output)
         self._settle(tab, None)
         self._close(tab)
 
@@ -193,7 +193,7 @@ class Base(ABC):
 
     # What every event is made of.
 
-    def _tab(self, id: RequestId, waiting: bool | None = None) -> Tab:
+    def _tab(self, id: RequestId, waiting: bool | None = None) -> Charge:
         tab = self.tabs.get(id)
         if tab is None:
             raise ValueError(f"request {id!r} is not live: it never arrived, or it finished or was cancelled")
@@ -202,13 +202,13 @@ class Base(ABC):
             raise ValueError(f"request {id!r} is {is_}; this event needs it {must}")
         return tab
 
-    def _enqueue(self, tab: Tab, joins: bool) -> None:
-        if joins and tab.ask.client not in self.backlog.waiting_of:
+    def _enqueue(self, tab: Charge, joins: bool) -> None:
+        if joins and tab.request.client not in self.backlog.waiting_of:
             self._joins(tab.account)
-        self.backlog.add(tab.ask)
+        self.backlog.add(tab.request)
         self._waits(tab)
 
-    def _bill(self, tab: Tab, due: int) -> None:
+    def _bill(self, tab: Charge, due: int) -> None:
         """Brings the bill to `due` (and what was paid for work done again)."""
         change = due + tab.again - tab.billed
         tab.billed += change
@@ -221,7 +221,7 @@ class Base(ABC):
             tab.account.refund(-change)
             self._refunded(tab.account)
 
-    def _settle(self, tab: Tab, prefilled_tok: int | None) -> None:
+    def _settle(self, tab: Charge, prefilled_tok: int | None) -> None:
         """Gives back, once, what was paid for and not executed."""
         if prefilled_tok is not None:
             executed_tok = max(prefilled_tok, tab.done)
@@ -231,9 +231,9 @@ class Base(ABC):
         executed = tab.done + tab.output > 0
         self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.output) if executed else -tab.again)
 
-    def _close(self, tab: Tab) -> None:
-        client = tab.ask.client
-        del self.tabs[tab.ask.id]
+    def _close(self, tab: Charge) -> None:
+        client = tab.request.client
+        del self.tabs[tab.request.id]
         self.live_of[client] -= 1
         if not self.live_of[client]:
             del self.live_of[client]
@@ -248,7 +248,7 @@ class Base(ABC):
         self._sweep_at = max(self.idle_clients, 2 * len(self.ledger))
         return len(gone)
 
-    def served(self) -> Mapping[Client, int]:
+    def served(self) -> Mapping[ClientId, int]:
         return {a.client: a.served for a in self.ledger}
 
     def snapshot(self) -> dict[str, Any]:
@@ -259,7 +259,7 @@ class Base(ABC):
             "ledger": self.ledger.snapshot(),
             "predictor": self.predictor.snapshot(),
             "requests": [
-                [*astuple(t.ask), t.ask.id in self.backlog, *(getattr(t, f) for f in Tab.FIELDS)]
+                [*astuple(t.request), t.request.id in self.backlog, *(getattr(t, f) for f in Charge.FIELDS)]
                 for t in self.tabs.values()
             ],
         }
@@ -269,19 +269,19 @@ class Base(ABC):
         self.ledger.restore(state["ledger"])
         self.predictor.restore(state["predictor"])
         self.tabs, self.live_of, self.backlog = {}, {}, Backlog()
-        ask_fields = len(fields(Ask))
+        ask_fields = len(fields(RequestInfo))
         for row in state["requests"]:
-            ask, waiting, bill = Ask(*row[:ask_fields]), row[ask_fields], row[ask_fields + 1 :]
-            tab = self.tabs[ask.id] = Tab(ask, self.ledger.accounts[ask.client])
-            for name, value in zip(Tab.FIELDS, bill):
+            request, waiting, bill = RequestInfo(*row[:ask_fields]), row[ask_fields], row[ask_fields + 1 :]
+            tab = self.tabs[request.id] = Charge(request, self.ledger.accounts[request.client])
+            for name, value in zip(Charge.FIELDS, bill):
                 setattr(tab, name, value)
-            self.live_of[ask.client] = self.live_of.get(ask.client, 0) + 1
+            self.live_of[request.client] = self.live_of.get(request.client, 0) + 1
             if waiting:
-                self.backlog.add(ask)
+                self.backlog.add(request)
         self._rebuild()
 
-    def _waiting_tabs(self) -> Iterator[Tab]:
-        return (self.tabs[id] for id in self.backlog.asks)
+    def _waiting_tabs(self) -> Iterator[Charge]:
+        return (self.tabs[id] for id in self.backlog.requests)
 
     @abstractmethod
     def _rebuild(self) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 from serving.fair.ledger import units
 
 
-class Cost(Protocol):
+class ServiceCost(Protocol):
     def of(self, extend_tok: int, hit_tok: int, output_tok: int) -> int:
         """Ledger units of a prefill of `extend + hit` tokens and of `output_tok` decoded ones."""
 
@@ -33,7 +33,7 @@ class Cost(Protocol):
 
 
 @dataclass(frozen=True)
-class Tokens:
+class WeightedTokens:
     """`prompt` a computed input token, `cached` one served from the prefix cache, `output` a decoded one."""
 
     prompt: float | Fraction = 1
@@ -88,7 +88,7 @@ class MemoryTime:
     def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
         # x + y <= M over the batch; sums of x*y and y*(y+1)/2 are largest for one request that holds all
         # of it.
-        linear = Tokens(self.prompt, self.output, self.prompt).batch_bound(
+        linear = WeightedTokens(self.prompt, self.output, self.prompt).batch_bound(
             memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
         )
         return linear + units(self.rent) * memory_tok * (memory_tok + 1 + max_hit_tok)
@@ -119,15 +119,15 @@ class Profiled:
         return units(linear + self.c * m * (m + hit) + self.d * m * m)
 
 
-COSTS: dict[str, Callable[[float | Fraction, float | Fraction], Cost]] = {
-    "tokens": lambda prompt, output: Tokens(prompt, output, prompt),
-    "extend": lambda prompt, output: Tokens(prompt, output, 0),
+COSTS: dict[str, Callable[[float | Fraction, float | Fraction], ServiceCost]] = {
+    "tokens": lambda prompt, output: WeightedTokens(prompt, output, prompt),
+    "extend": lambda prompt, output: WeightedTokens(prompt, output, 0),
     "memory_time": lambda prompt, output: MemoryTime(prompt, output),
     "profiled": lambda prompt, output: Profiled(),
 }
 
 
-def named(cost: str | Cost, prompt: float | Fraction, output: float | Fraction) -> Cost:
+def named(cost: str | ServiceCost, prompt: float | Fraction, output: float | Fraction) -> ServiceCost:
     """A cost by name, or the given one."""
     if not isinstance(cost, str):
         return cost

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 
-from serving.fair.base import Base, Tab
+from serving.fair.base import Charge, PolicyBase
 from serving.fair.policy import Match
-from serving.request import Ask
+from serving.request import RequestInfo
 
-type Path = Callable[[Ask], Sequence[Hashable]]
+type Path = Callable[[RequestInfo], Sequence[Hashable]]
 """Nodes of the prefix tree along a waiting request's prompt, from the root on."""
 
 
-class DfsWeight(Base):
+class DfsWeight(PolicyBase):
     def __init__(self, *, match: Match | None = None, path: Path | None = None, **options):
         """`path`, or a `match` that has one (see `Match`)."""
         super().__init__(**{"cost": "extend"} | options)
@@ -26,30 +26,30 @@ class DfsWeight(Base):
         if found is None:
             raise ValueError("policy 'dfs_weight' needs path=, or a match= that offers it")
         self.path: Path = found
-        self._order: list[Ask] = []  # last first
+        self._order: list[RequestInfo] = []  # last first
         self._ordered_s: float | None = None
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         if now_s != self._ordered_s:
             self._order, self._ordered_s = self._depth_first()[::-1], now_s
-        while self._order and self.backlog.asks.get(self._order[-1].id) is not self._order[-1]:
+        while self._order and self.backlog.requests.get(self._order[-1].id) is not self._order[-1]:
             self._order.pop()
         return self._order[-1] if self._order else None
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
-    def _depth_first(self) -> list[Ask]:
+    def _depth_first(self) -> list[RequestInfo]:
         weight: Counter[Hashable] = Counter()
-        ends_at: dict[Hashable, list[Ask]] = {}
+        ends_at: dict[Hashable, list[RequestInfo]] = {}
         below: dict[Hashable, dict[Hashable, None]] = {}
-        for ask in sorted(self.backlog.asks.values(), key=lambda ask: ask.seq):
-            path = [None, *self.path(ask)]
-            ends_at.setdefault(path[-1], []).append(ask)
+        for request in sorted(self.backlog.requests.values(), key=lambda request: request.seq):
+            path = [None, *self.path(request)]
+            ends_at.setdefault(path[-1], []).append(request)
             weight.update(path)
             for parent, child in pairwise(path):
                 below.setdefault(parent, {})[child] = None
-        order: list[Ask] = []
+        order: list[RequestInfo] = []
         todo: list[tuple[bool, Hashable]] = [(False, None)]
         while todo:
             visited, node = todo.pop()
@@ -61,10 +61,10 @@ class DfsWeight(Base):
                 todo += [(False, child) for child in reversed(children)]
         return order
 
-    def _waits(self, tab: Tab) -> None:
+    def _waits(self, tab: Charge) -> None:
         self._ordered_s = None
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
         pass
 
     def _rebuild(self) -> None:

@@ -19,16 +19,16 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from serving.fair.base import Base, Tab
-from serving.fair.cost import Cost
-from serving.fair.lazy_heap import Least
+from serving.fair.base import Charge, PolicyBase
+from serving.fair.cost import ServiceCost
+from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import SCALE, Account, units
-from serving.fair.locality import Changed, Locality
+from serving.fair.locality import Changed, LocalityOrder
 from serving.fair.policy import Match
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 
-class Dlpm(Base):
+class Dlpm(PolicyBase):
     def __init__(
         self,
         *,
@@ -36,7 +36,7 @@ class Dlpm(Base):
         quantum_tok: float | Fraction = 5000,
         changed: Changed | None = None,
         aging_tok: int = 0,
-        cost: str | Cost = "extend",
+        cost: str | ServiceCost = "extend",
         **options,
     ):
         """
@@ -51,23 +51,23 @@ class Dlpm(Base):
         if not quantum_tok > 0:
             raise ValueError(f"quantum_tok is {quantum_tok}; a refill must give something, so above 0")
         self.quantum = None if quantum_tok == math.inf else max(1, units(quantum_tok))
-        self.order = Locality(match, changed, aging_tok)
+        self.order = LocalityOrder(match, changed, aging_tok)
         self.rounds = 0
         self.refills = 0  # times that the gate had to be opened: how hard fairness presses on locality
-        self._rounds_of: dict[Client, tuple[int, int]] = {}  # rounds received, rounds looked at
-        self._forfeited: dict[Client, int] = {}  # see `_refunded`
-        self._debtors = Least(self._round_due)  # waiting clients whose gate is closed
+        self._rounds_of: dict[ClientId, tuple[int, int]] = {}  # rounds received, rounds looked at
+        self._forfeited: dict[ClientId, int] = {}  # see `_refunded`
+        self._debtors = LazyMinHeap(self._round_due)  # waiting clients whose gate is closed
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         self.order.refresh()
         while len(self.backlog):
-            ask = self.order.best()
-            if ask is None:
+            request = self.order.best()
+            if request is None:
                 self._refill()
-            elif self._positive(ask.client):
-                return ask
+            elif self._positive(request.client):
+                return request
             else:
-                self._gate(ask.client)
+                self._gate(request.client)
         return None
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
@@ -78,7 +78,7 @@ class Dlpm(Base):
         )
         return 2 * (batch + self.quantum) / SCALE
 
-    def credit(self, client: Client) -> int:
+    def credit(self, client: ClientId) -> int:
         """Ledger units the client may still overdraw from; at or below 0 its gate is closed."""
         account = self.ledger.accounts[client]
         received, _ = self._settle_rounds(account)
@@ -87,7 +87,7 @@ class Dlpm(Base):
     def _credit(self, account: Account, received: int) -> int:
         return (self.quantum or 0) * received - account.served - self._forfeited.get(account.client, 0)
 
-    def _positive(self, client: Client) -> bool:
+    def _positive(self, client: ClientId) -> bool:
         return self.quantum is None or self.credit(client) > 0
 
     def _settle_rounds(self, account: Account) -> tuple[int, int]:
@@ -100,12 +100,12 @@ class Dlpm(Base):
         now = self._rounds_of[account.client] = received, self.rounds
         return now
 
-    def _round_due(self, client: Client) -> int:
+    def _round_due(self, client: ClientId) -> int:
         """The refill round that makes this client positive."""
         assert self.quantum
         return self.rounds + -self.credit(client) // self.quantum + 1
 
-    def _gate(self, client: Client) -> None:
+    def _gate(self, client: ClientId) -> None:
         """Opens or closes the gate of a waiting client, as its credit says."""
         if self._positive(client):
             self._debtors.discard(client)
@@ -138,16 +138,16 @@ class Dlpm(Base):
         if account.client in self.backlog.waiting_of:
             self._gate(account.client)
 
-    def _waits(self, tab: Tab) -> None:
-        client = tab.ask.client
-        self.order.add(tab.ask, tab.born, first=tab.billed > 0)
+    def _waits(self, tab: Charge) -> None:
+        client = tab.request.client
+        self.order.add(tab.request, tab.born, first=tab.billed > 0)
         if self.backlog.waiting_of[client] == 1:
             self._gate(client)
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
-        self.order.remove(tab.ask, emptied)
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
+        self.order.remove(tab.request, emptied)
         if emptied:
-            self._debtors.discard(tab.ask.client)
+            self._debtors.discard(tab.request.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
         """Those with the credit of a newcomer, who counts as known from the beginning: none before the first
@@ -183,6 +183,6 @@ class Dlpm(Base):
         self.order.clear()
         self._debtors.clear()
         for tab in self._waiting_tabs():
-            self.order.add(tab.ask, tab.born, first=tab.billed > 0)
+            self.order.add(tab.request, tab.born, first=tab.billed > 0)
         for client in self.backlog.waiting_of:
             self._gate(client)

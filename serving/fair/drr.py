@@ -13,13 +13,13 @@ costs O(log n) whatever the debts.
 from fractions import Fraction
 from typing import Any
 
-from serving.fair.base import Base, Tab
-from serving.fair.lazy_heap import Least
+from serving.fair.base import Charge, PolicyBase
+from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import Account, units
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 
-class Drr(Base):
+class Drr(PolicyBase):
     def __init__(self, *, quantum_tok: float | Fraction, **options):
         """`quantum_tok`: credit of a turn, in weighted tokens (the artifact: a twentieth of the pool)."""
         super().__init__(**options)
@@ -27,12 +27,14 @@ class Drr(Base):
             raise ValueError(f"quantum_tok is {quantum_tok}; a turn must give something, so above 0")
         self.quantum = max(1, units(quantum_tok))
         self.round = self.places = 0
-        self._place_of: dict[Client, int] = {}  # in the ring, of clients with waiting requests
-        self._turns_of: dict[Client, int] = {}  # quanta received
-        self._last_round_of: dict[Client, int] = {}  # the round of its last turn
-        self._ring: Least[Client] = Least(lambda client: (self._round_due(client), self._place_of[client]))
+        self._place_of: dict[ClientId, int] = {}  # in the ring, of clients with waiting requests
+        self._turns_of: dict[ClientId, int] = {}  # quanta received
+        self._last_round_of: dict[ClientId, int] = {}  # the round of its last turn
+        self._ring: LazyMinHeap[ClientId] = LazyMinHeap(
+            lambda client: (self._round_due(client), self._place_of[client])
+        )
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         client = self._ring.top()
         if client is None:
             return None
@@ -44,14 +46,14 @@ class Drr(Base):
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
-    def credit(self, client: Client) -> int:
+    def credit(self, client: ClientId) -> int:
         return self.quantum * self._turns_of.get(client, 0) - self.ledger.accounts[client].served
 
-    def _turns_needed(self, client: Client) -> int:
+    def _turns_needed(self, client: ClientId) -> int:
         credit = self.credit(client)
         return 0 if credit > 0 else -credit // self.quantum + 1
 
-    def _round_due(self, client: Client) -> int:
+    def _round_due(self, client: ClientId) -> int:
         """The round in which the client's credit is positive after its turn."""
         return max(self.round, self._last_round_of[client] + self._turns_needed(client))
 
@@ -61,15 +63,15 @@ class Drr(Base):
         self._last_round_of[account.client] = self.round - 1
         self.places += 1
 
-    def _waits(self, tab: Tab) -> None:
-        client = tab.ask.client
+    def _waits(self, tab: Charge) -> None:
+        client = tab.request.client
         if client not in self._place_of:  # an admission taken back
             self._joins(tab.account)
         self._ring.push(client)
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
         if emptied:
-            client = tab.ask.client
+            client = tab.request.client
             self._ring.discard(client)
             del self._place_of[client], self._last_round_of[client]
 

@@ -2,31 +2,31 @@
 
 import heapq
 
-from serving.fair.base import Base, Tab
-from serving.request import Ask, RequestId
+from serving.fair.base import Charge, PolicyBase
+from serving.request import RequestId, RequestInfo
 
 
-class Fcfs(Base):
+class Fcfs(PolicyBase):
     def __init__(self, **options):
         super().__init__(**options)
         self._order: list[tuple[int, RequestId]] = []
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         while self._order:
             seq, id = self._order[0]
-            ask = self.backlog.asks.get(id)
-            if ask is not None and ask.seq == seq:
-                return ask
+            request = self.backlog.requests.get(id)
+            if request is not None and request.seq == seq:
+                return request
             heapq.heappop(self._order)
         return None
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
-    def _waits(self, tab: Tab) -> None:
-        heapq.heappush(self._order, (tab.ask.seq, tab.ask.id))
+    def _waits(self, tab: Charge) -> None:
+        heapq.heappush(self._order, (tab.request.seq, tab.request.id))
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
         pass
 
     def _rebuild(self) -> None:

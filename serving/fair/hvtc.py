@@ -12,23 +12,23 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from serving.fair.base import Base, Tab
-from serving.fair.lazy_heap import Least
+from serving.fair.base import Charge, PolicyBase
+from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import Account, Amount, Ledger
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 
-class Node:
+class ShareNode:
     """One name at one level, and the order of its children that have something waiting."""
 
     __slots__ = ("account", "children", "joined", "last_left", "least", "name", "parent")
 
-    def __init__(self, name: str, account: Account, parent: "Node | None"):
+    def __init__(self, name: str, account: Account, parent: "ShareNode | None"):
         self.name, self.account, self.parent = name, account, parent
-        self.children: dict[str, Node] = {}
-        self.last_left: Node | None = None
+        self.children: dict[str, ShareNode] = {}
+        self.last_left: ShareNode | None = None
         self.joined = 0
-        self.least: Least[str] = Least(lambda name: self.children[name].key)
+        self.least: LazyMinHeap[str] = LazyMinHeap(lambda name: self.children[name].key)
 
     @property
     def key(self) -> tuple[Amount, int, int]:
@@ -45,7 +45,7 @@ class Node:
         return None if node is None else node.account.counter
 
 
-class Hvtc(Base):
+class Hvtc(PolicyBase):
     def __init__(
         self,
         *,
@@ -60,7 +60,7 @@ class Hvtc(Base):
         self.inner = Ledger({name: Fraction(w) for name, w in (weights or {}).items()})
         self._plant()
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         node = self.root
         while (name := node.least.top()) is not None:
             node = node.children[name]
@@ -71,10 +71,10 @@ class Hvtc(Base):
         return None
 
     def _plant(self) -> None:
-        self.root = Node("", Account(""), None)
-        self._lines: dict[Client, list[Node]] = {}
+        self.root = ShareNode("", Account(""), None)
+        self._lines: dict[ClientId, list[ShareNode]] = {}
 
-    def _line(self, client: Client) -> list[Node]:
+    def _line(self, client: ClientId) -> list[ShareNode]:
         """Nodes from below the root down to the client's own, made where missing.
 
         Every path has an inner node (its name ends in the separator); a client is a leaf below the inner node
@@ -92,9 +92,9 @@ class Hvtc(Base):
             self._lines[client] = line
         return line
 
-    def _child(self, parent: Node, name: str, ledger: Ledger, path: str) -> Node:
+    def _child(self, parent: ShareNode, name: str, ledger: Ledger, path: str) -> ShareNode:
         if name not in parent.children:
-            parent.children[name] = Node(name, ledger.open(path), parent)
+            parent.children[name] = ShareNode(name, ledger.open(path), parent)
         return parent.children[name]
 
     def _joins(self, account: Account) -> None:
@@ -105,25 +105,25 @@ class Hvtc(Base):
                 node.account.lift_to(floor)
                 node.account.turn = -1  # like a newcomer, so that a forgotten account makes no difference
 
-    def _waits(self, tab: Tab) -> None:
-        for node in self._line(tab.ask.client):
+    def _waits(self, tab: Charge) -> None:
+        for node in self._line(tab.request.client):
             assert node.parent is not None
             if not node.waits:
                 node.joined = self.joins
                 self.joins += 1
             node.parent.least.push(node.name)
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
         if emptied:
-            for node in reversed(self._line(tab.ask.client)):
+            for node in reversed(self._line(tab.request.client)):
                 assert node.parent is not None
                 if len(node.least):
                     break
                 node.parent.least.discard(node.name)
                 node.parent.last_left = node
 
-    def _admitted(self, tab: Tab) -> None:
-        for node in self._line(tab.ask.client):
+    def _admitted(self, tab: Charge) -> None:
+        for node in self._line(tab.request.client):
             node.account.turn = tab.admitted
 
     def _before_change(self, account: Account, amount: int) -> None:
@@ -145,7 +145,7 @@ class Hvtc(Base):
 
         Nothing is dropped while a refund could still lower a floor.
         """
-        if any(tab.billed and tab.ask.id not in self.backlog for tab in self.tabs.values()):
+        if any(tab.billed and tab.request.id not in self.backlog for tab in self.tabs.values()):
             return []
         gone = []
         for account in idle:
@@ -156,7 +156,7 @@ class Hvtc(Base):
                 del self._lines[account.client]
         return gone
 
-    def _redundant(self, node: Node) -> bool:
+    def _redundant(self, node: ShareNode) -> bool:
         assert node.parent is not None
         floor = node.parent.floor()
         only = len(node.parent.children) == 1 and not node.waits
@@ -164,7 +164,7 @@ class Hvtc(Base):
             node is not node.parent.last_left and floor is not None and node.account.counter <= floor
         )
 
-    def _prune(self, node: Node) -> None:
+    def _prune(self, node: ShareNode) -> None:
         parent = node.parent
         assert parent is not None
         del parent.children[node.name]

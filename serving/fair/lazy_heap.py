@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 
-class Least[Name: Hashable]:
+class LazyMinHeap[Name: Hashable]:
     """The member with the least key, where `key(name)` reads the present state.
 
     Keys may grow silently: an entry found too small is corrected when it comes up. A key that shrank must be

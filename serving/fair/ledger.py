@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from serving.request import Client
+from serving.request import ClientId
 
 SCALE = 1 << 20
 
@@ -38,7 +38,7 @@ class Account:
 
     __slots__ = ("charges", "client", "den", "lifts", "num", "raw", "refunds", "turn")
 
-    def __init__(self, client: Client, weight: Fraction = Fraction(1)):
+    def __init__(self, client: ClientId, weight: Fraction = Fraction(1)):
         if weight <= 0:
             raise ValueError(f"client {client!r} has weight {weight}; a weight must be above 0")
         self.client = client
@@ -80,12 +80,12 @@ class Account:
 class Ledger:
     """All accounts by client, and the sums of those that were dropped."""
 
-    def __init__(self, weights: dict[Client, Fraction] | None = None):
+    def __init__(self, weights: dict[ClientId, Fraction] | None = None):
         self.weights = dict(weights or {})
-        self.accounts: dict[Client, Account] = {}
+        self.accounts: dict[ClientId, Account] = {}
         self.dropped_served = 0
 
-    def open(self, client: Client) -> Account:
+    def open(self, client: ClientId) -> Account:
         """The client's account; a new one starts at zero."""
         account = self.accounts.get(client)
         if account is None:
@@ -93,7 +93,7 @@ class Ledger:
             self.accounts[client] = account
         return account
 
-    def drop(self, client: Client) -> None:
+    def drop(self, client: ClientId) -> None:
         self.dropped_served += self.accounts.pop(client).served
 
     def __iter__(self) -> Iterator[Account]:

@@ -14,14 +14,14 @@ import heapq
 from collections.abc import Callable, Iterable
 
 from serving.fair.policy import Match
-from serving.request import Ask, Client, RequestId
+from serving.request import ClientId, RequestId, RequestInfo
 
 type Changed = Callable[[], Iterable[RequestId] | None]
 """Waiting requests whose match may differ since the last call; None: any may."""
 type Key = tuple[bool, int, int, RequestId]
 
 
-class Locality:
+class LocalityOrder:
     """The best waiting request among clients that are open (see `open`)."""
 
     def __init__(self, match: Match, changed: Changed | None = None, aging_tok: int = 0):
@@ -30,42 +30,44 @@ class Locality:
         self.clear()
 
     def clear(self) -> None:
-        self._asks: dict[RequestId, tuple[Ask, int]] = {}
+        self._asks: dict[RequestId, tuple[RequestInfo, int]] = {}
         self._key_of: dict[RequestId, Key] = {}
-        self._heaps: dict[Client, list[Key]] = {}
-        self._open: set[Client] = set()
+        self._heaps: dict[ClientId, list[Key]] = {}
+        self._open: set[ClientId] = set()
         self._best: list[Key] = []  # at least the best key of every open client
 
-    def add(self, ask: Ask, born: int, *, first: bool = False) -> None:
+    def add(self, request: RequestInfo, born: int, *, first: bool = False) -> None:
         """`born`: admissions before its arrival. `first`: ahead of all that are not (preempted requests)."""
-        self._asks[ask.id] = ask, born
-        self._enter((not first, self.aging_tok * born - self.match(ask), ask.seq, ask.id), ask.client)
+        self._asks[request.id] = request, born
+        self._enter(
+            (not first, self.aging_tok * born - self.match(request), request.seq, request.id), request.client
+        )
 
-    def remove(self, ask: Ask, emptied: bool) -> None:
-        del self._asks[ask.id], self._key_of[ask.id]
+    def remove(self, request: RequestInfo, emptied: bool) -> None:
+        del self._asks[request.id], self._key_of[request.id]
         if emptied:
-            del self._heaps[ask.client]
-            self._open.discard(ask.client)
-        elif ask.client in self._open:
-            heapq.heappush(self._best, self._head(ask.client))
+            del self._heaps[request.client]
+            self._open.discard(request.client)
+        elif request.client in self._open:
+            heapq.heappush(self._best, self._head(request.client))
 
-    def open(self, client: Client) -> None:
+    def open(self, client: ClientId) -> None:
         """The client's requests may be picked. The client must have one waiting."""
         if client not in self._open:
             self._open.add(client)
             heapq.heappush(self._best, self._head(client))
 
-    def close(self, client: Client) -> None:
+    def close(self, client: ClientId) -> None:
         self._open.discard(client)
 
-    def best(self) -> Ask | None:
+    def best(self) -> RequestInfo | None:
         while self._best:
             key = self._best[0]
-            ask, _ = self._asks.get(key[3], (None, 0))
-            if ask is None or ask.client not in self._open or self._key_of[ask.id] != key:
+            request, _ = self._asks.get(key[3], (None, 0))
+            if request is None or request.client not in self._open or self._key_of[request.id] != key:
                 heapq.heappop(self._best)
             else:
-                return ask
+                return request
         return None
 
     def refresh(self) -> None:
@@ -75,15 +77,15 @@ class Locality:
             if id in self._asks:
                 self._rematch(*self._asks[id])
 
-    def _rematch(self, ask: Ask, born: int) -> None:
-        old = self._key_of[ask.id]
-        new = (old[0], self.aging_tok * born - self.match(ask), *old[2:])
+    def _rematch(self, request: RequestInfo, born: int) -> None:
+        old = self._key_of[request.id]
+        new = (old[0], self.aging_tok * born - self.match(request), *old[2:])
         if new != old:
-            self._enter(new, ask.client)
-            if new > old and ask.client in self._open:  # the client's best may be another one now
-                heapq.heappush(self._best, self._head(ask.client))
+            self._enter(new, request.client)
+            if new > old and request.client in self._open:  # the client's best may be another one now
+                heapq.heappush(self._best, self._head(request.client))
 
-    def _enter(self, key: Key, client: Client) -> None:
+    def _enter(self, key: Key, client: ClientId) -> None:
         self._key_of[key[3]] = key
         heap = self._heaps.setdefault(client, [])
         heapq.heappush(heap, key)
@@ -100,7 +102,7 @@ class Locality:
         heapq.heapify(kept)
         return kept
 
-    def _head(self, client: Client) -> Key:
+    def _head(self, client: ClientId) -> Key:
         heap = self._heaps[client]
         while self._key_of.get(heap[0][3]) != heap[0]:
             heapq.heappop(heap)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.request import Client, RequestId
+from serving.request import ClientId, RequestId
 
 type Event = dict[str, Any]
 EVENTS = ("arrive", "admit", "first_token", "tokens", "finish", "cancel", "preempt")
@@ -57,7 +57,7 @@ def jain(values: Iterable[float]) -> float:
     return sum(x) ** 2 / (len(x) * square) if square else 1.0
 
 
-class Gap:
+class GapMeter:
     """The largest |W_f - W_g| over all intervals on which f and g both wait.
 
     For each pair the running extremes of W_f - W_g since both started to wait: O(pairs) an event.
@@ -65,22 +65,22 @@ class Gap:
 
     def __init__(self):
         self.largest = 0.0
-        self.pair: tuple[Client, Client] | None = None
-        self.waiting: dict[Client, None] = {}
-        self._extremes: dict[tuple[Client, Client], list[float]] = {}
+        self.pair: tuple[ClientId, ClientId] | None = None
+        self.waiting: dict[ClientId, None] = {}
+        self._extremes: dict[tuple[ClientId, ClientId], list[float]] = {}
 
-    def joins(self, client: Client, served: dict[Client, float]) -> None:
+    def joins(self, client: ClientId, served: dict[ClientId, float]) -> None:
         for other in self.waiting:
             pair = (other, client) if other < client else (client, other)
             self._extremes[pair] = [served[pair[0]] - served[pair[1]]] * 2
         self.waiting[client] = None
 
-    def leaves(self, client: Client) -> None:
+    def leaves(self, client: ClientId) -> None:
         del self.waiting[client]
         for other in self.waiting:
             del self._extremes[(other, client) if other < client else (client, other)]
 
-    def moved(self, clients: Iterable[Client], served: dict[Client, float]) -> None:
+    def moved(self, clients: Iterable[ClientId], served: dict[ClientId, float]) -> None:
         """These clients were served."""
         changed = [client for client in clients if client in self.waiting]
         for client in changed:
@@ -88,7 +88,7 @@ class Gap:
                 if other != client:
                     self._look((other, client) if other < client else (client, other), served)
 
-    def _look(self, pair: tuple[Client, Client], served: dict[Client, float]) -> None:
+    def _look(self, pair: tuple[ClientId, ClientId], served: dict[ClientId, float]) -> None:
         low_high = self._extremes[pair]
         now = served[pair[0]] - served[pair[1]]
         if now < low_high[0]:
@@ -102,8 +102,8 @@ class Gap:
 
 
 @dataclass
-class Report:
-    """What `Meter` found. Times in seconds, service in weighted tokens.
+class ServiceReport:
+    """What `ServiceMeter` found. Times in seconds, service in weighted tokens.
 
     Attributes:
       service: total by client. curve: (time, total so far) by client, one point a change.
@@ -113,13 +113,13 @@ class Report:
       hit_rate: share of prompt tokens found in the cache.
     """
 
-    service: dict[Client, float]
-    curve: dict[Client, list[tuple[float, float]]]
+    service: dict[ClientId, float]
+    curve: dict[ClientId, list[tuple[float, float]]]
     gap: float
-    gap_pair: tuple[Client, Client] | None
+    gap_pair: tuple[ClientId, ClientId] | None
     gap_curve: list[tuple[float, float]]
-    ttft_s: dict[Client, list[float]]
-    e2e_s: dict[Client, list[float]]
+    ttft_s: dict[ClientId, list[float]]
+    e2e_s: dict[ClientId, list[float]]
     prompt_tok: int
     hit_tok: int
     output_tok: int
@@ -170,7 +170,7 @@ class _Life:
     `done` of these are from admissions before the present one.
     """
 
-    client: Client
+    client: ClientId
     arrival_s: float
     waits: bool = False
     began: bool = False
@@ -181,20 +181,20 @@ class _Life:
 
 
 @dataclass
-class Meter:
+class ServiceMeter:
     """Takes events one at a time, keeps sums, and never needs the whole log."""
 
     prompt: float = 1.0
     output: float = 2.0
     cached: float = 1.0
     curves: bool = True
-    served: dict[Client, float] = field(default_factory=dict)
+    served: dict[ClientId, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        self._gap = Gap()
-        self._waiting_of: dict[Client, int] = {}
+        self._gap = GapMeter()
+        self._waiting_of: dict[ClientId, int] = {}
         self._live: dict[RequestId, _Life] = {}
-        self._report = Report({}, {}, 0.0, None, [], {}, {}, 0, 0, 0, 0, 0, 0, 0.0)
+        self._report = ServiceReport({}, {}, 0.0, None, [], {}, {}, 0, 0, 0, 0, 0, 0, 0.0)
         self._start_s: float | None = None
 
     def take(self, event: Event) -> None:
@@ -204,7 +204,7 @@ class Meter:
         self._report.duration_s = now_s - self._start_s
         getattr(self, "_" + event["event"])(now_s, event)
 
-    def report(self) -> Report:
+    def report(self) -> ServiceReport:
         self._report.service = dict(self.served)
         self._report.gap, self._report.gap_pair = self._gap.largest, self._gap.pair
         return self._report
@@ -279,7 +279,7 @@ class Meter:
         if not self._waiting_of[life.client]:
             self._gap.leaves(life.client)
 
-    def _serve(self, now_s: float, amount_of: dict[Client, float]) -> None:
+    def _serve(self, now_s: float, amount_of: dict[ClientId, float]) -> None:
         before = self._gap.largest
         for client, amount in amount_of.items():
             self.served[client] += amount
@@ -292,9 +292,9 @@ class Meter:
 
 def report(
     events: Iterable[Event], *, prompt: float = 1.0, output: float = 2.0, cached: float = 1.0
-) -> Report:
+) -> ServiceReport:
     """Reads a whole log. `cached=0` measures what DLPM bills: a hit is free."""
-    meter = Meter(prompt, output, cached)
+    meter = ServiceMeter(prompt, output, cached)
     for event in events:
         meter.take(event)
     return meter.report()

@@ -11,15 +11,15 @@ The driver's promises:
   * `admit` carries what the prefix cache saved, measured at admission. After it, tokens of the request
     are reported by `decoded` until exactly one of `finish`, `cancel` or `preempt`.
   * `preempt` puts a running request back to waiting, ahead of its client's other requests. Tokens it had
-    already produced are prompt now (`Ask` does not change); redone work is not billed twice.
+    already produced are prompt now (`RequestInfo` does not change); redone work is not billed twice.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from serving.request import Ask, Client, RequestId
+from serving.request import ClientId, RequestId, RequestInfo
 
-type Match = Callable[[Ask], int]
+type Match = Callable[[RequestInfo], int]
 """Tokens of a waiting request's prompt that the prefix cache holds right now.
 
 A match that knows more says so by attributes: `changed()` gives the waiting requests whose match may
@@ -28,14 +28,14 @@ differ since it was asked last (None: any may), `path(ask)` the nodes of the pre
 
 
 class Policy(Protocol):
-    def arrive(self, ask: Ask, now_s: float) -> bool:
+    def arrive(self, request: RequestInfo, now_s: float) -> bool:
         """A request joins the waiting set. Returns False to refuse it (rate limits only)."""
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         """The request to admit next, or None if nothing waits. May refill credit; admits nothing."""
 
-    def admit(self, ask: Ask, *, extend_tok: int, hit_tok: int) -> None:
-        """`ask` runs now: its prefill computes `extend_tok` and finds `hit_tok` in the cache."""
+    def admit(self, request: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
+        """`request` runs now: its prefill computes `extend_tok` and finds `hit_tok` in the cache."""
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         """Running requests produced these numbers of output tokens."""
@@ -56,7 +56,7 @@ class Policy(Protocol):
         `preempt(id, prefilled_tok=0)`: state and bill are as if it had not been.
         """
 
-    def served(self) -> Mapping[Client, int]:
+    def served(self) -> Mapping[ClientId, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:

@@ -6,14 +6,14 @@ A guess is a whole number of tokens (a fraction would be paid for and never give
 import hashlib
 from typing import Any, Protocol
 
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 
 class Predictor(Protocol):
-    def guess(self, ask: Ask) -> int:
+    def guess(self, request: RequestInfo) -> int:
         """Output tokens to charge in advance; the policy caps it at `max_output_tok`."""
 
-    def learn(self, client: Client, output_tok: int) -> None:
+    def learn(self, client: ClientId, output_tok: int) -> None:
         """A request of the client finished after so many tokens."""
 
     def snapshot(self) -> Any: ...
@@ -22,7 +22,7 @@ class Predictor(Protocol):
 
 
 class _Stateless:
-    def learn(self, client: Client, output_tok: int) -> None:
+    def learn(self, client: ClientId, output_tok: int) -> None:
         pass
 
     def snapshot(self) -> Any:
@@ -35,15 +35,15 @@ class _Stateless:
 class NoPrediction(_Stateless):
     """Pay as you go."""
 
-    def guess(self, ask: Ask) -> int:
+    def guess(self, request: RequestInfo) -> int:
         return 0
 
 
 class Given(_Stateless):
     """What came with the request (an oracle when the driver knows), else its output limit."""
 
-    def guess(self, ask: Ask) -> int:
-        return ask.max_output_tok if ask.predicted_tok is None else ask.predicted_tok
+    def guess(self, request: RequestInfo) -> int:
+        return request.max_output_tok if request.predicted_tok is None else request.predicted_tok
 
 
 class Noisy(_Stateless):
@@ -52,10 +52,10 @@ class Noisy(_Stateless):
     def __init__(self, spread: float = 0.5, seed: int = 0):
         self.spread, self.seed = spread, seed
 
-    def guess(self, ask: Ask) -> int:
-        digest = hashlib.blake2b(f"{self.seed}/{ask.id}".encode(), digest_size=8).digest()
+    def guess(self, request: RequestInfo) -> int:
+        digest = hashlib.blake2b(f"{self.seed}/{request.id}".encode(), digest_size=8).digest()
         unit = int.from_bytes(digest) / 2**64
-        return round(Given().guess(ask) * (1 + self.spread * (2 * unit - 1)))
+        return round(Given().guess(request) * (1 + self.spread * (2 * unit - 1)))
 
 
 class RunningMean:
@@ -63,13 +63,13 @@ class RunningMean:
 
     def __init__(self, window: int = 5):
         self.window = window
-        self.recent: dict[Client, list[int]] = {}
+        self.recent: dict[ClientId, list[int]] = {}
 
-    def guess(self, ask: Ask) -> int:
-        recent = self.recent.get(ask.client)
+    def guess(self, request: RequestInfo) -> int:
+        recent = self.recent.get(request.client)
         return round(sum(recent) / len(recent)) if recent else 0
 
-    def learn(self, client: Client, output_tok: int) -> None:
+    def learn(self, client: ClientId, output_tok: int) -> None:
         recent = self.recent.setdefault(client, [])
         recent.append(output_tok)
         del recent[: -self.window]

@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from serving.fair.fcfs import Fcfs
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 
 class Rpm(Fcfs):
@@ -17,13 +17,13 @@ class Rpm(Fcfs):
         if limit < 1 or window_s <= 0:
             raise ValueError(f"limit is {limit} a {window_s} s; it must be at least 1 in a window above 0 s")
         self.limit, self.window_s = limit, window_s
-        self._accepted: dict[Client, deque[float]] = {}
+        self._accepted: dict[ClientId, deque[float]] = {}
         self._stale_s = window_s  # when windows of idle clients are looked through next
 
-    def _accepts(self, ask: Ask, now_s: float) -> bool:
+    def _accepts(self, request: RequestInfo, now_s: float) -> bool:
         if now_s >= self._stale_s:
             self._drop_old(now_s)
-        times = self._accepted.setdefault(ask.client, deque())
+        times = self._accepted.setdefault(request.client, deque())
         while times and times[0] <= now_s - self.window_s:
             times.popleft()
         if len(times) >= self.limit:

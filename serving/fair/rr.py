@@ -1,17 +1,17 @@
 """Round robin: one request of each client in turn, whatever it costs. Fair in requests, not in service."""
 
-from serving.fair.base import Base, Tab
-from serving.fair.lazy_heap import Least
+from serving.fair.base import Charge, PolicyBase
+from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import Account
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 
-class RoundRobin(Base):
+class RoundRobin(PolicyBase):
     def __init__(self, **options):
         super().__init__(**options)
-        self._ring: Least[Client] = Least(lambda client: self.ledger.accounts[client].turn)
+        self._ring: LazyMinHeap[ClientId] = LazyMinHeap(lambda client: self.ledger.accounts[client].turn)
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         client = self._ring.top()
         return None if client is None else self.backlog.head(client)
 
@@ -23,12 +23,12 @@ class RoundRobin(Base):
         account.turn = self.turn
         self.turn += 1
 
-    def _waits(self, tab: Tab) -> None:
-        self._ring.push(tab.ask.client)
+    def _waits(self, tab: Charge) -> None:
+        self._ring.push(tab.request.client)
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
         if emptied:
-            self._ring.discard(tab.ask.client)
+            self._ring.discard(tab.request.client)
 
     def _rebuild(self) -> None:
         self._ring.clear(self.backlog.waiting_of)

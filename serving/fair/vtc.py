@@ -15,25 +15,25 @@ neither holds when only the momentary footprint is kept below M.
 from fractions import Fraction
 from typing import Any, Literal
 
-from serving.fair.base import Base, Tab
-from serving.fair.lazy_heap import Least
+from serving.fair.base import Charge, PolicyBase
+from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import SCALE, Account, Amount
-from serving.request import Ask, Client
+from serving.request import ClientId, RequestInfo
 
 type Lift = Literal["paper", "no_idle", "none"]
 """`no_idle` leaves the idle-system case out, as a published artifact does; `none` is least counter first."""
 
 
-class Vtc(Base):
+class Vtc(PolicyBase):
     def __init__(self, *, lift: Lift = "paper", **options):
         super().__init__(**options)
         if lift not in ("paper", "no_idle", "none"):
             raise ValueError(f"unknown lift {lift!r}; known: paper, no_idle, none")
         self.lift = lift
-        self.last_left: Client | None = None
-        self._least = Least(self._key)
+        self.last_left: ClientId | None = None
+        self._least = LazyMinHeap(self._key)
 
-    def pick(self, now_s: float) -> Ask | None:
+    def pick(self, now_s: float) -> RequestInfo | None:
         client = self._least.top()
         return None if client is None else self.backlog.head(client)
 
@@ -46,7 +46,7 @@ class Vtc(Base):
         least = min([Fraction(1), *self.ledger.weights.values()])
         return float(2 * batch / least) / SCALE
 
-    def _key(self, client: Client) -> tuple[Amount, int, int]:
+    def _key(self, client: ClientId) -> tuple[Amount, int, int]:
         """Least counter first; ties to the least recently served, then to the oldest request."""
         account = self.ledger.accounts[client]
         return account.counter, account.turn, self.backlog.head(client).seq
@@ -66,13 +66,13 @@ class Vtc(Base):
             account.lift_to(floor)
             account.turn = -1  # like a newcomer, so that a forgotten account makes no difference
 
-    def _waits(self, tab: Tab) -> None:
-        self._least.push(tab.ask.client)
+    def _waits(self, tab: Charge) -> None:
+        self._least.push(tab.request.client)
 
-    def _leaves(self, tab: Tab, emptied: bool) -> None:
+    def _leaves(self, tab: Charge, emptied: bool) -> None:
         if emptied:
-            self.last_left = tab.ask.client
-            self._least.discard(tab.ask.client)
+            self.last_left = tab.request.client
+            self._least.discard(tab.request.client)
 
     def _refunded(self, account: Account) -> None:
         if account.client in self.backlog.waiting_of:
@@ -84,9 +84,9 @@ class Vtc(Base):
         floor = self._floor()
         if floor is None or self.lift != "paper":
             return []
-        billed: dict[Client, int] = {}
+        billed: dict[ClientId, int] = {}
         for tab in self.tabs.values():
-            billed[tab.ask.client] = billed.get(tab.ask.client, 0) + tab.billed
+            billed[tab.request.client] = billed.get(tab.request.client, 0) + tab.billed
         lowest = floor - max(
             (
                 amount * self.ledger.accounts[c].den // self.ledger.accounts[c].num + 1

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from serving.fair.vtc import Vtc
-from serving.request import Client
+from serving.request import ClientId
 
 
 class Wvtc(Vtc):
-    def __init__(self, *, weights: Mapping[Client, float | Fraction], **options):
+    def __init__(self, *, weights: Mapping[ClientId, float | Fraction], **options):
         """`weights`: the share of each client; 1 where not named."""
         super().__init__(weights=weights, **options)

@@ -39,7 +39,7 @@ class Group:
         return -(-end // page_tok) - self.first_needed(start, page_tok)
 
 
-class Pages:
+class PageAllocator:
     """The free list of one group. Last freed, first handed out, so that hot pages stay hot."""
 
     def __init__(self, num_pages: int):

@@ -11,40 +11,40 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.kvcache.allocator import NULL_PAGE, Group, Pages
-from serving.kvcache.radix_node import Lease
-from serving.kvcache.radix_tree import Tree
-from serving.kvcache.reservation import Share, promises
-from serving.kvcache.tokens import Tokens
+from serving.kvcache.allocator import NULL_PAGE, Group, PageAllocator
+from serving.kvcache.radix_node import PrefixLock
+from serving.kvcache.radix_tree import RadixTree
+from serving.kvcache.reservation import Reservation, reservations
+from serving.kvcache.tokens import TokenSequence
 
 ALONE = None  # the salt of requests that neither find anything cached nor leave anything
 
 
 @dataclass(eq=False, slots=True)
-class Holding:
+class SequencePages:
     """Pages of one running request.
 
     Attributes:
       pages: by group, logical page -> physical page; NULL_PAGE where the window has passed.
-      lease: locks in the tree; pages before its end are the tree's.
+      lock: locks in the tree; pages before its end are the tree's.
       slot: row of the page tables.
       first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
       shares: by group, how many pages it holds, and may.
       prefill_tok: tokens it computes in chunks.
-      calm_tok: up to which position no window leaves a page, so that there is nothing to let go.
+      next_release_tok: up to which position no window leaves a page, so that there is nothing to let go.
     """
 
     slot: int
-    lease: Lease
+    lock: PrefixLock
     prefill_tok: int
-    salt: Hashable
+    cache_salt: Hashable
     pages: list[list[int]]
     first: list[int]
-    shares: list[Share] = field(default_factory=list)
-    calm_tok: float = 0
+    shares: list[Reservation] = field(default_factory=list)
+    next_release_tok: float = 0
 
 
-class PagedMemory:
+class KVCacheManager:
     """Pools, prefix tree and page tables of one engine.
 
     Args:
@@ -70,15 +70,15 @@ class PagedMemory:
     ):
         self.groups = tuple(groups)
         self.page_tok, self.max_tok, self.span_tok, self.reuse = page_tok, max_tok, span_tok, reuse
-        self.pools = [Pages(g.num_pages) for g in self.groups]
-        self.tree = Tree(page_tok, [g.window for g in self.groups])
+        self.pools = [PageAllocator(g.num_pages) for g in self.groups]
+        self.tree = RadixTree(page_tok, [g.window for g in self.groups])
         width = -(-max_tok // page_tok)
         self.tables = [np.zeros((max_slots, width), np.int32) for _ in self.groups]
         self._free_slots = list(range(max_slots - 1, -1, -1))
         self.promises = [
-            promises(g, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok) for g in self.groups
+            reservations(g, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok) for g in self.groups
         ]
-        self._holdings: dict[int, Holding] = {}
+        self._sequences: dict[int, SequencePages] = {}
 
     # ---- what could be held ----
 
@@ -107,13 +107,13 @@ class PagedMemory:
 
     # ---- a request's life ----
 
-    def match(self, tokens: Tokens, salt: Hashable) -> int:
+    def match(self, tokens: TokenSequence, cache_salt: Hashable) -> int:
         """Tokens a new request would find cached; at least one token is always left to compute."""
-        return self.tree.match(tokens, salt, self._limit(tokens, salt))
+        return self.tree.match(tokens, cache_salt, self._limit(tokens, cache_salt))
 
-    def watch(self, id: str, tokens: Tokens, salt: Hashable) -> int:
+    def watch(self, id: str, tokens: TokenSequence, cache_salt: Hashable) -> int:
         """`match`, and `touched` names `id` whenever the answer may have changed, until `unwatch`."""
-        return self.tree.watch(id, tokens, salt, self._limit(tokens, salt)) if self.reuse else 0
+        return self.tree.watch(id, tokens, cache_salt, self._limit(tokens, cache_salt)) if self.reuse else 0
 
     def unwatch(self, id: str) -> None:
         self.tree.unwatch(id)
@@ -121,13 +121,13 @@ class PagedMemory:
     def touched(self) -> list[str] | None:
         return self.tree.touched()
 
-    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]:
+    def path(self, tokens: TokenSequence, cache_salt: Hashable) -> Sequence[Hashable]:
         """Nodes of the prefix tree along `tokens`, from the root down."""
-        return self.tree.path(tokens, salt)
+        return self.tree.path(tokens, cache_salt)
 
     def admit(
-        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
-    ) -> tuple[Holding, int] | None:
+        self, tokens: TokenSequence, cache_salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[SequencePages, int] | None:
         """Takes a slot and locks the cached prefix, if the request fits.
 
         Args:
@@ -138,26 +138,28 @@ class PagedMemory:
         """
         if not self._free_slots:
             return None
-        lease, hit = self.tree.acquire(tokens, salt, self._limit(tokens, salt))
-        holding = Holding(-1, lease, len(tokens), salt, self.tree.path_pages(lease), [0] * len(self.groups))
-        self._forget_before(holding, hit)
+        lock, hit = self.tree.acquire(tokens, cache_salt, self._limit(tokens, cache_salt))
+        kv = SequencePages(
+            -1, lock, len(tokens), cache_salt, self.tree.path_pages(lock), [0] * len(self.groups)
+        )
+        self._forget_before(kv, hit)
         final_tok = final_tok if reserve else len(tokens)
         shares = [
             promise.share(len(tokens), final_tok, len(pages) - first, firm=reserve)
-            for promise, pages, first in zip(self.promises, holding.pages, holding.first)
+            for promise, pages, first in zip(self.promises, kv.pages, kv.first)
         ]
         # The lock itself made pages unevictable, so room is asked for after it.
         if not all(self.promises[g].admits(share, self._within(g)) for g, share in enumerate(shares)):
-            self.tree.release(lease)
+            self.tree.release(lock)
             return None
-        holding.slot, holding.shares = self._free_slots.pop(), shares
-        self._holdings[holding.slot] = holding
+        kv.slot, kv.shares = self._free_slots.pop(), shares
+        self._sequences[kv.slot] = kv
         for g, share in enumerate(shares):
             self.promises[g].book(share)
-            self._write_row(holding, g)
-        return holding, hit
+            self._write_row(kv, g)
+        return kv, hit
 
-    def grow(self, holding: Holding, computed_tok: int, upto_tok: int) -> bool:
+    def grow(self, kv: SequencePages, computed_tok: int, upto_tok: int) -> bool:
         """Makes sure pages exist for positions `computed_tok..upto_tok-1`, evicting if need be.
 
         A request admitted with `reserve` can always take one more token (`serving.kvcache.reservation`).
@@ -166,59 +168,59 @@ class PagedMemory:
           False with nothing changed if some group has too few pages.
         """
         need = -(-upto_tok // self.page_tok)
-        if need <= len(holding.pages[0]):  # every group has as many logical pages
+        if need <= len(kv.pages[0]):  # every group has as many logical pages
             return True
-        wants = [max(0, -(-upto_tok // self.page_tok) - len(pages)) for pages in holding.pages]
+        wants = [max(0, -(-upto_tok // self.page_tok) - len(pages)) for pages in kv.pages]
         for g, want in enumerate(wants):
-            if want and not self.promises[g].gives(holding.shares[g], want, self._within(g)):
+            if want and not self.promises[g].gives(kv.shares[g], want, self._within(g)):
                 return False
         for g, want in enumerate(wants):
             if want:
                 self._ensure_free(g, want)
-                self._held(holding, g, +want)
-                holding.pages[g].extend(self.pools[g].take(want))
-                self._write_row(holding, g)
+                self._held(kv, g, +want)
+                kv.pages[g].extend(self.pools[g].take(want))
+                self._write_row(kv, g)
         return True
 
-    def steady_tok(self, holding: Holding) -> float:
+    def no_growth_until_tok(self, kv: SequencePages) -> float:
         """While it has computed no more tokens than this, `grow` and `computed` have nothing to do for it."""
-        return min(len(holding.pages[0]) * self.page_tok, holding.calm_tok - 1)
+        return min(len(kv.pages[0]) * self.page_tok, kv.next_release_tok - 1)
 
-    def computed(self, holding: Holding, tokens: Tokens, computed_tok: int, *, share: bool) -> None:
+    def computed(self, kv: SequencePages, tokens: TokenSequence, computed_tok: int, *, share: bool) -> None:
         """Tells that KV of the first `computed_tok` tokens is there; lets go of what windows have passed.
 
         Args:
           tokens: the request's tokens; in a simulation possibly without outputs, which are then not shared.
           share: hand whole pages to the prefix tree now.
         """
-        if not share and computed_tok < holding.calm_tok:
+        if not share and computed_tok < kv.next_release_tok:
             return
         whole = min(computed_tok, len(tokens)) // self.page_tok * self.page_tok
-        if share and self.reuse and holding.salt is not ALONE and whole > holding.lease.end.end:
-            self._share(holding, tokens.cut(0, whole), computed_tok)
-        self.tree.slide(holding.lease, computed_tok)
-        self._forget_before(holding, computed_tok)
-        if computed_tok >= holding.prefill_tok:
-            self._repay(holding)
-        holding.calm_tok = min(
+        if share and self.reuse and kv.cache_salt is not ALONE and whole > kv.lock.end.end:
+            self._share(kv, tokens.cut(0, whole), computed_tok)
+        self.tree.slide(kv.lock, computed_tok)
+        self._forget_before(kv, computed_tok)
+        if computed_tok >= kv.prefill_tok:
+            self._repay(kv)
+        kv.next_release_tok = min(
             (
                 (first + 1) * self.page_tok + g.window - 1
-                for g, first in zip(self.groups, holding.first)
+                for g, first in zip(self.groups, kv.first)
                 if g.window
             ),
             default=math.inf,
         )
 
-    def release(self, holding: Holding) -> None:
+    def release(self, kv: SequencePages) -> None:
         """Gives back everything a request holds; what it shared stays in the tree."""
-        own = holding.lease.end.end // self.page_tok
-        for g, pages in enumerate(holding.pages):
-            self.promises[g].book(holding.shares[g], -1)
+        own = kv.lock.end.end // self.page_tok
+        for g, pages in enumerate(kv.pages):
+            self.promises[g].book(kv.shares[g], -1)
             self.pools[g].give(pages[own:])
-            self.tables[g][holding.slot] = NULL_PAGE
-        self.tree.release(holding.lease)
-        del self._holdings[holding.slot]
-        self._free_slots.append(holding.slot)
+            self.tables[g][kv.slot] = NULL_PAGE
+        self.tree.release(kv.lock)
+        del self._sequences[kv.slot]
+        self._free_slots.append(kv.slot)
 
     def clear_cache(self) -> None:
         """Drops every cached page that no running request reads."""
@@ -227,58 +229,58 @@ class PagedMemory:
 
     # ---- inside ----
 
-    def _limit(self, tokens: Tokens, salt: Hashable) -> int:
-        return len(tokens) - 1 if self.reuse and salt is not ALONE else 0
+    def _limit(self, tokens: TokenSequence, cache_salt: Hashable) -> int:
+        return len(tokens) - 1 if self.reuse and cache_salt is not ALONE else 0
 
     def _within(self, group: int) -> int:
         """Pages that are free, or would be if nothing were cached."""
         return len(self.pools[group]) + self.tree.evictable[group]
 
-    def _held(self, holding: Holding, group: int, by: int) -> None:
-        promise, share = self.promises[group], holding.shares[group]
+    def _held(self, kv: SequencePages, group: int, by: int) -> None:
+        promise, share = self.promises[group], kv.shares[group]
         promise.book(share, -1)
         share.held += by
         promise.book(share)
 
-    def _repay(self, holding: Holding) -> None:
+    def _repay(self, kv: SequencePages) -> None:
         """Its prompt is computed: no chunk will have to be lent any more."""
-        for promise, share in zip(self.promises, holding.shares):
+        for promise, share in zip(self.promises, kv.shares):
             if share.loan:
                 promise.book(share, -1)
                 share.loan = 0
                 promise.book(share)
 
-    def _share(self, holding: Holding, tokens: Tokens, computed_tok: int) -> None:
-        own = holding.lease.end.end // self.page_tok
+    def _share(self, kv: SequencePages, tokens: TokenSequence, computed_tok: int) -> None:
+        own = kv.lock.end.end // self.page_tok
         whole = len(tokens) // self.page_tok
         # Pages that were the tree's already go in as missing: only the request's own can be handed over.
-        offer = [[NULL_PAGE] * own + pages[own:whole] for pages in holding.pages]
-        end, spare = self.tree.insert(tokens, holding.salt, offer)
-        holding.lease = self.tree.advance(holding.lease, end, computed_tok)
-        for g, path in enumerate(self.tree.path_pages(holding.lease)):
-            first = holding.first[g]
-            holding.pages[g][first:whole] = path[first:]
+        offer = [[NULL_PAGE] * own + pages[own:whole] for pages in kv.pages]
+        end, spare = self.tree.insert(tokens, kv.cache_salt, offer)
+        kv.lock = self.tree.advance(kv.lock, end, computed_tok)
+        for g, path in enumerate(self.tree.path_pages(kv.lock)):
+            first = kv.first[g]
+            kv.pages[g][first:whole] = path[first:]
             self.pools[g].give(spare[g])
-            self._write_row(holding, g)
+            self._write_row(kv, g)
 
-    def _forget_before(self, holding: Holding, position: int) -> None:
+    def _forget_before(self, kv: SequencePages, position: int) -> None:
         """Drops pages no query from `position` on can read; own ones are freed, the tree keeps its own."""
-        own = holding.lease.end.end // self.page_tok
+        own = kv.lock.end.end // self.page_tok
         for g, group in enumerate(self.groups):
-            pages, old = holding.pages[g], holding.first[g]
+            pages, old = kv.pages[g], kv.first[g]
             new = min(group.first_needed(position, self.page_tok), len(pages))
             if new <= old:
                 continue
             self.pools[g].give(pages[max(old, own) : new])
             pages[old:new] = [NULL_PAGE] * (new - old)
-            holding.first[g] = new
-            if holding.slot >= 0:
-                self._held(holding, g, old - new)
-                self.tables[g][holding.slot, old:new] = NULL_PAGE
+            kv.first[g] = new
+            if kv.slot >= 0:
+                self._held(kv, g, old - new)
+                self.tables[g][kv.slot, old:new] = NULL_PAGE
 
-    def _write_row(self, holding: Holding, group: int) -> None:
-        pages = holding.pages[group]
-        self.tables[group][holding.slot, : len(pages)] = pages
+    def _write_row(self, kv: SequencePages, group: int) -> None:
+        pages = kv.pages[group]
+        self.tables[group][kv.slot, : len(pages)] = pages
 
     def _ensure_free(self, group: int, n: int) -> None:
         if (short := n - len(self.pools[group])) > 0:
@@ -295,8 +297,8 @@ class PagedMemory:
             assert len(holders) == len(pool)
             for node in self.tree.nodes():
                 self._hold(holders, node.pages[g], "tree")
-            for h in self._holdings.values():
-                own = h.lease.end.end // self.page_tok
+            for h in self._sequences.values():
+                own = h.lock.end.end // self.page_tok
                 self._hold(holders, h.pages[g][own:], f"slot {h.slot}")
                 row = self.tables[g][h.slot]
                 assert row[: len(h.pages[g])].tolist() == h.pages[g]
@@ -306,8 +308,8 @@ class PagedMemory:
                 assert not row[len(h.pages[g]) :].any()
                 assert all(holders[p] == "tree" for p in h.pages[g][:own] if p != NULL_PAGE)
             assert set(holders) == set(range(1, pool.num_pages)), "a page is lost"
-            assert all(h.shares[g].held == len(h.pages[g]) - h.first[g] for h in self._holdings.values())
-            self.promises[g].check(h.shares[g] for h in self._holdings.values())
+            assert all(h.shares[g].held == len(h.pages[g]) - h.first[g] for h in self._sequences.values())
+            self.promises[g].check(h.shares[g] for h in self._sequences.values())
             self._check_tree(g)
 
     def _hold(self, holders: dict[int, str], pages: Sequence[int], who: str) -> None:
@@ -321,16 +323,16 @@ class PagedMemory:
         window = self.groups[group].window
         assert self.tree.held[group] == sum(k for _, k in live)
         if window is None:
-            loose = sum(k for n, k in live if n.lock == 0)
+            loose = sum(k for n, k in live if n.ref_count == 0)
         else:
             loose = sum(
                 p != NULL_PAGE and not r for n, _ in live for p, r in zip(n.pages[group], n.readers[group])
             )
         assert self.tree.evictable[group] == loose
         for node in self.tree.nodes():
-            readers = sum(_on_path(node, h.lease.end) for h in self._holdings.values())
-            assert node.lock == readers
-            assert all(r <= node.lock for r in node.readers[group])
+            readers = sum(_on_path(node, h.lock.end) for h in self._sequences.values())
+            assert node.ref_count == readers
+            assert all(r <= node.ref_count for r in node.readers[group])
 
 
 def _on_path(node, end) -> bool:

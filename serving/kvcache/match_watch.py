@@ -9,19 +9,19 @@ from collections.abc import Hashable
 from typing import Protocol
 
 
-class Place(Protocol):
+class WatchPoint(Protocol):
     """A node of the tree, as far as those who wait at it go: their ids by the page that would carry them on;
     None where their match ends within the node."""
 
     watchers: dict[Hashable | None, set[str]]
 
 
-class Watch:
+class MatchWatcher:
     def __init__(self):
-        self._at: dict[str, tuple[Place, Hashable | None]] = {}
+        self._at: dict[str, tuple[WatchPoint, Hashable | None]] = {}
         self._touched: dict[str, None] | None = {}  # in order; None: all of them
 
-    def put(self, id: str, place: Place, head: Hashable | None) -> None:
+    def put(self, id: str, place: WatchPoint, head: Hashable | None) -> None:
         """`id` waits at `place` for the page `head`, and nowhere else."""
         self.drop(id)
         place.watchers.setdefault(head, set()).add(id)
@@ -34,7 +34,7 @@ class Watch:
             if not place.watchers[head]:
                 del place.watchers[head]
 
-    def wake(self, place: Place, head: Hashable | None) -> None:
+    def wake(self, place: WatchPoint, head: Hashable | None) -> None:
         """Those who wait there look again. Sorted: the order must not depend on hashing."""
         if self._touched is not None and head in place.watchers:
             self._touched.update(dict.fromkeys(sorted(place.watchers[head])))

@@ -4,20 +4,20 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from serving.kvcache.allocator import NULL_PAGE
-from serving.kvcache.tokens import Tokens
+from serving.kvcache.tokens import TokenSequence
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class RadixNode:
     """A stretch of tokens below `parent`, starting at position `start`; `key` is whole pages."""
 
-    key: Tokens
+    key: TokenSequence
     start: int
-    parent: "Node | None"
+    parent: "RadixNode | None"
     pages: list[list[int]]  # by group, one entry a page; NULL_PAGE where a window page is gone
     seq: int
-    children: dict[Hashable, "Node"] = field(default_factory=dict)
-    lock: int = 0  # requests whose path runs through here
+    children: dict[Hashable, "RadixNode"] = field(default_factory=dict)
+    ref_count: int = 0  # requests whose path runs through here
     readers: list[list[int]] = field(default_factory=list)  # by group and page: windows that reach it
     used: int = 0  # the tree's call counter at the last use
     queued: list[bool] = field(default_factory=list)  # by group: stands in the eviction line
@@ -31,14 +31,14 @@ class Node:
 
 
 @dataclass(slots=True)
-class Lease:
+class PrefixLock:
     """A request's locks: the path down to `end`; by group, the first page that its window still reads."""
 
-    end: Node
+    end: RadixNode
     first: list[int]
 
 
-def upward(node: Node) -> Iterator[Node]:
+def upward(node: RadixNode) -> Iterator[RadixNode]:
     """`node` and its ancestors, without the root."""
     while node.parent is not None:
         yield node

@@ -14,14 +14,14 @@ import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
 from serving.kvcache.allocator import NULL_PAGE
-from serving.kvcache.match_watch import Watch
-from serving.kvcache.radix_node import Lease, Node, live, upward
-from serving.kvcache.tokens import Ids, Tokens
+from serving.kvcache.match_watch import MatchWatcher
+from serving.kvcache.radix_node import PrefixLock, RadixNode, live, upward
+from serving.kvcache.tokens import TokenIds, TokenSequence
 
 SLACK = 64  # what is dead may be so many and as many as what lives, before it is cleared away
 
 
-class Tree:
+class RadixTree:
     """The prefix cache of one engine.
 
     Args:
@@ -35,29 +35,29 @@ class Tree:
         self._all_full = all(w is None for w in self.windows)
         self.held = [0] * len(self.windows)  # pages in the tree, by group
         self.evictable = [0] * len(self.windows)  # of those, what no request reads
-        self._roots: dict[Hashable, Node] = {}
+        self._roots: dict[Hashable, RadixNode] = {}
         self._sweep_at = SLACK
         self._alive = 0  # nodes, the roots not counted
         self._seq = itertools.count()
         self._calls = 0
-        self._lru: list[list[tuple[int, int, Node]]] = [[] for _ in self.windows]
-        self._watch = Watch()
+        self._lru: list[list[tuple[int, int, RadixNode]]] = [[] for _ in self.windows]
+        self._watch = MatchWatcher()
 
     # ---- reading ----
 
-    def match(self, tokens: Tokens, salt: Hashable, limit_tok: int) -> int:
+    def match(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> int:
         """Length in tokens of the longest valid hit, at most `limit_tok`; changes nothing."""
-        root = self._roots.get(salt)
+        root = self._roots.get(cache_salt)
         return 0 if root is None else self._valid_end(list(self._walk(root, tokens)), limit_tok)
 
-    def path(self, tokens: Tokens, salt: Hashable) -> list[Node]:
+    def path(self, tokens: TokenSequence, cache_salt: Hashable) -> list[RadixNode]:
         """Nodes that agree with `tokens` to their end, from the root down; changes nothing."""
-        root = self._roots.get(salt)
+        root = self._roots.get(cache_salt)
         return [] if root is None else [n for n, same in self._walk(root, tokens) if same == len(n.key)]
 
-    def watch(self, id: str, tokens: Tokens, salt: Hashable, limit_tok: int) -> int:
+    def watch(self, id: str, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> int:
         """`match`, and from now on `touched` names `id` whenever the answer may have changed."""
-        node = root = self._root(salt)
+        node = root = self._root(cache_salt)
         path = list(self._walk(root, tokens))
         head: Hashable | None = None
         at = 0
@@ -76,10 +76,10 @@ class Tree:
         """Watched requests whose match may have changed since this was called last; None: any of them."""
         return self._watch.take()
 
-    def acquire(self, tokens: Tokens, salt: Hashable, limit_tok: int) -> tuple[Lease, int]:
+    def acquire(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> tuple[PrefixLock, int]:
         """Locks the longest valid hit; returns the lease and the hit's length. Splits a node to end there."""
         self._calls += 1
-        root = self._root(salt)
+        root = self._root(cache_salt)
         path = list(self._walk(root, tokens))
         hit = self._valid_end(path, limit_tok)
         end = root
@@ -90,10 +90,10 @@ class Tree:
             end = node if node.end <= hit else self._split(node, hit - node.start)
         return self._lock(end, next_position=hit), hit
 
-    def path_pages(self, lease: Lease) -> list[list[int]]:
+    def path_pages(self, lock: PrefixLock) -> list[list[int]]:
         """By group, the physical pages from position 0 to the lease's end (NULL_PAGE where missing)."""
         pages: list[list[int]] = [[] for _ in self.windows]
-        for node in reversed(list(upward(lease.end))):
+        for node in reversed(list(upward(lock.end))):
             for mine, theirs in zip(pages, node.pages):
                 mine.extend(theirs)
         return pages
@@ -101,8 +101,8 @@ class Tree:
     # ---- writing ----
 
     def insert(
-        self, tokens: Tokens, salt: Hashable, pages: Sequence[Sequence[int]]
-    ) -> tuple[Node, list[list[int]]]:
+        self, tokens: TokenSequence, cache_salt: Hashable, pages: Sequence[Sequence[int]]
+    ) -> tuple[RadixNode, list[list[int]]]:
         """Hands pages over to the tree.
 
         Args:
@@ -114,7 +114,7 @@ class Tree:
           the same tokens already; they are the caller's to free or, for those it still holds, to swap.
         """
         self._calls += 1
-        node, at = self._root(salt), 0
+        node, at = self._root(cache_salt), 0
         spare: list[list[int]] = [[] for _ in self.windows]
         for child, same in list(self._walk(node, tokens)):
             node = child if same == len(child.key) else self._split(child, same)
@@ -125,30 +125,30 @@ class Tree:
             node = self._attach(node, tokens, at, pages)
         return node, spare
 
-    def advance(self, lease: Lease, end: Node, next_position: int) -> Lease:
+    def advance(self, lock: PrefixLock, end: RadixNode, next_position: int) -> PrefixLock:
         """Moves a request's locks to a deeper node; the new ones are taken before the old are let go."""
         new = self._lock(end, next_position)
-        self.release(lease)
+        self.release(lock)
         return new
 
-    def slide(self, lease: Lease, next_position: int) -> None:
+    def slide(self, lock: PrefixLock, next_position: int) -> None:
         """Lets go of window pages that a query at `next_position` cannot reach any more."""
         for group, window in enumerate(self.windows):
             if window is not None:
-                first = min(self._first_needed(group, next_position), lease.end.end // self.page_tok)
-                if first > lease.first[group]:
-                    self._count_readers(lease.end, group, lease.first[group], first, -1)
-                    lease.first[group] = first
+                first = min(self._first_needed(group, next_position), lock.end.end // self.page_tok)
+                if first > lock.first[group]:
+                    self._count_readers(lock.end, group, lock.first[group], first, -1)
+                    lock.first[group] = first
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lock: PrefixLock) -> None:
         """Drops all locks of a request; its path becomes evictable where nobody else reads."""
         for group, window in enumerate(self.windows):
             if window is not None:
-                last = lease.end.end // self.page_tok
-                self._count_readers(lease.end, group, lease.first[group], last, -1)
-        for node in upward(lease.end):
-            node.lock -= 1
-            if node.lock == 0:
+                last = lock.end.end // self.page_tok
+                self._count_readers(lock.end, group, lock.first[group], last, -1)
+        for node in upward(lock.end):
+            node.ref_count -= 1
+            if node.ref_count == 0:
                 self._count_evictable(node, +1)
                 self._offer(node)
 
@@ -172,7 +172,7 @@ class Tree:
                 self._offer(node)
             elif not self._may_evict(node, group):
                 continue
-            elif self.windows[group] is None or (not node.children and node.lock == 0):
+            elif self.windows[group] is None or (not node.children and node.ref_count == 0):
                 self._remove(node, freed)
             else:
                 self._drop_window(node, group, freed)
@@ -180,26 +180,30 @@ class Tree:
 
     # ---- inside ----
 
-    def _root(self, salt: Hashable) -> Node:
-        root = self._roots.get(salt)
+    def _root(self, cache_salt: Hashable) -> RadixNode:
+        root = self._roots.get(cache_salt)
         if root is None:
             self._forget_salts()
-            root = self._roots[salt] = self._node(Ids(()), 0, None, [[] for _ in self.windows])
+            root = self._roots[cache_salt] = self._node(TokenIds(()), 0, None, [[] for _ in self.windows])
         return root
 
     def _forget_salts(self) -> None:
         """Now and then drops the roots below which nothing is cached and at which nobody waits."""
         if len(self._roots) >= self._sweep_at:
-            self._roots = {salt: root for salt, root in self._roots.items() if root.children or root.watchers}
+            self._roots = {
+                cache_salt: root for cache_salt, root in self._roots.items() if root.children or root.watchers
+            }
             self._sweep_at = max(SLACK, 2 * len(self._roots))
 
-    def _node(self, key: Tokens, start: int, parent: Node | None, pages: list[list[int]]) -> Node:
-        node = Node(key, start, parent, pages, next(self._seq), used=self._calls)
+    def _node(
+        self, key: TokenSequence, start: int, parent: RadixNode | None, pages: list[list[int]]
+    ) -> RadixNode:
+        node = RadixNode(key, start, parent, pages, next(self._seq), used=self._calls)
         node.readers = [[] if w is None else [0] * len(p) for w, p in zip(self.windows, pages)]
         node.queued = [False] * len(self.windows)
         return node
 
-    def _walk(self, node: Node, tokens: Tokens) -> Iterator[tuple[Node, int]]:
+    def _walk(self, node: RadixNode, tokens: TokenSequence) -> Iterator[tuple[RadixNode, int]]:
         """Nodes along `tokens` with how many tokens of each agree (whole pages)."""
         at = 0
         while len(tokens) - at >= self.page_tok:
@@ -212,7 +216,7 @@ class Tree:
                 return
             node, at = child, at + same
 
-    def _valid_end(self, path: list[tuple[Node, int]], limit_tok: int) -> int:
+    def _valid_end(self, path: list[tuple[RadixNode, int]], limit_tok: int) -> int:
         """The longest end on `path` at which every window group still has what a query would read."""
         if not path:
             return 0
@@ -236,7 +240,7 @@ class Tree:
         window = self.windows[group]
         return 0 if window is None else max(0, position - window + 1) // self.page_tok
 
-    def _split(self, node: Node, at: int) -> Node:
+    def _split(self, node: RadixNode, at: int) -> RadixNode:
         """Cuts `node` after `at` tokens; the new upper half is returned, the lower keeps its identity."""
         cut = at // self.page_tok
         parent = node.parent
@@ -244,7 +248,7 @@ class Tree:
         assert 0 < at < len(node.key)
         upper = self._node(node.key.cut(0, at), node.start, parent, [p[:cut] for p in node.pages])
         self._watch.wake(node, None)
-        upper.lock, upper.used = node.lock, node.used
+        upper.ref_count, upper.used = node.ref_count, node.used
         upper.readers = [r[:cut] for r in node.readers]
         parent.children[node.key.head(0, self.page_tok)] = upper
         upper.children[node.key.head(at, self.page_tok)] = node
@@ -255,7 +259,9 @@ class Tree:
         self._offer(upper)
         return upper
 
-    def _attach(self, parent: Node, tokens: Tokens, at: int, pages: Sequence[Sequence[int]]) -> Node:
+    def _attach(
+        self, parent: RadixNode, tokens: TokenSequence, at: int, pages: Sequence[Sequence[int]]
+    ) -> RadixNode:
         first = at // self.page_tok
         node = self._node(tokens.cut(at, len(tokens)), at, parent, [list(p[first:]) for p in pages])
         head = node.key.head(0, self.page_tok)
@@ -269,7 +275,7 @@ class Tree:
         self._offer(node)
         return node
 
-    def _fill(self, node: Node, pages: Sequence[Sequence[int]], spare: list[list[int]]) -> None:
+    def _fill(self, node: RadixNode, pages: Sequence[Sequence[int]], spare: list[list[int]]) -> None:
         """Takes what this node lacks from `pages`; the rest of its stretch goes to `spare`."""
         first = node.start // self.page_tok
         for group, mine in enumerate(node.pages):
@@ -285,20 +291,20 @@ class Tree:
                 self.evictable[group] += self._is_evictable(node, group, i)
         self._offer(node)
 
-    def _lock(self, end: Node, next_position: int) -> Lease:
-        lease = Lease(end, [0] * len(self.windows))
+    def _lock(self, end: RadixNode, next_position: int) -> PrefixLock:
+        lock = PrefixLock(end, [0] * len(self.windows))
         for node in upward(end):
-            if node.lock == 0:
+            if node.ref_count == 0:
                 self._count_evictable(node, -1)
-            node.lock += 1
+            node.ref_count += 1
         last = end.end // self.page_tok
         for group, window in enumerate(self.windows):
             if window is not None:
-                lease.first[group] = min(self._first_needed(group, next_position), last)
-                self._count_readers(end, group, lease.first[group], last, +1)
-        return lease
+                lock.first[group] = min(self._first_needed(group, next_position), last)
+                self._count_readers(end, group, lock.first[group], last, +1)
+        return lock
 
-    def _count_readers(self, end: Node, group: int, first: int, last: int, by: int) -> None:
+    def _count_readers(self, end: RadixNode, group: int, first: int, last: int, by: int) -> None:
         """Adds `by` to the readers of pages `first..last-1` on the path to `end`."""
         for node in upward(end):
             offset = node.start // self.page_tok
@@ -312,25 +318,25 @@ class Tree:
             if offset <= first:
                 return
 
-    def _loose(self, node: Node, group: int) -> list[int]:
+    def _loose(self, node: RadixNode, group: int) -> list[int]:
         """Places of a node's window pages that no request reads."""
         pages, readers = node.pages[group], node.readers[group]
         return [i for i, page in enumerate(pages) if page != NULL_PAGE and not readers[i]]
 
-    def _is_evictable(self, node: Node, group: int, i: int) -> bool:
-        return node.lock == 0 if self.windows[group] is None else node.readers[group][i] == 0
+    def _is_evictable(self, node: RadixNode, group: int, i: int) -> bool:
+        return node.ref_count == 0 if self.windows[group] is None else node.readers[group][i] == 0
 
-    def _may_evict(self, node: Node, group: int) -> bool:
+    def _may_evict(self, node: RadixNode, group: int) -> bool:
         if self.windows[group] is None:
-            return node.lock == 0 and not node.children and node.parent is not None
+            return node.ref_count == 0 and not node.children and node.parent is not None
         return bool(self._loose(node, group))
 
-    def _count_evictable(self, node: Node, sign: int) -> None:
+    def _count_evictable(self, node: RadixNode, sign: int) -> None:
         for group, window in enumerate(self.windows):
             if window is None:
                 self.evictable[group] += sign * len(node.pages[group])
 
-    def _offer(self, node: Node) -> None:
+    def _offer(self, node: RadixNode) -> None:
         """Puts a node in line for eviction wherever it qualifies."""
         for group in range(len(self.windows)):
             if not node.queued[group] and self._may_evict(node, group):
@@ -345,7 +351,7 @@ class Tree:
             line[:] = [place for place in line if place[2].alive]
             heapq.heapify(line)
 
-    def _drop_window(self, node: Node, group: int, freed: list[list[int]]) -> None:
+    def _drop_window(self, node: RadixNode, group: int, freed: list[list[int]]) -> None:
         """Frees the window pages of a node that nobody reads."""
         self._watch.everybody()  # which hits below end without a window now would be a search
         gone = self._loose(node, group)
@@ -355,11 +361,11 @@ class Tree:
         for i in gone:
             node.pages[group][i] = NULL_PAGE
 
-    def _remove(self, node: Node, freed: list[list[int]]) -> None:
+    def _remove(self, node: RadixNode, freed: list[list[int]]) -> None:
         parent = node.parent
         assert parent is not None
         assert not node.children
-        assert node.lock == 0
+        assert node.ref_count == 0
         for group, window in enumerate(self.windows):
             if window is not None:
                 self._drop_window(node, group, freed)
@@ -374,7 +380,7 @@ class Tree:
         del parent.children[node.key.head(0, self.page_tok)]
         self._offer(parent)
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[RadixNode]:
         """Every node but the roots, for checks."""
         stack = list(self._roots.values())
         while stack:

@@ -31,13 +31,13 @@ from typing import Protocol
 from serving.kvcache.allocator import Group
 
 
-def most_pages(tokens: int, page_tok: int) -> int:
+def max_pages_spanned(tokens: int, page_tok: int) -> int:
     """Pages that so many consecutive tokens touch, lying on the page grid as badly as can be."""
     return -(-(tokens - 1) // page_tok) + 1 if tokens > 0 else 0
 
 
 @dataclass(slots=True)
-class Share:
+class Reservation:
     """One request's pages of one pool.
 
     Attributes:
@@ -61,14 +61,14 @@ class Share:
         return max(0, self.held - self.promise)
 
 
-class Promises(Protocol):
+class Reservations(Protocol):
     """The sums of one pool. `within` is how many of its pages are free or evictable now."""
 
     def peak_pages(self, final_tok: int) -> int:
         """The most pages that a request of `final_tok` tokens holds at any time."""
         ...
 
-    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Share:
+    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Reservation:
         """That of a request which computes `prefill_tok` tokens in chunks; not booked yet."""
         ...
 
@@ -76,18 +76,18 @@ class Promises(Protocol):
         """Pages that can still be promised."""
         ...
 
-    def admits(self, share: Share, within: int) -> bool: ...
-    def gives(self, share: Share, pages: int, within: int) -> bool: ...
-    def book(self, share: Share, sign: int = +1) -> None:
+    def admits(self, share: Reservation, within: int) -> bool: ...
+    def gives(self, share: Reservation, pages: int, within: int) -> bool: ...
+    def book(self, share: Reservation, sign: int = +1) -> None:
         """Adds a request to the sums; with -1 takes it out again, so that it may change."""
         ...
 
-    def check(self, shares: Iterable[Share]) -> None:
+    def check(self, shares: Iterable[Reservation]) -> None:
         """Asserts that the sums are those of `shares`."""
         ...
 
 
-class Whole:
+class FullReservations:
     """Promises of a pool in which a request keeps all of its tokens."""
 
     def __init__(self, page_tok: int):
@@ -97,26 +97,26 @@ class Whole:
     def peak_pages(self, final_tok: int) -> int:
         return -(-final_tok // self.page_tok)
 
-    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Share:
-        return Share(self.peak_pages(final_tok), 0, held, firm)
+    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Reservation:
+        return Reservation(self.peak_pages(final_tok), 0, held, firm)
 
     def room(self, within: int) -> int:
         return within - self.owed
 
-    def admits(self, share: Share, within: int) -> bool:
+    def admits(self, share: Reservation, within: int) -> bool:
         return share.owed <= self.room(within)
 
-    def gives(self, share: Share, pages: int, within: int) -> bool:
+    def gives(self, share: Reservation, pages: int, within: int) -> bool:
         return pages <= within
 
-    def book(self, share: Share, sign: int = +1) -> None:
+    def book(self, share: Reservation, sign: int = +1) -> None:
         self.owed += sign * share.owed
 
-    def check(self, shares: Iterable[Share]) -> None:
+    def check(self, shares: Iterable[Reservation]) -> None:
         assert self.owed == sum(s.owed for s in shares)
 
 
-class Sliding:
+class SlidingReservations:
     """Promises of a pool in which a request keeps its window.
 
     Args:
@@ -133,38 +133,38 @@ class Sliding:
 
     def _most(self, tokens: int, span_tok: int) -> int:
         whole = -(-tokens // self.page_tok)
-        return min(whole, most_pages(self.window - 1 + span_tok, self.page_tok))
+        return min(whole, max_pages_spanned(self.window - 1 + span_tok, self.page_tok))
 
     def _loan(self, chunk_tok: int) -> int:
         seen = self.window - 1 + max(1, chunk_tok)
-        return most_pages(seen, self.page_tok) - most_pages(self.window, self.page_tok)
+        return max_pages_spanned(seen, self.page_tok) - max_pages_spanned(self.window, self.page_tok)
 
     def peak_pages(self, final_tok: int) -> int:
         return self._most(final_tok, self.span_tok)
 
-    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Share:
+    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Reservation:
         promise = self._most(final_tok, 1)
-        return Share(promise, max(0, self._most(prefill_tok, self.span_tok) - promise), held, firm)
+        return Reservation(promise, max(0, self._most(prefill_tok, self.span_tok) - promise), held, firm)
 
     def room(self, within: int) -> int:
         return self.total - self.promised - max(self.lent, min(self.reserve, self.loans))
 
-    def admits(self, share: Share, within: int) -> bool:
+    def admits(self, share: Reservation, within: int) -> bool:
         kept = max(self.lent + share.loan, min(self.reserve, self.loans + share.loan))
         return self.promised + share.promise + kept <= self.total
 
-    def gives(self, share: Share, pages: int, within: int) -> bool:
+    def gives(self, share: Reservation, pages: int, within: int) -> bool:
         if not share.firm:
             return pages <= within
         more = max(0, share.held + pages - share.promise) - share.beyond
         return more == 0 or self.promised + self.lent + more <= self.total
 
-    def book(self, share: Share, sign: int = +1) -> None:
+    def book(self, share: Reservation, sign: int = +1) -> None:
         self.promised += sign * share.promise
         self.loans += sign * share.loan
         self.lent += sign * share.beyond
 
-    def check(self, shares: Iterable[Share]) -> None:
+    def check(self, shares: Iterable[Reservation]) -> None:
         shares = list(shares)
         assert self.promised == sum(s.promise for s in shares)
         assert self.loans == sum(s.loan for s in shares)
@@ -173,9 +173,9 @@ class Sliding:
         assert kept or not all(s.firm for s in shares), "promised and lent more than there is"
 
 
-def promises(group: Group, *, page_tok: int, span_tok: int, step_tok: int) -> Promises:
+def reservations(group: Group, *, page_tok: int, span_tok: int, step_tok: int) -> Reservations:
     """Those of a group's pool, nobody running yet."""
     if group.window is None:
-        return Whole(page_tok)
+        return FullReservations(page_tok)
     total = group.num_pages - 1
-    return Sliding(group.window, total, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok)
+    return SlidingReservations(group.window, total, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mixattn.spec import ModelConfig, kv_bytes_by_owner
 from serving.config import Limits
-from serving.kvcache.reservation import Sliding, Whole
+from serving.kvcache.reservation import FullReservations, SlidingReservations
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ def split(
     token = kv_bytes_by_owner(config, 1, config.dtype)
     full = page_size * sum(b for i, b in token.items() if config.layers[i].window is None)
     sliding = page_size * sum(token.values()) - full
-    whole = Whole(page_size).peak_pages(request_tok)
+    whole = FullReservations(page_size).peak_pages(request_tok)
     span_tok = max(span_tok, limits.chunk_tok, *limits.decode_steps)
-    pool = Sliding(config.window, 0, page_tok=page_size, span_tok=span_tok, step_tok=limits.step_tok)
+    pool = SlidingReservations(
+        config.window, 0, page_tok=page_size, span_tok=span_tok, step_tok=limits.step_tok
+    )
     share = pool.share(request_tok, request_tok, held=0, firm=True)
 
     left = budget_bytes - full - sliding  # one page of each is the null page

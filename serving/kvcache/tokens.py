@@ -6,7 +6,7 @@ from typing import Protocol, Self
 import numpy as np
 
 
-class Tokens(Protocol):
+class TokenSequence(Protocol):
     """A sequence of tokens as the tree needs it; real ids in the engine, synthetic runs in the simulator."""
 
     def __len__(self) -> int: ...
@@ -27,7 +27,7 @@ class Tokens(Protocol):
         ...
 
 
-class Ids:
+class TokenIds:
     """Tokens that are real ids (int32)."""
 
     __slots__ = ("ids",)
@@ -38,16 +38,16 @@ class Ids:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def cut(self, start: int, end: int) -> "Ids":
-        return Ids(self.ids[start:end])
+    def cut(self, start: int, end: int) -> "TokenIds":
+        return TokenIds(self.ids[start:end])
 
     def head(self, start: int, n: int) -> bytes:
         return self.ids[start : start + n].tobytes()
 
-    def common(self, start: int, other: "Ids") -> int:
+    def common(self, start: int, other: "TokenIds") -> int:
         mine = self.ids[start : start + len(other)]
         differ = np.flatnonzero(mine != other.ids[: len(mine)])
         return int(differ[0]) if len(differ) else len(mine)
 
-    def extended(self, ids: Sequence[int]) -> "Ids":
-        return Ids(np.concatenate([self.ids, np.asarray(ids, np.int32)]))
+    def extended(self, ids: Sequence[int]) -> "TokenIds":
+        return TokenIds(np.concatenate([self.ids, np.asarray(ids, np.int32)]))

@@ -6,12 +6,21 @@
 `rules` and `graph` decide who may run, `engine` runs them, `world` says what a world must be, `town` is one.
 """
 
-from serving.metropolis.runtime.engine import Aborted, Result, Simulation
-from serving.metropolis.runtime.retry import Patience
-from serving.metropolis.runtime.store import Memory, Sqlite
+from serving.metropolis.runtime.engine import Aborted, Simulation, SimulationRun
+from serving.metropolis.runtime.retry import RetryPolicy
+from serving.metropolis.runtime.store import InMemoryStore, SqliteStore
 from serving.metropolis.schedule.rules import Reach, in_place, multi_version
 from serving.metropolis.schedule.space import Grid, Hops
-from serving.metropolis.world import Agent, Body, CausalityError, Intent, Outcome, StepContext, World, Write
+from serving.metropolis.world import (
+    Agent,
+    Body,
+    CausalityError,
+    Intent,
+    StepContext,
+    StepOutcome,
+    World,
+    Write,
+)
 
 __all__ = [
     "Aborted",
@@ -20,15 +29,15 @@ __all__ = [
     "CausalityError",
     "Grid",
     "Hops",
+    "InMemoryStore",
     "Intent",
-    "Memory",
-    "Outcome",
-    "Patience",
     "Reach",
-    "Result",
+    "RetryPolicy",
     "Simulation",
-    "Sqlite",
+    "SimulationRun",
+    "SqliteStore",
     "StepContext",
+    "StepOutcome",
     "World",
     "Write",
     "in_place",

@@ -64,7 +64,7 @@ class Birth(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
+class StepOutcome:
     """What a cluster's step does. Members missing from `moves` stay; from `states`, keep their intent's."""
 
     moves: Mapping[AgentId, Position] = field(default_factory=dict)
@@ -83,10 +83,10 @@ class World(Protocol):
     def view(self, agent: AgentId, step: int) -> Any:
         """What `agent` perceives at `step`: an immutable value that compares by content."""
 
-    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
+    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
         """What a cluster's intents come to; settles conflicts; changes nothing."""
 
-    def apply(self, step: int, outcome: Outcome) -> None:
+    def apply(self, step: int, outcome: StepOutcome) -> None:
         """Makes an outcome of `step` real. Only the engine calls it."""
 
     def snapshot(self) -> Json: ...
@@ -117,7 +117,7 @@ class StepContext:
 
     __slots__ = ("_ask", "_seed", "agent", "calls", "state", "step")
 
-    def __init__(self, agent: AgentId, step: int, state: Json, seed: int, ask: "Ask"):
+    def __init__(self, agent: AgentId, step: int, state: Json, seed: int, ask: "AskModel"):
         self.agent, self.step, self.state = agent, step, state
         self.calls = 0
         self._seed, self._ask = seed, ask
@@ -140,7 +140,7 @@ class StepContext:
         return self._ask(self, index, prompt, max_tokens, temperature, stop)
 
 
-type Ask = Callable[[StepContext, int, Prompt, int, float, Sequence[str]], Awaitable[Completion]]
+type AskModel = Callable[[StepContext, int, Prompt, int, float, Sequence[str]], Awaitable[Completion]]
 
 
 def key(*parts: int | str) -> int:

@@ -12,7 +12,7 @@ from serving.request import Request, Sampling
 
 
 @dataclass(kw_only=True)
-class Client:
+class ClientProfile:
     """One client's habit.
 
     Attributes:
@@ -44,7 +44,7 @@ class Client:
 class Workload:
     """Clients, and how their outputs are sampled."""
 
-    clients: list[Client] = field(default_factory=list)
+    clients: list[ClientProfile] = field(default_factory=list)
     temperature: float = 0.8
     top_p: float = 0.95
     seed: int = 0
@@ -92,7 +92,7 @@ class Arrivals:
 
 
 def _bursts(
-    client: Client, workload: Workload, documents: Sequence[Sequence[int]]
+    client: ClientProfile, workload: Workload, documents: Sequence[Sequence[int]]
 ) -> Iterator[list[Request]]:
     rng = random.Random(f"{workload.seed} {client.name}")
     stem = _cut(rng, documents, client.shared_tok) if client.shared_tok else []

@@ -19,7 +19,7 @@ CACHED_WEIGHT = {"dlpm": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PolicyReport:
     """One policy's run.
 
     Attributes:
@@ -46,7 +46,7 @@ def run(
     on_delta: Callable[[Delta], None] = lambda delta: None,
     report: Callable[[str, float], None] = lambda name, seconds: None,
     programs: Programs | None = None,
-) -> Run:
+) -> PolicyReport:
     """Serves the whole workload under `policy`.
 
     Args:
@@ -74,7 +74,7 @@ def run(
         "device_ms_per_step": 1e3 * stats.device_s / max(1, stats.steps),
     }
     curves = {c: [(t - start, s) for t, s in curve] for c, curve in report_.curve.items()}
-    return Run(
+    return PolicyReport(
         policy,
         table,
         curves,

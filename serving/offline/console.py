@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from serving.request import Delta
 
 
-class Lines:
+class RequestLines:
     """Several progress lines, one a run; a context manager."""
 
     def __init__(self):
@@ -27,11 +27,11 @@ class Lines:
     def __exit__(self, *exc) -> None:
         self._progress.stop()
 
-    def add(self, name: str, requests: int) -> "Line":
-        return Line(self._progress, self._progress.add_task(name, total=requests, note="starting"))
+    def add(self, name: str, requests: int) -> "RequestLine":
+        return RequestLine(self._progress, self._progress.add_task(name, total=requests, note="starting"))
 
 
-class Line:
+class RequestLine:
     """One run's line; its methods are the callbacks of `offline.run`."""
 
     def __init__(self, progress: Progress, task):

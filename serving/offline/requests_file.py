@@ -16,7 +16,7 @@ from typing import Any
 from serving.request import Request, Sampling
 
 SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
-REQUEST = {"id", "client", "prompt", "prompt_ids", "salt", "deadline_s", "priority"}
+REQUEST = {"id", "client", "prompt", "prompt_ids", "cache_salt", "deadline_s", "priority"}
 
 type Encode = Callable[[str], Sequence[int]]
 
@@ -66,7 +66,9 @@ def parse(fields: Any, id: str, encode: Encode | None) -> Request:
     fields = {name: value for name, value in fields.items() if value is not None}
     sampling = {name: value for name, value in fields.items() if name in SAMPLING}
     sampling |= {name: read(fields[name]) for name, read in _SPECIAL.items() if name in fields}
-    rest = {name: fields[name] for name in ("client", "salt", "deadline_s", "priority") if name in fields}
+    rest = {
+        name: fields[name] for name in ("client", "cache_salt", "deadline_s", "priority") if name in fields
+    }
     return Request(
         prompt_ids=_prompt(fields, encode),
         sampling=Sampling(**sampling),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.engine.scheduler import Plan
+from serving.engine.plan import StepPlan
 
 
 @dataclass
@@ -25,7 +25,7 @@ class StepCost:
                     f"cost.{name} is {getattr(self, name)}; a step cannot take less than no time"
                 )
 
-    def prefill(self, plan: Plan) -> float:
+    def prefill(self, plan: StepPlan) -> float:
         return self.prefill_s * sum(chunk.end - chunk.start for chunk in plan.chunks)
 
     def decode(self, rows: int, context_tok: int, steps: int) -> float:

@@ -6,22 +6,23 @@ from typing import Any
 
 from serving import fair
 from serving.config import Limits
-from serving.engine.scheduler import Locality, Memory
-from serving.fair.metrics import Event, Meter, Report, jain, percentile
+from serving.engine.plan import MemoryManager
+from serving.engine.scheduler import CacheLocality
+from serving.fair.metrics import Event, ServiceMeter, ServiceReport, jain, percentile
 from serving.kvcache.allocator import Group
-from serving.kvcache.manager import PagedMemory
+from serving.kvcache.manager import KVCacheManager
 from serving.sim.cost import StepCost
 from serving.sim.memory import ADMISSIONS, Admission, TokenMemory
-from serving.sim.simulator import Failure, Result, Simulation
+from serving.sim.simulator import Failure, ServingSimulation, SimulationResult
 from serving.sim.vtc_artifact import Records, accumulated_gap, mean, rate_curves, service_difference
 from serving.sim.worker import Worker
-from serving.sim.workload import Job, Source, merged
+from serving.sim.workload import SimulatedRequest, Source, merged
 
 ANY_STEPS = tuple(range(1, 4097))
 
 
 @dataclass
-class Server:
+class SimulatedEngine:
     """What serves. The defaults are the VTC artifact's A10G with a 7B model.
 
     Attributes:
@@ -55,11 +56,11 @@ class Server:
             if getattr(self, name) < 1:
                 raise ValueError(f"server.{name} is {getattr(self, name)}; it must be at least 1")
 
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryManager:
         if not self.page_tok:
             return TokenMemory(self.memory_tok, admission=self.admission, max_slots=self.max_slots)
         pages = self.memory_tok // self.page_tok + 1
-        return PagedMemory(
+        return KVCacheManager(
             [Group(None, pages)],
             page_tok=self.page_tok,
             max_slots=self.max_slots,
@@ -80,7 +81,7 @@ class Server:
 
 
 @dataclass
-class Run:
+class PolicyRun:
     """One line of an experiment: a policy with its options, perhaps on another server or router.
 
     Attributes:
@@ -91,7 +92,7 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     bill: tuple[float, float] = (1.0, 1.0)
-    server: Server | None = None
+    server: SimulatedEngine | None = None
 
     @property
     def name(self) -> str:
@@ -99,7 +100,7 @@ class Run:
 
 
 @dataclass
-class Experiment:
+class FairnessExperiment:
     """See the module.
 
     Attributes:
@@ -114,9 +115,9 @@ class Experiment:
     title: str = ""
     about: str = ""
     sources: tuple[Source, ...] = ()
-    jobs: Callable[[int], list[Job]] | None = None
-    server: Server = field(default_factory=Server)
-    runs: tuple[Run, ...] = (Run("vtc"),)
+    jobs: Callable[[int], list[SimulatedRequest]] | None = None
+    server: SimulatedEngine = field(default_factory=SimulatedEngine)
+    runs: tuple[PolicyRun, ...] = (PolicyRun("vtc"),)
     seed: int = 0
     demand_s: float = 600.0
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -128,12 +129,12 @@ class Experiment:
         for run in self.runs:
             fair.options(run.policy)
 
-    def workload(self) -> list[Job]:
+    def workload(self) -> list[SimulatedRequest]:
         return merged(self.sources, self.seed) if self.jobs is None else self.jobs(self.seed)
 
 
 @dataclass
-class Outcome:
+class PolicyOutcome:
     """What one run came to.
 
     Attributes:
@@ -141,9 +142,9 @@ class Outcome:
       hoped: the same figure whatever the admission. decision_us: mean time of a pick.
     """
 
-    run: Run
-    result: Result
-    report: Report
+    run: PolicyRun
+    result: SimulationResult
+    report: ServiceReport
     records: Records
     bound: float | None
     hoped: float | None
@@ -221,21 +222,21 @@ class _Timed:
 
     def __call__(self, now_s: float) -> Any:
         began = self.clock()
-        ask = self.pick(now_s)
+        info = self.pick(now_s)
         self.seconds += self.clock() - began
         self.calls += 1
-        return ask
+        return info
 
 
 def run(
-    experiment: Experiment,
-    which: Run,
+    experiment: FairnessExperiment,
+    which: PolicyRun,
     *,
-    jobs: Sequence[Job] | None = None,
+    jobs: Sequence[SimulatedRequest] | None = None,
     log: Callable[[Event], None] | None = None,
     clock: Callable[[], float] | None = None,
     progress: Callable[[float], None] = lambda now_s: None,
-) -> Outcome:
+) -> PolicyOutcome:
     """Simulates one run to the end.
 
     Args:
@@ -250,7 +251,7 @@ def run(
     jobs = experiment.workload() if jobs is None else list(jobs)
     _check_fits(jobs, server)
     computed, cached = which.bill
-    meter = Meter(prompt=computed, cached=cached, curves=False)
+    meter = ServiceMeter(prompt=computed, cached=cached, curves=False)
     records = Records(
         {job.id: job for job in jobs},
         lambda job, hit: computed * (job.prompt_tok - hit) + cached * hit + 2.0 * job.output_tok,
@@ -262,7 +263,7 @@ def run(
         if log:
             log(event)
 
-    def policy(match: Locality) -> Any:
+    def policy(match: CacheLocality) -> Any:
         return fair.make(which.policy, match=match, **which.options)
 
     workers = [
@@ -275,7 +276,7 @@ def run(
             worker.scheduler.policy.pick = timers[-1]  # type: ignore[method-assign]
     router = fair.make(server.router, **server.router_options) if server.workers > 1 else None
     failures = [Failure(*failure) for failure in server.failures]
-    result = Simulation(workers, jobs, router, failures).run(progress)
+    result = ServingSimulation(workers, jobs, router, failures).run(progress)
     first = workers[0].scheduler.policy
     longest = max(job.prompt_tok for job in jobs)
     bound = first.gap_bound(
@@ -287,7 +288,7 @@ def run(
     bound = bound if server.workers == 1 else None
     proven = server.admission == "reserve"
     calls = sum(timer.calls for timer in timers)
-    return Outcome(
+    return PolicyOutcome(
         run=which,
         result=result,
         report=meter.report(),
@@ -300,7 +301,7 @@ def run(
     )
 
 
-def _check_fits(jobs: Sequence[Job], server: Server) -> None:
+def _check_fits(jobs: Sequence[SimulatedRequest], server: SimulatedEngine) -> None:
     memory = server.memory()
     for job in jobs:
         if why := memory.never_fits(job.prompt_tok + job.max_output_tok):

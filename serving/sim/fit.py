@@ -16,7 +16,7 @@ from serving.sim.cost import StepCost
 
 
 @dataclass
-class Fit:
+class StepCostFit:
     """`cost`, how many steps it rests on, and how far it is off them: relative, the median."""
 
     cost: StepCost
@@ -34,7 +34,7 @@ class _Running:
     decodes: bool = False
 
 
-def of_events(events: Iterable[Event], *, least: int = 20) -> Fit:
+def of_events(events: Iterable[Event], *, least: int = 20) -> StepCostFit:
     """Fits all four constants; one that would come out negative is set to 0 and the others fitted again.
 
     Raises:
@@ -46,7 +46,7 @@ def of_events(events: Iterable[Event], *, least: int = 20) -> Fit:
     x, y = np.array(work), np.array(seconds)
     constants = _non_negative(x, y)
     error = float(np.median(np.abs(x @ constants - y) / y))
-    return Fit(StepCost(*map(float, constants)), len(y), error)
+    return StepCostFit(StepCost(*map(float, constants)), len(y), error)
 
 
 def _steps(events: Iterable[Event]) -> tuple[list[tuple[float, float, float, float]], list[float]]:

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.kvcache.tokens import Tokens
+from serving.kvcache.tokens import TokenSequence
 from serving.request import RequestId
 
 type Admission = Literal["reserve", "peak", "optimistic"]
@@ -22,7 +22,7 @@ ADMISSIONS: tuple[Admission, ...] = ("reserve", "peak", "optimistic")
 
 
 @dataclass(eq=False, slots=True)
-class Share:
+class TokenReservation:
     """Tokens one running request holds, and the most it ever may."""
 
     held_tok: int
@@ -39,7 +39,7 @@ class TokenMemory:
         if admission not in ADMISSIONS:
             raise ValueError(f"unknown admission {admission!r}; known: {', '.join(ADMISSIONS)}")
         self.capacity_tok, self.admission, self.max_slots = capacity_tok, admission, max_slots
-        self.shares: dict[int, Share] = {}
+        self.shares: dict[int, TokenReservation] = {}
         self.held_tok = self.final_tok = 0
 
     @property
@@ -52,9 +52,9 @@ class TokenMemory:
         return f"needs {final_tok} tokens of memory, of which there are {self.capacity_tok}"
 
     def admit(
-        self, tokens: Tokens, salt: Hashable, final_tok: int, *, reserve: bool
-    ) -> tuple[Share, int] | None:
-        share = Share(len(tokens), final_tok)
+        self, tokens: TokenSequence, cache_salt: Hashable, final_tok: int, *, reserve: bool
+    ) -> tuple[TokenReservation, int] | None:
+        share = TokenReservation(len(tokens), final_tok)
         if not self.slots_free or not self._fits(share):
             return None
         self.shares[id(share)] = share
@@ -62,14 +62,14 @@ class TokenMemory:
         self.final_tok += final_tok
         return share, 0
 
-    def _fits(self, new: Share) -> bool:
+    def _fits(self, new: TokenReservation) -> bool:
         if self.admission == "reserve":
             return self.final_tok + new.final_tok <= self.capacity_tok
         if self.held_tok + new.held_tok > self.capacity_tok:
             return False
         return self.admission == "optimistic" or self._peak(new) <= self.capacity_tok
 
-    def _peak(self, new: Share) -> int:
+    def _peak(self, new: TokenReservation) -> int:
         """The most held at once if everybody decodes to the end in step: when the k-th last finishes,
         the k longest-running have each grown by what is left of it."""
         left = sorted(
@@ -81,33 +81,35 @@ class TokenMemory:
             peak = max(peak, held + count * more)
         return peak
 
-    def grow(self, holding: Share, computed_tok: int, upto_tok: int) -> bool:
-        more = upto_tok - holding.held_tok
+    def grow(self, kv: TokenReservation, computed_tok: int, upto_tok: int) -> bool:
+        more = upto_tok - kv.held_tok
         if more > 0:
             if self.held_tok + more > self.capacity_tok:
                 return False
-            holding.held_tok = upto_tok
+            kv.held_tok = upto_tok
             self.held_tok += more
         return True
 
-    def steady_tok(self, holding: Share) -> float:
+    def no_growth_until_tok(self, kv: TokenReservation) -> float:
         """See `PagedMemory`. Where everything is reserved, growth need not be counted."""
         return math.inf if self.admission == "reserve" else 0
 
-    def computed(self, holding: Share, tokens: Tokens, computed_tok: int, *, share: bool) -> None:
+    def computed(
+        self, kv: TokenReservation, tokens: TokenSequence, computed_tok: int, *, share: bool
+    ) -> None:
         pass
 
-    def release(self, holding: Share) -> None:
-        del self.shares[id(holding)]
-        self.held_tok -= holding.held_tok
-        self.final_tok -= holding.final_tok
+    def release(self, kv: TokenReservation) -> None:
+        del self.shares[id(kv)]
+        self.held_tok -= kv.held_tok
+        self.final_tok -= kv.final_tok
 
     # No prefix cache: nothing ever matches.
 
-    def match(self, tokens: Tokens, salt: Hashable) -> int:
+    def match(self, tokens: TokenSequence, cache_salt: Hashable) -> int:
         return 0
 
-    def watch(self, id: RequestId, tokens: Tokens, salt: Hashable) -> int:
+    def watch(self, id: RequestId, tokens: TokenSequence, cache_salt: Hashable) -> int:
         return 0
 
     def unwatch(self, id: RequestId) -> None:
@@ -119,5 +121,5 @@ class TokenMemory:
     def clear_cache(self) -> None:
         pass
 
-    def path(self, tokens: Tokens, salt: Hashable) -> Sequence[Hashable]:
+    def path(self, tokens: TokenSequence, cache_salt: Hashable) -> Sequence[Hashable]:
         return ()

@@ -9,11 +9,11 @@ from typing import Any
 
 from serving.fair.routers.base import Router
 from serving.fair.routers.prefix_map import Block
-from serving.kvcache.tokens import Ids, Tokens
-from serving.request import Ask, RequestId
-from serving.sim.synthetic_tokens import Runs
+from serving.kvcache.tokens import TokenIds, TokenSequence
+from serving.request import RequestId, RequestInfo
+from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Step, Worker
-from serving.sim.workload import Job
+from serving.sim.workload import SimulatedRequest
 
 # Events of one time are handled in this order: what ended is booked before what arrives is queued.
 _STEP, _DOWN, _UP, _ARRIVE, _CANCEL = range(5)
@@ -30,7 +30,7 @@ class Failure:
 
 
 @dataclass
-class Result:
+class SimulationResult:
     """How a run went; what it did is in the event log.
 
     Attributes:
@@ -48,13 +48,13 @@ class Result:
     busy_s: list[float] = field(default_factory=list)
 
 
-class Simulation:
+class ServingSimulation:
     """Runs jobs until all have ended. `router` is needed for more than one worker."""
 
     def __init__(
         self,
         workers: Sequence[Worker],
-        jobs: Iterable[Job],
+        jobs: Iterable[SimulatedRequest],
         router: Router | None = None,
         failures: Sequence[Failure] = (),
     ):
@@ -62,13 +62,13 @@ class Simulation:
             raise ValueError(f"{len(workers)} workers need a router")
         self.workers, self.router = list(workers), router
         self.now_s = 0.0
-        self.result = Result()
+        self.result = SimulationResult()
         self._queue: list[tuple[float, int, int, Any]] = []
         self._pushed = self._asked = 0
-        self._after: dict[RequestId, list[Job]] = defaultdict(list)
+        self._after: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
         self._at: dict[RequestId, int] = {}  # worker of each live request
         self._down: dict[int, None] = {}
-        self._stranded: list[Job] = []  # nobody is up
+        self._stranded: list[SimulatedRequest] = []  # nobody is up
         self._awake: dict[int, None] = {}  # workers that may have something to begin
         for worker in range(len(workers)):
             if router:
@@ -82,7 +82,7 @@ class Simulation:
             self._push(failure.at_s, _DOWN, failure.worker)
             self._push(failure.back_s, _UP, failure.worker)
 
-    def run(self, progress: Callable[[float], None] = lambda now_s: None) -> Result:
+    def run(self, progress: Callable[[float], None] = lambda now_s: None) -> SimulationResult:
         handle: dict[int, Callable[[Any], None]] = {
             _STEP: self._step_over,
             _DOWN: self._fail,
@@ -106,16 +106,18 @@ class Simulation:
         heapq.heappush(self._queue, (at_s, kind, self._pushed, what))
         self._pushed += 1
 
-    def _arrive(self, job: Job) -> None:
-        ask = Ask(job.id, job.client, self._asked, job.prompt_tok, job.max_output_tok, job.output_tok)
+    def _arrive(self, job: SimulatedRequest) -> None:
+        info = RequestInfo(
+            job.id, job.client, self._asked, job.prompt_tok, job.max_output_tok, job.output_tok
+        )
         self._asked += 1
         if len(self._down) == len(self.workers):
             self._stranded.append(job)
             return
-        index = 0 if self.router is None else self.router.dispatch(ask, blocks(job), self.now_s)
+        index = 0 if self.router is None else self.router.dispatch(info, blocks(job), self.now_s)
         worker = self.workers[index]
         end_s = worker.ends_s
-        if worker.submit(job, ask, self.now_s):
+        if worker.submit(job, info, self.now_s):
             self._at[job.id] = index
             if job.cancel_s is not None:
                 self._push(self.now_s + job.cancel_s, _CANCEL, job.id)
@@ -142,10 +144,10 @@ class Simulation:
             return  # the step was cut short since, or its worker failed
         if self.router:
             for chunk in step.plan.chunks:
-                entry = chunk.entry
-                if entry.admit_s == step.start_s:
+                req = chunk.req
+                if req.admit_s == step.start_s:
                     self.router.admitted(
-                        entry.ask.id, extend_tok=entry.ask.prompt_tok - entry.hit_tok, hit_tok=entry.hit_tok
+                        req.info.id, extend_tok=req.info.prompt_tok - req.hit_tok, hit_tok=req.hit_tok
                     )
         for done in worker.end():
             self.result.finished += 1
@@ -189,12 +191,12 @@ class Simulation:
             self._push(self.now_s + job.arrival_s, _ARRIVE, job)
 
 
-def blocks(job: Job) -> list[Block]:
+def blocks(job: SimulatedRequest) -> list[Block]:
     """The prompt as a router sees it."""
-    tokens: Tokens = job.tokens
-    if isinstance(tokens, Runs):
+    tokens: TokenSequence = job.tokens
+    if isinstance(tokens, SyntheticTokens):
         return [(key, length) for key, _, length in tokens.pieces(0, job.prompt_tok)]
-    assert isinstance(tokens, Ids)
+    assert isinstance(tokens, TokenIds)
     ends = range(BLOCK_TOK, job.prompt_tok + BLOCK_TOK, BLOCK_TOK)
     return [
         (tokens.head(end - BLOCK_TOK, BLOCK_TOK), min(end, job.prompt_tok) - end + BLOCK_TOK) for end in ends

@@ -10,18 +10,18 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate
 from typing import Self
 
-type Run = tuple[Hashable, int]
+type TokenRun = tuple[Hashable, int]
 
 
-class Runs:
+class SyntheticTokens:
     """See `serving.kvcache.tokens.Tokens`. A view of tokens `start..end-1` of whole runs that are shared, not
     copied."""
 
     __slots__ = ("_begins", "_end", "_runs", "_start")
 
-    def __init__(self, runs: Iterable[Run]):
+    def __init__(self, runs: Iterable[TokenRun]):
         # Neighbours of one key would be ambiguous; a length of 0 would hide a border.
-        self._runs: Sequence[Run] = tuple(run for run in runs if run[1])
+        self._runs: Sequence[TokenRun] = tuple(run for run in runs if run[1])
         self._begins = [0, *accumulate(length for _, length in self._runs)]
         self._start, self._end = 0, self._begins[-1]
 
@@ -38,7 +38,7 @@ class Runs:
     def head(self, start: int, n: int) -> Hashable:
         return tuple(self.pieces(self._start + start, min(self._start + start + n, self._end)))
 
-    def common(self, start: int, other: "Runs") -> int:
+    def common(self, start: int, other: "SyntheticTokens") -> int:
         at, theirs, same = self._start + start, other._start, 0
         while at < self._end and theirs < other._end:
             key, offset, left = self._at(at)
@@ -49,11 +49,11 @@ class Runs:
             same, at, theirs = same + step, at + step, theirs + step
         return min(same, self._end - self._start - start, len(other))
 
-    def extended(self, ids: Sequence[int]) -> "Runs":
+    def extended(self, ids: Sequence[int]) -> "SyntheticTokens":
         whole = list(self.pieces(self._start, self._end))
         if any(offset for _, offset, _ in whole):
             raise ValueError("only a whole prompt can be extended, not a part that begins inside a run")
-        return Runs(
+        return SyntheticTokens(
             [(key, length) for key, _, length in whole] + [((id, at), 1) for at, id in enumerate(ids)]
         )
 

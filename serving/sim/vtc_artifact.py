@@ -12,8 +12,8 @@ from statistics import fmean, pvariance
 from typing import Any
 
 from serving.fair.metrics import Event
-from serving.request import Client, RequestId
-from serving.sim.workload import Job
+from serving.request import ClientId, RequestId
+from serving.sim.workload import SimulatedRequest
 
 WINDOW_S = 60.0
 WARM_UP_S = 30.0
@@ -23,7 +23,7 @@ WARM_UP_S = 30.0
 class Served:
     """One request that finished. `cost` in weighted tokens."""
 
-    client: Client
+    client: ClientId
     arrival_s: float
     first_s: float
     end_s: float
@@ -44,8 +44,10 @@ class Records:
     `cost_of(job, hit_tok)` prices a request: weighted tokens as its policy bills them.
     """
 
-    jobs: dict[RequestId, Job]
-    cost_of: Callable[[Job, int], float] = lambda job, hit_tok: job.prompt_tok + 2.0 * job.output_tok
+    jobs: dict[RequestId, SimulatedRequest]
+    cost_of: Callable[[SimulatedRequest, int], float] = lambda job, hit_tok: (
+        job.prompt_tok + 2.0 * job.output_tok
+    )
     served: list[Served] = field(default_factory=list)
 
     def __post_init__(self):
@@ -70,8 +72,8 @@ class Records:
         cost = self.cost_of(job, hit)
         self.served.append(Served(job.client, self._arrival_s.pop(id), first_s, now_s, cost))
 
-    def by_client(self) -> dict[Client, list[Served]]:
-        found: dict[Client, list[Served]] = {}
+    def by_client(self) -> dict[ClientId, list[Served]]:
+        found: dict[ClientId, list[Served]] = {}
         for one in self.served:
             found.setdefault(one.client, []).append(one)
         return dict(sorted(found.items()))
@@ -124,7 +126,9 @@ def accumulated_gap(
     return curve
 
 
-def rate_curves(records: Records, end_s: float, points: int = 60) -> dict[Client, list[tuple[float, float]]]:
+def rate_curves(
+    records: Records, end_s: float, points: int = 60
+) -> dict[ClientId, list[tuple[float, float]]]:
     """Service rate of each client over time, in windows of 60 s around each point."""
     return {
         client: [

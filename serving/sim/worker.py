@@ -6,18 +6,19 @@ from math import inf
 from typing import Any
 
 from serving.config import Limits
-from serving.engine.scheduler import Entry, Memory, Plan, Produced, Scheduler
+from serving.engine.plan import MemoryManager, RequestState, StepPlan, StepResult
+from serving.engine.scheduler import Scheduler
 from serving.fair.policy import Policy
-from serving.request import Ask, RequestId
+from serving.request import RequestId, RequestInfo
 from serving.sim.cost import StepCost
-from serving.sim.workload import Job
+from serving.sim.workload import SimulatedRequest
 
 
 @dataclass(slots=True)
 class Step:
     """A step under way: what runs, since when, until when, and how many decode steps of it count."""
 
-    plan: Plan
+    plan: StepPlan
     start_s: float
     end_s: float
     steps: int
@@ -30,7 +31,7 @@ class Worker:
     def __init__(
         self,
         policy: Policy | Callable[..., Policy],
-        memory: Memory,
+        memory: MemoryManager,
         limits: Limits,
         cost: StepCost,
         log: Callable[[dict[str, Any]], None] = lambda event: None,
@@ -39,9 +40,9 @@ class Worker:
         self.cost = cost
         self.step: Step | None = None
         self.busy_s = 0.0
-        self.jobs: dict[RequestId, Job] = {}
+        self.jobs: dict[RequestId, SimulatedRequest] = {}
 
-    def submit(self, job: Job, ask: Ask, now_s: float) -> bool:
+    def submit(self, job: SimulatedRequest, info: RequestInfo, now_s: float) -> bool:
         """Queues a job; False if the policy refuses it. Cuts a long decode short, so that it may be admitted.
 
         Raises:
@@ -50,9 +51,9 @@ class Worker:
         alone = not self.scheduler.waiting
         if self.step is not None:
             self._book_past(self.step, now_s)
-        self.jobs[ask.id] = job
-        if not self.scheduler.submit(Entry(ask, job.tokens, job.salt, now_s), now_s):
-            del self.jobs[ask.id]
+        self.jobs[info.id] = job
+        if not self.scheduler.submit(RequestState(info, job.tokens, job.cache_salt, now_s), now_s):
+            del self.jobs[info.id]
             return False
         if alone and self.step is not None:
             self._cut(self.step, now_s)
@@ -71,7 +72,7 @@ class Worker:
         del self.jobs[id]
         return live.output_tok
 
-    def fail(self, now_s: float) -> list[Job]:
+    def fail(self, now_s: float) -> list[SimulatedRequest]:
         """Loses the step under way, everything cached, and all requests; returns these."""
         lost, self.step = list(self.jobs.values()), None
         for job in lost:
@@ -84,38 +85,40 @@ class Worker:
         plan = self.scheduler.plan(now_s)
         if plan is None:
             return None
-        context = sum([entry.computed_tok + 1 for entry in plan.decode])
+        context = sum([req.computed_tok + 1 for req in plan.decode])
         # The device would stop where the first request ends; a plan only knows how long it may go on.
         jobs, steps = self.jobs, plan.steps
-        for entry in plan.decode:
-            left = jobs[entry.ask.id].output_tok - entry.output_tok
+        for req in plan.decode:
+            left = jobs[req.info.id].output_tok - req.output_tok
             if left < steps:
                 steps = left
         cost_s = self.cost.prefill(plan) + self.cost.decode(len(plan.decode), context, steps)
         self.step = Step(plan, now_s, now_s + cost_s, steps, context)
         return self.step.end_s
 
-    def end(self) -> list[Job]:
+    def end(self) -> list[SimulatedRequest]:
         """Books the step that is under way; returns the jobs that it finished."""
         step, self.step = self.step, None
         assert step is not None
-        return self._book(step)
+        return self._record_tokens(step)
 
-    def _book(self, step: Step) -> list[Job]:
+    def _record_tokens(self, step: Step) -> list[SimulatedRequest]:
         self.busy_s += step.end_s - step.start_s
-        produced: dict[RequestId, Produced] = {}
-        self._produce([chunk.entry for chunk in step.plan.chunks if chunk.samples], 1, produced)
+        produced: dict[RequestId, StepResult] = {}
+        self._produce([chunk.req for chunk in step.plan.chunks if chunk.samples], 1, produced)
         self._produce(step.plan.decode, step.steps, produced)
         return [self.jobs.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
 
-    def _produce(self, rows: Sequence[Entry], steps: int, produced: dict[RequestId, Produced]) -> None:
+    def _produce(
+        self, rows: Sequence[RequestState], steps: int, produced: dict[RequestId, StepResult]
+    ) -> None:
         """Tokens of rows: each stops by itself where its job says, possibly before its allowance."""
-        jobs, usual = self.jobs, Produced(steps)
-        for entry in rows:
-            job = jobs.get(entry.ask.id)
+        jobs, usual = self.jobs, StepResult(steps)
+        for req in rows:
+            job = jobs.get(req.info.id)
             if job is not None:  # else it was cancelled while the step ran
-                left = job.output_tok - entry.output_tok
-                produced[job.id] = usual if left > steps else Produced(left, (), "stop")
+                left = job.output_tok - req.output_tok
+                produced[job.id] = usual if left > steps else StepResult(left, (), "stop")
 
     def _book_past(self, step: Step, now_s: float) -> None:
         """Books what is over of a jump: what a policy makes of a newcomer depends on what others have had by
@@ -126,7 +129,7 @@ class Worker:
             if over > 0:
                 took_s = self.cost.decode(rows, step.context_tok, over)
                 past = replace(step, steps=over, end_s=step.start_s + took_s)
-                self._book(past)
+                self._record_tokens(past)
                 step.start_s, step.steps = past.end_s, step.steps - over
                 step.context_tok += rows * over
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.kvcache.tokens import Ids, Tokens
-from serving.request import Client, RequestId
-from serving.sim.synthetic_tokens import Run, Runs
+from serving.kvcache.tokens import TokenIds, TokenSequence
+from serving.request import ClientId, RequestId
+from serving.sim.synthetic_tokens import SyntheticTokens, TokenRun
 
 
 @dataclass(slots=True)
-class Job:
+class SimulatedRequest:
     """One request of a workload: what a `Request` is, and what will come of it.
 
     Attributes:
@@ -25,13 +25,13 @@ class Job:
     """
 
     id: RequestId
-    client: Client
+    client: ClientId
     arrival_s: float
-    tokens: Tokens
+    tokens: TokenSequence
     prompt_tok: int
     output_tok: int
     max_output_tok: int
-    salt: Hashable = ""
+    cache_salt: Hashable = ""
     after: RequestId | None = None
     cancel_s: float | None = None
 
@@ -70,7 +70,7 @@ class Source:
       cancels: share of requests whose client gives up, after `cancel_s` drawn uniformly up to this.
     """
 
-    client: Client
+    client: ClientId
     rate: float = 1.0
     rate_end: float | None = None
     start_s: float = 0.0
@@ -98,19 +98,21 @@ class Source:
                 f"client {self.client!r} has arrivals={self.arrivals!r}; known: even, poisson, burst"
             )
 
-    def jobs(self, rng: random.Random, tag: str = "") -> Iterator[Job]:
+    def jobs(self, rng: random.Random, tag: str = "") -> Iterator[SimulatedRequest]:
         """`tag` keeps apart the ids of several sources of one client."""
         for i, at_s in enumerate(self._times(rng)):
             prompt, output = max(1, draw(self.prompt, rng)), max(1, draw(self.output, rng))
             id = f"{self.client}-{tag}{i}"
-            runs: list[Run] = []
+            runs: list[TokenRun] = []
             if self.prefix:
                 runs.append(rng.choices(self.prefix, self.popularity or None)[0])
             runs.append((id, prompt))
             most = output if self.max_output is None else max(output, self.max_output)
             gives_up = rng.uniform(0, self.cancel_s) if rng.random() < self.cancels else None
             total = sum(n for _, n in runs)
-            yield Job(id, self.client, at_s, Runs(runs), total, output, most, cancel_s=gives_up)
+            yield SimulatedRequest(
+                id, self.client, at_s, SyntheticTokens(runs), total, output, most, cancel_s=gives_up
+            )
 
     def _times(self, rng: random.Random) -> Iterator[float]:
         if self.arrivals == "burst":
@@ -135,9 +137,9 @@ class Source:
         return at_s < self.off_s if self.pause_first else at_s >= self.on_s
 
 
-def merged(sources: Iterable[Source], seed: int) -> list[Job]:
+def merged(sources: Iterable[Source], seed: int) -> list[SimulatedRequest]:
     """All jobs in order of arrival. Each source has its own random numbers, so one does not shift another."""
-    jobs: list[Job] = []
+    jobs: list[SimulatedRequest] = []
     for i, source in enumerate(sources):
         source.check()
         jobs += source.jobs(random.Random(f"{seed}/{i}/{source.client}"), f"{i}." if i else "")
@@ -148,14 +150,14 @@ _KNOWN = {"id", "client", "arrival_s", "prompt", "prompt_len", "prefix", "output
 
 
 @dataclass
-class Trace:
+class RequestTrace:
     """A workload read from a file, and the weights of its clients."""
 
-    jobs: list[Job] = field(default_factory=list)
-    weights: dict[Client, float] = field(default_factory=dict)
+    jobs: list[SimulatedRequest] = field(default_factory=list)
+    weights: dict[ClientId, float] = field(default_factory=dict)
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path) -> RequestTrace:
     """Reads JSON lines of "id", "client", "arrival_s", "output_len", either "prompt": [ids] or "prompt_len"
     with perhaps "prefix": [[key, length], ..], and perhaps "max_output" and "weight".
 
@@ -164,7 +166,7 @@ def read_trace(path: str | Path) -> Trace:
     Raises:
       ValueError: names the line and what is wrong with it.
     """
-    trace = Trace()
+    trace = RequestTrace()
     seen: set[RequestId] = set()
     with open(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -189,7 +191,7 @@ def read_trace(path: str | Path) -> Trace:
     return trace
 
 
-def _job(row: Any) -> tuple[Job, float]:
+def _job(row: Any) -> tuple[SimulatedRequest, float]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     if unknown := sorted(set(row) - _KNOWN):
@@ -205,14 +207,14 @@ def _job(row: Any) -> tuple[Job, float]:
     if not weight > 0:
         raise ValueError(f"weight is {weight}; it must be above 0")
     tokens = _prompt(row, id)
-    return Job(id, str(row["client"]), arrival_s, tokens, len(tokens), output, most), weight
+    return SimulatedRequest(id, str(row["client"]), arrival_s, tokens, len(tokens), output, most), weight
 
 
-def _prompt(row: dict[str, Any], id: RequestId) -> Tokens:
+def _prompt(row: dict[str, Any], id: RequestId) -> TokenSequence:
     if "prompt" in row:
         if not row["prompt"] or not all(type(t) is int and 0 <= t < 2**31 for t in row["prompt"]):
             raise ValueError("prompt must be a list of at least one token id")
-        return Ids(row["prompt"])
+        return TokenIds(row["prompt"])
     total = _number(row, "prompt_len", 1, int)
     runs = [(str(key), length) for key, length in row.get("prefix", ())]
     if any(type(n) is not int or n < 1 for _, n in runs):
@@ -220,7 +222,7 @@ def _prompt(row: dict[str, Any], id: RequestId) -> Tokens:
     shared = sum(n for _, n in runs)
     if shared > total:
         raise ValueError(f"the prefix has {shared} tokens, prompt_len is {total}")
-    return Runs([*runs, (("own", id), total - shared)])
+    return SyntheticTokens([*runs, (("own", id), total - shared)])
 
 
 def _number(row: dict[str, Any], name: str, least: float, kind: Callable[[Any], Any]) -> Any:

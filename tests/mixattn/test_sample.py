@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixattn.sample import Knobs, keep, largest, sample, threshold
+from mixattn.sample import SamplingParams, keep, largest, sample, threshold
 
 B, V = 5, 17
 _keep, _sample, _largest, _threshold = (jax.jit(f) for f in (keep, sample, largest, threshold))
 
 
-def knobs(temperature=1.0, top_k=-1, top_p=1.0, min_p=0.0, seed=0, rows=B) -> Knobs:
-    made = Knobs.greedy(rows, np)
+def knobs(temperature=1.0, top_k=-1, top_p=1.0, min_p=0.0, seed=0, rows=B) -> SamplingParams:
+    made = SamplingParams.greedy(rows, np)
     for i in range(rows):
         made.set(i, temperature, top_k, top_p, min_p, seed + i)
     return made
@@ -139,7 +139,7 @@ def test_a_tokens_draw_depends_on_its_seed_and_place_only():
     place_B = np.arange(B, dtype=np.int32) * 7
     together = _sample(logits_BV, knobs(seed=11), place_B)
     order = np.array([3, 1, 4, 0, 2])
-    moved = Knobs(*(x[order] for x in knobs(seed=11)))
+    moved = SamplingParams(*(x[order] for x in knobs(seed=11)))
     np.testing.assert_array_equal(_sample(logits_BV[order], moved, place_B[order]), together[order])
     other_place = [int(_sample(logits_BV, knobs(seed=11), place_B + i)[0]) for i in range(20)]
     assert len(set(other_place)) > 1

@@ -55,7 +55,7 @@ def test_inside_pretend_ops_choose_the_bodies_of_the_absent_chip():
     arrays = shape(1, 64, 8, 128), shape(1, 64, 2, 128), shape(1, 64, 2, 128)
     assert explain(*arrays).backend == "xla"
     for chip, backend in (("v5e", "tpu"), ("h100", "gpu")):
-        with aot.pretend(chip):
+        with aot.target(chip):
             assert explain(*arrays).backend == backend
             assert paged.init(4, 16, 2, 128, "bfloat16").layout == "rows"
     assert explain(*arrays).backend == "xla"

@@ -16,7 +16,7 @@ from pallas_kernels.attention import (
     xla_streamed,
     xla_tiles,
 )
-from pallas_kernels.attention.cases import CASES, Case, inputs
+from pallas_kernels.attention.cases import CASES, AttentionCase, inputs
 from tests.pallas_kernels import oracle, races
 
 # "streamed" is the xla body held to its plan for long inputs, with blocks small enough to matter.
@@ -49,7 +49,7 @@ INTERPRETED = [
 
 
 @functools.cache
-def given(case: Case, dtype: str):
+def given(case: AttentionCase, dtype: str):
     """Arguments, cotangents, and what the float64 definition makes of them."""
     arrays, places = inputs(case, dtype)
     rng = np.random.default_rng(1)
@@ -163,7 +163,7 @@ def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
 
 
 def test_the_definitions_gradient_is_a_difference_quotient():
-    case = Case("tiny", 5, 7, 2, 1, 4, window=3, softcap=2.0, B=1)
+    case = AttentionCase("tiny", 5, 7, 2, 1, 4, window=3, softcap=2.0, B=1)
     arrays, _, (dout, dlse), _, gradients = given(case, "float64")
 
     def loss(arrays):
@@ -181,7 +181,7 @@ def test_the_definitions_gradient_is_a_difference_quotient():
 @pytest.mark.parametrize("body", BODIES)
 def test_the_key_that_leaves_the_window_is_the_first_unseen(body):
     """Off by one at both edges: age window - 1 is seen, age window is not."""
-    case = Case("edge", 1, 16, 1, 1, 64, window=4, B=1)
+    case = AttentionCase("edge", 1, 16, 1, 1, 64, window=4, B=1)
     arrays, _ = inputs(case)
     base = run(arrays, {}, case, body)[0]
     for key, seen in ((15 - 4, False), (15 - 3, True), (15, True)):
@@ -193,7 +193,7 @@ def test_the_key_that_leaves_the_window_is_the_first_unseen(body):
 
 @pytest.mark.parametrize("body", [*BODIES, "interpret"])
 def test_a_query_that_sees_nothing_gives_zero_and_no_nan(body):
-    case = Case("blind", 4, 8, 2, 1, 64, window=3, B=1)
+    case = AttentionCase("blind", 4, 8, 2, 1, 64, window=3, B=1)
     arrays, _ = inputs(case)
     places = {"q_pos_BT": np.array([[50, 3, -1, 60]], np.int32), "k_pos_BS": np.full((1, 8), -1, np.int32)}
     places["k_pos_BS"][0, :4] = range(4)
@@ -233,11 +233,11 @@ def test_no_array_of_queries_by_keys_is_ever_made():
 @pytest.mark.parametrize(
     ("q", "k", "window", "positions", "name"),
     [
-        ((64, 1, 8, 64), (64, 4096, 2, 64), None, True, "prefix"),  # decoding: one dense product
-        ((4, 256, 2, 64), (4, 256, 1, 64), None, False, "prefix"),
-        ((4, 256, 2, 64), (4, 256, 1, 64), 64, False, "banded"),
-        ((1, 8192, 4, 64), (1, 8192, 1, 64), 1024, False, "streamed"),
-        ((1, 512, 4, 64), (1, 8192, 1, 64), None, True, "streamed"),
+        ((64, 1, 8, 64), (64, 4096, 2, 64), None, True, "xla_dense"),  # decoding: one dense product
+        ((4, 256, 2, 64), (4, 256, 1, 64), None, False, "xla_dense"),
+        ((4, 256, 2, 64), (4, 256, 1, 64), 64, False, "xla_banded"),
+        ((1, 8192, 4, 64), (1, 8192, 1, 64), 1024, False, "xla_streamed"),
+        ((1, 512, 4, 64), (1, 8192, 1, 64), None, True, "xla_streamed"),
     ],
 )
 def test_the_plan_follows_the_shape(q, k, window, positions, name):
@@ -253,19 +253,21 @@ def test_key_blocks_that_nobody_sees_are_not_visited():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xla_streamed, "BLOCK", 16)
         patch.setattr(xla_streamed, "MIN_BLOCK", 16)
-        grid = xla_streamed.Grid(none, static, 64, 96)
+        grid = xla_streamed.BlockGrid(none, static, 64, 96)
         assert list(zip(grid.first_n.tolist(), grid.end_n.tolist(), strict=True)) == [
             (0, 3),
             (0, 4),
             (0, 5),
             (0, 6),
         ]
-        grid = xla_streamed.Grid(none, static._replace(window=17), 64, 96)
+        grid = xla_streamed.BlockGrid(none, static._replace(window=17), 64, 96)
         assert grid.first_n.tolist() == [1, 2, 3, 4]
-        grid = xla_streamed.Grid(none, static._replace(window=18), 64, 96)
+        grid = xla_streamed.BlockGrid(none, static._replace(window=18), 64, 96)
         assert grid.first_n.tolist() == [0, 1, 2, 3]
         segment = np.repeat(np.arange(3), 32)[None]
-        grid = xla_streamed.Grid(none._replace(segment_q_BT=segment, segment_k_BS=segment), static, 96, 96)
+        grid = xla_streamed.BlockGrid(
+            none._replace(segment_q_BT=segment, segment_k_BS=segment), static, 96, 96
+        )
         assert grid.first_n.tolist() == [0, 0, 2, 2, 4, 4]
         assert grid.end_n.tolist() == [1, 2, 3, 4, 5, 6]
 

@@ -6,7 +6,9 @@ from pallas_kernels import bench, results
 
 
 def test_a_run_is_set_against_the_one_its_group_names():
-    group = bench.Group("toy", {"fast": lambda: 0, "slow": lambda: sum(range(20000))}, "fast", "two loops", 5)
+    group = bench.BenchCase(
+        "toy", {"fast": lambda: 0, "slow": lambda: sum(range(20000))}, "fast", "two loops", 5
+    )
     rows = {row["run"]: row for row in bench.measure(group)}
     assert rows["fast"]["ratio"] == 1
     assert rows["slow"]["ratio"] > 1

@@ -100,7 +100,7 @@ def test_the_front_door_says_which_body_runs():
 def test_tokamax_serves_gpus_and_only_where_it_is_installed(monkeypatch):
     x, w = operands(9)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    with aot.pretend("h100"):
+    with aot.target("h100"):
         choice = explain(x, w, jnp.zeros(E, jnp.int32))
         assert (choice.backend, choice.refused) == (
             "xla",

@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import paged
 from pallas_kernels.paged import gpu, pagewise, tpu
-from pallas_kernels.paged.cases import CASES, Batch, Case, batch
+from pallas_kernels.paged.cases import CASES, Batch, PagedCase, batch
 from pallas_kernels.paged.xla import pages_in_view
 from tests.pallas_kernels import oracle, races
 
@@ -55,7 +55,7 @@ def _fill(k_BSKH, v_BSKH, page_BS, offset_BS, poison_X, *, case, dtype, pages, l
     return pool
 
 
-def fill(case: Case, given: Batch, dtype: str, poison: bool = True, layout=None) -> paged.Pool:
+def fill(case: PagedCase, given: Batch, dtype: str, poison: bool = True, layout=None) -> paged.Pool:
     """A pool that holds the batch's keys and values; NaN in every page that no row's live table names."""
     every = np.arange(given.pages, dtype=np.int32)
     free = poison & ~np.isin(every, given.table_BP)
@@ -102,7 +102,7 @@ def test_agrees_with_the_definition(case, body, dtype):
 
 @pytest.mark.parametrize("window", [None, 290])
 def test_a_row_in_a_wide_table_is_the_same_to_the_last_bit_beside_longer_ones_and_alone(window):
-    case = Case("wide", ((40, 4), (600, 4)), 4, 2, 1, 64, 16, 40, window=window)
+    case = PagedCase("wide", ((40, 4), (600, 4)), 4, 2, 1, 64, 16, 40, window=window)
     given = batch(case)
     pool = fill(case, given, "float32")
     together = run(given.q_BCNH, pool, *ask(given), case=case, backend="xla")[0]
@@ -128,7 +128,7 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
 @pytest.mark.parametrize("planted", [False, True])
 def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
     """Under the race detector; with the waits taken out it must cry."""
-    case = Case("race", ((20, 1), (9, 1)), 1, 2, 1, 64, 8, 4, window=12)
+    case = PagedCase("race", ((20, 1), (9, 1)), 1, 2, 1, 64, 8, 4, window=12)
     given = batch(case)
     pool = fill(case, given, "float32", layout="rows")
     monkeypatch.setattr(tpu, "KEYS", 8)
@@ -167,7 +167,7 @@ def test_the_gpu_kernel_agrees_with_the_definition(case):
 
 @pytest.mark.interpreter
 def test_the_gpu_kernel_runs_without_a_race():
-    case = Case("race", ((20, 1),), 1, 2, 1, 64, 32, 1)
+    case = PagedCase("race", ((20, 1),), 1, 2, 1, 64, 32, 1)
     given = batch(case, "bfloat16")
     pool = fill(case, given, "bfloat16", layout="rows")
     options = {"window": None, "scale": 64**-0.5, "softcap": None, "return_weights": False}
@@ -224,7 +224,7 @@ def test_shared_pages_are_right_whether_few_or_many(hot, monkeypatch):
     np.testing.assert_allclose(got[0], oracle.paged(given)[0], atol=oracle.TOLERANCE["float32"])
 
 
-RAGGED = Case("ragged", ((0, 0),) * 4, 3, 4, 2, 64, 4, 6)
+RAGGED = PagedCase("ragged", ((0, 0),) * 4, 3, 4, 2, 64, 4, 6)
 
 
 ANY_RAGGED = given(

@@ -18,7 +18,7 @@ def test_a_stage_holds_its_parameters_and_two_moments_of_each():
     (lower,) = aot_fit.training_steps(experiment, "v5e").values()
     lowered = lower()
     assert "tpu_custom_call" in lowered.as_text()
-    found = aot.fit("v5e", lambda: lowered)
+    found = aot.compiled_memory("v5e", lambda: lowered)
     weights = 4 * params.count(experiment.model).total
     assert found.fits
     assert 3 * weights <= found.arguments < 4 * weights

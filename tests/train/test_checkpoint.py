@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from train.checkpoint import Checkpoints, without_late_answers
-from train.step import State
+from train.step import TrainState
 
 
-def state(n: float) -> State:
+def state(n: float) -> TrainState:
     params = {"embed.table": jnp.full((8, 4), n), "blocks.0.attention.q.kernel": jnp.full((4, 4), -n)}
     moments = jax.tree.map(lambda x: x + 1, params)
-    return State(jnp.int32(n), params, {"mu": moments, "count": jnp.int32(n)})
+    return TrainState(jnp.int32(n), params, {"mu": moments, "count": jnp.int32(n)})
 
 
 def restore(checkpoints, step):

@@ -137,14 +137,14 @@ def test_interrupted_twice_stops_at_once():
 
 def test_the_metrics_file_goes_on_from_whole_rows_only(tmp_path):
     path = tmp_path / "metrics.csv"
-    metrics = progress.Metrics(path, 0)
+    metrics = progress.MetricsFile(path, 0)
     row = progress.Row(1, "s", 1.5, 0.1, 0.01, 64, 0.5, 128.0)
     for n in range(1, 6):
         metrics.write(progress.Row(**{**vars(row), "step": n, "loss": 1 / 3 / n}))
     metrics.close()
     with path.open("a") as file:
         file.write("6,s,0.")  # cut off by a kill
-    progress.Metrics(path, 3).close()
+    progress.MetricsFile(path, 3).close()
     rows = progress.read(path)
     assert [int(r["step"]) for r in rows] == [1, 2, 3]
     assert float(rows[1]["loss"]) == 1 / 3 / 2  # every bit of a loss is kept

@@ -7,12 +7,12 @@ import os
 
 from mixattn import ModelConfig
 from train.data import Data
-from train.experiment import Experiment, Saving, Stage, Train
+from train.experiment import Saving, Stage, Train, TrainingExperiment
 from train.optimizer import Optimizer
 
 
-def get_config() -> Experiment:
-    return Experiment(
+def get_config() -> TrainingExperiment:
+    return TrainingExperiment(
         data=Data(limit_bytes=400_000),
         model=ModelConfig(
             n_layers=2,

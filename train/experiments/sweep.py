@@ -22,13 +22,19 @@ from mixattn.tools import cli, files
 from pallas_kernels import results
 from train import malloc_tuning
 
-type Job = tuple[str, int]  # name and seed
+type SweepTask = tuple[str, int]  # name and seed
 # What does one run and returns its row; pickled, where there are several workers.
-type Do = Callable[[str, int], dict[str, Any]]
+type RunTask = Callable[[str, int], dict[str, Any]]
 
 
 def sweep(
-    config: Any, jobs: Sequence[Job], do: Do, workdir: Path, *, workers: int = 1, free: Sequence[str] = ()
+    config: Any,
+    jobs: Sequence[SweepTask],
+    do: RunTask,
+    workdir: Path,
+    *,
+    workers: int = 1,
+    free: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Does every job that is not finished yet; returns all finished runs of the workdir, in the jobs' order.
 
@@ -94,11 +100,11 @@ def read(workdir: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda one: (order.get(one["variant"], len(order)), one["variant"], one["seed"]))
 
 
-def _path(workdir: Path, job: Job) -> Path:
+def _path(workdir: Path, job: SweepTask) -> Path:
     return workdir / f"{job[0]}-{job[1]}.json"
 
 
-def _one(do: Do, workdir: Path, job: Job) -> Job:
+def _one(do: RunTask, workdir: Path, job: SweepTask) -> SweepTask:
     name, seed = job
     row = {"variant": name, "seed": seed, **do(name, seed)}
     files.write_json(_path(workdir, job), {**row, **results.surroundings()})
@@ -106,7 +112,9 @@ def _one(do: Do, workdir: Path, job: Job) -> Job:
 
 
 @contextlib.contextmanager
-def _done(one: Callable[[Job], Job], jobs: Sequence[Job], workers: int) -> Iterator[Iterator[Job]]:
+def _done(
+    one: Callable[[SweepTask], SweepTask], jobs: Sequence[SweepTask], workers: int
+) -> Iterator[Iterator[SweepTask]]:
     """The jobs as they finish. Leaving the block early ends the processes that are still at work."""
     if workers == 1 or len(jobs) < 2:
         yield map(one, jobs)
@@ -121,7 +129,7 @@ def _done(one: Callable[[Job], Job], jobs: Sequence[Job], workers: int) -> Itera
         mine.put(core)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_settle, initargs=(mine,))
     try:
-        futures: list[Future[Job]] = [pool.submit(one, job) for job in jobs]
+        futures: list[Future[SweepTask]] = [pool.submit(one, job) for job in jobs]
         yield (future.result() for future in as_completed(futures))
     except BaseException:
         for child in multiprocessing.active_children():

@@ -15,7 +15,7 @@ from typing import Any
 
 from mixattn.uptrain import INITS
 from train import progress, run
-from train.experiment import Experiment
+from train.experiment import TrainingExperiment
 from train.experiments import plots, table
 from train.experiments.sweep import command, sweep
 from train.experiments.wiring_quality import longest, one_run, row, tokenized
@@ -39,7 +39,7 @@ class Uptraining:
     starts: tuple[str, ...] = STARTS
     seeds: tuple[int, ...] = (0, 1, 2)
     wiring: str = "ma_offset"
-    dense: Experiment = field(default_factory=Experiment)
+    dense: TrainingExperiment = field(default_factory=TrainingExperiment)
     steps: int = 100
     rate: float = 0.5
     name: str = "uptrain"
@@ -53,7 +53,7 @@ class Uptraining:
             raise ValueError(f"going on for {self.steps} steps at a rate of {self.rate} trains nothing")
         dataclasses.replace(self.dense.model, kv_wiring=self.wiring)
 
-    def after(self, start: str, dense: Path) -> Experiment:
+    def after(self, start: str, dense: Path) -> TrainingExperiment:
         """The experiment that goes on from `start`; `dense` is the dense model's folder."""
         experiment = copy.deepcopy(self.dense)
         stage = experiment.train.stages[0]

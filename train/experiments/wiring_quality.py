@@ -16,7 +16,7 @@ from typing import Any
 
 from mixattn import ModelConfig, kv_bytes
 from train import data, run
-from train.experiment import Experiment
+from train.experiment import TrainingExperiment
 from train.experiments import plots, table
 from train.experiments.sweep import command, sweep
 from train.prepare import read_bars
@@ -33,7 +33,7 @@ class Wirings:
 
     variants: tuple[str, ...] = ("standard", "ma_offset")
     seeds: tuple[int, ...] = (0, 1, 2)
-    experiment: Experiment = field(default_factory=Experiment)
+    experiment: TrainingExperiment = field(default_factory=TrainingExperiment)
     name: str = "language"
 
     def check(self) -> None:
@@ -43,7 +43,7 @@ class Wirings:
             raise ValueError("seeds is empty; there is nothing to do")
 
 
-def tokenized(experiment: Experiment, workdir: Path) -> Experiment:
+def tokenized(experiment: TrainingExperiment, workdir: Path) -> TrainingExperiment:
     """A copy of the experiment that reads its tokens from the workdir, where they are written first."""
     data.prepare(experiment.data, workdir / "data", experiment.model.vocab_size, print)
     experiment = copy.deepcopy(experiment)
@@ -51,7 +51,7 @@ def tokenized(experiment: Experiment, workdir: Path) -> Experiment:
     return experiment
 
 
-def one_run(experiment: Experiment, folder: Path, variant: str, seed: int) -> dict[str, Any]:
+def one_run(experiment: TrainingExperiment, folder: Path, variant: str, seed: int) -> dict[str, Any]:
     """Trains one wiring from one seed in a folder of its own."""
     experiment = copy.deepcopy(experiment)
     experiment.model = dataclasses.replace(experiment.model, kv_wiring=variant)
@@ -59,7 +59,7 @@ def one_run(experiment: Experiment, folder: Path, variant: str, seed: int) -> di
     return row(experiment.model, longest(experiment), run.run(experiment, folder / f"{variant}_{seed}"))
 
 
-def longest(experiment: Experiment) -> int:
+def longest(experiment: TrainingExperiment) -> int:
     """Tokens of the longest rows."""
     return max(stage.seq_len for stage in experiment.train.stages)
 

@@ -8,15 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serving.fair.routers.prefix_map import Block, RoutedTree, WorkerId
-from serving.request import Ask, RequestId
+from serving.fair.routers.prefix_map import Block, PrefixMap, WorkerId
+from serving.request import RequestId, RequestInfo
 
 
 @dataclass(slots=True)
 class Sent:
     """A dispatched request that has not ended."""
 
-    ask: Ask
+    request: RequestInfo
     blocks: Sequence[Block]
     worker: WorkerId
 
@@ -39,29 +39,29 @@ class Router(ABC):
             raise ValueError(f"worker {worker} has capacity {capacity}; it must be above 0")
         self.load_of[worker], self.capacity_of[worker] = 0, capacity
 
-    def leave(self, worker: WorkerId) -> list[Ask]:
+    def leave(self, worker: WorkerId) -> list[RequestInfo]:
         """A worker is down; returns the requests it loses, which are live nowhere until dispatched again."""
         del self.load_of[worker], self.capacity_of[worker]
         lost = [sent for sent in self.sent.values() if sent.worker == worker]
         for sent in lost:
-            del self.sent[sent.ask.id]
+            del self.sent[sent.request.id]
             self._lost(sent)
         self._gone(worker)
-        return [sent.ask for sent in lost]
+        return [sent.request for sent in lost]
 
-    def dispatch(self, ask: Ask, blocks: Sequence[Block], now_s: float = 0.0) -> WorkerId:
+    def dispatch(self, request: RequestInfo, blocks: Sequence[Block], now_s: float = 0.0) -> WorkerId:
         """Sends a request to a live worker.
 
         Raises:
           ValueError: no worker is up, or the id is live already.
         """
         if not self.load_of:
-            raise ValueError(f"request {ask.id!r} has nowhere to go: no worker is up")
-        if ask.id in self.sent:
-            raise ValueError(f"request {ask.id!r} was dispatched already")
-        worker = self._choose(ask, blocks, now_s)
+            raise ValueError(f"request {request.id!r} has nowhere to go: no worker is up")
+        if request.id in self.sent:
+            raise ValueError(f"request {request.id!r} was dispatched already")
+        worker = self._choose(request, blocks, now_s)
         self.load_of[worker] += 1
-        self.sent[ask.id] = sent = Sent(ask, blocks, worker)
+        self.sent[request.id] = sent = Sent(request, blocks, worker)
         self._dispatched(sent, now_s)
         return worker
 
@@ -78,7 +78,7 @@ class Router(ABC):
     # What a router adds.
 
     @abstractmethod
-    def _choose(self, ask: Ask, blocks: Sequence[Block], now_s: float) -> WorkerId:
+    def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         """A live worker."""
 
     def _dispatched(self, sent: Sent, now_s: float) -> None: ...  # noqa: B027
@@ -98,7 +98,7 @@ class RoundRobinRouter(Router):
         super().__init__()
         self._next = 0
 
-    def _choose(self, ask: Ask, blocks: Sequence[Block], now_s: float) -> WorkerId:
+    def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         workers = sorted(self.load_of)
         worker = next((w for w in workers if w >= self._next), workers[0])
         self._next = worker + 1
@@ -108,7 +108,7 @@ class RoundRobinRouter(Router):
 class LeastLoad(Router):
     """The worker with the fewest live requests."""
 
-    def _choose(self, ask: Ask, blocks: Sequence[Block], now_s: float) -> WorkerId:
+    def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         return self._least_loaded(list(self.load_of))
 
 
@@ -116,11 +116,11 @@ class Sticky(Router):
     """The worker with the longest matching prefix, however long its queue; the least loaded if none has
     any."""
 
-    def __init__(self, *, most_blocks: int = 100_000):
+    def __init__(self, *, max_blocks: int = 100_000):
         super().__init__()
-        self.tree = RoutedTree(most_blocks)
+        self.tree = PrefixMap(max_blocks)
 
-    def _choose(self, ask: Ask, blocks: Sequence[Block], now_s: float) -> WorkerId:
+    def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         found = self.tree.matched(blocks)
         longest = max(found.values(), default=0)
         return self._least_loaded([w for w in self.load_of if found.get(w, 0) == longest])

@@ -17,8 +17,8 @@ from fractions import Fraction
 from serving.fair.ledger import units
 from serving.fair.predict import Given, Predictor
 from serving.fair.routers.base import Router, Sent
-from serving.fair.routers.prefix_map import Block, RoutedTree, WorkerId
-from serving.request import Ask, Client, RequestId
+from serving.fair.routers.prefix_map import Block, PrefixMap, WorkerId
+from serving.request import ClientId, RequestId, RequestInfo
 
 
 class D2lpm(Router):
@@ -30,7 +30,7 @@ class D2lpm(Router):
         output_weight: float | Fraction = 2,
         predictor: Predictor | None = None,
         bill: str = "predicted",
-        most_blocks: int = 100_000,
+        max_blocks: int = 100_000,
     ):
         """
         Args:
@@ -47,13 +47,13 @@ class D2lpm(Router):
         self.w_e, self.w_q = units(prompt_weight), units(output_weight)
         self.predictor: Predictor = predictor or Given()
         self.bill = bill
-        self.tree = RoutedTree(most_blocks)
-        self.spent: dict[tuple[Client, WorkerId], int] = {}
-        self.refills: dict[Client, int] = {}
-        self._refills_at_join: dict[tuple[Client, WorkerId], int] = {}
+        self.tree = PrefixMap(max_blocks)
+        self.spent: dict[tuple[ClientId, WorkerId], int] = {}
+        self.refills: dict[ClientId, int] = {}
+        self._refills_at_join: dict[tuple[ClientId, WorkerId], int] = {}
         self._billed: dict[RequestId, list[int]] = {}  # extension and output tokens billed so far
 
-    def credit(self, client: Client, worker: WorkerId) -> int:
+    def credit(self, client: ClientId, worker: WorkerId) -> int:
         """Ledger units the client may still spend at the worker; one that just came up starts at 0."""
         key = (client, worker)
         given = self.refills.get(client, 0) - self._refills_at_join.get(key, 0)
@@ -62,8 +62,8 @@ class D2lpm(Router):
     def _quantum_at(self, worker: WorkerId) -> int:
         return max(1, round(self.quantum * Fraction(self.capacity_of[worker])))
 
-    def _choose(self, ask: Ask, blocks: Sequence[Block], now_s: float) -> WorkerId:
-        client = ask.client
+    def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
+        client = request.client
         with_credit = [w for w in self.load_of if self.credit(client, w) > 0]
         if not with_credit:
             self._refill(client)
@@ -73,33 +73,33 @@ class D2lpm(Router):
         best = [w for w in with_credit if longest and found.get(w, 0) == longest]
         return self._least_loaded(best or with_credit)
 
-    def _refill(self, client: Client) -> None:
+    def _refill(self, client: ClientId) -> None:
         """All the rounds until one worker is positive, at once."""
         rounds = min(-self.credit(client, w) // self._quantum_at(w) + 1 for w in self.load_of)
         self.refills[client] = self.refills.get(client, 0) + rounds
 
     def _dispatched(self, sent: Sent, now_s: float) -> None:
         known = self.tree.matched(sent.blocks).get(sent.worker, 0)
-        extend = max(0, sent.ask.prompt_tok - known)
+        extend = max(0, sent.request.prompt_tok - known)
         output = 0
         if self.bill == "predicted":
-            output = min(self.predictor.guess(sent.ask), sent.ask.max_output_tok)
-        self._billed[sent.ask.id] = [extend, output]
+            output = min(self.predictor.guess(sent.request), sent.request.max_output_tok)
+        self._billed[sent.request.id] = [extend, output]
         self._spend(sent, self.w_e * extend + self.w_q * output)
         self.tree.insert(sent.blocks, sent.worker)
 
     def _admitted(self, sent: Sent, extend_tok: int) -> None:
-        bill = self._billed[sent.ask.id]
+        bill = self._billed[sent.request.id]
         self._spend(sent, self.w_e * (extend_tok - bill[0]))
         bill[0] = extend_tok
 
     def _ended(self, sent: Sent, output_tok: int) -> None:
-        _, output = self._billed.pop(sent.ask.id)
+        _, output = self._billed.pop(sent.request.id)
         self._spend(sent, self.w_q * (output_tok - output))
-        self.predictor.learn(sent.ask.client, output_tok)
+        self.predictor.learn(sent.request.client, output_tok)
 
     def _lost(self, sent: Sent) -> None:
-        del self._billed[sent.ask.id]
+        del self._billed[sent.request.id]
 
     def _gone(self, worker: WorkerId) -> None:
         self.tree.forget(worker)
@@ -113,5 +113,5 @@ class D2lpm(Router):
             self._refills_at_join[client, worker] = refills
 
     def _spend(self, sent: Sent, amount: int) -> None:
-        key = (sent.ask.client, sent.worker)
+        key = (sent.request.client, sent.worker)
         self.spent[key] = self.spent.get(key, 0) + amount

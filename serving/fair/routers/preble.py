@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from serving.fair.routers.base import Router, Sent
-from serving.fair.routers.prefix_map import Block, Node, RoutedTree, WorkerId
-from serving.request import Ask
+from serving.fair.routers.prefix_map import Block, PrefixMap, PrefixNode, WorkerId
+from serving.request import RequestInfo
 
 
 class Preble(Router):
@@ -27,7 +27,7 @@ class Preble(Router):
         token_s: float = 1e-3,
         decode_tok: int = 45,
         imbalance: float = 1.5,
-        most_blocks: int = 100_000,
+        max_blocks: int = 100_000,
     ):
         """
         Args:
@@ -36,22 +36,22 @@ class Preble(Router):
           imbalance: load ratio above which prefixes move; below 1 never.
         """
         super().__init__()
-        self.tree = RoutedTree(most_blocks)
+        self.tree = PrefixMap(max_blocks)
         self.window_s, self.prefill_s, self.token_s, self.imbalance = window_s, prefill_s, token_s, imbalance
         self._outputs: deque[int] = deque([decode_tok], maxlen=101)
-        self._recent: deque[tuple[float, WorkerId, Node, float]] = deque()
+        self._recent: deque[tuple[float, WorkerId, PrefixNode, float]] = deque()
         self._work_of: dict[WorkerId, float] = {}
-        self._prefixes: dict[WorkerId, dict[Node, float]] = {}
+        self._prefixes: dict[WorkerId, dict[PrefixNode, float]] = {}
 
     def join(self, worker: WorkerId, capacity: float = 1.0) -> None:
         super().join(worker, capacity)
         self._work_of[worker], self._prefixes[worker] = 0.0, {}
 
-    def _choose(self, ask: Ask, blocks: Sequence[Block], now_s: float) -> WorkerId:
+    def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         self._age(now_s)
         known = [node for node in self.tree.walk(blocks) if any(w in self.load_of for w in node.workers)]
         matched = known[-1].end_tok if known else 0
-        if ask.prompt_tok - matched < matched:
+        if request.prompt_tok - matched < matched:
             return self._lightest([w for w in known[-1].workers if w in self.load_of])
         return self._lightest(list(self.load_of))
 
@@ -62,7 +62,9 @@ class Preble(Router):
             return
         # The prefix that others may share is everything but the last block.
         node = line[-2] if len(line) > 1 else line[-1]
-        work = self.prefill_s * max(0, sent.ask.prompt_tok - held) + self.token_s * self._expected_output()
+        work = (
+            self.prefill_s * max(0, sent.request.prompt_tok - held) + self.token_s * self._expected_output()
+        )
         self._recent.append((now_s, sent.worker, node, work))
         self._work_of[sent.worker] += work
         prefixes = self._prefixes[sent.worker]

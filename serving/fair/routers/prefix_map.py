@@ -12,29 +12,29 @@ type WorkerId = int
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class PrefixNode:
     """One block below its parent; `end_tok` tokens from the root to its end."""
 
     key: Hashable
     end_tok: int
-    parent: "Node | None"
-    children: "dict[Hashable, Node]" = field(default_factory=dict)
+    parent: "PrefixNode | None"
+    children: "dict[Hashable, PrefixNode]" = field(default_factory=dict)
     workers: dict[WorkerId, None] = field(default_factory=dict)
 
 
-class RoutedTree:
-    def __init__(self, most_blocks: int = 100_000):
-        """`most_blocks`: nodes kept; beyond, leaves unused for longest go."""
-        self.most_blocks = most_blocks
-        self.root = Node(None, 0, None)
-        self._used: dict[Node, None] = {}  # least recently used first
+class PrefixMap:
+    def __init__(self, max_blocks: int = 100_000):
+        """`max_blocks`: nodes kept; beyond, leaves unused for longest go."""
+        self.max_blocks = max_blocks
+        self.root = PrefixNode(None, 0, None)
+        self._used: dict[PrefixNode, None] = {}  # least recently used first
 
     def __len__(self) -> int:
         return len(self._used)
 
-    def walk(self, blocks: Sequence[Block]) -> Iterator[Node]:
+    def walk(self, blocks: Sequence[Block]) -> Iterator[PrefixNode]:
         """Known nodes along the prompt, without the root."""
-        node: Node | None = self.root
+        node: PrefixNode | None = self.root
         for key, _ in blocks:
             assert node is not None
             node = node.children.get(key)
@@ -50,20 +50,20 @@ class RoutedTree:
                 found[worker] = node.end_tok
         return found
 
-    def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[Node]:
+    def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[PrefixNode]:
         """Notes that the prompt went to `worker`; returns its nodes."""
         node, line = self.root, []
         for key, tokens in blocks:
             child = node.children.get(key)
             if child is None:
-                child = node.children[key] = Node(key, node.end_tok + tokens, node)
+                child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
             child.workers[worker] = None
             line.append(child)
             node = child
         for node in reversed(line):  # a parent is never older than its children, so leaves go first
             self._used.pop(node, None)
             self._used[node] = None
-        while len(self._used) > self.most_blocks:
+        while len(self._used) > self.max_blocks:
             self._drop(next(iter(self._used)))
         return line
 
@@ -74,7 +74,7 @@ class RoutedTree:
             if not node.workers and not node.children:
                 self._drop(node)
 
-    def _drop(self, node: Node) -> None:
+    def _drop(self, node: PrefixNode) -> None:
         del self._used[node]
         assert node.parent is not None
         del node.parent.children[node.key]

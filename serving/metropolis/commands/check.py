@@ -5,8 +5,8 @@ from pathlib import Path
 from absl import flags
 
 from mixattn.tools import cli
-from serving.metropolis.runtime.audit import Violation, check
-from serving.metropolis.runtime.store import Sqlite
+from serving.metropolis.runtime.audit import Violation, audit
+from serving.metropolis.runtime.store import SqliteStore
 from serving.metropolis.schedule.space import chebyshev
 from serving.metropolis.town import town
 
@@ -18,12 +18,12 @@ def start(argv: list[str]) -> None:
     cli.run(_main, argv)
 
 
-def open_run(workdir: str) -> Sqlite:
+def open_run(workdir: str) -> SqliteStore:
     """The store of a run; ValueError if there is none."""
     path = Path(workdir) / "run.db"
     if not path.exists():
         raise ValueError(f"{path} does not exist; make it with: python -m serving.metropolis run")
-    return Sqlite(path)
+    return SqliteStore(path)
 
 
 def _main() -> None:
@@ -31,7 +31,7 @@ def _main() -> None:
     about = store.about()
     world, _ = town(about["residents"])
     try:
-        steps = check(store.commits(), world.reset(about["seed"]), chebyshev)
+        steps = audit(store.commits(), world.reset(about["seed"]), chebyshev)
     except Violation as why:
         raise ValueError(f"the log breaks the law: {why}") from why
     print(f"{steps} agent-steps: every view, move and write is where lock-step would have it")

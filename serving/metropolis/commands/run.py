@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from mixattn.evals.llm import OpenAI
 from mixattn.tools import cli, files
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.runtime.engine import Result, Simulation
-from serving.metropolis.runtime.retry import Patience
+from serving.metropolis.runtime.engine import Simulation, SimulationRun
+from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
-from serving.metropolis.runtime.store import Commit, Sqlite
+from serving.metropolis.runtime.store import Commit, SqliteStore
 from serving.metropolis.town import prompts, town
 
 FLAGS = flags.FLAGS
@@ -52,7 +52,7 @@ def _main() -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if FLAGS.steps < 1:
         raise ValueError(f"--steps is {FLAGS.steps}; it must be at least 1")
-    store = Sqlite(workdir / "run.db")
+    store = SqliteStore(workdir / "run.db")
     try:
         store.begin({"residents": FLAGS.residents})
         result = _run(store)
@@ -73,7 +73,7 @@ def _main() -> None:
     print(f"draw it: python -m serving.metropolis replay --workdir={workdir}")
 
 
-def _run(store: Sqlite) -> Result:
+def _run(store: SqliteStore) -> SimulationRun:
     world, agents = town(FLAGS.residents)
     upto = None if FLAGS.upto < 0 else FLAGS.upto
     with _progress() as progress:
@@ -94,7 +94,7 @@ def _run(store: Sqlite) -> Result:
             "seed": FLAGS.seed,
             "store": store,
             "max_in_flight": FLAGS.max_in_flight,
-            "patience": Patience(timeout_s=FLAGS.timeout_s, retries=FLAGS.retries),
+            "patience": RetryPolicy(timeout_s=FLAGS.timeout_s, retries=FLAGS.retries),
             "checkpoint_every": 60,
             "on_commit": show,
         }
@@ -104,7 +104,7 @@ def _run(store: Sqlite) -> Result:
             result = run_virtual(sim.run(FLAGS.steps, resume=FLAGS.resume, upto=upto))
         else:
 
-            async def live() -> Result:
+            async def live() -> SimulationRun:
                 nonlocal sim
                 key = os.environ.get(FLAGS.api_key_env) if FLAGS.api_key_env else None
                 async with OpenAI(FLAGS.url, FLAGS.model, api_key=key, chat=FLAGS.chat) as model:

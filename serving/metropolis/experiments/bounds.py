@@ -6,23 +6,23 @@ import numpy as np
 
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.schedule.schedulers import Sights
-from serving.metropolis.worlds.trace import Ask, Trace
+from serving.metropolis.worlds.trace import AgentTrace, RecordedCall
 
-type Cost = Callable[[Sequence[Ask]], float]
+type CallCost = Callable[[Sequence[RecordedCall]], float]
 """What one agent-step's chain of calls costs, in seconds or tokens."""
 
 
-def tokens(chain: Sequence[Ask]) -> float:
+def tokens(chain: Sequence[RecordedCall]) -> float:
     """The paper's cost: prompt and output tokens."""
     return sum(ask.prompt_tok + ask.output_tok for ask in chain)
 
 
-def unloaded(server: ServerConfig) -> Cost:
+def unloaded(server: ServerConfig) -> CallCost:
     """Seconds on an idle server, call after call."""
     return lambda chain: sum(server.alone_s(ask.prompt_tok, ask.output_tok) for ask in chain)
 
 
-def sights(trace: Trace, perceive: float | None = None) -> Sights:
+def sights(trace: AgentTrace, perceive: float | None = None) -> Sights:
     """Who sees whom at each step (Chebyshev), by agent numbers in the order of sorted names."""
     radius = trace.reach.perceive if perceive is None else perceive
     order = np.array(sorted(range(len(trace.names)), key=trace.names.__getitem__))
@@ -44,7 +44,7 @@ def sights(trace: Trace, perceive: float | None = None) -> Sights:
     return seen
 
 
-def critical_path(trace: Trace, seen: Sights, cost: Cost) -> float:
+def critical_path(trace: AgentTrace, seen: Sights, cost: CallCost) -> float:
     """The costliest chain of agent-steps that must follow one another (paper section 4.1).
 
     f(A, s + 1) = cost(A, s) + max f(B, s) over A itself and whoever A sees at s or saw at s - 1.
@@ -64,6 +64,6 @@ def critical_path(trace: Trace, seen: Sights, cost: Cost) -> float:
     return max(done, default=0.0)
 
 
-def mean_sights(trace: Trace, seen: Mapping) -> float:
+def mean_sights(trace: AgentTrace, seen: Mapping) -> float:
     """Agents within perception of an agent-step, itself included (paper: 1.85)."""
     return 1 + sum(len(others) for others in seen.values()) / (len(trace.names) * trace.steps)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from serving.metropolis.experiments.replay import replay
 from serving.metropolis.runtime.server import ServerConfig
-from serving.metropolis.schedule.dependency_graph import Cluster, Graph
+from serving.metropolis.schedule.dependency_graph import Cluster, DependencyGraph
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid
 from serving.metropolis.worlds.synthetic import TownConfig, generate
@@ -22,7 +22,7 @@ TILES_PER_AGENT = 140 * 100 / 25
 
 
 @dataclass(frozen=True)
-class Cost:
+class ControllerCost:
     """One row: `median_us` and `minimum_us` a commit over repeats, `searches` for a blocker a commit."""
 
     agents: int
@@ -34,7 +34,9 @@ class Cost:
     mean_cluster: float
 
 
-def measure(agents: int, commits: int, *, repeats: int = 3, rescan: bool = False, seed: int = 0) -> Cost:
+def measure(
+    agents: int, commits: int, *, repeats: int = 3, rescan: bool = False, seed: int = 0
+) -> ControllerCost:
     """Times `commits` commits, `repeats` times over; all in this thread."""
     means, searches, members = [], 0.0, 0
     for _ in range(repeats):
@@ -42,13 +44,13 @@ def measure(agents: int, commits: int, *, repeats: int = 3, rescan: bool = False
         means.append(1e6 * spent / commits)
     method = "full rescan" if rescan else "watched blocker"
     middle = sorted(means)[len(means) // 2]
-    return Cost(agents, method, commits, middle, min(means), searches / commits, members / commits)
+    return ControllerCost(agents, method, commits, middle, min(means), searches / commits, members / commits)
 
 
 def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, float, int]:
     draw = random.Random(seed)
     side = int((agents * TILES_PER_AGENT) ** 0.5)
-    graph = Graph(Grid(), until=1 << 40)
+    graph = DependencyGraph(Grid(), until=1 << 40)
     places = [(draw.randrange(side), draw.randrange(side)) for _ in range(agents)]
     running = _Bag(draw)
     for cluster in graph.start([(pos, 0, Reach(4, 1), 0) for pos in places]):
@@ -72,7 +74,7 @@ def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, f
     return spent, graph.checks, members
 
 
-def _walk(draw: random.Random, graph: Graph, cluster: Cluster) -> list[tuple[int, int]]:
+def _walk(draw: random.Random, graph: DependencyGraph, cluster: Cluster) -> list[tuple[int, int]]:
     return [
         (graph.pos[x][0] + draw.randint(-1, 1), graph.pos[x][1] + draw.randint(-1, 1))
         if draw.random() < 0.2
@@ -81,7 +83,7 @@ def _walk(draw: random.Random, graph: Graph, cluster: Cluster) -> list[tuple[int
     ]
 
 
-def _look_at_everyone(graph: Graph) -> None:
+def _look_at_everyone(graph: DependencyGraph) -> None:
     for agent, watched in enumerate(graph.watching):
         if watched >= 0:
             graph._blocker(agent)
@@ -105,7 +107,7 @@ class _Bag:
         return bag.pop()
 
 
-def run(sizes: tuple[int, ...], *, commits: int = 20_000, repeats: int = 3) -> Iterator[Cost]:
+def run(sizes: tuple[int, ...], *, commits: int = 20_000, repeats: int = 3) -> Iterator[ControllerCost]:
     """The table: every size with watched blockers, sizes to 1,000 with a full rescan beside it."""
     for agents in sizes:
         yield measure(agents, commits, repeats=repeats)

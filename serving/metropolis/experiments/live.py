@@ -13,7 +13,7 @@ from typing import Any
 from serving.config import EngineConfig, Limits
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.inprocess import EngineModel
-from serving.metropolis.runtime.store import Memory, to_json
+from serving.metropolis.runtime.store import InMemoryStore, to_json
 from serving.metropolis.schedule.schedulers import Mode
 from serving.metropolis.town import town
 
@@ -107,7 +107,7 @@ def _engine(config: Live):
 
 def _live(config: Live, model: EngineModel, mode: Mode):
     world, agents = town(config.residents)
-    store = Memory()
+    store = InMemoryStore()
     sim = Simulation(world, agents, model, mode=mode, seed=config.seed, store=store, max_in_flight=0)
     result = asyncio.run(sim.run(config.steps))
     history: dict[str, list[Any]] = {}

@@ -18,7 +18,7 @@ from serving.metropolis.experiments.suite import summarise
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.runtime.store import Commit
 from serving.metropolis.worlds.synthetic import CALLS_PER_HOUR
-from serving.metropolis.worlds.trace import Trace
+from serving.metropolis.worlds.trace import AgentTrace
 
 COLOURS = {
     "single_thread": "#b8bcc2",
@@ -234,7 +234,9 @@ def _variants(rows: list[dict[str, Any]]):
     return figure
 
 
-def gantt(trace: Trace, server: ServerConfig, out: Path, *, modes: Sequence[str], until_s: float) -> Path:
+def gantt(
+    trace: AgentTrace, server: ServerConfig, out: Path, *, modes: Sequence[str], until_s: float
+) -> Path:
     """Who runs which step when: a row an agent, a bar an agent-step that waits for its model, by mode."""
     figure, axes = plt.subplots(len(modes), 1, figsize=(11, 2.9 * len(modes)), sharex=True, squeeze=False)
     palette = matplotlib.colormaps["viridis"]

@@ -6,11 +6,11 @@ from typing import Any, Literal
 from serving.metropolis.experiments.bounds import critical_path, mean_sights, sights, tokens, unloaded
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation
-from serving.metropolis.runtime.run_stats import Meter
+from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.schedule.rules import Reach, in_place, multi_version
 from serving.metropolis.schedule.schedulers import Mode, Sights
-from serving.metropolis.worlds.trace import Trace, TraceWorld, agents
+from serving.metropolis.worlds.trace import AgentTrace, TraceWorld, agents
 
 RULES = {"in_place": in_place, "multi_version": multi_version}
 
@@ -34,7 +34,7 @@ class Variant:
         if self.rule not in RULES:
             raise ValueError(f"rule {self.rule!r} is not one of {', '.join(RULES)}")
 
-    def reach(self, trace: Trace) -> Reach:
+    def reach(self, trace: AgentTrace) -> Reach:
         see = trace.reach.perceive if self.perceive < 0 else self.perceive
         go = trace.reach.move if self.move < 0 else self.move
         if go < trace.reach.move:
@@ -45,7 +45,7 @@ class Variant:
 
 
 def replay(
-    trace: Trace,
+    trace: AgentTrace,
     mode: Mode,
     server: ServerConfig,
     *,
@@ -53,7 +53,7 @@ def replay(
     seen: Sights | None = None,
     max_in_flight: int = 0,
     on_commit: Any = None,
-) -> Meter:
+) -> RunStats:
     """Runs the whole trace; times in the meter are virtual, except the controller's own."""
     variant = variant or Variant()
     sim = Simulation(
@@ -85,7 +85,7 @@ class Bounds:
         return max(self.critical_s, self.no_dependency_s)
 
 
-def bounds(trace: Trace, server: ServerConfig, seen: Sights | None = None) -> Bounds:
+def bounds(trace: AgentTrace, server: ServerConfig, seen: Sights | None = None) -> Bounds:
     """Critical path on an idle server, and the time of all calls made at once."""
     seen = sights(trace) if seen is None else seen
     return Bounds(

@@ -24,14 +24,14 @@ from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.schedule.rules import Rule
 from serving.metropolis.worlds import synthetic
-from serving.metropolis.worlds.social import Network, NetworkConfig, Poster, network_sights
+from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, network_sights
 from serving.metropolis.worlds.synthetic import TownConfig, generate
 
 BOUNDS = ("single_thread", "critical", "no_dependency")
 
 
 @dataclass
-class Experiment:
+class MetropolisExperiment:
     """A grid: every combination of the tuples is run for every seed.
 
     Attributes:
@@ -86,13 +86,13 @@ class Experiment:
 
 KEY = ("agents", "hour", "seed", "server", "replicas", "slots", "priority", "mode", "variant")
 MEASURED = (
-    *("elapsed_s", "calls", "prompt_tok", "output_tok", "parallelism", "most_in_flight", "commits"),
+    *("elapsed_s", "calls", "prompt_tok", "output_tok", "parallelism", "peak_in_flight", "commits"),
     *("mean_cluster", "largest_cluster", "largest_lead", "mean_waited_s"),
 )
 
 
 def run(
-    experiment: Experiment, *, workers: int = 1, tell: Callable[[int, int], None] = lambda *_: None
+    experiment: MetropolisExperiment, *, workers: int = 1, tell: Callable[[int, int], None] = lambda *_: None
 ) -> Path:
     """Runs what is missing and returns the CSV; `tell(done, total)` after each row."""
     experiment.check()
@@ -121,7 +121,7 @@ def run(
     return path
 
 
-def measure(experiment: Experiment, setting: dict[str, Any]) -> dict[str, Any]:
+def measure(experiment: MetropolisExperiment, setting: dict[str, Any]) -> dict[str, Any]:
     """One row: a whole replay."""
     server = replace(
         experiment.servers[setting["server"]],
@@ -150,7 +150,7 @@ def _town(setting: dict[str, Any], mode: str, server: ServerConfig, variant: Var
 
 
 def _network(config: NetworkConfig, mode: str, server: ServerConfig, rule: Rule) -> dict[str, Any]:
-    world = Network(config)
+    world = SocialNetwork(config)
     poster = Poster(config)
     sim = Simulation(
         world,
@@ -170,7 +170,7 @@ def _short(value: Any) -> Any:
 
 
 # ---- files ------------------------------------------------------------------------------------------------
-def about(experiment: Experiment) -> dict[str, Any]:
+def about(experiment: MetropolisExperiment) -> dict[str, Any]:
     """The recipe of a result: what was run, with what, where."""
     return {
         "config": json.loads(json.dumps(asdict(experiment))),
@@ -183,7 +183,7 @@ def about(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, experiment: Experiment) -> list[dict[str, str]]:
+def _open(path: Path, experiment: MetropolisExperiment) -> list[dict[str, str]]:
     recipe = about(experiment)
     if not path.exists():
         lines = [f"# {name}: {json.dumps(value)}" for name, value in recipe.items()]

@@ -7,10 +7,10 @@ from serving.metropolis.runtime.store import position
 from serving.metropolis.schedule.dependency_graph import Spawn
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Position
-from serving.metropolis.world import AgentId, Json, Outcome
+from serving.metropolis.world import AgentId, Json, StepOutcome
 
 
-class Roster:
+class AgentTable:
     """The engine's own tables. A number is given once and kept beyond death.
 
     Attributes:
@@ -49,7 +49,7 @@ class Roster:
         self.first.append(step)
 
     def enact(
-        self, step: int, outcome: Outcome, still: Mapping[AgentId, int]
+        self, step: int, outcome: StepOutcome, still: Mapping[AgentId, int]
     ) -> tuple[list[Spawn], list[int]]:
         """Takes over what a step came to and promised; returns who was born and who died."""
         number = self.number
@@ -76,7 +76,7 @@ class Roster:
         return {"agents": agents, "gone": sorted(self.gone)}
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> "Roster":
+    def restored(cls, state: Mapping[str, Any]) -> "AgentTable":
         """The roster of which `state` is a snapshot."""
         roster = cls()
         for name, pos, step, reach, still, own in state["agents"]:

@@ -17,7 +17,7 @@ class Violation(AssertionError):
     """The log could not have come from a run that keeps lock-step's results."""
 
 
-def check(
+def audit(
     commits: Iterable[Commit],
     bodies: Mapping[AgentId, Body],
     distance: Callable[[Any, Any], float],

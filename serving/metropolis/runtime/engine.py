@@ -13,11 +13,11 @@ from heapq import heappop, heappush
 from typing import Any
 
 from mixattn.evals.llm import CallFailed, LanguageModel
-from serving.metropolis.runtime.agent_table import Roster
-from serving.metropolis.runtime.llm_calls import Asking
-from serving.metropolis.runtime.reach_check import Law
-from serving.metropolis.runtime.retry import Gate, Patience
-from serving.metropolis.runtime.run_stats import Meter
+from serving.metropolis.runtime.agent_table import AgentTable
+from serving.metropolis.runtime.llm_calls import LlmCalls
+from serving.metropolis.runtime.reach_check import ReachCheck
+from serving.metropolis.runtime.retry import Gate, RetryPolicy
+from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.store import Checkpoint, Commit, Store
 from serving.metropolis.schedule.dependency_graph import Cluster
 from serving.metropolis.schedule.rules import Rule, in_place
@@ -29,8 +29,8 @@ from serving.metropolis.world import (
     CausalityError,
     Intent,
     Json,
-    Outcome,
     StepContext,
+    StepOutcome,
     World,
 )
 
@@ -40,18 +40,18 @@ class Aborted(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SimulationRun:
     """The end of a run: where everyone is, what they know, and what the run was like."""
 
     positions: dict[AgentId, Position]
     states: dict[AgentId, Json]
     steps: dict[AgentId, int]
     commits: int
-    meter: Meter
+    meter: RunStats
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class ClusterTask:
     """A cluster in progress."""
 
     cluster: Cluster
@@ -96,7 +96,7 @@ class Simulation:
         barriers: Iterable[int] = (),
         sights: Sights | None = None,
         max_in_flight: int = 256,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         checkpoint_every: int = 0,
         verify_views: bool = False,
         on_commit: Callable[[Commit], None] | None = None,
@@ -104,26 +104,26 @@ class Simulation:
         self.world, self.agents, self.llm = world, agents, llm
         self.mode, self.seed, self.store = mode, seed, store
         self.barriers = frozenset(barriers)
-        self.patience = patience or Patience()
+        self.patience = patience or RetryPolicy()
         self.patience.check()
         self.checkpoint_every, self.verify_views, self.on_commit = checkpoint_every, verify_views, on_commit
-        self.meter = Meter()
-        self.roster = Roster()
+        self.meter = RunStats()
+        self.roster = AgentTable()
         self.schedule: Schedule
         self._rule, self._sights = rule, sights
         self._gate = Gate(max_in_flight) if max_in_flight else None
         self._seq = 0
-        self._jobs: dict[Job, None] = {}
-        self._acks: list[tuple[int, int, Job]] = []
+        self._jobs: dict[ClusterTask, None] = {}
+        self._acks: list[tuple[int, int, ClusterTask]] = []
         self._idle_since: list[float] = []
         self._now: Callable[[], float] = time.monotonic
 
     # ---- running ------------------------------------------------------------------------------------------
-    def run_sync(self, until_step: int, *, resume: bool = False, upto: int | None = None) -> Result:
+    def run_sync(self, until_step: int, *, resume: bool = False, upto: int | None = None) -> SimulationRun:
         """`run` for callers without an event loop."""
         return asyncio.run(self.run(until_step, resume=resume, upto=upto))
 
-    async def run(self, until_step: int, *, resume: bool = False, upto: int | None = None) -> Result:
+    async def run(self, until_step: int, *, resume: bool = False, upto: int | None = None) -> SimulationRun:
         """Advances everyone to `until_step`.
 
         Args:
@@ -137,7 +137,7 @@ class Simulation:
         """
         self._loop = asyncio.get_running_loop()
         self._now, self._wake = self._loop.time, asyncio.Event()
-        self._ask = Asking(
+        self._ask = LlmCalls(
             llm=self.llm,
             seed=self.seed,
             patience=self.patience,
@@ -148,7 +148,7 @@ class Simulation:
         )
         self._prepare(resume, upto)
         roster = self.roster
-        self._law = Law(roster, self.world.space, self.barriers)
+        self._law = ReachCheck(roster, self.world.space, self.barriers)
         self.schedule = make(
             self.mode,
             self.world.space,
@@ -169,7 +169,7 @@ class Simulation:
                 self.store.flush()
         self._check_finished(until_step)
         names, alive = roster.names, roster.alive()
-        return Result(
+        return SimulationRun(
             positions={names[x]: roster.pos[x] for x in alive},
             states={names[x]: roster.state[x] for x in alive},
             steps={names[x]: self.schedule.step[x] for x in alive},
@@ -217,7 +217,7 @@ class Simulation:
             raise AssertionError(f"nothing can run, yet {name!r} is at step {steps[short[0]]} of {until}")
 
     # ---- one cluster --------------------------------------------------------------------------------------
-    def _dispatch(self, cluster: Cluster) -> Job:
+    def _dispatch(self, cluster: Cluster) -> ClusterTask:
         now, step, roster = self._now(), cluster.step, self.roster
         names = [roster.names[x] for x in cluster.members]
         contexts = [
@@ -225,7 +225,7 @@ class Simulation:
             for name, x in zip(names, cluster.members)
         ]
         views = [self.world.view(name, step) for name in names]
-        job = Job(cluster, names, contexts, views, self._seq, now, [])
+        job = ClusterTask(cluster, names, contexts, views, self._seq, now, [])
         for x in cluster.members:
             self.meter.waited_s[x] += now - self._idle_since[x]
         work: list[Coroutine[Any, Any, Any]]
@@ -243,7 +243,7 @@ class Simulation:
             self._jobs[job] = None
         return job
 
-    async def _one_by_one(self, job: Job) -> list[Intent]:
+    async def _one_by_one(self, job: ClusterTask) -> list[Intent]:
         return [await self._decide(*each) for each in zip(job.names, job.views, job.contexts)]
 
     async def _decide(self, name: AgentId, view: Any, ctx: StepContext) -> Intent:
@@ -259,13 +259,13 @@ class Simulation:
             self.meter.fallbacks += 1
             return fallback(view, ctx)
 
-    def _acknowledge(self, job: Job) -> None:
+    def _acknowledge(self, job: ClusterTask) -> None:
         job.pending -= 1
         if not job.pending:
             heappush(self._acks, (job.cluster.step, job.cluster.members[0], job))
             self._wake.set()
 
-    def _commit(self, job: Job) -> list[Cluster]:
+    def _commit(self, job: ClusterTask) -> list[Cluster]:
         began = time.perf_counter()
         step, members, names = job.cluster.step, job.cluster.members, job.names
         self._jobs.pop(job, None)
@@ -300,7 +300,7 @@ class Simulation:
         self.meter.controller_s += time.perf_counter() - began
         return ready
 
-    def _log(self, job: Job, outcome: Outcome, still: dict[AgentId, int]) -> Commit | None:
+    def _log(self, job: ClusterTask, outcome: StepOutcome, still: dict[AgentId, int]) -> Commit | None:
         """Writes the commit down before it happens; None if nobody keeps commits."""
         if self.store is None and self.on_commit is None:
             return None
@@ -311,14 +311,14 @@ class Simulation:
             self.store.commit(record)
         return record
 
-    def _with_states(self, intents: Mapping[AgentId, Intent], outcome: Outcome) -> Outcome:
+    def _with_states(self, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> StepOutcome:
         """Adds to the outcome every private state that the step changed."""
         states = {
             n: i.state for n, i in intents.items() if i.state is not self.roster.state[self.roster.number[n]]
         }
         return replace(outcome, states={**states, **outcome.states}) if states else outcome
 
-    def _look_again(self, job: Job) -> None:
+    def _look_again(self, job: ClusterTask) -> None:
         for name, view in zip(job.names, job.views):
             if self.world.view(name, job.cluster.step) != view:
                 raise CausalityError(
@@ -354,7 +354,7 @@ class Simulation:
         last = self.store.last_checkpoint(keep)
         if last is not None:
             self.world.restore(last.state["world"])
-            self.roster, self._seq = Roster.restored(last.state), last.seq
+            self.roster, self._seq = AgentTable.restored(last.state), last.seq
         for commit in self.store.commits():
             if self._seq <= commit.seq < keep:
                 self.world.apply(commit.step, commit.outcome)

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mixattn.evals.llm import Completion, Divergence, LanguageModel, digest
-from serving.metropolis.runtime.retry import Gate, Patience, persist
-from serving.metropolis.runtime.run_stats import Meter
+from serving.metropolis.runtime.retry import Gate, RetryPolicy, persist
+from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.store import Call, Store
 from serving.metropolis.world import AgentId, StepContext, key
 
 
 @dataclass(slots=True)
-class Asking:
+class LlmCalls:
     """Asks `llm` for the agents of one run.
 
     Attributes:
@@ -23,10 +23,10 @@ class Asking:
 
     llm: LanguageModel
     seed: int
-    patience: Patience
+    patience: RetryPolicy
     gate: Gate | None
     store: Store | None
-    meter: Meter
+    meter: RunStats
     now: Callable[[], float]
     paid: dict[tuple[AgentId, int, int], Call] = field(default_factory=dict)
 

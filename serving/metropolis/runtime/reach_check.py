@@ -4,24 +4,24 @@ for others, or against their own word."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serving.metropolis.runtime.agent_table import Roster
+from serving.metropolis.runtime.agent_table import AgentTable
 from serving.metropolis.schedule.space import Position, Space
-from serving.metropolis.world import AgentId, CausalityError, Intent, Outcome
+from serving.metropolis.world import AgentId, CausalityError, Intent, StepOutcome
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class ReachCheck:
     """Judges the outcomes of a run.
 
     Attributes:
       barriers: steps in which views and writes may be global.
     """
 
-    roster: Roster
+    roster: AgentTable
     space: Space
     barriers: frozenset[int]
 
-    def judge(self, step: int, intents: Mapping[AgentId, Intent], outcome: Outcome) -> None:
+    def judge(self, step: int, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> None:
         """Raises CausalityError, with who, what and when, if `outcome` breaks a rule."""
         roster, everywhere = self.roster, step in self.barriers
         for name, pos in outcome.moves.items():
@@ -44,7 +44,7 @@ class Law:
             if name not in born:
                 self._member(name, step, intents, "changes state")
 
-    def _judge_births(self, step: int, intents: Mapping[AgentId, Intent], outcome: Outcome) -> None:
+    def _judge_births(self, step: int, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> None:
         roster = self.roster
         for name, child, body in outcome.births:
             x = self._member(name, step, intents, "has a child")

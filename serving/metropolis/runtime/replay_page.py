@@ -26,7 +26,7 @@ def write(store: Store, out: Path) -> int:
     data = collect(store)
     if not data["commits"]:
         raise ValueError("the log holds no commits; run the town first")
-    template = resources.files("serving.metropolis").joinpath("replay.html").read_text()
+    template = resources.files("serving.metropolis.runtime").joinpath("replay.html").read_text()
     write_text(out, template.replace("__DATA__", embed(data)))
     return len(data["commits"])
 

@@ -13,7 +13,7 @@ from mixattn.evals.llm import CallFailed, Completion
 
 
 @dataclass(unsafe_hash=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for a model, and how often to ask again.
 
     Attributes:
@@ -32,7 +32,9 @@ class Patience:
                 raise ValueError(f"patience.{name} is {getattr(self, name)}; it must not be negative")
 
 
-async def persist(attempt: Callable[[], Awaitable[Completion]], patience: Patience) -> tuple[Completion, int]:
+async def persist(
+    attempt: Callable[[], Awaitable[Completion]], patience: RetryPolicy
+) -> tuple[Completion, int]:
     """The completion and the number of retries it took.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Meter:
+class RunStats:
     """Counters the engine keeps as it goes; times on its clock, `controller_s` in real seconds.
 
     Attributes:
@@ -26,7 +26,7 @@ class Meter:
     prompt_tok: int = 0
     output_tok: int = 0
     in_flight: int = 0
-    most_in_flight: int = 0
+    peak_in_flight: int = 0
     outstanding_s: float = 0.0
     controller_s: float = 0.0
     clusters: Counter[int] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class Meter:
         self.outstanding_s += self.in_flight * (now_s - self._since_s)
         self._since_s = now_s
         self.in_flight += change
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
 
     def begin(self, now_s: float, agents: int) -> None:
         self.start_s = self._since_s = now_s
@@ -81,7 +81,7 @@ class Meter:
             "retries": self.retries,
             "fallbacks": self.fallbacks,
             "parallelism": self.parallelism,
-            "most_in_flight": self.most_in_flight,
+            "peak_in_flight": self.peak_in_flight,
             "mean_cluster": self.agent_steps / self.commits if self.commits else 0.0,
             "largest_cluster": max(self.clusters, default=0),
             "largest_lead": max(self.leads, default=0),

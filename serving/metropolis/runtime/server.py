@@ -60,7 +60,7 @@ def step_cost(step_s: float, row_s: float, prefill_s: float) -> StepCost:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class ReplicaJob:
     """A call at a replica; `done` is called once, when its last token is out."""
 
     prompt_tok: int
@@ -76,8 +76,10 @@ class Replica:
         self.config = config
         self.outstanding = 0
         self.wake_s = math.inf  # when the current stretch of iterations ends
-        self._waiting: list[tuple[float, int, Job]] = []
-        self._finish: list[tuple[int, int, Job]] = []  # (iteration count at which it is done, order, call)
+        self._waiting: list[tuple[float, int, ReplicaJob]] = []
+        self._finish: list[
+            tuple[int, int, ReplicaJob]
+        ] = []  # (iteration count at which it is done, order, call)
         self._order = itertools.count()
         self._iteration = 0
         self._start_s = 0.0  # of the current stretch: `_count` iterations of `_each_s`
@@ -85,7 +87,7 @@ class Replica:
         self._count = 0
         self._dropped = False
 
-    def arrive(self, job: Job, priority: int, now_s: float) -> None:
+    def arrive(self, job: ReplicaJob, priority: int, now_s: float) -> None:
         """A call joins the queue; it is admitted at the next boundary with room."""
         self.outstanding += 1
         heappush(self._waiting, (priority if self.config.priority else 0, next(self._order), job))
@@ -96,7 +98,7 @@ class Replica:
             self._count = min(self._count, max(1, math.ceil(passed - 1e-9)))
             self.wake_s = self._start_s + self._count * self._each_s
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: ReplicaJob) -> None:
         """The caller no longer waits; slot and queue place are freed at the next boundary."""
         job.cancelled = self._dropped = True
         self.outstanding -= 1
@@ -167,7 +169,7 @@ class SimulatedServer:
         """Takes as long as a call of these lengths does under the present load."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        job = Job(prompt_tok, output_tok, functools.partial(_finish, done))
+        job = ReplicaJob(prompt_tok, output_tok, functools.partial(_finish, done))
         number = min(range(len(self._replicas)), key=lambda i: self._replicas[i].outstanding)
         replica = self._replicas[number]
         replica.arrive(job, priority, loop.time())

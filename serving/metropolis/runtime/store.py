@@ -1,7 +1,8 @@
 """What survives: an append-only log of commits and paid-for calls, with checkpoints of the world.
 
-`Memory` keeps it in lists. `Sqlite` writes one file that any SQLite tool can read; a commit that cost calls,
-and every call, is on disk before the run goes on (a killed process loses neither), commits that cost nothing
+`InMemoryStore` keeps it in lists. `SqliteStore` writes one file that any SQLite tool can read; a commit that
+cost calls, and every call, is on disk before the run goes on (a killed process loses neither), commits that cost
+nothing
 are batched. The log's order is a legal order: applying outcomes one by one rebuilds the world.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mixattn.evals.llm import Completion, Usage
 from serving.metropolis.schedule.rules import Reach
-from serving.metropolis.world import AgentId, Birth, Body, Outcome, Write
+from serving.metropolis.world import AgentId, Birth, Body, StepOutcome, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Commit:
     seq: int
     step: int
     members: tuple[AgentId, ...]
-    outcome: Outcome
+    outcome: StepOutcome
     viewed: int
     start_s: float = 0.0
     end_s: float = 0.0
@@ -82,7 +83,7 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-class Memory:
+class InMemoryStore:
     """Keeps everything in this process."""
 
     def __init__(self):
@@ -141,7 +142,7 @@ create table if not exists checkpoints (seq integer primary key, state text not 
 """
 
 
-class Sqlite:
+class SqliteStore:
     """One SQLite file in WAL mode.
 
     Args:
@@ -261,7 +262,7 @@ def _same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
             )
 
 
-def to_json(outcome: Outcome) -> dict[str, Any]:
+def to_json(outcome: StepOutcome) -> dict[str, Any]:
     """An outcome as JSON, empty parts left out."""
     births = [
         [
@@ -283,9 +284,9 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     return {name: part for name, part in whole.items() if part}
 
 
-def from_json(data: dict[str, Any]) -> Outcome:
+def from_json(data: dict[str, Any]) -> StepOutcome:
     """The inverse of `to_json`; lists that were positions are tuples again."""
-    return Outcome(
+    return StepOutcome(
         moves={a: position(p) for a, p in data.get("moves", {}).items()},
         writes=tuple(Write(a, position(at), value) for a, at, value in data.get("writes", ())),
         states=data.get("states", {}),

@@ -52,7 +52,7 @@ class Component:
 RUNNING, IDLE, DONE, GONE = range(4)
 
 
-class Graph:
+class DependencyGraph:
     """Watched-blocker dependency graph (paper section 3.2 and 3.3, in one process).
 
     Args:

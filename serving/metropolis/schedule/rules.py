@@ -106,7 +106,7 @@ def earliest_release(distance: float, margin: Margin, step: int, from_step: int,
     return min(step, from_step + max(1, math.floor(spare / (2 * move_b)) + 1))
 
 
-def longest_lead(distance: float, margin: Margin, move: float) -> float:
+def max_lead(distance: float, margin: Margin, move: float) -> float:
     """Steps A can be ahead of a B that never commits, at this distance (section 3.2 turned around).
 
     Infinite if B cannot move at all and is out of reach.

@@ -8,7 +8,7 @@ a run's results only where movement and calls are fixed by a trace.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from serving.metropolis.schedule.dependency_graph import Cluster, Graph, Spawn
+from serving.metropolis.schedule.dependency_graph import Cluster, DependencyGraph, Spawn
 from serving.metropolis.schedule.rules import Reach, Rule, in_place
 from serving.metropolis.schedule.space import Position, Space
 
@@ -57,7 +57,7 @@ def make(
     """
     match mode:
         case "metropolis":
-            return Graph(space, until=until, rule=rule, barriers=barriers)
+            return DependencyGraph(space, until=until, rule=rule, barriers=barriers)
         case "single_thread" | "parallel_sync":
             return LockStep(until)
         case "oracle":

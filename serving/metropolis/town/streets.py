@@ -9,7 +9,7 @@ type Tile = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Place:
+class TownPlace:
     """A building with a two-tile door in its lower wall, or an open square (`walls=False`)."""
 
     name: str
@@ -39,18 +39,18 @@ class Place:
 
 
 PLACES = (
-    Place("Alder House", "home", 2, 2, 9, 7),
-    Place("Birch House", "home", 14, 2, 9, 7),
-    Place("Cedar House", "home", 41, 2, 9, 7),
-    Place("Dogwood House", "home", 53, 2, 9, 7),
-    Place("Elm House", "home", 2, 29, 9, 7),
-    Place("Fir House", "home", 53, 29, 9, 7),
-    Place("Café Linden", "café", 26, 2, 12, 8),
-    Place("Library", "library", 2, 14, 12, 9),
-    Place("Market", "shop", 49, 14, 13, 9),
-    Place("Workshop", "workshop", 14, 29, 11, 8),
-    Place("School", "school", 39, 29, 11, 8),
-    Place("Park", "park", 20, 14, 23, 11, walls=False),
+    TownPlace("Alder House", "home", 2, 2, 9, 7),
+    TownPlace("Birch House", "home", 14, 2, 9, 7),
+    TownPlace("Cedar House", "home", 41, 2, 9, 7),
+    TownPlace("Dogwood House", "home", 53, 2, 9, 7),
+    TownPlace("Elm House", "home", 2, 29, 9, 7),
+    TownPlace("Fir House", "home", 53, 29, 9, 7),
+    TownPlace("Café Linden", "café", 26, 2, 12, 8),
+    TownPlace("Library", "library", 2, 14, 12, 9),
+    TownPlace("Market", "shop", 49, 14, 13, 9),
+    TownPlace("Workshop", "workshop", 14, 29, 11, 8),
+    TownPlace("School", "school", 39, 29, 11, 8),
+    TownPlace("Park", "park", 20, 14, 23, 11, walls=False),
 )
 WATER = frozenset((i, j) for i in range(28, 35) for j in range(17, 21) if (i, j) not in {(28, 17), (34, 20)})
 
@@ -59,7 +59,7 @@ WATER = frozenset((i, j) for i in range(28, 35) for j in range(17, 21) if (i, j)
 class Streets:
     """Walkable tiles and shortest ways (four directions)."""
 
-    places: tuple[Place, ...] = PLACES
+    places: tuple[TownPlace, ...] = PLACES
     closed: frozenset[Tile] = field(init=False)
 
     def __post_init__(self):
@@ -69,7 +69,7 @@ class Streets:
     def open(self, tile: Tile) -> bool:
         return 0 <= tile[0] < WIDTH and 0 <= tile[1] < HEIGHT and tile not in self.closed
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> TownPlace:
         return next(p for p in self.places if p.name == name)
 
     def spots(self, name: str) -> list[Tile]:
@@ -95,7 +95,7 @@ def around(tile: Tile) -> list[Tile]:
 
 
 @lru_cache(maxsize=64)
-def _tiles(place: Place) -> frozenset[Tile]:
+def _tiles(place: TownPlace) -> frozenset[Tile]:
     return frozenset(place.inside())
 
 

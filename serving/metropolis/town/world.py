@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid, Space
 from serving.metropolis.town.streets import Streets, Tile
-from serving.metropolis.world import AgentId, Body, Intent, Outcome, Write, key
+from serving.metropolis.world import AgentId, Body, Intent, StepOutcome, Write, key
 
 REACH = Reach(perceive=4, move=1)
 
@@ -63,7 +63,7 @@ class Town:
         ]
         return Sight(here, self.map.where(here), tuple(sorted(near)))
 
-    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
+    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
         """A tile goes to one of those who want it, by lot; a tile someone stands on goes to nobody.
 
         Only residents within two tiles of each other can want the same tile, and those share a cluster, so
@@ -81,9 +81,9 @@ class Town:
             for name, intent in intents.items()
             if "look" in intent.action
         ]
-        return Outcome(moves=moves, writes=writes)
+        return StepOutcome(moves=moves, writes=writes)
 
-    def apply(self, step: int, outcome: Outcome) -> None:
+    def apply(self, step: int, outcome: StepOutcome) -> None:
         self._at.update(outcome.moves)
         for name, _, look in outcome.writes:
             self._looks[name] = {**self._looks[name], **look}

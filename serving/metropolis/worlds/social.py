@@ -14,7 +14,7 @@ from typing import Any
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.schedulers import Sights
 from serving.metropolis.schedule.space import Hops, Space
-from serving.metropolis.world import AgentId, Body, Intent, Outcome, Write
+from serving.metropolis.world import AgentId, Body, Intent, StepOutcome, Write
 
 
 @dataclass(unsafe_hash=True, kw_only=True)
@@ -56,7 +56,7 @@ def graph(config: NetworkConfig) -> Hops:
     return Hops({i: tuple(sorted(others)) for i, others in edges.items()})
 
 
-class Network:
+class SocialNetwork:
     """Everyone's posts by version. Reads reach one hop, writes none, nobody moves."""
 
     def __init__(self, config: NetworkConfig):
@@ -79,11 +79,11 @@ class Network:
     def _read(self, person: Any, version: int) -> Any:
         return next(post for since, post in reversed(self.posts[person]) if since <= version)
 
-    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
+    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
         wrote = [Write(n, int(n[1:]), i.action) for n, i in intents.items() if i.action is not None]
-        return Outcome(writes=wrote)
+        return StepOutcome(writes=wrote)
 
-    def apply(self, step: int, outcome: Outcome) -> None:
+    def apply(self, step: int, outcome: StepOutcome) -> None:
         for _, node, post in outcome.writes:
             self.posts[node].append([step + 1, post])
 
@@ -109,7 +109,7 @@ class Poster:
         return Intent(action=f"{ctx.agent}@{ctx.step}:{sum(len(post) for _, post in view)}")
 
 
-def network_sights(world: Network) -> Sights:
+def network_sights(world: SocialNetwork) -> Sights:
     """Who reads whom: the same at every step."""
     return {
         (i, step): world.contacts.neighbours[i]  # type: ignore[misc]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.metropolis.schedule.rules import Reach
-from serving.metropolis.worlds.trace import Ask, Trace
+from serving.metropolis.worlds.trace import AgentTrace, RecordedCall
 
 WIDTH, HEIGHT, ROOM, PER_TOWN, HOUR = 140, 100, 11, 25, 360
 BOUNDARY = 30  # steps between the moments at which actions may end: five minutes
@@ -54,11 +54,11 @@ class TownConfig:
             raise ValueError(f"town.hour is {self.hour}; it must be 0 to 23, or -1 for the whole day")
 
 
-def generate(config: TownConfig) -> Trace:
+def generate(config: TownConfig) -> AgentTrace:
     """Draws a trace; equal configs give equal traces."""
     config.check()
     start, steps = (0, 24 * HOUR) if config.hour < 0 else (config.hour * HOUR, HOUR)
-    trace = Trace(steps, Reach(config.perceive, config.move), [], [], [], [])
+    trace = AgentTrace(steps, Reach(config.perceive, config.move), [], [], [], [])
     trace.about = {"generator": VERSION, "seed": config.seed, "agents": config.agents, "hour": config.hour}
     towns = -(-config.agents // PER_TOWN)
     for town in range(towns):
@@ -134,7 +134,7 @@ def _follow(rng, plan, start: int, steps: int) -> np.ndarray:
 
 
 # ---- calls ------------------------------------------------------------------------------------------------
-def _calls(rng, pos_TA2: np.ndarray, start: int, perceive: int) -> list[dict[int, tuple[Ask, ...]]]:
+def _calls(rng, pos_TA2: np.ndarray, start: int, perceive: int) -> list[dict[int, tuple[RecordedCall, ...]]]:
     """Chains by agent and step: plans on shared boundaries, what they notice, what they talk about."""
     near = near_TAA(pos_TA2[:-1], perceive).sum(-1)
     steps, people = near.shape
@@ -176,8 +176,8 @@ def _rates(hour: int) -> tuple[float, float]:
     return plan_p, rest
 
 
-def _sized(rng, kinds: list[str]) -> tuple[Ask, ...]:
+def _sized(rng, kinds: list[str]) -> tuple[RecordedCall, ...]:
     means = np.array([SIZES[kind] for kind in kinds])
     prompt = np.maximum(16, rng.normal(means[:, 0], 0.3 * means[:, 0])).astype(int)
     output = np.maximum(1, np.rint(rng.gamma(1.5, means[:, 1] / 1.5))).astype(int)
-    return tuple(Ask(kind, int(p), int(o)) for kind, p, o in zip(kinds, prompt, output))
+    return tuple(RecordedCall(kind, int(p), int(o)) for kind, p, o in zip(kinds, prompt, output))

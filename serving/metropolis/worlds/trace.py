@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 from mixattn.tools import files
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid, Space
-from serving.metropolis.world import AgentId, Body, Intent, Outcome
+from serving.metropolis.world import AgentId, Body, Intent, StepOutcome
 
 
-class Ask(NamedTuple):
+class RecordedCall(NamedTuple):
     """One call of a trace."""
 
     fn: str
@@ -34,7 +34,7 @@ class Ask(NamedTuple):
 
 
 @dataclass
-class Trace:
+class AgentTrace:
     """A run of `steps` steps on a grid.
 
     Attributes:
@@ -49,7 +49,7 @@ class Trace:
     names: list[AgentId]
     x: list[array]
     y: list[array]
-    calls: list[dict[int, tuple[Ask, ...]]]
+    calls: list[dict[int, tuple[RecordedCall, ...]]]
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -69,7 +69,7 @@ class TraceWorld:
       reach: replaces the trace's own, for ablations.
     """
 
-    def __init__(self, trace: Trace, *, reach: Reach | None = None):
+    def __init__(self, trace: AgentTrace, *, reach: Reach | None = None):
         self.trace = trace
         self.reach = reach or trace.reach
         self.space: Space = Grid()
@@ -82,16 +82,16 @@ class TraceWorld:
     def view(self, agent: AgentId, step: int) -> None:
         return None
 
-    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> Outcome:
+    def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
         trace, moves = self.trace, {}
         for name in intents:
             i = self._number[name]
             x, y = trace.x[i], trace.y[i]
             if x[step] != x[step + 1] or y[step] != y[step + 1]:
                 moves[name] = (x[step + 1], y[step + 1])
-        return Outcome(moves)
+        return StepOutcome(moves)
 
-    def apply(self, step: int, outcome: Outcome) -> None: ...
+    def apply(self, step: int, outcome: StepOutcome) -> None: ...
 
     def snapshot(self) -> None: ...
 
@@ -101,7 +101,9 @@ class TraceWorld:
 class TraceAgent:
     """Makes the recorded calls of a step, one after another, or all at once if not `chained`."""
 
-    def __init__(self, trace: Trace, number: int, *, chained: bool = True, promises: list[int] | None = None):
+    def __init__(
+        self, trace: AgentTrace, number: int, *, chained: bool = True, promises: list[int] | None = None
+    ):
         self._calls, self._chained = trace.calls[number], chained
         self._promises = promises
 
@@ -119,7 +121,7 @@ class TraceAgent:
 _NOTHING = Intent()
 
 
-def agents(trace: Trace, *, chained: bool = True, still: bool = False) -> dict[AgentId, TraceAgent]:
+def agents(trace: AgentTrace, *, chained: bool = True, still: bool = False) -> dict[AgentId, TraceAgent]:
     """An agent for every name.
 
     With `still`, each promises to stay for as long as the trace shows it staying: more than a live agent can
@@ -131,7 +133,7 @@ def agents(trace: Trace, *, chained: bool = True, still: bool = False) -> dict[A
     }
 
 
-def stays_until(trace: Trace, number: int) -> list[int]:
+def stays_until(trace: AgentTrace, number: int) -> list[int]:
     """For each step s, the first step after s in which the agent moves again."""
     x, y, until = trace.x[number], trace.y[number], [0] * trace.steps
     following = trace.steps
@@ -143,7 +145,7 @@ def stays_until(trace: Trace, number: int) -> list[int]:
 
 
 # ---- files ------------------------------------------------------------------------------------------------
-def save(trace: Trace, path: str | os.PathLike[str]) -> None:
+def save(trace: AgentTrace, path: str | os.PathLike[str]) -> None:
     """Writes the JSON-lines format above, all or nothing."""
     with files.whole(Path(path)) as unfinished, unfinished.open("w") as out:
         reach = {"perceive": trace.reach.perceive, "move": trace.reach.move, "write": trace.reach.write}
@@ -152,7 +154,7 @@ def save(trace: Trace, path: str | os.PathLike[str]) -> None:
             out.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
-def _lines(trace: Trace) -> Iterator[dict[str, Any]]:
+def _lines(trace: AgentTrace) -> Iterator[dict[str, Any]]:
     for i, name in enumerate(trace.names):
         x, y = trace.x[i], trace.y[i]
         for step in range(trace.steps + 1):
@@ -164,7 +166,7 @@ def _lines(trace: Trace) -> Iterator[dict[str, Any]]:
                 yield {"agent": name, "step": step, "seq": seq, "fn": ask.fn, **sizes}
 
 
-def load(path: str | os.PathLike[str]) -> Trace:
+def load(path: str | os.PathLike[str]) -> AgentTrace:
     """Reads the JSON-lines format above.
 
     Raises:
@@ -172,7 +174,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
     """
     about: dict[str, Any] = {}
     moves: list[tuple[AgentId, int, list[int]]] = []
-    calls: list[tuple[AgentId, int, int, Ask]] = []
+    calls: list[tuple[AgentId, int, int, RecordedCall]] = []
     with open(path) as lines:
         for number, text in enumerate(lines, 1):
             try:
@@ -182,7 +184,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
                 elif "pos" in line:
                     moves.append((line["agent"], line["step"], line["pos"]))
                 else:
-                    ask = Ask(line["fn"], line["prompt_tokens"], line["output_tokens"])
+                    ask = RecordedCall(line["fn"], line["prompt_tokens"], line["output_tokens"])
                     calls.append((line["agent"], line["step"], line["seq"], ask))
             except (KeyError, TypeError, ValueError) as why:
                 raise ValueError(f"{path}, line {number} is neither a move nor a call: {why!r}") from why
@@ -196,17 +198,17 @@ def build(
     steps: int,
     reach: Reach,
     moves: Iterable[tuple[AgentId, int, Any]],
-    calls: Iterable[tuple[AgentId, int, int, Ask]],
+    calls: Iterable[tuple[AgentId, int, int, RecordedCall]],
     *,
     about: dict[str, Any] | None = None,
-) -> Trace:
+) -> AgentTrace:
     """A trace from loose moves and calls. Every agent needs a position at step 0."""
     places: dict[AgentId, dict[int, Any]] = {}
     for name, step, pos in moves:
         places.setdefault(name, {})[step] = pos
     names = sorted(places)
     number = {name: i for i, name in enumerate(names)}
-    chains: list[dict[int, list[tuple[int, Ask]]]] = [{} for _ in names]
+    chains: list[dict[int, list[tuple[int, RecordedCall]]]] = [{} for _ in names]
     for name, step, seq, ask in calls:
         if name not in number or not 0 <= step < steps:
             raise ValueError(f"a call of {name!r} at step {step} has no agent or lies outside 0..{steps - 1}")
@@ -224,11 +226,13 @@ def build(
         xs.append(x)
         ys.append(y)
     ordered = [{s: tuple(a for _, a in sorted(c, key=lambda p: p[0])) for s, c in m.items()} for m in chains]
-    return Trace(steps, reach, names, xs, ys, ordered, about or {})
+    return AgentTrace(steps, reach, names, xs, ys, ordered, about or {})
 
 
 # ---- the instrumented public fork -------------------------------------------------------------------------
-def import_events(llm_data: Mapping[str, Any], location_data: Mapping[str, Any], *, reach: Reach) -> Trace:
+def import_events(
+    llm_data: Mapping[str, Any], location_data: Mapping[str, Any], *, reach: Reach
+) -> AgentTrace:
     """Reads what the instrumented Generative Agents fork of the paper's first author exports.
 
     Args:
@@ -248,15 +252,15 @@ def import_events(llm_data: Mapping[str, Any], location_data: Mapping[str, Any],
         moves.append((persona, int(step) + 1, pos))
     first = {name: min((s, p) for n, s, p in moves if n == name)[1] for name in {n for n, _, _ in moves}}
     moves += [(name, 0, pos) for name, pos in first.items()]
-    calls: list[tuple[AgentId, int, int, Ask]] = []
+    calls: list[tuple[AgentId, int, int, RecordedCall]] = []
     last = max((step for _, step, _ in moves), default=0)
-    by_step: dict[tuple[str, int], list[tuple[float, Ask]]] = {}
+    by_step: dict[tuple[str, int], list[tuple[float, RecordedCall]]] = {}
     for record in llm_data.values():
         start, end = float(record["start_time"]), float(record["end_time"])
         if end - start <= 1e-3:
             continue
         sizes = [max(1, len(str(record[side])) // 4) for side in ("input", "output")]
-        ask = Ask(record["function_name"], *sizes)
+        ask = RecordedCall(record["function_name"], *sizes)
         by_step.setdefault((record["persona_name"], int(record["step"])), []).append((start, ask))
         last = max(last, int(record["step"]) + 1)
     for (name, at), events in by_step.items():

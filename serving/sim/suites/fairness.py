@@ -15,14 +15,14 @@ from rich.console import Console
 
 from mixattn.tools import files
 from pallas_kernels import results
-from serving.sim.experiment import Experiment, Outcome, run
+from serving.sim.experiment import FairnessExperiment, PolicyOutcome, run
 from serving.sim.vtc_artifact import table_row
 
 ROOT = Path(__file__).resolve().parents[3]
 COLOURS = plt.get_cmap("tab10").colors
 
 
-def experiments(only: Sequence[str] = ()) -> list[Experiment]:
+def experiments(only: Sequence[str] = ()) -> list[FairnessExperiment]:
     """All variants of all configs/fair_*.py, or those named.
 
     Raises:
@@ -58,7 +58,7 @@ def run_suite(out: Path, *, only: Sequence[str] = (), clock: Callable[[], float]
     write_comparison(out)
 
 
-def save(out: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> None:
+def save(out: Path, experiment: FairnessExperiment, outcomes: Sequence[PolicyOutcome]) -> None:
     """Writes ID.csv (a line a run), ID_clients.csv, ID_paper.csv where there are figures, and ID.png."""
     rows = [table_row(outcome.row()) for outcome in outcomes]
     clients = [table_row(line) for outcome in outcomes for line in outcome.client_rows()]
@@ -72,7 +72,7 @@ def save(out: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> None
 
 
 def beside_paper(
-    experiment: Experiment, rows: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]]
+    experiment: FairnessExperiment, rows: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]]
 ) -> Iterable[dict[str, Any]]:
     """Our figures beside those of the paper or its logs. A metric "CLIENT NAME" is of one client."""
     for name, figures in experiment.paper.items():
@@ -103,7 +103,7 @@ def write_comparison(out: Path) -> None:
         write_csv(out / "paper.csv", lines, "every figure of a paper or its logs beside ours")
 
 
-def header(experiment: Experiment) -> str:
+def header(experiment: FairnessExperiment) -> str:
     return f"{experiment.id}: {experiment.title}; seed {experiment.seed}"
 
 
@@ -111,7 +111,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], note: str) -> None:
     results.write_csv(path, rows, about=note, device=results.VIRTUAL)
 
 
-def draw(path: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> None:
+def draw(path: Path, experiment: FairnessExperiment, outcomes: Sequence[PolicyOutcome]) -> None:
     panels = {"service": _draw_service, "gap": _draw_gap, "latency": _draw_latency, "pareto": _draw_pareto}
     wide = max(1, len(outcomes)) if "service" in experiment.plots else 1
     wide = min(wide, 4)
@@ -127,7 +127,7 @@ def draw(path: Path, experiment: Experiment, outcomes: Sequence[Outcome]) -> Non
     plt.close(figure)
 
 
-def _draw_service(part: Any, outcomes: Sequence[Outcome]) -> None:
+def _draw_service(part: Any, outcomes: Sequence[PolicyOutcome]) -> None:
     shown = outcomes[:4] if len(outcomes) <= 4 else [outcomes[i] for i in (0, 2, 3, -2)]
     axes = part.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axis, outcome in zip(axes, shown):
@@ -141,7 +141,7 @@ def _draw_service(part: Any, outcomes: Sequence[Outcome]) -> None:
     axes[-1].legend(fontsize=7, loc="upper right", ncols=2 if len(outcomes[0].report.service) > 5 else 1)
 
 
-def _draw_gap(part: Any, outcomes: Sequence[Outcome]) -> None:
+def _draw_gap(part: Any, outcomes: Sequence[PolicyOutcome]) -> None:
     axis = part.subplots()
     bounds: dict[float, tuple[str, bool]] = {}
     for i, outcome in enumerate(outcomes):
@@ -165,7 +165,7 @@ def _draw_gap(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_latency(part: Any, outcomes: Sequence[Outcome]) -> None:
+def _draw_latency(part: Any, outcomes: Sequence[PolicyOutcome]) -> None:
     axis = part.subplots()
     clients = list(outcomes[0].report.service)
     lines = [{line["client"]: line for line in outcome.client_rows()} for outcome in outcomes]
@@ -183,7 +183,7 @@ def _draw_latency(part: Any, outcomes: Sequence[Outcome]) -> None:
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_pareto(part: Any, outcomes: Sequence[Outcome]) -> None:
+def _draw_pareto(part: Any, outcomes: Sequence[PolicyOutcome]) -> None:
     axis = part.subplots()
     rows = [outcome.row() for outcome in outcomes]
     # Of a cluster, what each client feels; on one worker, the gap that is bounded.

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from pallas_kernels import results
 from serving import fair
-from serving.engine.scheduler import Entry, Locality
+from serving.engine.plan import RequestState
+from serving.engine.scheduler import CacheLocality
 from serving.kvcache.allocator import Group
-from serving.kvcache.manager import PagedMemory
-from serving.request import Ask
-from serving.sim.experiment import Server
-from serving.sim.simulator import Simulation
-from serving.sim.synthetic_tokens import Runs
+from serving.kvcache.manager import KVCacheManager
+from serving.request import RequestInfo
+from serving.sim.experiment import SimulatedEngine
+from serving.sim.simulator import ServingSimulation
+from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Worker
 from serving.sim.workload import Source, merged
 
@@ -45,16 +46,16 @@ def decisions(
     """
     rng = random.Random(0)
     policy = fair.make(name, **AGNOSTIC[name])
-    asks = (
-        Ask(f"r{i}", f"c{rng.randrange(clients)}", i, rng.randint(10, 500), 256, rng.randint(10, 256))
+    infos = (
+        RequestInfo(f"r{i}", f"c{rng.randrange(clients)}", i, rng.randint(10, 500), 256, rng.randint(10, 256))
         for i in range(waiting + rounds)
     )
     for _ in range(waiting):
-        policy.arrive(next(asks), 0.0)
+        policy.arrive(next(infos), 0.0)
     decided, lived = [], []
     gc.collect()
     gc.disable()
-    for ask in list(asks):
+    for info in list(infos):
         began = clock()
         head = policy.pick(0.0)
         policy.admit(head, extend_tok=head.prompt_tok, hit_tok=0)
@@ -62,7 +63,7 @@ def decisions(
         policy.decoded({head.id: 8})
         policy.decoded({head.id: 8})
         policy.finish(head.id)
-        policy.arrive(ask, 0.0)
+        policy.arrive(info, 0.0)
         lived.append(clock() - began)
     gc.enable()
     return 1e6 * median(decided), 1e6 * median(lived)
@@ -75,42 +76,42 @@ def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60
     """
     rng = random.Random(0)
     page = 16
-    memory = PagedMemory([Group(None, 400_000)], page_tok=page, max_slots=64, max_tok=4096, span_tok=4096)
-    waits: dict[str, Entry] = {}
-    policy = fair.make(name, match=Locality(memory, waits), **LOCAL[name])
-    entries = [_entry(i, rng) for i in range(waiting + rounds)]
-    for entry in entries[:waiting]:
-        waits[entry.ask.id] = entry
-        policy.arrive(entry.ask, 0.0)
+    memory = KVCacheManager([Group(None, 400_000)], page_tok=page, max_slots=64, max_tok=4096, span_tok=4096)
+    waits: dict[str, RequestState] = {}
+    policy = fair.make(name, match=CacheLocality(memory, waits), **LOCAL[name])
+    reqs = [_entry(i, rng) for i in range(waiting + rounds)]
+    for req in reqs[:waiting]:
+        waits[req.info.id] = req
+        policy.arrive(req.info, 0.0)
     picked, passed = [], []
     gc.collect()
     gc.disable()
-    for entry in entries[waiting:]:
+    for req in reqs[waiting:]:
         began = clock()
-        ask = policy.pick(0.0)
+        info = policy.pick(0.0)
         picked.append(clock() - began)
-        head = waits[ask.id]
-        got = memory.admit(head.tokens, "", head.ask.prompt_tok + 64, reserve=True)
+        head = waits[info.id]
+        got = memory.admit(head.tokens, "", head.info.prompt_tok + 64, reserve=True)
         assert got is not None
-        holding, hit = got
-        policy.admit(ask, extend_tok=ask.prompt_tok - hit, hit_tok=hit)
-        del waits[ask.id]
-        memory.unwatch(ask.id)
-        memory.grow(holding, hit, ask.prompt_tok)
-        memory.computed(holding, head.tokens, ask.prompt_tok, share=True)
-        policy.finish(ask.id)
-        memory.release(holding)
-        waits[entry.ask.id] = entry
-        policy.arrive(entry.ask, 0.0)
+        kv, hit = got
+        policy.admit(info, extend_tok=info.prompt_tok - hit, hit_tok=hit)
+        del waits[info.id]
+        memory.unwatch(info.id)
+        memory.grow(kv, hit, info.prompt_tok)
+        memory.computed(kv, head.tokens, info.prompt_tok, share=True)
+        policy.finish(info.id)
+        memory.release(kv)
+        waits[req.info.id] = req
+        policy.arrive(req.info, 0.0)
         passed.append(clock() - began)
     gc.enable()
     return 1e6 * median(picked), 1e6 * median(passed)
 
 
-def _entry(i: int, rng: random.Random) -> Entry:
+def _entry(i: int, rng: random.Random) -> RequestState:
     client, document = rng.randrange(100), rng.randrange(1000)
-    runs = Runs([(f"system{client}", 160), (f"doc{document}", 320), (f"own{i}", 40)])
-    return Entry(Ask(f"r{i}", f"c{client}", i, len(runs), 64), runs, "", 0.0)
+    runs = SyntheticTokens([(f"system{client}", 160), (f"doc{document}", 320), (f"own{i}", 40)])
+    return RequestState(RequestInfo(f"r{i}", f"c{client}", i, len(runs), 64), runs, "", 0.0)
 
 
 def growth(sizes: list[int], costs: list[float]) -> float:
@@ -158,11 +159,11 @@ def simulated(
         for i in range(4)
     ]
     cases = {
-        "no prefixes": ("vtc", even, Server(admit_every=4096)),
+        "no prefixes": ("vtc", even, SimulatedEngine(admit_every=4096)),
         "prefix trees": (
             "dlpm",
             asking,
-            Server(memory_tok=9600, page_tok=48, max_slots=32, admit_every=4096),
+            SimulatedEngine(memory_tok=9600, page_tok=48, max_slots=32, admit_every=4096),
         ),
     }
     for name, (policy, sources, server) in cases.items():
@@ -176,7 +177,7 @@ def simulated(
         gc.collect()
         gc.freeze()
         began, worked = clock(), cpu()
-        result = Simulation([worker], jobs).run()
+        result = ServingSimulation([worker], jobs).run()
         seconds, worked = clock() - began, cpu() - worked
         gc.unfreeze()
         yield {

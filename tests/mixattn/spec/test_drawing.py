@@ -22,7 +22,7 @@ def tables(request):
     import sys
 
     def table(*flags):
-        command = [sys.executable, "-m", "mixattn.spec.config", "--table", "--json", *flags]
+        command = [sys.executable, "-m", "mixattn.spec", "--table", "--json", *flags]
         return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     return table(), table("--live")
@@ -45,7 +45,7 @@ def test_live_cache_arrays_agree_to_the_byte(tables):
 
 
 def test_the_picture_names_every_layer_and_its_owner(run_module):
-    done = run_module("mixattn.spec.config", "--wiring=0s_0s_2_3s_3s_2", "--window=64")
+    done = run_module("mixattn.spec", "--wiring=0s_0s_2_3s_3s_2", "--window=64")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "0s_0s_2_3s_3s_2"
@@ -61,6 +61,6 @@ def test_the_picture_names_every_layer_and_its_owner(run_module):
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(run_module, flags, why):
-    done = run_module("mixattn.spec.config", *flags)
+    done = run_module("mixattn.spec", *flags)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert why in done.stderr

@@ -42,7 +42,7 @@ def test_a_small_model_fits_with_the_kernels_of_the_chip(chip):
     for name, lower in steps(chip).items():
         lowered = lower()
         assert KERNEL[chip] in lowered.as_text(), name
-        found = aot.fit(chip, lambda lowered=lowered: lowered)
+        found = aot.compiled_memory(chip, lambda lowered=lowered: lowered)
         assert found.fits
         assert held <= found.arguments < 1.2 * held + (1 << 20)
 
@@ -51,7 +51,7 @@ def test_a_small_model_fits_with_the_kernels_of_the_chip(chip):
 @pytest.mark.parametrize("chip", KERNEL)
 def test_a_cache_larger_than_the_chip_does_not_fit(chip):
     """128 rows of a million tokens, 1 KiB each, are 128 GiB in the full owner alone."""
-    found = aot.fit(chip, steps(chip, batch=128, context=1 << 20)["decode"])
+    found = aot.compiled_memory(chip, steps(chip, batch=128, context=1 << 20)["decode"])
     assert not found.fits
     assert found.total > found.capacity
 
@@ -67,14 +67,14 @@ def test_a_refusal_says_how_much_was_needed():
 
 
 def test_a_program_that_needs_a_byte_too_many_does_not_fit():
-    assert aot.Fit(60, 40, 100, 100).fits
-    assert not aot.Fit(61, 40, 101, 100).fits
+    assert aot.CompiledMemory(60, 40, 100, 100).fits
+    assert not aot.CompiledMemory(61, 40, 101, 100).fits
 
 
 @pytest.mark.parametrize("chip", ["v5e", "h100"])
 def test_a_missing_compiler_is_left_out_by_name(chip, monkeypatch, capsys):
     monkeypatch.setattr(aot, "missing", lambda asked: "no compiler" if asked == chip else None)
-    monkeypatch.setattr(aot, "fit", lambda asked, lower: aot.Fit(1, 2, 3, 4))
+    monkeypatch.setattr(aot, "compiled_memory", lambda asked, lower: aot.CompiledMemory(1, 2, 3, 4))
     assert aot_fit.report(["v5e", "h100"], lambda chip: {"decode": None}, as_json=True)
     said = capsys.readouterr()
     assert f"{chip}: left out, no compiler" in said.err

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 PROGRAM = """
-from mixattn import cli
+from mixattn.tools import cli
 cli.define_config()
 def main():
     print(cli.config())

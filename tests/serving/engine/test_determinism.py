@@ -10,13 +10,13 @@ from serving.bench.soak import soak
 from serving.config import Limits
 from serving.engine.invariants import check_idle
 from serving.fair import metrics
-from serving.kvcache.manager import PagedMemory
-from serving.kvcache.tokens import Ids
+from serving.kvcache.manager import KVCacheManager
+from serving.kvcache.tokens import TokenIds
 from serving.request import Request, Sampling
 from serving.sim.cost import StepCost
-from serving.sim.simulator import Simulation
+from serving.sim.simulator import ServingSimulation
 from serving.sim.worker import Worker
-from serving.sim.workload import Job
+from serving.sim.workload import SimulatedRequest
 from tests.serving.tiny import engine, model, workload
 
 
@@ -70,13 +70,13 @@ def test_L1_a_requests_tokens_and_log_probabilities_do_not_depend_on_its_company
 def replay(eng, requests, outputs) -> list[dict]:
     """The log of the simulator, given the engine's pages and limits, and how long each output was."""
     mem = eng.memory
-    memory = PagedMemory(
+    memory = KVCacheManager(
         mem.groups, page_tok=mem.page_tok, max_slots=4, max_tok=mem.max_tok, span_tok=mem.span_tok,
         step_tok=eng.config.limits.step_tok,
     )  # fmt: skip
     jobs = [
-        Job(o.id, r.client, 0.0, Ids([*r.prompt_ids, *o.output_ids]), len(r.prompt_ids), len(o.output_ids),
-            r.sampling.max_tokens, r.salt)
+        SimulatedRequest(o.id, r.client, 0.0, TokenIds([*r.prompt_ids, *o.output_ids]),
+            len(r.prompt_ids), len(o.output_ids), r.sampling.max_tokens, r.cache_salt)
         for r, o in zip(requests, outputs)
     ]  # fmt: skip
     events: list[dict] = []
@@ -86,7 +86,7 @@ def replay(eng, requests, outputs) -> list[dict]:
         lambda match: fair.make(config.policy, match=match, **options),
         memory, config.limits, StepCost(), events.append,
     )  # fmt: skip
-    Simulation([worker], jobs).run()
+    ServingSimulation([worker], jobs).run()
     return events
 
 

@@ -3,11 +3,11 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.engine.detokenizer import Text
+from serving.engine.detokenizer import IncrementalDetokenizer
 from tests.serving.tiny import byte_text
 
 
-def stream(text: Text, data: bytes) -> tuple[str, int]:
+def stream(text: IncrementalDetokenizer, data: bytes) -> tuple[str, int]:
     """What is shown, and how many bytes were taken."""
     shown = ""
     for n, byte in enumerate(data, 1):
@@ -25,7 +25,7 @@ def stream(text: Text, data: bytes) -> tuple[str, int]:
     include=st.booleans(),
 )
 def test_shown_text_is_the_text_before_the_first_stop(data, stop, include):
-    text = Text(byte_text, stop, include_stop=include)
+    text = IncrementalDetokenizer(byte_text, stop, include_stop=include)
     shown, _ = stream(text, data.encode())
     ends = [(data.find(s) + len(s), data.find(s), s) for s in stop if s in data]
     if not ends:
@@ -41,7 +41,7 @@ def test_shown_text_is_the_text_before_the_first_stop(data, stop, include):
 
 @given(data=st.text(alphabet="abé😀", max_size=12), stop=st.text(alphabet="abé😀", min_size=2, max_size=4))
 def test_at_no_time_is_a_part_of_a_stop_text_shown_that_then_completes(data, stop):
-    text, shown = Text(byte_text, [stop]), ""
+    text, shown = IncrementalDetokenizer(byte_text, [stop]), ""
     for byte in (data + stop).encode():
         done = text.push(byte)
         shown += text.pull()
@@ -53,18 +53,18 @@ def test_at_no_time_is_a_part_of_a_stop_text_shown_that_then_completes(data, sto
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end():
-    assert stream(Text(byte_text), b"ab\xf0\x9f") == ("ab\ufffd", 4)
+    assert stream(IncrementalDetokenizer(byte_text), b"ab\xf0\x9f") == ("ab\ufffd", 4)
 
 
 def test_broken_bytes_do_not_hold_text_back_for_ever():
-    text = Text(byte_text)
+    text = IncrementalDetokenizer(byte_text)
     for byte in b"\xff" * 40:
         text.push(byte)
     assert len(text.pull()) >= 32
 
 
 def test_no_stop_before_its_time():
-    text = Text(byte_text, ["b"])
+    text = IncrementalDetokenizer(byte_text, ["b"])
     assert not text.push(ord("b"), may_stop=False)
     assert text.push(ord("b"))
     assert text.pull() == "b"
@@ -77,13 +77,13 @@ def test_what_stands_before_an_unfinished_character_is_shown_and_may_stop_at_onc
     def decode(ids):
         return b"".join(table[i] for i in ids).decode("utf-8", "replace")
 
-    text = Text(decode)
+    text = IncrementalDetokenizer(decode)
     shown = []
     for id in (0, 1, 2, 0):
         assert not text.push(id)
         shown.append(text.pull())
     assert shown == ["a", "x", "€", "a"]
-    text = Text(decode, ["x"])
+    text = IncrementalDetokenizer(decode, ["x"])
     assert not text.push(0)
     assert text.push(1), "not one token later, nor never"
     assert (text.pull(), text.stopped_by) == ("a", "x")
@@ -97,7 +97,7 @@ def test_text_without_stop_texts_is_decoded_once_a_pull():
         calls += 1
         return byte_text(ids)
 
-    text, shown = Text(decode), ""
+    text, shown = IncrementalDetokenizer(decode), ""
     for i in range(0, 64, 8):
         for byte in range(i, i + 8):
             text.push(byte)
@@ -108,7 +108,7 @@ def test_text_without_stop_texts_is_decoded_once_a_pull():
 
 def in_pieces(decode, data, every):
     """What is shown of the bytes of `data`, looked at now and then; never anything that is not there."""
-    text, shown = Text(decode), ""
+    text, shown = IncrementalDetokenizer(decode), ""
     for n, byte in enumerate(data.encode()):
         text.push(byte)
         if n % every == 0:

@@ -17,14 +17,14 @@ from flax import nnx
 from serving import fair
 from serving.config import Limits
 from serving.engine.invariants import check_idle
-from serving.engine.policy_fallback import Guard
+from serving.engine.policy_fallback import FallbackPolicy
 from serving.fair.fcfs import Fcfs
-from serving.kvcache.allocator import Group, Pages
-from serving.kvcache.manager import PagedMemory
+from serving.kvcache.allocator import Group, PageAllocator
+from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.radix_node import upward
-from serving.kvcache.radix_tree import Tree
-from serving.kvcache.tokens import Ids
-from serving.request import Ask, Request, Sampling
+from serving.kvcache.radix_tree import RadixTree
+from serving.kvcache.tokens import TokenIds
+from serving.request import Request, RequestInfo, Sampling
 from tests.serving.tiny import (
     LONGEST,
     VOCAB,
@@ -37,14 +37,14 @@ from tests.serving.tiny import (
 )
 
 
-def ask(prompt, tokens=8, client="a", **more) -> Request:
+def info(prompt, tokens=8, client="a", **more) -> Request:
     return Request(client=client, prompt_ids=prompt, sampling=Sampling(max_tokens=tokens, **more))
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
 def test_row_1_pages_exhausted_in_decode_evict_retract_resume(overlap):
     net = model("0_1s")
-    requests = [ask([i + 1] * 10, 30) for i in range(8)]
+    requests = [info([i + 1] * 10, 30) for i in range(8)]
     limits = Limits(chunk_tok=16, step_tok=32, admission="optimistic")
     eng = engine(net, num_pages=24, window_pages=28, limits=limits, overlap=overlap, debug=True)
     outputs = eng.run(requests)
@@ -56,8 +56,8 @@ def test_row_1_pages_exhausted_in_decode_evict_retract_resume(overlap):
 def test_row_2_a_request_larger_than_the_pool_is_refused_at_arrival():
     eng = engine(model("0_1s"), num_pages=24, window_pages=28)
     with pytest.raises(ValueError, match="needs 65 tokens"):
-        eng.submit(ask([1] * 60, 5))
-    memory = PagedMemory([Group(None, 6)], page_tok=4, max_slots=2, max_tok=64, span_tok=8)
+        eng.submit(info([1] * 60, 5))
+    memory = KVCacheManager([Group(None, 6)], page_tok=4, max_slots=2, max_tok=64, span_tok=8)
     assert memory.never_fits(21) == "needs 6 pages with window None, of which there are 5"
     assert memory.never_fits(20) is None
     assert not eng.live
@@ -86,14 +86,14 @@ def test_row_4_cancel_in_queue_in_prefill_in_decode_and_after_the_end(seed, over
 
 def test_row_5_a_cancel_while_its_last_step_is_in_flight_ends_it_once():
     eng = engine(overlap=True, debug=True, limits=Limits(chunk_tok=16, step_tok=32, decode_steps=(1,)))
-    id = eng.submit(ask([1, 2, 3], 6))
+    id = eng.submit(info([1, 2, 3], 6))
     outputs = []
     for _ in range(4):
         outputs += [d.output for d in eng.step() if d.output]
-    assert eng._flight is not None, "a step is in flight"
+    assert eng._in_flight is not None, "a step is in flight"
     assert eng.cancel(id)
     assert not eng.cancel(id)
-    again = eng.submit(dataclasses.replace(ask([4, 5, 6], 6), id=id))
+    again = eng.submit(dataclasses.replace(info([4, 5, 6], 6), id=id))
     outputs += [d.output for d in finish(eng) if d.output]
     assert [o.finish_reason for o in outputs] == ["cancel", "length"]
     assert outputs[1].output_ids == teacher_forced([4, 5, 6], 6), "none of the old one's tokens"
@@ -101,7 +101,7 @@ def test_row_5_a_cancel_while_its_last_step_is_in_flight_ends_it_once():
 
 
 def test_row_6_a_page_freed_twice_raises_and_the_null_page_is_never_handed_out():
-    pages = Pages(5)
+    pages = PageAllocator(5)
     taken = pages.take(4)
     assert 0 not in taken
     pages.give([0, taken[0]])
@@ -122,7 +122,7 @@ def test_row_7_nan_logits_end_that_row_only_even_where_its_pages_go():
     eng = engine(net, num_pages=24, window_pages=28, debug=True)
     bad, good = [4, 63, 5], [1, 2, 3]
     for _ in range(6):
-        outputs = eng.run([ask(bad), ask(good), ask([*good, 7])])
+        outputs = eng.run([info(bad), info(good), info([*good, 7])])
         assert [o.finish_reason for o in outputs] == ["error", "length", "length"]
         assert outputs[1].output_ids == teacher_forced(good, 8, model("0_1s"))
     check_idle(eng)
@@ -130,12 +130,12 @@ def test_row_7_nan_logits_end_that_row_only_even_where_its_pages_go():
 
 def test_row_7_a_prompt_that_breaks_in_its_first_chunk_ends_there_and_leaves_nothing_to_be_found():
     eng = engine(broken_model(), debug=True)
-    bad = ask([63, *range(30)])
+    bad = info([63, *range(30)])
     for _ in range(2):
         eng.submit(bad)
         [ended] = [delta.output for delta in eng.step()]  # one step is one chunk of 16
         assert (ended.finish_reason, ended.output_ids, ended.hit_tok) == ("error", [], 0)
-        assert [o.finish_reason for o in eng.run([bad, ask([1, 2, 3])])] == ["error", "length"]
+        assert [o.finish_reason for o in eng.run([bad, info([1, 2, 3])])] == ["error", "length"]
     check_idle(eng)
 
 
@@ -147,8 +147,8 @@ def test_row_9_hits_end_where_every_window_is_whole_and_give_the_uncached_tokens
     hits = set()
     for length in (40, 12, 24, 36, 40, 8, 30, 40, 17):
         for filler in range(3):
-            eng.run([ask([50 + filler, *range(length)], 3)])
-        request = ask([*stem[:length], 60], 4)
+            eng.run([info([50 + filler, *range(length)], 3)])
+        request = info([*stem[:length], 60], 4)
         [output] = eng.run([request])
         assert output.output_ids == teacher_forced(request.prompt_ids, 4, net)
         hits.add(output.hit_tok)
@@ -162,12 +162,12 @@ def test_row_9_a_hit_ends_where_the_window_before_it_is_whole_or_not_at_all(gone
     net = model("0_1s")
     eng = engine(net, limits=Limits(chunk_tok=8, step_tok=32), debug=True)
     stem = list(range(40))
-    eng.run([ask(stem, 1)])
+    eng.run([info(stem, 1)])
     eng.memory._evict(1, 2 * gone)  # of windows the oldest: those of `gone` chunks of two pages
     asked = [*stem[:length], 60]
     whole = length // 4 * 4
     oldest_read = whole - 12 + 1
-    [output] = eng.run([ask(asked, 4)])
+    [output] = eng.run([info(asked, 4)])
     assert output.hit_tok == (whole if gone == 0 or oldest_read // 4 >= 2 * gone else 0)
     assert output.output_ids == teacher_forced(asked, 4, net)
 
@@ -175,22 +175,22 @@ def test_row_9_a_hit_ends_where_the_window_before_it_is_whole_or_not_at_all(gone
 def test_row_10_concurrent_equal_prompts_split_nodes_and_eviction_keep_one_place_a_page():
     eng = engine(model("0_1s"), num_pages=24, window_pages=28, debug=True)  # every step checks the books
     stem = [7] * 16
-    requests = [ask([*stem[: 4 * (i % 5)], *([i] * 6)], 6) for i in range(20)]
+    requests = [info([*stem[: 4 * (i % 5)], *([i] * 6)], 6) for i in range(20)]
     check_against_teacher(requests, eng.run(requests), model("0_1s"))
     check_idle(eng)
 
 
 def test_row_10_a_locked_node_is_split_with_its_locks_and_outlives_every_eviction():
-    tree = Tree(4, [None, 5])
-    tree.insert(Ids(range(16)), "", [[1, 2, 3, 4], [1, 2, 3, 4]])
-    whole, hit = tree.acquire(Ids(range(20)), "", 16)
-    half, shorter = tree.acquire(Ids([*range(8), 99]), "", 8)
+    tree = RadixTree(4, [None, 5])
+    tree.insert(TokenIds(range(16)), "", [[1, 2, 3, 4], [1, 2, 3, 4]])
+    whole, hit = tree.acquire(TokenIds(range(20)), "", 16)
+    half, shorter = tree.acquire(TokenIds([*range(8), 99]), "", 8)
     assert (hit, shorter) == (16, 8)
-    assert [node.lock for node in upward(whole.end)] == [1, 2], "the lower half, the upper"
+    assert [node.ref_count for node in upward(whole.end)] == [1, 2], "the lower half, the upper"
     assert tree.evict(0, 99) == [[], []], "all of it is read"
     full, window = tree.evict(1, 99)
     assert (full, sorted(window)) == ([], [1, 3]), "position 8 reads from 4 on, position 16 from 12 on"
-    _, spare = tree.insert(Ids(range(16)), "", [[5, 6, 7, 8], [5, 6, 7, 8]])
+    _, spare = tree.insert(TokenIds(range(16)), "", [[5, 6, 7, 8], [5, 6, 7, 8]])
     assert spare == [[5, 6, 7, 8], [6, 8]], (
         "no page in two places: what was missing stays, the rest goes back"
     )
@@ -207,7 +207,7 @@ def test_row_11_prompts_at_the_edges_of_pages_chunks_and_buckets(length):
     prompt = [(3 * i) % VOCAB for i in range(length)]
     tokens = min(5, LONGEST - length)
     for wave in range(2):
-        [output] = eng.run([ask(prompt, tokens)])
+        [output] = eng.run([info(prompt, tokens)])
         assert output.output_ids == teacher_forced(prompt, tokens), wave
     check_idle(eng)
 
@@ -216,10 +216,10 @@ def test_row_12_a_shape_outside_the_buckets_fails_its_request_and_compiles_nothi
     eng = engine()
     known = eng.stats().programs
     monkeypatch.setattr(eng.programs, "bucket", lambda requests, tokens: (3, 17))
-    [output] = eng.run([ask([1, 2, 3])])
+    [output] = eng.run([info([1, 2, 3])])
     assert output.finish_reason == "error"
     monkeypatch.undo()
-    [output] = eng.run([ask([1, 2, 3])])
+    [output] = eng.run([info([1, 2, 3])])
     assert output.output_ids == teacher_forced([1, 2, 3], 8)
     assert (eng.stats().programs, eng.stats().resets) == (known, 1)
     check_idle(eng)
@@ -254,10 +254,10 @@ def test_row_13_whoever_was_not_in_the_failed_step_lost_his_pages_too_and_so_did
     """The state is built anew: what requests and the prefix tree believed of its pages is no longer true."""
     eng = engine(model("0_1s"), limits=Limits(chunk_tok=16, step_tok=16, mixed=False), debug=True)
     stem = list(range(20))
-    old = eng.submit(ask([*stem, 1], 20))
+    old = eng.submit(info([*stem, 1], 20))
     while not eng.scheduler.running or eng.scheduler.prefilling:
         eng.step()
-    new = eng.submit(ask([5, 6, 7]))
+    new = eng.submit(info([5, 6, 7]))
 
     def explode(state, *rest):
         jax.tree.map(lambda x: x.delete(), state)
@@ -267,7 +267,7 @@ def test_row_13_whoever_was_not_in_the_failed_step_lost_his_pages_too_and_so_did
     outputs = {d.id: d.output for d in eng.step() if d.output}
     monkeypatch.undo()
     assert outputs[new].finish_reason == "error"
-    later = eng.submit(ask([*stem, 2], 6))
+    later = eng.submit(info([*stem, 2], 6))
     outputs |= {d.id: d.output for d in finish(eng) if d.output}
     assert outputs[old].output_ids == teacher_forced([*stem, 1], 20, model("0_1s"))
     assert outputs[later].output_ids == teacher_forced([*stem, 2], 6, model("0_1s"))
@@ -275,12 +275,12 @@ def test_row_13_whoever_was_not_in_the_failed_step_lost_his_pages_too_and_so_did
 
 def test_row_17_a_live_id_is_refused_and_the_live_one_is_untouched():
     eng = engine()
-    eng.submit(dataclasses.replace(ask([1, 2, 3]), id="x"))
+    eng.submit(dataclasses.replace(info([1, 2, 3]), id="x"))
     with pytest.raises(ValueError, match="'x' is live already"):
-        eng.submit(dataclasses.replace(ask([9, 9]), id="x"))
-    eng.submit(dataclasses.replace(ask([5], n=3), id="y"))
+        eng.submit(dataclasses.replace(info([9, 9]), id="x"))
+    eng.submit(dataclasses.replace(info([5], n=3), id="y"))
     with pytest.raises(ValueError, match="'y#1' is live already"):
-        eng.submit(dataclasses.replace(ask([9, 9]), id="y#1"))
+        eng.submit(dataclasses.replace(info([9, 9]), id="y#1"))
     [first] = [d.output for d in finish(eng) if d.output and d.id == "x"]
     assert first.output_ids == teacher_forced([1, 2, 3], 8)
 
@@ -288,27 +288,27 @@ def test_row_17_a_live_id_is_refused_and_the_live_one_is_untouched():
 def test_row_17_an_id_is_live_until_the_last_of_its_outputs_has_ended():
     """Otherwise two requests' outputs come under one id, and a cancel meets only one of them."""
     eng = engine(debug=True)
-    free = eng.run([ask([11] * 5, 20, temperature=1.0, seed=1, n=2)])
+    free = eng.run([info([11] * 5, 20, temperature=1.0, seed=1, n=2)])
     stop = next(i for i in free[0].output_ids if i not in free[1].output_ids)
-    one = dataclasses.replace(ask([11] * 5, 20, temperature=1.0, seed=1, n=2, stop_ids=(stop,)), id="x")
+    one = dataclasses.replace(info([11] * 5, 20, temperature=1.0, seed=1, n=2, stop_ids=(stop,)), id="x")
     eng.submit(one)
     while not any(d.output for d in eng.step()):
         pass
     with pytest.raises(ValueError, match="'x' is live already"):
-        eng.submit(dataclasses.replace(ask([1, 2]), id="x"))
+        eng.submit(dataclasses.replace(info([1, 2]), id="x"))
     assert eng.cancel("x")
     assert not eng.cancel("x")
     [last] = [d.output for d in finish(eng) if d.output]
     assert (last.index, last.finish_reason) == (1, "cancel")
-    assert eng.submit(dataclasses.replace(ask([1, 2]), id="x")) == "x"
+    assert eng.submit(dataclasses.replace(info([1, 2]), id="x")) == "x"
     finish(eng)
 
 
 def test_row_17_a_request_without_a_name_gets_one_that_nobody_has():
     eng = engine()
     for taken in ("r1", "r3", "r4"):
-        eng.submit(dataclasses.replace(ask([1]), id=taken))
-    names = [eng.submit(ask([2], n=2)) for _ in range(4)]
+        eng.submit(dataclasses.replace(info([1]), id=taken))
+    names = [eng.submit(info([2], n=2)) for _ in range(4)]
     assert len({*names, "r1", "r3", "r4"}) == 7
     finish(eng)
 
@@ -316,7 +316,7 @@ def test_row_17_a_request_without_a_name_gets_one_that_nobody_has():
 def test_one_bad_request_in_a_batch_leaves_none_of_it_behind():
     eng = engine()
     with pytest.raises(ValueError, match="names token 99"):
-        eng.run([ask([1], n=2), ask([99])])
+        eng.run([info([1], n=2), info([99])])
     assert not eng.live
     check_idle(eng)
 
@@ -356,16 +356,16 @@ def test_row_19_a_policy_that_raises_or_starves_gives_way_to_fcfs(method, how, m
 
 
 def test_row_19_a_policy_that_names_whoever_does_not_wait_gives_way_to_fcfs():
-    guard = Guard(Fcfs())
-    asks = [Ask(id, "a", i, 1, 1) for i, id in enumerate("xyz")]
-    for one in asks:
-        guard.arrive(one, 0.0)
-    guard.admit(asks[0], extend_tok=1, hit_tok=0)
-    guard.policy.pick = lambda now_s: asks[0]
-    assert guard.pick(0.0) == asks[1], "the first that does wait"
-    assert "named 'x' while 2 requests waited" in guard.failure
-    guard.finish("x")
-    assert guard.pick(0.0) == asks[1]
+    fallback = FallbackPolicy(Fcfs())
+    infos = [RequestInfo(id, "a", i, 1, 1) for i, id in enumerate("xyz")]
+    for one in infos:
+        fallback.arrive(one, 0.0)
+    fallback.admit(infos[0], extend_tok=1, hit_tok=0)
+    fallback.policy.pick = lambda now_s: infos[0]
+    assert fallback.pick(0.0) == infos[1], "the first that does wait"
+    assert "named 'x' while 2 requests waited" in fallback.failure
+    fallback.finish("x")
+    assert fallback.pick(0.0) == infos[1]
 
 
 @pytest.mark.parametrize("event", ["arrive", "pick", "admit", "decoded", "preempt", "finish", "cancel"])
@@ -373,28 +373,28 @@ def test_row_19_whichever_event_a_policy_fails_at_the_next_one_knows_all(event):
     def fail(*args, **more):
         raise ZeroDivisionError
 
-    guard = Guard(Fcfs())
-    setattr(guard.policy, event, fail)
-    x, y, z = (Ask(id, "a", i, 4, 4) for i, id in enumerate("xyz"))
-    assert [guard.arrive(one, 0.0) for one in (x, y, z)] == [True] * 3
+    fallback = FallbackPolicy(Fcfs())
+    setattr(fallback.policy, event, fail)
+    x, y, z = (RequestInfo(id, "a", i, 4, 4) for i, id in enumerate("xyz"))
+    assert [fallback.arrive(one, 0.0) for one in (x, y, z)] == [True] * 3
     for _ in range(2):
-        assert guard.pick(0.0) == x
-        guard.admit(x, extend_tok=4, hit_tok=0)
-        guard.decoded({"x": 1})
-        guard.preempt("x")
-    guard.admit(x, extend_tok=5, hit_tok=0)
-    guard.finish("x")
-    guard.cancel("y", prefilled_tok=None)
-    assert guard.pick(0.0) == z
-    assert f"raised in {event}: ZeroDivisionError" in guard.failure
-    assert (list(guard.waiting), list(guard.running)) == (["z"], [])
-    assert list(guard.policy.tabs) == ["z"]
+        assert fallback.pick(0.0) == x
+        fallback.admit(x, extend_tok=4, hit_tok=0)
+        fallback.decoded({"x": 1})
+        fallback.preempt("x")
+    fallback.admit(x, extend_tok=5, hit_tok=0)
+    fallback.finish("x")
+    fallback.cancel("y", prefilled_tok=None)
+    assert fallback.pick(0.0) == z
+    assert f"raised in {event}: ZeroDivisionError" in fallback.failure
+    assert (list(fallback.waiting), list(fallback.running)) == (["z"], [])
+    assert list(fallback.policy.tabs) == ["z"]
 
 
 def test_row_20_counters_are_exact_far_beyond_what_a_float_counts():
     policy = fair.make("vtc")
     for i, client in enumerate("ab"):
-        one = Ask(client, client, i, 1, 2**62)
+        one = RequestInfo(client, client, i, 1, 2**62)
         policy.arrive(one, 0.0)
         policy.admit(one, extend_tok=2**60, hit_tok=0)
     equal = policy.served()["a"]
@@ -411,7 +411,7 @@ def test_row_21_pages_freed_under_a_step_in_flight_are_read_before_they_are_pois
     net = model("0_1s")
     eng = engine(net, num_pages=24, window_pages=28, limits=limits, overlap=True, debug=True)
     requests = [
-        ask([rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))], rng.randint(4, 30)) for _ in range(14)
+        info([rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))], rng.randint(4, 30)) for _ in range(14)
     ]
     ids = [eng.submit(r) for r in requests]
     outputs = {}
@@ -436,7 +436,7 @@ def test_row_21_a_step_under_way_has_page_tables_of_its_own(monkeypatch):
             name,
             lambda s, batch, *more, run=run: (given.append(batch), run(s, batch, *more))[1],
         )
-    eng.run([ask([1, 2, 3], 12), ask([4], 5)])
+    eng.run([info([1, 2, 3], 12), info([4], 5)])
     tables = [table for batch in given for table in batch.tables.values()]
     assert {len(table) for table in tables} == {1, 4}, "both ways of making a batch"
     assert not any(np.shares_memory(a, b) for a in tables for b in eng.memory.tables)
@@ -445,11 +445,11 @@ def test_row_21_a_step_under_way_has_page_tables_of_its_own(monkeypatch):
 def test_poison_does_reach_whoever_reads_a_page_that_is_not_theirs():
     """The control of the tests above: a page freed while it is read shows at once."""
     eng = engine(debug=True, reuse=False)
-    eng.submit(ask([1] * 9, 20))
+    eng.submit(info([1] * 9, 20))
     eng.step()
     assert eng._checker is not None
-    [entry] = eng.scheduler.running.values()
-    eng._checker._poison([[entry.holding.pages[0][0]], [entry.holding.pages[1][0]]])
+    [req] = eng.scheduler.running.values()
+    eng._checker._poison([[req.kv.pages[0][0]], [req.kv.pages[1][0]]])
     [output] = [d.output for d in finish(eng) if d.output]
     assert output.finish_reason == "error"
 
@@ -457,14 +457,14 @@ def test_poison_does_reach_whoever_reads_a_page_that_is_not_theirs():
 def test_row_22_outputs_of_one_request_end_apart_and_the_last_still_reads_the_shared_pages():
     eng = engine(debug=True)
     prompt = [11] * 30
-    free = eng.run([ask(prompt, 20, temperature=1.0, seed=1, n=3)])
+    free = eng.run([info(prompt, 20, temperature=1.0, seed=1, n=3)])
     stop = free[1].output_ids[2]
-    outputs = eng.run([ask(prompt, 20, temperature=1.0, seed=1, n=3, stop_ids=(stop,))])
+    outputs = eng.run([info(prompt, 20, temperature=1.0, seed=1, n=3, stop_ids=(stop,))])
     assert len({len(o.output_ids) for o in outputs}) > 1, "they end apart"
     for before, after in zip(free, outputs):
         assert after.output_ids == before.output_ids[: len(after.output_ids)]
     check_idle(eng)
-    id = eng.submit(ask(prompt, 20, n=3))
+    id = eng.submit(info(prompt, 20, n=3))
     eng.step()
     assert eng.cancel(id)
     assert {d.output.finish_reason for d in finish(eng) if d.output} == {"cancel"}
@@ -474,10 +474,13 @@ def test_one_that_is_computing_a_prefix_is_waited_for_and_salts_keep_apart():
     events: list = []
     stem = list(range(32))
 
-    def run(salts):
+    def run(cache_salts):
         events.clear()
         eng = engine(log=events.append, limits=Limits(chunk_tok=8, step_tok=32), debug=True)
-        requests = [dataclasses.replace(ask([*stem, 40 + i], 3), salt=salt) for i, salt in enumerate(salts)]
+        requests = [
+            dataclasses.replace(info([*stem, 40 + i], 3), cache_salt=cache_salt)
+            for i, cache_salt in enumerate(cache_salts)
+        ]
         check_against_teacher(requests, eng.run(requests))
         return [e["hit"] for e in events if e["event"] == "admit"]
 

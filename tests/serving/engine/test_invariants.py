@@ -30,11 +30,11 @@ def lose_a_page(eng):
 
 
 def hold_a_page_twice(eng):
-    old(eng).holding.pages[0][-1] = eng.scheduler.running["long"].holding.pages[0][-1]
+    old(eng).kv.pages[0][-1] = eng.scheduler.running["long"].kv.pages[0][-1]
 
 
 def free_a_page_that_is_read(eng):
-    pages = old(eng).holding.pages[0]
+    pages = old(eng).kv.pages[0]
     eng.memory.pools[0].give([pages[-1]])
 
 
@@ -43,8 +43,8 @@ def show_a_strangers_page(eng):
 
 
 def unlock(eng):
-    node = eng.scheduler.running["long"].holding.lease.end
-    node.lock -= 1
+    node = eng.scheduler.running["long"].kv.lock.end
+    node.ref_count -= 1
 
 
 def leave_a_row(eng):
@@ -52,7 +52,7 @@ def leave_a_row(eng):
 
 
 def share_a_slot(eng):
-    old(eng).holding.slot = eng.scheduler.running["long"].slot
+    old(eng).kv.slot = eng.scheduler.running["long"].slot
 
 
 def lose_a_slot(eng):
@@ -68,7 +68,7 @@ def forget_its_past(eng):
 
 
 def wait_with_a_slot(eng):
-    eng.scheduler.waiting["new"].holding = old(eng).holding
+    eng.scheduler.waiting["new"].kv = old(eng).kv
 
 
 def leave_a_stream(eng):
@@ -89,11 +89,11 @@ def run_and_wait(eng):
 
 
 def queue_at_the_policy(eng):
-    eng.guard.waiting["gone"] = eng.guard.waiting["new"]
+    eng.fallback.waiting["gone"] = eng.fallback.waiting["new"]
 
 
 def forget_at_the_policy(eng):
-    eng.guard.cancel("new")
+    eng.fallback.cancel("new")
 
 
 def prefill_for_ever(eng):
@@ -126,6 +126,6 @@ def test_what_is_left_behind_shows_when_idle():
     eng = busy()
     finish(eng)
     node = next(eng.memory.tree.nodes())
-    node.lock += 1
+    node.ref_count += 1
     with pytest.raises(AssertionError):
         check_idle(eng)

@@ -17,12 +17,12 @@ def rich(**more):
     return engine(model(NET), rich=True, debug=True, **more)
 
 
-def ask(eng, sampling: Sampling, prompt=PROMPT):
+def info(eng, sampling: Sampling, prompt=PROMPT):
     [*outputs] = eng.run([Request(client="a", prompt_ids=prompt, sampling=sampling)])
     return outputs[0] if sampling.n == 1 else outputs
 
 
-def shaped(prompt, outputs, s: Sampling) -> np.ndarray:
+def has_penalties(prompt, outputs, s: Sampling) -> np.ndarray:
     """Logits of the next token, by the definition."""
     row = logits([*prompt, *outputs], model(NET))[-1].astype(np.float64)
     for v in {*prompt, *outputs}:
@@ -54,9 +54,9 @@ def test_penalties_and_bias_follow_their_definition_also_after_a_preemption(name
     sampling = CASES[name]
     want: list[int] = []
     for _ in range(sampling.max_tokens):
-        want.append(int(np.argmax(shaped(PROMPT, want, sampling))))
+        want.append(int(np.argmax(has_penalties(PROMPT, want, sampling))))
     eng = rich(limits=Limits(chunk_tok=16, step_tok=32, decode_steps=(4, 1)))
-    assert ask(eng, sampling).output_ids == want
+    assert info(eng, sampling).output_ids == want
     id = eng.submit(Request(client="a", prompt_ids=PROMPT, sampling=sampling))
     eng.step()
     eng.step()
@@ -68,10 +68,10 @@ def test_penalties_and_bias_follow_their_definition_also_after_a_preemption(name
 
 def test_log_probabilities_are_those_of_the_shaped_logits():
     sampling = dataclasses.replace(CASES["all"], logprobs=3)
-    out = ask(rich(), sampling)
+    out = info(rich(), sampling)
     assert len(out.logprobs) == len(out.output_ids)
     for n, lp in enumerate(out.logprobs):
-        row = shaped(PROMPT, out.output_ids[:n], sampling)
+        row = has_penalties(PROMPT, out.output_ids[:n], sampling)
         want = row - np.log(np.exp(row - row.max()).sum()) - row.max()
         assert lp.id == out.output_ids[n]
         np.testing.assert_allclose(lp.logprob, want[lp.id], atol=1e-4)
@@ -89,8 +89,8 @@ def test_prompt_log_probabilities_cover_the_prompt_whatever_the_chunks_and_the_c
         - row.max(1, keepdims=True)
     )
     eng = rich(limits=Limits(chunk_tok=7, step_tok=32))
-    ask(eng, Sampling(max_tokens=1), prompt)
-    out = ask(eng, Sampling(max_tokens=2, prompt_logprobs=1), prompt)
+    info(eng, Sampling(max_tokens=1), prompt)
+    out = info(eng, Sampling(max_tokens=2, prompt_logprobs=1), prompt)
     assert out.hit_tok == 0, "a prompt whose log-probabilities are wanted is computed whole"
     assert [lp.id for lp in out.prompt_logprobs] == prompt[1:]
     want = [log_p[i, v] for i, v in enumerate(prompt[1:])]
@@ -100,19 +100,19 @@ def test_prompt_log_probabilities_cover_the_prompt_whatever_the_chunks_and_the_c
 
 
 def test_no_stop_before_min_tokens():
-    free = ask(engine(model(NET)), Sampling(max_tokens=12)).output_ids
+    free = info(engine(model(NET)), Sampling(max_tokens=12)).output_ids
     stop = free[2]
-    early = ask(engine(model(NET)), Sampling(max_tokens=12, stop_ids=(stop,)))
+    early = info(engine(model(NET)), Sampling(max_tokens=12, stop_ids=(stop,)))
     assert (early.finish_reason, early.stop, early.output_ids) == ("stop", stop, free[:3])
-    late = ask(engine(model(NET)), Sampling(max_tokens=12, min_tokens=6, stop_ids=(stop,)))
+    late = info(engine(model(NET)), Sampling(max_tokens=12, min_tokens=6, stop_ids=(stop,)))
     assert stop not in late.output_ids[:6], "it is not even drawn"
     assert len(late.output_ids) > 6
 
 
 def test_a_seeded_request_draws_the_same_tokens_alone_in_company_and_after_preemption():
     sampling = Sampling(max_tokens=14, temperature=1.1, top_p=0.9, seed=7)
-    alone = ask(engine(), sampling).output_ids
-    assert alone != ask(engine(), dataclasses.replace(sampling, seed=8)).output_ids
+    alone = info(engine(), sampling).output_ids
+    assert alone != info(engine(), dataclasses.replace(sampling, seed=8)).output_ids
     eng = engine(limits=Limits(chunk_tok=3, step_tok=6, decode_steps=(4, 1)))
     for request in workload(seed=1, n=6, temperature=0.7):
         eng.submit(request)
@@ -120,8 +120,8 @@ def test_a_seeded_request_draws_the_same_tokens_alone_in_company_and_after_preem
     done = {}
     for step in range(500):
         done |= {d.id: d.output for d in eng.step() if d.output}
-        entry = eng.scheduler.running.get(id)
-        if step % 3 == 0 and entry is not None and not entry.prefilling and entry.preemptions < 3:
+        req = eng.scheduler.running.get(id)
+        if step % 3 == 0 and req is not None and not req.prefilling and req.preemptions < 3:
             eng.scheduler.preempt(id, eng.clock())
         if not eng.live:
             break
@@ -133,18 +133,18 @@ def test_a_seeded_request_draws_the_same_tokens_alone_in_company_and_after_preem
 def test_the_program_level_does_not_change_a_rows_tokens(temperature):
     """A plain request in the company of one that asks for everything."""
     sampling = Sampling(max_tokens=14, temperature=temperature, top_k=20, seed=3)
-    plain = ask(engine(model(NET)), sampling).output_ids
+    plain = info(engine(model(NET)), sampling).output_ids
     eng = rich()
     eng.submit(Request(client="x", prompt_ids=[1, 2], sampling=dataclasses.replace(CASES["all"], logprobs=5)))
-    assert ask(eng, sampling).output_ids == plain
+    assert info(eng, sampling).output_ids == plain
 
 
 def test_n_outputs_share_one_prefill_and_the_first_is_what_one_would_be():
     prompt = np.random.default_rng(1).integers(0, VOCAB, 34).tolist()
     one = Sampling(max_tokens=8, temperature=1.0, seed=5)
-    alone = ask(engine(), one, prompt)
+    alone = info(engine(), one, prompt)
     eng = engine()
-    outputs = ask(eng, dataclasses.replace(one, n=3), prompt)
+    outputs = info(eng, dataclasses.replace(one, n=3), prompt)
     assert [o.index for o in outputs] == [0, 1, 2]
     assert outputs[0].output_ids == alone.output_ids
     assert len({tuple(o.output_ids) for o in outputs}) == 3, "drawn apart"
@@ -152,7 +152,7 @@ def test_n_outputs_share_one_prefill_and_the_first_is_what_one_would_be():
 
 
 def test_stop_texts_end_a_request_without_showing():
-    free = ask(engine(decode=byte_text), Sampling(max_tokens=16))
+    free = info(engine(decode=byte_text), Sampling(max_tokens=16))
     assert free.text == byte_text(free.output_ids)
     stop = free.text[4:6]
     eng = engine(decode=byte_text)

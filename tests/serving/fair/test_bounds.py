@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from serving import fair
 from serving.fair.ledger import SCALE
-from serving.fair.metrics import Gap
-from serving.request import Ask
+from serving.fair.metrics import GapMeter
+from serving.request import RequestInfo
 from tests.serving.fair.oracle import Oracle
 from tests.serving.fair.world import World, live
 
@@ -128,12 +128,12 @@ def test_P6_a_returning_client_is_lifted_to_the_least_of_the_waiting_and_never_l
 def test_P6_the_lift_is_to_the_least_waiting_or_else_to_the_last_that_left(waiting):
     policy = fair.make("vtc")
     for seq, (client, prompt) in enumerate([("a", 50), ("b", 20), ("b", 7), ("a", 9)]):
-        policy.arrive(Ask(f"{client}{seq}", client, seq, prompt, 4), 0.0)
+        policy.arrive(RequestInfo(f"{client}{seq}", client, seq, prompt, 4), 0.0)
     for _ in range(2 if waiting else 4):
-        ask = policy.pick(0.0)
-        policy.admit(ask, extend_tok=ask.prompt_tok, hit_tok=0)
+        request = policy.pick(0.0)
+        policy.admit(request, extend_tok=request.prompt_tok, hit_tok=0)
     counters = {a.client: a.counter / SCALE for a in policy.ledger}
-    policy.arrive(Ask("new", "c", 9, 1, 1), 0.0)
+    policy.arrive(RequestInfo("new", "c", 9, 1, 1), 0.0)
     floor = min(counters.values()) if waiting else counters[policy.last_left]
     assert policy.ledger.accounts["c"].counter / SCALE == floor
 
@@ -277,13 +277,13 @@ def test_P16_without_sharing_and_with_a_tiny_quantum_dlpm_serves_like_vtc(world)
 )
 def test_P17_rounds_of_refill_at_once_are_the_rounds_one_by_one(debts, quantum, waits):
     waiting = waits.draw(st.lists(st.booleans(), min_size=len(debts), max_size=len(debts)).filter(any))
-    policy = fair.make("dlpm", match=lambda ask: 0, quantum_tok=quantum)
+    policy = fair.make("dlpm", match=lambda request: 0, quantum_tok=quantum)
     for i, debt in enumerate(debts):
-        policy.arrive(Ask(f"r{i}", f"c{i}", i, debt, 1), 0.0)
+        policy.arrive(RequestInfo(f"r{i}", f"c{i}", i, debt, 1), 0.0)
         policy.admit(policy.backlog.head(f"c{i}"), extend_tok=debt, hit_tok=0)
     for i, wait in enumerate(waiting):
         if wait:
-            policy.arrive(Ask(f"w{i}", f"c{i}", 100 + i, 1, 1), 0.0)
+            policy.arrive(RequestInfo(f"w{i}", f"c{i}", 100 + i, 1, 1), 0.0)
     policy.pick(0.0)
     credit, rounds = [-debt for debt in debts], 0
     while not any(wait and q > 0 for wait, q in zip(waiting, credit)):
@@ -314,21 +314,21 @@ def test_P19_aging_lets_nobody_pass_who_comes_that_many_admissions_later(seed, p
     rng = random.Random(seed)
     match, most = {}, 40
     options = {"quantum_tok": math.inf} if policy == "dlpm" else {}
-    policy = fair.make(policy, match=lambda ask: match[ask.id], aging_tok=aging, **options)
+    policy = fair.make(policy, match=lambda request: match[request.id], aging_tok=aging, **options)
     born, admitted = {}, []
     for seq in range(60):
         id = f"r{seq}"
         match[id] = rng.randint(0, most)
         born[id] = len(admitted)
-        policy.arrive(Ask(id, rng.choice("ab"), seq, 50, 1), 0.0)
-        for other in policy.backlog.asks:
+        policy.arrive(RequestInfo(id, rng.choice("ab"), seq, 50, 1), 0.0)
+        for other in policy.backlog.requests:
             if rng.random() < 0.2:
                 match[other] = rng.randint(0, most)
-        if rng.random() < 0.6 and (ask := policy.pick(0.0)):
-            for other in policy.backlog.asks:
-                assert born[ask.id] - born[other] <= math.ceil(most / aging)
-            policy.admit(ask, extend_tok=1, hit_tok=0)
-            admitted.append(ask.id)
+        if rng.random() < 0.6 and (request := policy.pick(0.0)):
+            for other in policy.backlog.requests:
+                assert born[request.id] - born[other] <= math.ceil(most / aging)
+            policy.admit(request, extend_tok=1, hit_tok=0)
+            admitted.append(request.id)
 
 
 @settings(max_examples=20)
@@ -336,7 +336,7 @@ def test_P19_aging_lets_nobody_pass_who_comes_that_many_admissions_later(seed, p
 def test_P1_P3_hold_for_every_cost_in_its_own_measure(world, cost):
     """A client has paid exactly the sum of h over its requests; and h drifts no further than its bound."""
     world.options, spent, executed = {"cost": cost}, {}, {}
-    gap = Gap()
+    gap = GapMeter()
 
     def watch(policy, event):
         served = {client: amount / SCALE for client, amount in policy.served().items()}
@@ -355,22 +355,22 @@ def test_P1_P3_hold_for_every_cost_in_its_own_measure(world, cost):
     owed = {}
     for tab in executed.values():
         h = life.policy.cost.of(tab.extend, tab.hit, tab.output) if tab.done + tab.output else 0
-        owed[tab.ask.client] = owed.get(tab.ask.client, 0) + h
+        owed[tab.request.client] = owed.get(tab.request.client, 0) + h
     assert owed == {c: w for c, w in life.policy.served().items() if c in owed}
     assert gap.largest <= life.bound
 
 
 def test_P14_charging_and_cancelling_in_turns_hoards_no_credit():
     """Found by the nightly run: a refund after a refill used to leave more credit than a quantum."""
-    policy = fair.make("dlpm", match=lambda ask: 0, quantum_tok=10)
+    policy = fair.make("dlpm", match=lambda request: 0, quantum_tok=10)
     for seq in range(0, 40, 2):
-        policy.arrive(Ask(f"h{seq}", "hoarder", seq, 30, 1), 0.0)
-        policy.arrive(Ask(f"o{seq}", "other", seq + 1, 30, 1), 0.0)
+        policy.arrive(RequestInfo(f"h{seq}", "hoarder", seq, 30, 1), 0.0)
+        policy.arrive(RequestInfo(f"o{seq}", "other", seq + 1, 30, 1), 0.0)
         for _ in range(2):
-            ask = policy.pick(0.0)
-            policy.admit(ask, extend_tok=30, hit_tok=0)
-            if ask.client == "other":
-                policy.finish(ask.id)
+            request = policy.pick(0.0)
+            policy.admit(request, extend_tok=30, hit_tok=0)
+            if request.client == "other":
+                policy.finish(request.id)
         policy.pick(0.0)
         for id in [id for id in policy.tabs if id.startswith("h")]:
             policy.cancel(id, prefilled_tok=0)

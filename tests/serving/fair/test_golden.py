@@ -4,33 +4,33 @@ import pytest
 
 from serving import fair
 from serving.fair.ledger import SCALE
-from serving.request import Ask
+from serving.request import RequestInfo
 
 
 class Bench:
     """Admission before every decode step, room for `memory_tok` prompt and final output tokens."""
 
-    def __init__(self, policy, memory_tok, extend=lambda ask: ask.prompt_tok):
+    def __init__(self, policy, memory_tok, extend=lambda request: request.prompt_tok):
         self.policy, self.memory_tok, self.extend = policy, memory_tok, extend
-        self.left, self.asks, self.seq = {}, {}, 0
+        self.left, self.requests, self.seq = {}, {}, 0
 
     def arrive(self, id, prompt_tok, output_tok):
-        ask = Ask(id, id[0], self.seq, prompt_tok, output_tok)
+        request = RequestInfo(id, id[0], self.seq, prompt_tok, output_tok)
         self.seq += 1
-        assert self.policy.arrive(ask, 0.0)
-        self.asks[id] = ask
+        assert self.policy.arrive(request, 0.0)
+        self.requests[id] = request
 
     def admit(self):
         """Ids admitted now, the counters after each, and the head that did not fit."""
         done = []
-        while (ask := self.policy.pick(0.0)) is not None:
-            used = sum(self.asks[i].prompt_tok + self.asks[i].max_output_tok for i in self.left)
-            if used + ask.prompt_tok + ask.max_output_tok > self.memory_tok:
-                return done, ask.id
-            extend = self.extend(ask)
-            self.policy.admit(ask, extend_tok=extend, hit_tok=ask.prompt_tok - extend)
-            self.left[ask.id] = ask.max_output_tok
-            done.append((ask.id, self.counters()[ask.client]))
+        while (request := self.policy.pick(0.0)) is not None:
+            used = sum(self.requests[i].prompt_tok + self.requests[i].max_output_tok for i in self.left)
+            if used + request.prompt_tok + request.max_output_tok > self.memory_tok:
+                return done, request.id
+            extend = self.extend(request)
+            self.policy.admit(request, extend_tok=extend, hit_tok=request.prompt_tok - extend)
+            self.left[request.id] = request.max_output_tok
+            done.append((request.id, self.counters()[request.client]))
         return done, None
 
     def decode(self):
@@ -87,15 +87,15 @@ def credits(policy):
 def test_G2_dlpm_admits_by_locality_until_the_gate_closes():
     extend = {"A1": 4, "A2": 4, "A3": 4, "B1": 12, "B2": 12}
     match = {id: 100 if id[0] == "A" else 0 for id in extend}
-    policy = fair.make("dlpm", match=lambda ask: match[ask.id], quantum_tok=10)
-    bench = Bench(policy, 10_000, extend=lambda ask: extend[ask.id])
+    policy = fair.make("dlpm", match=lambda request: match[request.id], quantum_tok=10)
+    bench = Bench(policy, 10_000, extend=lambda request: extend[request.id])
     for id in extend:
         bench.arrive(id, match[id] + extend[id], 2 if id[0] == "A" else 1)
     seen = []
-    while (ask := policy.pick(0.0)) is not None:
-        policy.admit(ask, extend_tok=extend[ask.id], hit_tok=match[ask.id])
-        bench.left[ask.id] = ask.max_output_tok
-        seen.append((ask.id, *credits(policy)))
+    while (request := policy.pick(0.0)) is not None:
+        policy.admit(request, extend_tok=extend[request.id], hit_tok=match[request.id])
+        bench.left[request.id] = request.max_output_tok
+        seen.append((request.id, *credits(policy)))
     assert seen == [("A1", 6, 10), ("A2", 2, 10), ("A3", -2, 10), ("B1", -2, -2), ("B2", 8, -4)]
     assert policy.refills == policy.rounds == 2
     assert bench.decode() == ["B1", "B2"]
@@ -106,22 +106,22 @@ def test_G2_dlpm_admits_by_locality_until_the_gate_closes():
 
 
 def test_G3_a_refill_is_given_once_a_client_not_once_a_request():
-    policy = fair.make("dlpm", match=lambda ask: 0, quantum_tok=4)
+    policy = fair.make("dlpm", match=lambda request: 0, quantum_tok=4)
     bench = Bench(policy, 10_000)
     for id in ("A1", "A2", "B1"):
         bench.arrive(id, 3, 1)
     order = []
     for _ in range(3):
-        ask = policy.pick(0.0)
-        policy.admit(ask, extend_tok=3, hit_tok=0)
-        order.append((ask.id, policy.credit(ask.client) / SCALE))
+        request = policy.pick(0.0)
+        policy.admit(request, extend_tok=3, hit_tok=0)
+        order.append((request.id, policy.credit(request.client) / SCALE))
     assert order == [("A1", 1), ("A2", -2), ("B1", 1)]
 
 
 @pytest.mark.parametrize(("output_tok", "net"), [(7, 19), (13, 31)])
 def test_G5_a_prediction_is_corrected_at_the_finish(output_tok, net):
     policy = fair.make("vtc_predict", predictor="oracle")
-    policy.arrive(Ask("r", "A", 0, 5, 64, 10), 0.0)
+    policy.arrive(RequestInfo("r", "A", 0, 5, 64, 10), 0.0)
     policy.admit(policy.pick(0.0), extend_tok=5, hit_tok=0)
     assert policy.served() == {"A": 25 * SCALE}
     for _ in range(7):
@@ -135,7 +135,7 @@ def test_G5_a_prediction_is_corrected_at_the_finish(output_tok, net):
 
 def test_G5_a_cancel_gives_the_rest_of_the_prediction_back_once():
     policy = fair.make("vtc_predict", predictor="oracle")
-    policy.arrive(Ask("r", "A", 0, 5, 64, 10), 0.0)
+    policy.arrive(RequestInfo("r", "A", 0, 5, 64, 10), 0.0)
     policy.admit(policy.pick(0.0), extend_tok=5, hit_tok=0)
     policy.decoded({"r": 4})
     policy.cancel("r")

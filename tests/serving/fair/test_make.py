@@ -4,7 +4,7 @@ import pytest
 
 from serving import fair
 from serving.fair.ledger import SCALE, Account, units
-from serving.request import Ask
+from serving.request import RequestInfo
 
 
 def test_unknown_names_and_options_are_answered_with_the_known_ones():
@@ -15,18 +15,18 @@ def test_unknown_names_and_options_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="'dlpm' needs match"):
         fair.make("dlpm")
     with pytest.raises(ValueError, match="quantum_tok is 0"):
-        fair.make("dlpm", match=lambda ask: 0, quantum_tok=0)
+        fair.make("dlpm", match=lambda request: 0, quantum_tok=0)
 
 
 def test_a_driver_may_offer_the_cache_to_every_policy():
-    assert fair.make("vtc", match=lambda ask: 0).pick(0.0) is None
+    assert fair.make("vtc", match=lambda request: 0).pick(0.0) is None
 
 
 def test_the_bound_is_the_corrected_one():
     assert fair.make("vtc").gap_bound(memory_tok=100, max_prompt_tok=30) == 2 * 200
     dear = fair.make("vtc", prompt_weight=2, output_weight=1)
     assert dear.gap_bound(memory_tok=100, max_prompt_tok=30) == 2 * (100 + 30)
-    dlpm = fair.make("dlpm", match=lambda ask: 0, quantum_tok=50)
+    dlpm = fair.make("dlpm", match=lambda request: 0, quantum_tok=50)
     assert dlpm.gap_bound(memory_tok=100, max_prompt_tok=30) == 2 * (200 + 50)
     assert fair.make("fcfs").gap_bound(memory_tok=100, max_prompt_tok=30) is None
 
@@ -40,7 +40,7 @@ def test_a_float32_counter_would_have_lost_this_token():
 
 
 def running(policy, id="r", prompt_tok=10, **kwargs):
-    policy.arrive(Ask(id, "A", int(id[1:] or 0), prompt_tok, 64, **kwargs), 0.0)
+    policy.arrive(RequestInfo(id, "A", int(id[1:] or 0), prompt_tok, 64, **kwargs), 0.0)
     policy.admit(policy.pick(0.0), extend_tok=prompt_tok, hit_tok=0)
 
 
@@ -68,17 +68,17 @@ def test_unless_recomputing_is_billed():
 
 @pytest.mark.parametrize("name", ["fcfs", "vtc", "vtc_predict", "dlpm", "lpm"])
 def test_an_admission_that_was_not_carried_out_leaves_no_trace(name):
-    options = {"match": lambda ask: 0} if name in ("dlpm", "lpm") else {}
+    options = {"match": lambda request: 0} if name in ("dlpm", "lpm") else {}
     options |= {"quantum_tok": 5} if name == "dlpm" else {}
     policy = fair.make(name, **options)
     for seq, client in enumerate("ABAB"):
-        policy.arrive(Ask(f"r{seq}", client, seq, 10, 64), 0.0)
-    ask = policy.pick(0.0)
+        policy.arrive(RequestInfo(f"r{seq}", client, seq, 10, 64), 0.0)
+    request = policy.pick(0.0)
     before = policy.served(), [policy.ledger.accounts[c].turn for c in "AB"]
-    policy.admit(ask, extend_tok=10, hit_tok=0)
-    policy.preempt(ask.id, prefilled_tok=0)
+    policy.admit(request, extend_tok=10, hit_tok=0)
+    policy.preempt(request.id, prefilled_tok=0)
     assert (policy.served(), [policy.ledger.accounts[c].turn for c in "AB"]) == before
-    assert policy.pick(0.0) == ask
+    assert policy.pick(0.0) == request
 
 
 def test_cancelled_half_way_through_a_prefill_pays_the_half():
@@ -99,7 +99,7 @@ def test_preempted_half_way_through_a_prefill_pays_the_other_half_later():
 
 def test_cancelled_while_waiting_pays_nothing():
     policy = fair.make("vtc")
-    policy.arrive(Ask("r", "A", 0, 10, 64), 0.0)
+    policy.arrive(RequestInfo("r", "A", 0, 10, 64), 0.0)
     policy.cancel("r")
     assert policy.served() == {"A": 0}
     assert policy.pick(0.0) is None
@@ -107,8 +107,8 @@ def test_cancelled_while_waiting_pays_nothing():
 
 def test_an_event_out_of_order_is_refused():
     policy = fair.make("vtc")
-    policy.arrive(Ask("r", "A", 0, 10, 64), 0.0)
+    policy.arrive(RequestInfo("r", "A", 0, 10, 64), 0.0)
     with pytest.raises(ValueError, match="'r' is waiting; this event needs it running"):
         policy.finish("r")
     with pytest.raises(ValueError, match="'r' arrives, but one of that id is still live"):
-        policy.arrive(Ask("r", "A", 1, 10, 64), 0.0)
+        policy.arrive(RequestInfo("r", "A", 1, 10, 64), 0.0)

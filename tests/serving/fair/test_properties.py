@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from serving import fair
 from serving.fair.ledger import SCALE
 from serving.fair.vtc import Vtc
-from serving.request import Ask
-from serving.sim.synthetic_tokens import Runs
-from serving.sim.workload import Job
+from serving.request import RequestInfo
+from serving.sim.synthetic_tokens import SyntheticTokens
+from serving.sim.workload import SimulatedRequest
 from tests.serving.fair.oracle import Oracle
 from tests.serving.fair.test_bounds import LOCAL, OPTIONS
 from tests.serving.fair.world import World, live
@@ -23,11 +23,11 @@ U2 = 2 * 2 * 200  # 2U at memory 200, weights 1 and 2
 
 def burst(client, count, at_s, first=0, prompt=10, output=10):
     return [
-        Job(
+        SimulatedRequest(
             f"{client}{first + i}",
             client,
             at_s,
-            Runs([(f"{client}{first + i}", prompt)]),
+            SyntheticTokens([(f"{client}{first + i}", prompt)]),
             prompt,
             output,
             output,
@@ -99,8 +99,8 @@ class ArtifactVtc(Vtc):
 
 def test_errata_the_extra_charge_at_every_finish_breaks_conservation():
     policy = ArtifactVtc()
-    policy.arrive(Ask("a", "A", 0, 5, 9), 0.0)
-    policy.arrive(Ask("b", "B", 1, 5, 9), 0.0)
+    policy.arrive(RequestInfo("a", "A", 0, 5, 9), 0.0)
+    policy.arrive(RequestInfo("b", "B", 1, 5, 9), 0.0)
     for _ in range(2):
         policy.admit(policy.pick(0.0), extend_tok=5, hit_tok=0)
     policy.decoded({"a": 3, "b": 3})
@@ -110,7 +110,7 @@ def test_errata_the_extra_charge_at_every_finish_breaks_conservation():
 
 def test_errata_a_cancelled_prediction_is_refunded_once_and_not_twice():
     policy = fair.make("vtc_predict", predictor="oracle")
-    policy.arrive(Ask("a", "A", 0, 5, 20, 20), 0.0)
+    policy.arrive(RequestInfo("a", "A", 0, 5, 20, 20), 0.0)
     policy.admit(policy.pick(0.0), extend_tok=5, hit_tok=0)
     policy.decoded({"a": 4})
     policy.cancel("a")
@@ -152,7 +152,9 @@ def test_P22_no_window_accepts_more_than_the_limit(limit, gaps, window_s):
     for seq, gap_s in enumerate(gaps):
         now_s += gap_s
         fits = sum(at_s > now_s - window_s for at_s in accepted) < limit
-        assert policy.arrive(Ask(f"r{seq}", "a", seq, 1, 1), now_s) == fits, "and it never refuses in vain"
+        assert policy.arrive(RequestInfo(f"r{seq}", "a", seq, 1, 1), now_s) == fits, (
+            "and it never refuses in vain"
+        )
         if fits:
             accepted.append(now_s)
             policy.admit(policy.pick(now_s), extend_tok=1, hit_tok=0)
@@ -190,18 +192,20 @@ def drive(policy, rng, steps, restored_at=None, remake=None, sweep=False):
         what = rng.random()
         running = [id for id, runs in live_ids.items() if runs]
         if what < 0.35:
-            ask = Ask(f"r{seq}", f"c{rng.randrange(4)}", seq, rng.randint(1, 30), 40, rng.randint(1, 30))
+            request = RequestInfo(
+                f"r{seq}", f"c{rng.randrange(4)}", seq, rng.randint(1, 30), 40, rng.randint(1, 30)
+            )
             seq += 1
-            if policy.arrive(ask, now_s):
-                live_ids[ask.id] = False
+            if policy.arrive(request, now_s):
+                live_ids[request.id] = False
             if sweep:
                 policy.forget()
         elif what < 0.6:
-            ask = policy.pick(now_s)
-            decisions.append(ask and ask.id)
-            if ask:
-                policy.admit(ask, extend_tok=ask.prompt_tok, hit_tok=0)
-                live_ids[ask.id] = True
+            request = policy.pick(now_s)
+            decisions.append(request and request.id)
+            if request:
+                policy.admit(request, extend_tok=request.prompt_tok, hit_tok=0)
+                live_ids[request.id] = True
         elif what < 0.8 and running:
             policy.decoded({id: rng.randint(1, 3) for id in running})
         elif what < 0.9 and running:
@@ -220,8 +224,8 @@ def drive(policy, rng, steps, restored_at=None, remake=None, sweep=False):
 
 
 def build(name):
-    match = lambda ask: (ask.seq * 7) % 23 % (ask.prompt_tok + 1)  # noqa: E731
-    match.path = lambda ask: [("n", ask.seq % 3), ("m", ask.seq % 3, ask.seq % 2)]
+    match = lambda request: (request.seq * 7) % 23 % (request.prompt_tok + 1)  # noqa: E731
+    match.path = lambda request: [("n", request.seq % 3), ("m", request.seq % 3, request.seq % 2)]
     return fair.make(name, match=match, **OPTIONS.get(name, {}))
 
 
@@ -250,13 +254,13 @@ def test_P25_forgetting_idle_clients_changes_no_decision(name, seed):
 def test_P25_vtc_forgets_the_idle_and_remembers_debts():
     policy = fair.make("vtc", idle_clients=10)
     for i in range(200):  # clients that come once
-        policy.arrive(Ask(f"r{i}", f"once{i}", i, 5, 5), 0.0)
+        policy.arrive(RequestInfo(f"r{i}", f"once{i}", i, 5, 5), 0.0)
         policy.admit(policy.pick(0.0), extend_tok=5, hit_tok=0)
         policy.finish(f"r{i}")
     assert len(policy.ledger) <= 30, "state is bounded by who is active, not by who ever came"
     rich = fair.make("vtc", idle_clients=1)
-    rich.arrive(Ask("w", "waits", 0, 1, 1), 0.0)
-    rich.arrive(Ask("d", "debtor", 1, 500, 1), 0.0)
+    rich.arrive(RequestInfo("w", "waits", 0, 1, 1), 0.0)
+    rich.arrive(RequestInfo("d", "debtor", 1, 500, 1), 0.0)
     rich.admit(rich.backlog.head("debtor"), extend_tok=500, hit_tok=0)
     rich.finish("d")
     rich.forget()
@@ -264,12 +268,12 @@ def test_P25_vtc_forgets_the_idle_and_remembers_debts():
 
 
 def test_P25_dlpm_forgets_who_has_a_newcomers_credit_and_never_debt():
-    policy = fair.make("dlpm", match=lambda ask: 0, quantum_tok=10)
+    policy = fair.make("dlpm", match=lambda request: 0, quantum_tok=10)
     for seq, (client, prompt) in enumerate([("even", 10), ("debtor", 30)]):
-        policy.arrive(Ask(client, client, seq, prompt, 1), 0.0)
+        policy.arrive(RequestInfo(client, client, seq, prompt, 1), 0.0)
         policy.admit(policy.pick(0.0), extend_tok=prompt, hit_tok=0)
         policy.finish(client)
-    policy.arrive(Ask("idle", "idle", 2, 5, 1), 0.0)
+    policy.arrive(RequestInfo("idle", "idle", 2, 5, 1), 0.0)
     policy.cancel("idle")
     assert [policy.credit(client) / SCALE for client in policy.ledger.accounts] == [0, -20, 10]
     policy.forget()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from serving import fair
 from serving.fair.ledger import SCALE
-from serving.fair.routers.prefix_map import RoutedTree
-from serving.request import Ask
+from serving.fair.routers.prefix_map import PrefixMap
+from serving.request import RequestInfo
 
 ROUTERS = ["round_robin", "least_load", "sticky", "preble", "d2lpm"]
 
@@ -21,8 +21,8 @@ def up(name, workers=3, **options):
     return router
 
 
-def ask(i, client="a", prompt=10, output=5):
-    return Ask(f"r{i}", client, i, prompt, output, output)
+def request(i, client="a", prompt=10, output=5):
+    return RequestInfo(f"r{i}", client, i, prompt, output, output)
 
 
 def hold(router, worker, key, tokens, load):
@@ -38,12 +38,14 @@ def test_G4_d2lpm_prefers_the_prefix_then_the_queue_among_workers_with_credit():
         hold(router, x, "doc", 8, load=5)
         hold(router, y, "doc", 8, load=1)
         router.spent = {("a", w): -c * SCALE for w, c in enumerate(credit)}
-        assert router.dispatch(ask(0), [("doc", 8), ("own", 2)]) == chosen
+        assert router.dispatch(request(0), [("doc", 8), ("own", 2)]) == chosen
     router = up("d2lpm", quantum_tok=10)
     hold(router, x, "doc", 8, load=5)
     hold(router, y, "doc", 8, load=1)
     router.spent = {("a", x): 5 * SCALE, ("a", y): 25 * SCALE, ("a", z): 12 * SCALE}
-    assert router.dispatch(ask(0), [("doc", 8), ("own", 2)]) == x, "positive after one round, and holds it"
+    assert router.dispatch(request(0), [("doc", 8), ("own", 2)]) == x, (
+        "positive after one round, and holds it"
+    )
     assert router.refills == {"a": 1}
     assert router.credit("a", z) == -2 * SCALE
 
@@ -54,7 +56,7 @@ def test_P20_d2lpm_spreads_each_clients_work_over_the_workers(seed, quantum):
     router = up("d2lpm", quantum_tok=quantum)
     live, dearest = [], 0
     for i in range(150):
-        asked = ask(i, rng.choice("ab"), rng.randint(1, 30), rng.randint(1, 20))
+        asked = request(i, rng.choice("ab"), rng.randint(1, 30), rng.randint(1, 20))
         half = asked.prompt_tok // 2
         router.dispatch(asked, [(f"doc{rng.randrange(3)}", half), (i, asked.prompt_tok - half)])
         live.append(asked)
@@ -75,7 +77,7 @@ def test_P20_errata_billing_outputs_at_completion_overshoots_in_a_burst():
         router = up("d2lpm", quantum_tok=100, bill=bill)
         hold(router, 0, "doc", 90, load=0)
         for i in range(60):
-            router.dispatch(ask(i, "a", 91, 400), [("doc", 90), (i, 1)])
+            router.dispatch(request(i, "a", 91, 400), [("doc", 90), (i, 1)])
         for i in range(60):
             router.ended(f"r{i}", 400)
         spent = [router.spent.get(("a", w), 0) / SCALE for w in range(3)]
@@ -94,7 +96,7 @@ def test_P20_requests_go_to_live_workers_and_lost_ones_are_given_back_once(name,
     for i in range(200):
         what = rng.random()
         if what < 0.6 and alive:
-            asked = ask(i)
+            asked = request(i)
             live[asked.id] = (asked, router.dispatch(asked, [(f"d{rng.randrange(4)}", 8), (i, 2)], float(i)))
             assert live[asked.id][1] in alive
         elif what < 0.8 and live:
@@ -119,20 +121,20 @@ def test_P20_requests_go_to_live_workers_and_lost_ones_are_given_back_once(name,
 def test_a_cluster_without_workers_says_so():
     router = fair.make("sticky")
     with pytest.raises(ValueError, match="no worker is up"):
-        router.dispatch(ask(0), [])
+        router.dispatch(request(0), [])
 
 
 def test_sticky_stays_and_round_robin_turns():
     sticky, turning = up("sticky"), up("round_robin")
-    assert len({sticky.dispatch(ask(i), [("doc", 8), (i, 2)]) for i in range(6)}) == 1
-    assert [turning.dispatch(ask(i), []) for i in range(4)] == [0, 1, 2, 0]
+    assert len({sticky.dispatch(request(i), [("doc", 8), (i, 2)]) for i in range(6)}) == 1
+    assert [turning.dispatch(request(i), []) for i in range(4)] == [0, 1, 2, 0]
 
 
 def test_preble_explores_when_the_prefix_is_short_and_exploits_when_it_is_long():
     router = up("preble")
-    first = router.dispatch(ask(0, prompt=100), [("doc", 80), (0, 20)])
-    assert router.dispatch(ask(1, prompt=100), [("doc", 80), (1, 20)]) == first
-    assert router.dispatch(ask(2, prompt=400), [("doc", 80), (2, 320)]) != first
+    first = router.dispatch(request(0, prompt=100), [("doc", 80), (0, 20)])
+    assert router.dispatch(request(1, prompt=100), [("doc", 80), (1, 20)]) == first
+    assert router.dispatch(request(2, prompt=400), [("doc", 80), (2, 320)]) != first
 
 
 def test_a_worker_of_twice_the_speed_gets_twice_the_work():
@@ -140,13 +142,13 @@ def test_a_worker_of_twice_the_speed_gets_twice_the_work():
     router.join(0)
     router.join(1, capacity=2.0)
     for i in range(300):
-        router.dispatch(ask(i), [(i, 10)])
+        router.dispatch(request(i), [(i, 10)])
     assert router.spent["a", 1] / router.spent["a", 0] == pytest.approx(2, abs=0.1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 5)), max_size=60))
 def test_the_tree_of_routes_is_bounded_and_forgets_leaves_first(routes):
-    tree = RoutedTree(most_blocks=5)
+    tree = PrefixMap(max_blocks=5)
     for worker, first, second in routes:
         tree.insert([(first, 4), (second, 4)], worker)
         assert len(tree) <= 5

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 from serving import fair
 from serving.config import Limits
-from serving.fair.metrics import Meter
+from serving.fair.metrics import ServiceMeter
 from serving.kvcache.allocator import Group
-from serving.kvcache.manager import PagedMemory
+from serving.kvcache.manager import KVCacheManager
 from serving.sim.cost import StepCost
 from serving.sim.memory import TokenMemory
-from serving.sim.simulator import Simulation
-from serving.sim.synthetic_tokens import Runs
+from serving.sim.simulator import ServingSimulation
+from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Worker
-from serving.sim.workload import Job
+from serving.sim.workload import SimulatedRequest
 
 PAGE_TOK = 4
 
@@ -45,7 +45,7 @@ class World:
     rates: tuple[float, ...] = ()
     slack: int = 0
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SimulatedRequest]:
         rng = random.Random(self.seed)
         jobs, at_s = [], 0.0
         for i in range(self.requests):
@@ -59,7 +59,11 @@ class World:
             total = sum(n for _, n in runs)
             gives_up = rng.uniform(0, 3.0) if rng.random() < self.cancels else None
             limit = output + rng.randint(0, self.slack)
-            jobs.append(Job(f"r{i}", client, at_s, Runs(runs), total, output, limit, cancel_s=gives_up))
+            jobs.append(
+                SimulatedRequest(
+                    f"r{i}", client, at_s, SyntheticTokens(runs), total, output, limit, cancel_s=gives_up
+                )
+            )
         return jobs
 
     def _gap(self, i: int, rng: random.Random) -> float:
@@ -85,7 +89,7 @@ class Life:
     world: World
     log: list[dict]
     worker: Worker
-    meter: Meter
+    meter: ServiceMeter
     policy: object
     max_prompt_tok: int
 
@@ -113,7 +117,7 @@ def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
     )
     log: list[dict] = []
     cached = 0.0 if world.prefixes else 1.0
-    meter = Meter(cached=cached, curves=False)
+    meter = ServiceMeter(cached=cached, curves=False)
 
     def tell(event):
         if keep:
@@ -124,7 +128,7 @@ def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
 
     if world.prefixes:
         pages = -(-world.memory_tok // PAGE_TOK) + 1
-        memory = PagedMemory(
+        memory = KVCacheManager(
             [Group(None, pages)], page_tok=PAGE_TOK, max_slots=64, max_tok=10_000, span_tok=10_000
         )
     else:
@@ -140,7 +144,7 @@ def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
             return made
 
         worker.scheduler.plan = plan_and_look
-    Simulation([worker], jobs).run()
+    ServingSimulation([worker], jobs).run()
     longest = max(job.prompt_tok for job in jobs)
     return Life(world, log, worker, meter, worker.scheduler.policy, longest)
 

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.config import Limits
-from serving.engine.plan import Entry, Plan, Produced
+from serving.engine.plan import RequestState, StepPlan, StepResult
 from serving.engine.scheduler import Scheduler
 from serving.kvcache.allocator import Group
-from serving.kvcache.manager import PagedMemory
-from serving.kvcache.reservation import Sliding, most_pages
-from serving.kvcache.tokens import Ids
-from serving.request import Ask
+from serving.kvcache.manager import KVCacheManager
+from serving.kvcache.reservation import SlidingReservations, max_pages_spanned
+from serving.kvcache.tokens import TokenIds
+from serving.request import RequestInfo
 from tests.serving.engine.test_scheduler import OldestFirst
 
 PAGE = 4
@@ -29,7 +29,7 @@ def scheduler(windows, spare, log, *, overlap=False, **limits) -> Scheduler:
     limits = Limits(**limits)
     span = max(limits.chunk_tok, max(limits.decode_steps) * (1 + overlap))
     groups = [Group(w, 2 + spare + _alone(w, span)) for w in windows]
-    memory = PagedMemory(
+    memory = KVCacheManager(
         groups, page_tok=PAGE, max_slots=6, max_tok=LONGEST, span_tok=span, step_tok=limits.step_tok
     )
     return Scheduler(OldestFirst(), memory, limits, log)
@@ -37,13 +37,13 @@ def scheduler(windows, spare, log, *, overlap=False, **limits) -> Scheduler:
 
 def _alone(window: int | None, span: int) -> int:
     whole = -(-LONGEST // PAGE)
-    return whole if window is None else min(whole, most_pages(window - 1 + span, PAGE))
+    return whole if window is None else min(whole, max_pages_spanned(window - 1 + span, PAGE))
 
 
 def serve(sched: Scheduler, rng: random.Random, requests: int, *, overlap: bool) -> None:
     """Runs everything to its end as the engine does, with one plan in flight ahead of what is known."""
     stem = [rng.randint(0, 1) for _ in range(24)]
-    flight: Plan | None = None
+    flight: StepPlan | None = None
     sent = steps = 0
     while sent < requests or not sched.idle:
         steps += 1
@@ -51,8 +51,8 @@ def serve(sched: Scheduler, rng: random.Random, requests: int, *, overlap: bool)
         while sent < requests and len(sched.waiting) < 4:
             own = [rng.randint(0, 1) for _ in range(rng.randint(1, 24))]
             prompt = (stem[: rng.choice((0, 4, 9, 24))] + own)[: LONGEST - 12]
-            ask = Ask(f"r{sent}", "a", sent, len(prompt), rng.randint(1, LONGEST - len(prompt)))
-            sched.submit(Entry(ask, Ids(prompt), rng.choice(("", "x")), 0.0), 0.0)
+            info = RequestInfo(f"r{sent}", "a", sent, len(prompt), rng.randint(1, LONGEST - len(prompt)))
+            sched.submit(RequestState(info, TokenIds(prompt), rng.choice(("", "x")), 0.0), 0.0)
             sent += 1
         if rng.random() < 0.02 and (live := [*sched.running, *sched.waiting]):
             sched.cancel(rng.choice(live), 0.0)
@@ -68,11 +68,11 @@ def serve(sched: Scheduler, rng: random.Random, requests: int, *, overlap: bool)
         sched.memory.check()
 
 
-def _produced(plan: Plan, rng: random.Random) -> dict[str, Produced]:
-    counts = {c.entry.ask.id: 1 for c in plan.chunks if c.samples}
-    counts |= {e.ask.id: min(plan.steps, e.left_tok) for e in plan.decode}
+def _produced(plan: StepPlan, rng: random.Random) -> dict[str, StepResult]:
+    counts = {c.req.info.id: 1 for c in plan.chunks if c.samples}
+    counts |= {e.info.id: min(plan.steps, e.left_tok) for e in plan.decode}
     stops = {id: "stop" if rng.random() < 0.02 else None for id in counts}
-    return {id: Produced(n, [rng.randint(0, 1) for _ in range(n)], stops[id]) for id, n in counts.items()}
+    return {id: StepResult(n, [rng.randint(0, 1) for _ in range(n)], stops[id]) for id, n in counts.items()}
 
 
 def lives(windows, spare, seed, requests=24, tamper=lambda pool: None, **limits) -> list[dict]:
@@ -81,11 +81,13 @@ def lives(windows, spare, seed, requests=24, tamper=lambda pool: None, **limits)
     overlap = limits.get("overlap", False)
     sched = scheduler(windows, spare, log.append, **limits)
     for pool in sched.memory.promises:
-        if isinstance(pool, Sliding):
+        if isinstance(pool, SlidingReservations):
             tamper(pool)
     serve(sched, random.Random(seed), requests, overlap=overlap)
     assert sched.memory.slots_free == 6
-    assert all(pool.room(0) == pool.total for pool in sched.memory.promises if isinstance(pool, Sliding))
+    assert all(
+        pool.room(0) == pool.total for pool in sched.memory.promises if isinstance(pool, SlidingReservations)
+    )
     return log
 
 
@@ -127,7 +129,7 @@ def test_a_reservation_is_never_broken_in_many_more_lives(seed, windows, spare, 
 CROWDED = {"chunk_tok": 8, "step_tok": 32, "decode_steps": (8, 1)}
 
 
-def without_reserve(pool: Sliding) -> None:
+def without_reserve(pool: SlidingReservations) -> None:
     """Newcomers are promised all there is: nothing is left to lend."""
     pool.admits = lambda share, within: pool.promised + pool.lent + share.promise <= pool.total
 
@@ -147,16 +149,16 @@ def test_without_a_reserve_prompts_wait_for_each_other_for_ever():
 @pytest.mark.parametrize("lent_to_anyone", [False, True])
 def test_what_one_row_is_promised_is_not_lent_to_another(lent_to_anyone):
     """Two rows of window 8 are promised 3 pages each and hold 2: of 6, two are left, one for each."""
-    memory = PagedMemory([Group(8, 1 + 6)], page_tok=PAGE, max_slots=2, max_tok=64, span_tok=8)
+    memory = KVCacheManager([Group(8, 1 + 6)], page_tok=PAGE, max_slots=2, max_tok=64, span_tok=8)
     [pool] = memory.promises
     if lent_to_anyone:  # the negative control
         pool.gives = lambda share, pages, within: pages <= within
     rows = []
     for _ in range(2):
-        holding, _ = memory.admit(Ids([1] * 8), None, 40, reserve=True)
-        assert memory.grow(holding, 0, 8)
-        memory.computed(holding, Ids([1] * 8), 8, share=False)
-        rows.append(holding)
+        kv, _ = memory.admit(TokenIds([1] * 8), None, 40, reserve=True)
+        assert memory.grow(kv, 0, 8)
+        memory.computed(kv, TokenIds([1] * 8), 8, share=False)
+        rows.append(kv)
     assert [share.held for row in rows for share in row.shares] == [2, 2]
     assert memory.grow(rows[0], 8, 16) is lent_to_anyone, "two pages, of which it was promised one"
     assert memory.grow(rows[1], 8, 9) is not lent_to_anyone, "one, which it was promised"
@@ -164,24 +166,26 @@ def test_what_one_row_is_promised_is_not_lent_to_another(lent_to_anyone):
 
 def test_requests_that_decode_are_promised_their_window_and_no_more():
     """Ten requests of window 6 on pages of 4: 3 pages each, and once for all what a chunk takes beyond."""
-    pages = 10 * most_pages(6, PAGE)
-    chunk = most_pages(6 - 1 + 8, PAGE) - most_pages(6, PAGE)
-    memory = PagedMemory([Group(6, 1 + pages + chunk)], page_tok=PAGE, max_slots=20, max_tok=64, span_tok=8)
-    holdings = []
-    while got := memory.admit(Ids(range(30)), None, 64, reserve=True):
-        holding, at = got
+    pages = 10 * max_pages_spanned(6, PAGE)
+    chunk = max_pages_spanned(6 - 1 + 8, PAGE) - max_pages_spanned(6, PAGE)
+    memory = KVCacheManager(
+        [Group(6, 1 + pages + chunk)], page_tok=PAGE, max_slots=20, max_tok=64, span_tok=8
+    )
+    sequences = []
+    while got := memory.admit(TokenIds(range(30)), None, 64, reserve=True):
+        kv, at = got
         for end in (8, 16, 24, 30):
-            assert memory.grow(holding, at, end)
-            memory.computed(holding, Ids(range(30)), end, share=False)
+            assert memory.grow(kv, at, end)
+            memory.computed(kv, TokenIds(range(30)), end, share=False)
             at = end
         # The last token of the prompt: whole pages are handed over or kept, the loan is paid back.
-        memory.computed(holding, Ids(range(30)), 30, share=True)
-        holdings.append(holding)
-    assert len(holdings) == 10
+        memory.computed(kv, TokenIds(range(30)), 30, share=True)
+        sequences.append(kv)
+    assert len(sequences) == 10
     for at in range(30, 64):  # all decode in step, one token each, and nobody is refused
-        for holding in holdings:
-            assert memory.grow(holding, at, at + 1)
-            memory.computed(holding, Ids([]), at + 1, share=False)
+        for kv in sequences:
+            assert memory.grow(kv, at, at + 1)
+            memory.computed(kv, TokenIds([]), at + 1, share=False)
     memory.check()
 
 
@@ -189,5 +193,5 @@ def test_the_fewest_pages_a_window_may_need_are_counted_at_its_worst_place():
     for page in (1, 3, 4, 16):
         for tokens in range(1, 40):
             touched = [(start + tokens - 1) // page - start // page + 1 for start in range(page)]
-            assert most_pages(tokens, page) == max(touched)
-    assert most_pages(0, 4) == 0
+            assert max_pages_spanned(tokens, page) == max(touched)
+    assert max_pages_spanned(0, 4) == 0

@@ -8,9 +8,9 @@ from mixattn.cache import Paged
 from mixattn.spec import ModelConfig, kv_bytes
 from serving.config import Limits
 from serving.kvcache.allocator import Group
-from serving.kvcache.manager import PagedMemory
+from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.sizing import split
-from serving.kvcache.tokens import Ids
+from serving.kvcache.tokens import TokenIds
 
 LIMITS = Limits(chunk_tok=6, step_tok=12, decode_steps=(4, 1))
 
@@ -26,13 +26,13 @@ def at_once(config: ModelConfig, num_pages: int, window_pages: int, request_tok:
     pages = {None: num_pages, config.window: window_pages}
     if any(pages[w] < 2 for w in windows):
         return 0
-    memory = PagedMemory(
+    memory = KVCacheManager(
         [Group(w, pages[w]) for w in windows], page_tok=page, max_slots=99, max_tok=request_tok, span_tok=6,
         step_tok=LIMITS.step_tok, reuse=False,
     )  # fmt: skip
     if memory.never_fits(request_tok):
         return 0
-    while memory.admit(Ids([1] * request_tok), None, request_tok, reserve=True) is not None:
+    while memory.admit(TokenIds([1] * request_tok), None, request_tok, reserve=True) is not None:
         pass
     return 99 - memory.slots_free
 

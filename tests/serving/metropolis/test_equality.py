@@ -11,10 +11,10 @@ import pytest
 
 from pallas_kernels.results import commit
 from serving.metropolis import CausalityError, Reach, in_place, multi_version
-from serving.metropolis.runtime.audit import Violation, check
+from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.schedule.rules import Margin
 from serving.metropolis.schedule.space import METRICS
-from tests.serving.metropolis.worlds import Case, Muddle, Told, build, play, same
+from tests.serving.metropolis.example_worlds import Case, Muddle, Told, build, play, same
 
 REACHES = ((4, 1), (2, 1), (1, 1), (2, 2), (0, 1), (1, 2), (1, 3))
 MIXED = (Reach(4, 1), Reach(1, 1, 2), Reach(0, 2), Reach(3, 0, 1), Reach(2, 1))
@@ -30,10 +30,10 @@ def verdict(case: Case, **options) -> str:
     return "same" if same(want, got) else "differs"
 
 
-def audit(case: Case, got) -> None:
+def check_log(case: Case, got) -> None:
     world, _ = build(case)
     distance = world.space.distance if case.metric == "graph" else METRICS[case.metric]
-    check(got.log, world.reset(case.seed), distance, versioned=case.versioned)
+    audit(got.log, world.reset(case.seed), distance, versioned=case.versioned)
 
 
 def random_case(seed: int) -> Case:
@@ -59,7 +59,7 @@ def compare(seed: int) -> tuple[Case, Told]:
     want = play(case, "parallel_sync")
     got = play(case, latency=seed + 1, verify_views=True)
     assert same(want, got), case
-    audit(case, got)
+    check_log(case, got)
     return case, got
 
 
@@ -179,7 +179,7 @@ def test_the_auditor_catches_what_a_bold_rule_let_through():
     for seed in range(10):
         case = Case(seed)
         try:
-            audit(case, play(case, latency=seed, rule=reads_only))
+            check_log(case, play(case, latency=seed, rule=reads_only))
         except (Violation, AssertionError):
             caught += 1
     assert caught > 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.offline.clients import Arrivals, Client, Workload
+from serving.offline.clients import Arrivals, ClientProfile, Workload
 
 DOCUMENTS = [list(range(100)), list(range(100, 160))]
 
@@ -10,8 +10,8 @@ DOCUMENTS = [list(range(100)), list(range(100, 160))]
 def workload() -> Workload:
     return Workload(
         clients=[
-            Client(name="a", size=3, prompt_tok=(8, 20)),
-            Client(name="b", bursts=3, size=2, every=5, prompt_tok=(12, 20), shared_tok=10),
+            ClientProfile(name="a", size=3, prompt_tok=(8, 20)),
+            ClientProfile(name="b", bursts=3, size=2, every=5, prompt_tok=(12, 20), shared_tok=10),
         ]
     )
 
@@ -44,4 +44,4 @@ def test_documents_too_short_for_a_prompt_are_refused_with_both_lengths():
 
 def test_a_client_cannot_share_more_than_its_shortest_prompt():
     with pytest.raises(ValueError, match="shares 20 tokens; prompts start at 12"):
-        Client(name="x", prompt_tok=(12, 20), shared_tok=20).check()
+        ClientProfile(name="x", prompt_tok=(12, 20), shared_tok=20).check()

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mixattn import ModelConfig, Transformer, generate, hf
 from serving.fair import metrics
-from serving.offline.compare import report
+from serving.offline import report
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "--config=tests/serving/offline/tiny_serve.py"
@@ -132,8 +132,8 @@ def ask_file(folder: Path, lines: list[dict | str]) -> Path:
 def test_a_file_of_requests_is_answered_and_continued_without_doing_anything_twice(
     trained, run_module, tmp_path
 ):
-    asks = [{"prompt_ids": [i, i + 1, 5], "max_tokens": 4 + i, "n": 1 + i // 5} for i in range(6)]
-    path = ask_file(tmp_path, [*asks, {"prompt": "w1 w2 w3", "max_tokens": 3, "id": "text"}])
+    infos = [{"prompt_ids": [i, i + 1, 5], "max_tokens": 4 + i, "n": 1 + i // 5} for i in range(6)]
+    path = ask_file(tmp_path, [*infos, {"prompt": "w1 w2 w3", "max_tokens": 3, "id": "text"}])
     out = tmp_path / "o"
     args = [CONFIG, f"--model={trained}/model", f"--requests={path}", f"--out={out}", "--json"]
     done = run_module("serving.main", *args)
@@ -167,8 +167,8 @@ def test_what_a_checkpoint_calls_the_end_of_a_text_ends_a_request(trained, run_m
     end = free[3]
     shutil.copytree(trained / "model", tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
-    ask = {"prompt_ids": [1, 2, 5], "max_tokens": 8}
-    path = ask_file(tmp_path, [ask, ask | {"ignore_eos": True}])
+    info = {"prompt_ids": [1, 2, 5], "max_tokens": 8}
+    path = ask_file(tmp_path, [info, info | {"ignore_eos": True}])
     done = run_module(
         "serving.main", CONFIG, f"--workdir={tmp_path}", f"--requests={path}", f"--out={path}.o"
     )

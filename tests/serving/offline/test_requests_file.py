@@ -14,14 +14,14 @@ from serving.offline.requests_file import read
 from serving.request import Output, Request, Sampling
 
 
-def asks(folder: Path, *lines: str) -> Path:
+def infos(folder: Path, *lines: str) -> Path:
     path = folder / "asks.jsonl"
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="")
     return path
 
 
 def read_lines(folder: Path, *lines: str) -> list[Request]:
-    return read(asks(folder, *lines), lambda text: list(text.encode()))
+    return read(infos(folder, *lines), lambda text: list(text.encode()))
 
 
 def output(id: str, index: int = 0, text: str = "") -> Output:
@@ -50,7 +50,14 @@ def test_line_ends_of_other_systems_and_empty_lines_are_fine(tmp_path):
 
 
 def test_null_means_as_if_it_were_not_there(tmp_path):
-    fields = {"prompt": None, "stop": None, "seed": None, "salt": None, "client": None, "max_tokens": None}
+    fields = {
+        "prompt": None,
+        "stop": None,
+        "seed": None,
+        "cache_salt": None,
+        "client": None,
+        "max_tokens": None,
+    }
     [one] = read_lines(tmp_path, json.dumps({"prompt_ids": [1], **fields}))
     assert one == Request(client="default", id="1", prompt_ids=[1])
 
@@ -144,7 +151,7 @@ def test_a_file_that_holds_no_answers_is_refused_and_left_as_it_was(tmp_path, te
 
 def test_requests_are_not_taken_for_their_answers(tmp_path):
     """`--out` by mistake the file of requests: lines of theirs would be dropped as half an answer."""
-    path = asks(tmp_path, '{"prompt_ids": [1], "id": "a", "n": 2}')
+    path = infos(tmp_path, '{"prompt_ids": [1], "id": "a", "n": 2}')
     before = path.read_text()
     with pytest.raises(ValueError, match="not an answer"):
         Answers(path, read(path, None))

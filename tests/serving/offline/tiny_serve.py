@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from serving.config import EngineConfig, Limits
-from serving.offline.clients import Client, Workload
+from serving.offline.clients import ClientProfile, Workload
 from serving.offline.experiment import Serve
 
 
@@ -21,8 +21,8 @@ def get_config() -> Tiny:
         limits=Limits(chunk_tok=16, step_tok=32),
     )
     clients = [
-        Client(name="flood", size=10, prompt_tok=(4, 12), output_tok=(4, 8)),
-        Client(
+        ClientProfile(name="flood", size=10, prompt_tok=(4, 12), output_tok=(4, 8)),
+        ClientProfile(
             name="bursty", bursts=2, size=3, every=4, prompt_tok=(16, 20), output_tok=(2, 6), shared_tok=12
         ),
     ]

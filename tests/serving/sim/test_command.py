@@ -11,7 +11,7 @@ from pallas_kernels import results
 from serving.fair import metrics
 from serving.sim import fit
 from serving.sim.cost import StepCost
-from serving.sim.experiment import Experiment, Server, run
+from serving.sim.experiment import FairnessExperiment, SimulatedEngine, run
 from serving.sim.suites import fairness, overhead
 from serving.sim.workload import read_trace
 
@@ -101,7 +101,7 @@ def test_a_bad_line_is_named_and_nothing_is_read(trace, line, says):
 def test_a_request_that_never_fits_stops_the_run_before_it_starts(trace):
     with_line(trace, json.dumps(GOOD | {"prompt_len": 9000}))
     jobs = read_trace(trace).jobs
-    experiment = Experiment(jobs=lambda seed: jobs, server=Server(memory_tok=400))
+    experiment = FairnessExperiment(jobs=lambda seed: jobs, server=SimulatedEngine(memory_tok=400))
     seen = []
     with pytest.raises(ValueError, match="request 'x' of 'a' needs 9001 tokens"):
         run(experiment, experiment.runs[0], jobs=jobs, log=seen.append)

@@ -9,10 +9,10 @@ from serving.config import Limits
 from serving.fair import metrics
 from serving.sim.cost import StepCost
 from serving.sim.memory import TokenMemory
-from serving.sim.simulator import Failure, Simulation
-from serving.sim.synthetic_tokens import Runs
+from serving.sim.simulator import Failure, ServingSimulation
+from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Worker
-from serving.sim.workload import Job, Source, merged
+from serving.sim.workload import SimulatedRequest, Source, merged
 
 
 def simulate(jobs, policy="vtc", steps=(1, 2, 4, 8, 16), every=1, memory_tok=400, workers=1, **more):
@@ -22,12 +22,14 @@ def simulate(jobs, policy="vtc", steps=(1, 2, 4, 8, 16), every=1, memory_tok=400
         Worker(fair.make(policy), TokenMemory(memory_tok), limits, StepCost(), log.append)
         for _ in range(workers)
     ]
-    result = Simulation(made, jobs, **more).run()
+    result = ServingSimulation(made, jobs, **more).run()
     return log, result
 
 
 def job(i, at_s=0.0, prompt=10, output=10, client="a", **more):
-    return Job(f"r{i}", client, at_s, Runs([(i, prompt)]), prompt, output, output, **more)
+    return SimulatedRequest(
+        f"r{i}", client, at_s, SyntheticTokens([(i, prompt)]), prompt, output, output, **more
+    )
 
 
 # A client that comes back in the middle of a jump is lifted to what the others have had by then, and no less.

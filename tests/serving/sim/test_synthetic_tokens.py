@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.kvcache.allocator import NULL_PAGE
-from serving.kvcache.radix_tree import Tree
-from serving.sim.synthetic_tokens import Runs
+from serving.kvcache.radix_tree import RadixTree
+from serving.sim.synthetic_tokens import SyntheticTokens
 
 runs = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=4)
 
@@ -19,7 +19,7 @@ def spelled(runs):
 @given(runs, runs, st.data())
 def test_runs_cut_and_compare_as_their_tokens_do(first, second, data):
     a, b = spelled(first), spelled(second)
-    x, y = Runs(first), Runs(second)
+    x, y = SyntheticTokens(first), SyntheticTokens(second)
     assert len(x) == len(a)
     lo = data.draw(st.integers(0, len(a)))
     hi = data.draw(st.integers(lo, len(a)))
@@ -42,10 +42,13 @@ def test_runs_cut_and_compare_as_their_tokens_do(first, second, data):
 def test_P21_the_tree_holds_what_was_put_in_and_tells_watchers_of_every_change(seed, windows):
     rng = random.Random(seed)
     page = 2
-    tree = Tree(page, windows)
-    waiting = {f"w{i}": Runs([(rng.choice("ab"), rng.choice([2, 4, 6])), (f"own{i}", 6)]) for i in range(8)}
+    tree = RadixTree(page, windows)
+    waiting = {
+        f"w{i}": SyntheticTokens([(rng.choice("ab"), rng.choice([2, 4, 6])), (f"own{i}", 6)])
+        for i in range(8)
+    }
     known = {id: tree.watch(id, tokens, "", len(tokens)) for id, tokens in waiting.items()}
-    leases, next_page = [], 1
+    locks, next_page = [], 1
     for _ in range(40):
         what = rng.random()
         tokens = rng.choice(list(waiting.values()))
@@ -56,11 +59,11 @@ def test_P21_the_tree_holds_what_was_put_in_and_tells_watchers_of_every_change(s
             next_page += count
             tree.insert(whole, "", pages)
         elif what < 0.7:
-            lease, hit = tree.acquire(tokens, "", len(tokens))
-            assert hit == lease.end.end
-            leases.append(lease)
-        elif what < 0.85 and leases:
-            tree.release(leases.pop(rng.randrange(len(leases))))
+            lock, hit = tree.acquire(tokens, "", len(tokens))
+            assert hit == lock.end.end
+            locks.append(lock)
+        elif what < 0.85 and locks:
+            tree.release(locks.pop(rng.randrange(len(locks))))
         else:
             group = rng.randrange(len(windows))
             evictable, held = tree.evictable[group], tree.held[group]
@@ -68,8 +71,8 @@ def test_P21_the_tree_holds_what_was_put_in_and_tells_watchers_of_every_change(s
             assert len(freed[group]) <= evictable
             assert tree.held[group] == held - len(freed[group])
         assert all(0 <= tree.evictable[g] <= tree.held[g] for g in range(len(windows)))
-        for lease in leases:
-            assert NULL_PAGE not in tree.path_pages(lease)[0], (
+        for lock in locks:
+            assert NULL_PAGE not in tree.path_pages(lock)[0], (
                 "locked pages of full attention are never evicted"
             )
         touched = tree.touched()

@@ -12,11 +12,11 @@ from mixattn.hf import load
 from pallas_kernels import results
 from tests.train import tiny
 from train import data, prepare, run
-from train.experiment import Experiment
+from train.experiment import TrainingExperiment
 from train.experiments import uptrain, wiring_quality
 
 
-def small() -> Experiment:
+def small() -> TrainingExperiment:
     experiment = tiny.get_config()
     experiment.model = ModelConfig(
         **{**vars(experiment.model), "n_layers": 4, "kv_wiring": "", "qk_norm": True, "d_model": 16}

@@ -19,21 +19,21 @@ from serving.metropolis import (
     Body,
     CausalityError,
     Grid,
+    InMemoryStore,
     Intent,
-    Memory,
-    Outcome,
-    Patience,
     Reach,
+    RetryPolicy,
     Simulation,
-    Sqlite,
+    SqliteStore,
+    StepOutcome,
     Write,
 )
-from serving.metropolis.runtime.audit import check
+from serving.metropolis.runtime.audit import audit
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.schedule.rules import in_place, longest_lead
+from serving.metropolis.schedule.rules import in_place, max_lead
 from serving.metropolis.schedule.space import METRICS
 from serving.metropolis.world import Birth
-from tests.serving.metropolis.worlds import (
+from tests.serving.metropolis.example_worlds import (
     Case,
     MarkWorld,
     Muddle,
@@ -54,7 +54,9 @@ def test_one_call_in_ten_failing_or_hanging_changes_nothing(seed):
     case = Case(seed)
     want = play(case, "parallel_sync")
     model = Muddle(seed, fail=0.05, hang=0.05)
-    got = play(case, llm=model, patience=Patience(timeout_s=60, retries=20, backoff_s=0.1), verify_views=True)
+    got = play(
+        case, llm=model, patience=RetryPolicy(timeout_s=60, retries=20, backoff_s=0.1), verify_views=True
+    )
     assert got.meter.retries > 0
     assert same(want, got)
 
@@ -74,7 +76,7 @@ class Mute:
 
 
 def test_an_agent_whose_model_stays_silent_falls_back_alike_in_both_modes():
-    patience = Patience(timeout_s=5, retries=1, backoff_s=0.1)
+    patience = RetryPolicy(timeout_s=5, retries=1, backoff_s=0.1)
     runs = [
         play(CASE, mode, llm=Mute({"a01"}), patience=patience) for mode in ("parallel_sync", "metropolis")
     ]
@@ -84,7 +86,7 @@ def test_an_agent_whose_model_stays_silent_falls_back_alike_in_both_modes():
 
 def test_a_failure_that_cannot_be_mended_is_not_tried_again():
     model = Mute({"a01"}, CallFailed("HTTP 401", transient=False))
-    got = play(CASE, llm=model, patience=Patience(retries=5))
+    got = play(CASE, llm=model, patience=RetryPolicy(retries=5))
     assert got.meter.fallbacks > 0
     assert got.meter.retries == 0
 
@@ -96,14 +98,14 @@ class Stubborn(Wanderer):
 def test_without_a_fallback_the_run_aborts_with_whole_commits_and_can_go_on():
     world, agents = build(CASE)
     stubborn = {n: Stubborn(a.around, a.move, a.write) for n, a in agents.items()}
-    store = Memory()
+    store = InMemoryStore()
     broken = Simulation(
         world,
         stubborn,
         Mute({"a03"}, CallFailed("no", transient=False)),
         seed=5,
         store=store,
-        patience=Patience(),
+        patience=RetryPolicy(),
     )
     with pytest.raises(Aborted, match="'a03' at step"):
         run_virtual(broken.run(CASE.steps))
@@ -117,7 +119,7 @@ def test_without_a_fallback_the_run_aborts_with_whole_commits_and_can_go_on():
 def test_cancelling_leaves_no_half_commit():
     want = play(CASE, "parallel_sync")
     world, agents = build(CASE)
-    store = Memory()
+    store = InMemoryStore()
 
     async def cut_short():
         sim = Simulation(world, agents, Muddle(1), seed=5, store=store)
@@ -139,7 +141,7 @@ def test_cancelling_leaves_no_half_commit():
 def test_resuming_from_any_commit_gives_the_same_end(kind, tmp_path):
     case = Case(5, agents=6, size=16, steps=8, stay_for=3)
     want = play(case, "parallel_sync")
-    store = Memory() if kind == "memory" else Sqlite(tmp_path / "run.db")
+    store = InMemoryStore() if kind == "memory" else SqliteStore(tmp_path / "run.db")
     whole = play(case, store=store, checkpoint_every=3)
     assert same(want, whole)
     cuts = range(len(whole.log), -1, -1 if kind == "memory" else -7)
@@ -151,7 +153,7 @@ def test_resuming_from_any_commit_gives_the_same_end(kind, tmp_path):
 
 
 def test_a_resumed_run_pays_no_call_twice(tmp_path):
-    store = Memory()
+    store = InMemoryStore()
     whole = play(CASE, store=store)
     model = Muddle(3)
     world, agents = build(CASE)
@@ -162,7 +164,7 @@ def test_a_resumed_run_pays_no_call_twice(tmp_path):
 
 
 def test_a_call_recorded_for_another_question_is_a_divergence():
-    store = Memory()
+    store = InMemoryStore()
     play(CASE, store=store)
 
     class Changed(Wanderer):
@@ -178,7 +180,7 @@ def test_a_call_recorded_for_another_question_is_a_divergence():
 
 
 def test_a_store_with_another_run_is_refused():
-    store = Memory()
+    store = InMemoryStore()
     play(CASE, store=store)
     world, agents = build(CASE)
     with pytest.raises(ValueError, match="resume it or name another"):
@@ -189,8 +191,8 @@ def test_a_store_with_another_run_is_refused():
 
 _CHILD = """
 import sys, asyncio
-from serving.metropolis import Simulation, Sqlite
-from tests.serving.metropolis.worlds import *
+from serving.metropolis import Simulation, SqliteStore
+from tests.serving.metropolis.example_worlds import *
 
 class Slow(Muddle):
     async def complete(self, prompt, **options):
@@ -199,7 +201,7 @@ class Slow(Muddle):
 
 case = Case(5, steps=30)
 world, agents = build(case)
-sim = Simulation(world, agents, Slow(), seed=5, store=Sqlite(sys.argv[1]), checkpoint_every=5)
+sim = Simulation(world, agents, Slow(), seed=5, store=SqliteStore(sys.argv[1]), checkpoint_every=5)
 sim.run_sync(30, resume=True)
 """
 
@@ -219,7 +221,7 @@ def test_a_killed_process_resumes_to_the_same_end(seed, tmp_path):
     assert child.poll() is None, "the child ended before it could be killed"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    store = Sqlite(path)
+    store = SqliteStore(path)
     kept, paid = list(store.commits()), list(store.calls())
     assert len(kept) >= target
     case = Case(5, steps=30)
@@ -260,12 +262,12 @@ def test_a_slow_agent_delays_others_only_inside_its_cone(distance):
     reach = Reach(4, 1)
     bodies = {"fast": Body((distance, 0), reach), "slow": Body((0, 0), reach)}
     world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
-    store = Memory()
+    store = InMemoryStore()
     sim = Simulation(world, {"fast": Stays(), "slow": Stays()}, Muddle(0, slow={"slow"}), store=store)
     run_virtual(sim.run(40))
     first = next(c.seq for c in store.log if c.members == ("slow",))
     lead = max((c.step + 1 for c in store.log[:first]), default=0)
-    assert lead == longest_lead(distance, in_place(reach, reach), 1) == math.ceil(distance - 4) - 1
+    assert lead == max_lead(distance, in_place(reach, reach), 1) == math.ceil(distance - 4) - 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -283,7 +285,7 @@ def test_leads_stay_within_the_bound_and_the_slowest_never_goes_back(seed):
     run_virtual(sim.run(case.steps))
     assert [b for b, _ in bases] == sorted(b for b, _ in bases)
     margin = in_place(Reach(4, 1), Reach(4, 1))
-    assert max(top - base for base, top in bases) <= longest_lead(case.size - 1, margin, 1)
+    assert max(top - base for base, top in bases) <= max_lead(case.size - 1, margin, 1)
 
 
 def test_a_promise_to_stay_lets_others_run_ahead():
@@ -299,7 +301,7 @@ def test_a_promise_to_stay_lets_others_run_ahead():
 
         bodies = {"awake": Body((7, 0), Reach(4, 1)), "asleep": Body((0, 0), Reach(4, 1))}
         world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
-        model, store = Muddle(0, slow={"asleep"}), Memory()
+        model, store = Muddle(0, slow={"asleep"}), InMemoryStore()
         run_virtual(
             Simulation(
                 world, {"awake": Stays(), "asleep": Sleeper()}, model, store=store, verify_views=True
@@ -307,7 +309,7 @@ def test_a_promise_to_stay_lets_others_run_ahead():
         )
         second = next(c.seq for c in store.log if "asleep" in c.members and c.step == 1)
         leads[promise] = sum("awake" in c.members for c in store.log[:second])
-        check(store.log, bodies, METRICS["chebyshev"])
+        audit(store.log, bodies, METRICS["chebyshev"])
     assert leads[0] <= 4
     assert leads[30] == 30
 
@@ -336,7 +338,7 @@ def test_leaving_ones_reach_is_an_error_and_nothing_of_the_step_stays(action, wo
             return Intent(action)
 
     world = MarkWorld({"a": Body((0, 0), Reach(1, 1))}, space=Grid(), around=grid_ball("chebyshev", 8))
-    store = Memory()
+    store = InMemoryStore()
     with pytest.raises(CausalityError, match=words):
         run_virtual(Simulation(world, {"a": Jumper()}, Muddle(), store=store).run(5))
     assert store.log == []
@@ -368,7 +370,7 @@ def test_at_a_barrier_everyone_meets_and_may_reach_anywhere():
     assert next(c for c in got.log if c.step == 5).members == tuple(sorted(want.history))
     assert len([c for c in got.log if c.step == 4]) > 1
     world, _ = build(CASE)
-    check(got.log, world.reset(5), METRICS["chebyshev"], barriers={5})
+    audit(got.log, world.reset(5), METRICS["chebyshev"], barriers={5})
 
 
 class Nursery(MarkWorld):
@@ -398,13 +400,13 @@ def test_agents_born_and_gone_on_the_way_change_nothing_about_equality(seed):
         family = {**agents, **{n + "x": agents[n] for n in ("a00", "a01")}}
         return play(case, mode, world=nursery, agents=family, store=store, **options)
 
-    store = Memory()
+    store = InMemoryStore()
     want, got = one("parallel_sync"), one("metropolis", store, checkpoint_every=2)
     assert same(want, got)
     assert "a00x" in got.positions
     assert "a02" not in got.positions
     world, _ = build(case)
-    check(got.log, world.reset(seed), METRICS["chebyshev"])
+    audit(got.log, world.reset(seed), METRICS["chebyshev"])
     world, agents = build(case)
     nursery = Nursery(world._bodies, space=world.space, around=world._around)
     family = {**agents, **{n + "x": agents[n] for n in ("a00", "a01")}}
@@ -416,7 +418,7 @@ def test_agents_born_and_gone_on_the_way_change_nothing_about_equality(seed):
 def test_a_child_that_would_reach_farther_than_its_parent_is_an_error():
     class Giant(Nursery):
         def resolve(self, step, intents):
-            return Outcome(births=[Birth("a", "b", Body((0, 0), Reach(9, 1)))])
+            return StepOutcome(births=[Birth("a", "b", Body((0, 0), Reach(9, 1)))])
 
     world = Giant({"a": Body((0, 0), Reach(1, 1))}, space=Grid(), around=grid_ball("chebyshev", 8))
     with pytest.raises(CausalityError, match="its parent"):
@@ -458,7 +460,7 @@ def test_equality_at_a_threshold_blocks():
     for distance, together in ((5, True), (6, False)):
         bodies = {"a": Body((0, 0), Reach(4, 1)), "b": Body((distance, 0), Reach(4, 1))}
         world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
-        store = Memory()
+        store = InMemoryStore()
         run_virtual(Simulation(world, {"a": Stays(), "b": Stays()}, Muddle(), store=store).run(1))
         assert (len(store.log) == 1) is together
 
@@ -475,7 +477,7 @@ def test_no_more_calls_are_in_flight_than_allowed_and_earlier_steps_go_first():
     world, agents = build(Case(2, agents=16, size=60))
     sim = Simulation(world, agents, Watches(), seed=2, max_in_flight=3)
     run_virtual(sim.run(12))
-    assert sim.meter.most_in_flight <= 3
+    assert sim.meter.peak_in_flight <= 3
     inversions = sum(a > b for a, b in pairwise(served)) / len(served)
     world, agents = build(Case(2, agents=16, size=60))
     served.clear()
@@ -517,7 +519,7 @@ def test_the_live_loop_runs_the_same_simulation():
 
             return Completion(str(key(prompt, seed)))
 
-    store = Memory()
+    store = InMemoryStore()
     result = Simulation(world, agents, Quick(str), seed=5, store=store).run_sync(CASE.steps)
     assert same(play(CASE, "parallel_sync"), told(result, world, store))
 
@@ -535,13 +537,13 @@ def test_a_simulation_runs_once_and_needs_every_agent():
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "run.db").write_text("a shopping list, and not a short one " * 40)
     with pytest.raises(ValueError, match="cannot be used as a run's log"):
-        Sqlite(tmp_path / "run.db")
+        SqliteStore(tmp_path / "run.db")
 
 
 def test_bad_patience_and_modes_are_refused_in_one_sentence():
     world, agents = build(CASE)
     with pytest.raises(ValueError, match=r"patience\.retries is -1"):
-        Simulation(world, agents, Muddle(), patience=Patience(retries=-1))
+        Simulation(world, agents, Muddle(), patience=RetryPolicy(retries=-1))
     with pytest.raises(ValueError, match="needs `sights`"):
         run_virtual(Simulation(world, agents, Muddle(), mode="oracle").run(1))
     assert Write("a", (0, 0), 1).agent == "a"

@@ -5,20 +5,20 @@ import random
 
 import pytest
 
-from serving.metropolis.schedule.dependency_graph import Cluster, Graph
+from serving.metropolis.schedule.dependency_graph import Cluster, DependencyGraph
 from serving.metropolis.schedule.rules import (
     Margin,
     Reach,
     blocked,
     earliest_release,
     in_place,
-    longest_lead,
+    max_lead,
     moves_left,
     multi_version,
 )
 from serving.metropolis.schedule.schedulers import LockStep, NoDependency, Oracle, make
 from serving.metropolis.schedule.space import Grid, Hops
-from tests.serving.metropolis.worlds import ring_with_chords
+from tests.serving.metropolis.example_worlds import ring_with_chords
 
 TOWN = Reach(4, 1)
 
@@ -68,7 +68,7 @@ def test_nobody_is_released_before_earliest_release_and_somebody_is_at_it():
 def test_waiting_for_one_who_cannot_move_ends_when_it_arrives():
     margin = in_place(Reach(1, 0), Reach(1, 0))
     assert earliest_release(1, margin, step=7, from_step=2, move_b=0) == 7
-    assert longest_lead(2, margin, 0) == math.inf
+    assert max_lead(2, margin, 0) == math.inf
 
 
 def test_a_reach_that_contradicts_itself_is_refused():
@@ -124,7 +124,7 @@ def test_places_without_a_path_are_infinitely_far():
 
 # ---- the graph ----------------------------------------------------------------------------------------
 def start(*places, until=9, reach=TOWN, **options):
-    graph = Graph(Grid(), until=until, **options)
+    graph = DependencyGraph(Grid(), until=until, **options)
     return graph, graph.start([(pos, 0, reach, 0) for pos in places])
 
 

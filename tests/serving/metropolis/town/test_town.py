@@ -9,17 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pallas_kernels.results import read_csv
-from serving.metropolis import Memory, Simulation, Sqlite
+from serving.metropolis import InMemoryStore, Simulation, SqliteStore
 from serving.metropolis.runtime import replay_page
-from serving.metropolis.runtime.audit import Violation, check
+from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.runtime.retry import Patience
+from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import from_json, to_json
 from serving.metropolis.schedule.space import chebyshev
 from serving.metropolis.town import PEOPLE, clock, prompts, step_at, town
 from serving.metropolis.town.streets import Streets
-from tests.serving.metropolis.worlds import Muddle
+from tests.serving.metropolis.example_worlds import Muddle
 
 STEPS = 200
 
@@ -27,7 +27,7 @@ STEPS = 200
 def live(mode, residents=10, llm=None, store=None, **options):
     world, agents = town(residents)
     llm = llm or SimulatedServer(ServerConfig(replicas=2), prompts.reply)
-    store = store or Memory()
+    store = store or InMemoryStore()
     result = run_virtual(Simulation(world, agents, llm, mode=mode, store=store, **options).run(STEPS))
     return result, world, store
 
@@ -48,12 +48,12 @@ def test_the_towns_story_is_the_same_in_any_order(lived):
 def test_a_towns_log_passes_the_audit_and_a_forged_one_does_not(lived):
     _, _, store = lived
     bodies = town(10)[0].reset(0)
-    assert check(store.log, bodies, chebyshev) == 10 * STEPS
+    assert audit(store.log, bodies, chebyshev) == 10 * STEPS
     swapped = [*store.log]
     late = next(i for i, c in enumerate(swapped) if i and set(c.members) & set(swapped[i - 1].members))
     swapped[late - 1], swapped[late] = swapped[late], swapped[late - 1]
     with pytest.raises(Violation):
-        check(swapped, bodies, chebyshev)
+        audit(swapped, bodies, chebyshev)
 
 
 def test_residents_plan_walk_talk_and_remember(lived):
@@ -82,7 +82,7 @@ def test_nobody_shares_a_tile_or_stands_in_a_wall(lived):
 
 def test_residents_without_a_model_still_live_their_day():
     result, _, _ = live(
-        "metropolis", 4, Muddle(0, fail=1.0), patience=Patience(retries=0), checkpoint_every=20
+        "metropolis", 4, Muddle(0, fail=1.0), patience=RetryPolicy(retries=0), checkpoint_every=20
     )
     assert result.meter.fallbacks > 0
     assert len({tuple(p) for p in result.positions.values()}) == 4
@@ -140,7 +140,7 @@ def test_outcomes_survive_json(lived):
 # ---- the page -----------------------------------------------------------------------------------------
 @pytest.fixture
 def babbled(tmp_path):
-    store = Sqlite(tmp_path / "run.db")
+    store = SqliteStore(tmp_path / "run.db")
     store.begin({"residents": 6})
     live("metropolis", 6, Babbler(), store)
     replay_page.write(store, tmp_path / "replay.html")
@@ -181,7 +181,7 @@ def test_a_browser_shows_the_run_and_runs_no_ones_script(babbled, tmp_path):
 
 
 def test_an_empty_log_makes_no_page(tmp_path):
-    store = Memory()
+    store = InMemoryStore()
     store.begin({"residents": 2, "seed": 0, "mode": "metropolis"})
     with pytest.raises(ValueError, match="no commits"):
         replay_page.write(store, tmp_path / "replay.html")
@@ -274,18 +274,22 @@ def test_a_trace_is_written_and_rehearsed(run_module, tmp_path):
 
 
 def test_an_hour_without_calls_has_no_ratios(tmp_path):
-    from serving.metropolis.experiments.suite import Experiment, run, summarise
+    from serving.metropolis.experiments.suite import MetropolisExperiment, run, summarise
 
-    night = Experiment("night", hours=(2,), modes=("parallel_sync", "metropolis"), seeds=1, out=str(tmp_path))
+    night = MetropolisExperiment(
+        "night", hours=(2,), modes=("parallel_sync", "metropolis"), seeds=1, out=str(tmp_path)
+    )
     rows = summarise(read_csv(run(night)))
     assert [r["elapsed_s"] for r in rows] == [0, 0]
     assert not any("vs_sync" in r for r in rows)
 
 
 def test_an_experiment_goes_on_where_it_stopped_and_refuses_another_recipe(tmp_path):
-    from serving.metropolis.experiments.suite import Experiment, run, summarise
+    from serving.metropolis.experiments.suite import MetropolisExperiment, run, summarise
 
-    one = Experiment("one", agents=(4,), modes=("parallel_sync", "metropolis"), seeds=2, out=str(tmp_path))
+    one = MetropolisExperiment(
+        "one", agents=(4,), modes=("parallel_sync", "metropolis"), seeds=2, out=str(tmp_path)
+    )
     path = run(one)
     whole = path.read_text()
     assert len(read_csv(path)) == 4
@@ -296,4 +300,4 @@ def test_an_experiment_goes_on_where_it_stopped_and_refuses_another_recipe(tmp_p
     assert metro["seeds"] == 2
     assert metro["vs_sync"] >= 1
     with pytest.raises(ValueError, match="another recipe"):
-        run(Experiment("one", agents=(5,), seeds=2, out=str(tmp_path)))
+        run(MetropolisExperiment("one", agents=(5,), seeds=2, out=str(tmp_path)))

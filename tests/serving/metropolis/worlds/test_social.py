@@ -2,18 +2,18 @@
 
 import pytest
 
-from serving.metropolis import Memory, Simulation, in_place, multi_version
+from serving.metropolis import InMemoryStore, Simulation, in_place, multi_version
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.worlds.social import Network, NetworkConfig, Poster, graph
-from tests.serving.metropolis.worlds import Muddle
+from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, graph
+from tests.serving.metropolis.example_worlds import Muddle
 
 SMALL = NetworkConfig(nodes=40, steps=20, longest=8)
 
 
 def talk(mode, rule=in_place):
-    world, poster = Network(SMALL), Poster(SMALL)
+    world, poster = SocialNetwork(SMALL), Poster(SMALL)
     agents = {world.name(i): poster for i in range(SMALL.nodes)}
-    store = Memory()
+    store = InMemoryStore()
     sim = Simulation(world, agents, Muddle(even=True), mode=mode, rule=rule, store=store, verify_views=True)
     result = run_virtual(sim.run(SMALL.steps))
     posts = {i: sorted(map(tuple, entries)) for i, entries in world.posts.items()}

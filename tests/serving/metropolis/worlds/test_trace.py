@@ -10,7 +10,7 @@ from serving.metropolis.experiments.replay import Variant, bounds, replay
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.worlds.synthetic import TownConfig, generate
-from serving.metropolis.worlds.trace import Ask, build, import_events, load, save, stays_until
+from serving.metropolis.worlds.trace import RecordedCall, build, import_events, load, save, stays_until
 
 SERVER = ServerConfig(replicas=4)
 
@@ -101,7 +101,7 @@ def test_the_instrumented_forks_export_is_read():
     }
     trace = import_events(llm, places, reach=Reach(4, 1))
     assert trace.steps == 2
-    assert trace.calls == [{0: (Ask("wake_up", 20, 1), Ask("poignancy", 100, 2))}]
+    assert trace.calls == [{0: (RecordedCall("wake_up", 20, 1), RecordedCall("poignancy", 100, 2))}]
     assert list(zip(trace.x[0], trace.y[0])) == [(3, 4), (3, 4), (4, 4)]
 
 
@@ -114,8 +114,12 @@ def test_how_long_an_agent_stays_is_read_off_its_moves():
 def small():
     """a and b meet at step 1; c lives alone."""
     moves = [("a", 0, (0, 0)), ("b", 0, (6, 0)), ("b", 1, (4, 0)), ("b", 2, (9, 0)), ("c", 0, (50, 0))]
-    calls = [("a", 0, 0, Ask("x", 9, 1)), ("b", 1, 0, Ask("x", 15, 5)), ("a", 2, 0, Ask("x", 2, 1))]
-    return build(3, Reach(4, 5), moves, [*calls, ("c", 0, 0, Ask("x", 20, 1))])
+    calls = [
+        ("a", 0, 0, RecordedCall("x", 9, 1)),
+        ("b", 1, 0, RecordedCall("x", 15, 5)),
+        ("a", 2, 0, RecordedCall("x", 2, 1)),
+    ]
+    return build(3, Reach(4, 5), moves, [*calls, ("c", 0, 0, RecordedCall("x", 20, 1))])
 
 
 def test_the_critical_path_waits_before_and_after_a_meeting():

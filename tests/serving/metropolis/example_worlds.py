@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from mixattn.evals.llm import Completion, Usage
-from serving.metropolis import Body, Grid, Hops, Intent, Memory, Outcome, Reach, Simulation, Write
+from serving.metropolis import Body, Grid, Hops, InMemoryStore, Intent, Reach, Simulation, StepOutcome, Write
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.schedule.space import METRICS
 from serving.metropolis.world import key
@@ -49,7 +49,7 @@ class MarkWorld:
             cell, mark = intent.action["mark"]
             claims[cell] = max(claims.get(cell, (-1, "")), (mark, name))
         moves = {name: intent.action["to"] for name, intent in intents.items()}
-        return Outcome(moves=moves, writes=[Write(n, cell, mark) for cell, (mark, n) in claims.items()])
+        return StepOutcome(moves=moves, writes=[Write(n, cell, mark) for cell, (mark, n) in claims.items()])
 
     def apply(self, step, outcome):
         for name, pos in outcome.moves.items():
@@ -236,7 +236,7 @@ def play(case: Case, mode="metropolis", *, latency=0, world=None, agents=None, l
     """Runs a case in virtual time."""
     if world is None:
         world, agents = build(case)
-    store = options.pop("store", None) or Memory()
+    store = options.pop("store", None) or InMemoryStore()
     llm = llm or Muddle(latency)
     sim = Simulation(world, agents, llm, mode=mode, seed=case.seed, store=store, **options)
     result = run_virtual(sim.run(case.steps))
