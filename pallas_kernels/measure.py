@@ -1,5 +1,5 @@
-"""The benchmark harness: callables timed in interleaved rounds, so that a change of the machine's speed affects
-all of them alike. Rows of figures are written by `pallas_kernels.results`.
+"""The benchmark harness: callables timed in interleaved rounds, so that a change of the machine's speed
+affects all of them alike. `pallas_kernels.results` writes the rows of figures.
 """
 
 import statistics
@@ -14,7 +14,9 @@ type Statistic = Callable[[Sequence[float]], float]
 STATISTICS: dict[str, Statistic] = {"median": statistics.median, "min": min}
 
 
-def interleave[T](sides: Mapping[str, Callable[[], T]], rounds: int, *, warmup: int = 1) -> dict[str, list[T]]:
+def interleave[T](
+    sides: Mapping[str, Callable[[], T]], rounds: int, *, warmup: int = 1
+) -> dict[str, list[T]]:
     """Calls every side once per round, in order.
 
     Args:

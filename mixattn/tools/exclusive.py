@@ -1,4 +1,4 @@
-"""Exclusive use of a file by one process. The lock is an flock, which the system releases however a process ends."""
+"""Exclusive use of a file by one process, by flock: the system releases it however the process ends."""
 
 import fcntl
 import io

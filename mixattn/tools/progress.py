@@ -1,4 +1,4 @@
-"""Progress of long work: live lines with bars on a terminal, elsewhere the same words printed from time to time."""
+"""Progress of long work: live lines on a terminal; elsewhere the same words, printed from time to time."""
 
 import sys
 import time
@@ -20,7 +20,9 @@ class ProgressLines:
       console: standard output by default.
     """
 
-    def __init__(self, *, quiet: bool = False, transient: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, transient: bool = False, console: Console | None = None
+    ) -> None:
         self.quiet = quiet
         self.console = console or Console(file=sys.stdout, highlight=False)
         self.live: Progress | None = None

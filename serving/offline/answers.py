@@ -49,7 +49,7 @@ class Answers:
         """Appends one line.
 
         Raises:
-          OSError: the disk is full, say; names the file. The torn line is dropped when the file is opened again.
+          OSError: the write failed; names the file. A torn line is dropped when the file is opened again.
         """
         line = memoryview((json.dumps(dataclasses.asdict(output)) + "\n").encode())
         try:

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 from absl import flags
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mixattn.evals.llm import OpenAI
 from mixattn.tools import cli, files
+from mixattn.tools.progress import ProgressLines
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation, SimulationRun
 from serving.metropolis.runtime.retry import RetryPolicy
+from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import Commit, SqliteStore
 from serving.metropolis.town import prompts, town
@@ -76,18 +77,15 @@ def _main() -> None:
 def _run(store: SqliteStore) -> SimulationRun:
     world, agents = town(FLAGS.residents)
     upto = None if FLAGS.upto < 0 else FLAGS.upto
-    with _progress() as progress:
-        task = progress.add_task("", total=FLAGS.steps, lead=0, flight=0, calls=0)
-        last = 0.0
+    with ProgressLines(quiet=FLAGS.json) as lines:
+        line, last = lines.add(FLAGS.steps), 0.0
 
         def show(commit: Commit) -> None:
             nonlocal last
             if time.monotonic() - last > 0.1:
                 last = time.monotonic()
                 base = sim.schedule.base_step
-                lead = max(sim.schedule.step) - base
-                meter = sim.meter
-                progress.update(task, completed=base, lead=lead, flight=meter.in_flight, calls=meter.calls)
+                line.update(base, _words(base, max(sim.schedule.step) - base, sim.meter))
 
         options = {
             "mode": FLAGS.mode,
@@ -112,12 +110,10 @@ def _run(store: SqliteStore) -> SimulationRun:
                     return await sim.run(FLAGS.steps, resume=FLAGS.resume, upto=upto)
 
             result = asyncio.run(live())
-        progress.update(task, completed=FLAGS.steps)
+        line.update(FLAGS.steps, _words(FLAGS.steps, 0, result.meter))
     return result
 
 
-def _progress() -> Progress:
-    words = "slowest at step {task.completed}/{task.total} · lead {task.fields[lead]}"
-    load = "{task.fields[flight]} calls in flight, {task.fields[calls]} done"
-    columns = (TextColumn(words), BarColumn(), TextColumn(load), TimeElapsedColumn())
-    return Progress(*columns, disable=FLAGS.json)
+def _words(step: int, lead: int, meter: RunStats) -> str:
+    calls = f"{meter.in_flight} calls in flight, {meter.calls} done"
+    return f"slowest at step {step}/{FLAGS.steps} · lead {lead} · {calls}"
