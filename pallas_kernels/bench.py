@@ -1,7 +1,7 @@
 """Every op beside its floor, on this machine, into a CSV.
 
     python -m pallas_kernels.bench --out=results/kernels_cpu.csv        # about three minutes on one core
-    python -m pallas_kernels.bench --only=attention --torch=PYTHON      # a Python with torch: one more baseline
+    python -m pallas_kernels.bench --only=attention --torch=PYTHON      # with torch as another baseline
 
 A floor is the time of the unavoidable part alone, measured in the same run: matrix products over the blocks
 that a window can see, or one read of the bytes that a decode step must read. `ratio` is the time over that of
