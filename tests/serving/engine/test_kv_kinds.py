@@ -44,10 +44,8 @@ def test_a_request_never_holds_more_than_its_budget():
     net = model("0s_1s", window=WINDOW)
     engine = Engine(net, CONFIG, kv_kinds=(RING,))
     peak = 0
-    for request in workload(seed=1, n=9):
-        engine.submit(
-            dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, max_tokens=20))
-        )
+    for request in workload(seed=1, n=9, max_tokens=20):
+        engine.submit(request)
     while engine.live:
         engine.step()
         used, _, _, _ = engine.stats().pages["ring"]
