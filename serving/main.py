@@ -25,16 +25,19 @@ from absl import flags, logging
 
 from mixattn.tools import cli, files
 from mixattn.tools.progress import ProgressLines
+from serving.config import EngineConfig
+from serving.offline import requests_file
+from serving.offline.answers import Answers
+from serving.offline.clients import Arrivals
+from serving.offline.console import RequestLine, show_summary
+from serving.offline.experiment import Serve
+from serving.request import Request
 
-if TYPE_CHECKING:  # jax is loaded only after the flags have been checked
+if TYPE_CHECKING:  # jax is loaded only after flags and files have been checked
     from tokenizers import Tokenizer
 
     from mixattn.model import Transformer
-    from serving.config import EngineConfig
-    from serving.offline.answers import Answers
     from serving.offline.compare import PolicyReport
-    from serving.offline.experiment import Serve
-    from serving.request import Request
 
 _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
@@ -56,9 +59,6 @@ def main() -> None:
         raise ValueError("--workdir is missing; name the folder of a training run, e.g. --workdir=runs/demo")
     workdir = Path(_WORKDIR.value)
     documents = read_documents(workdir / "heldout.jsonl")
-    # Imported here because it loads jax: a wrong config or folder is reported without that delay.
-    from serving.offline.console import show_summary
-
     summary = compare_policies(serve, workdir, documents)
     files.write_json(workdir / "serve" / "summary.json", summary)
     if _JSON.value:
@@ -67,11 +67,8 @@ def main() -> None:
         show_summary(summary)
 
 
-def answer(config: "EngineConfig") -> None:
+def answer(config: EngineConfig) -> None:
     """Answers the requests of --requests that --out does not hold yet."""
-    from serving.offline.answers import Answers
-    from serving.offline.requests_file import read
-
     folder = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no model; name a training run by --workdir or a folder by --model")
@@ -83,7 +80,7 @@ def answer(config: "EngineConfig") -> None:
     encode = None if tokenizer is None else (lambda text: tokenizer.encode(text).ids)
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
     config = dataclasses.replace(config, eos_ids=config.eos_ids or tuple(hf.stop_ids(folder)))
-    requests = read(Path(_REQUESTS.value), encode)
+    requests = requests_file.read(Path(_REQUESTS.value), encode)
     answers = Answers(Path(_OUT.value), requests)
     missing = answers.missing
     try:
@@ -95,15 +92,14 @@ def answer(config: "EngineConfig") -> None:
 
 
 def _answer(
-    config: "EngineConfig",
+    config: EngineConfig,
     model: "Transformer",
     tokenizer: "Tokenizer | None",
-    requests: "Sequence[Request]",
-    answers: "Answers",
+    requests: Sequence[Request],
+    answers: Answers,
 ) -> dict[str, Any]:
     """Writes the outputs of `requests` to `answers`; returns figures of the engine."""
     from serving.engine.engine import Engine
-    from serving.offline.console import RequestLine
 
     with ProgressLines() as lines:
         line = RequestLine(lines, "answer", sum(r.sampling.n for r in requests))
@@ -133,11 +129,10 @@ def _answer(
     }
 
 
-def compare_policies(serve: "Serve", workdir: Path, documents: list[list[int]]) -> dict[str, Any]:
+def compare_policies(serve: Serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any]:
     """Serves the workload under every policy; returns the contents of summary.json."""
     from mixattn import hf
     from serving.offline import compare
-    from serving.offline.console import RequestLine
 
     model, config = hf.load(workdir / "model")
     tokenizer = hf.load_tokenizer(workdir / "model")
@@ -158,11 +153,9 @@ def compare_policies(serve: "Serve", workdir: Path, documents: list[list[int]]) 
 
 
 def completions(
-    run: "PolicyReport", serve: "Serve", documents: list[list[int]], tokenizer: "Tokenizer"
+    run: "PolicyReport", serve: Serve, documents: list[list[int]], tokenizer: "Tokenizer"
 ) -> list[dict[str, str]]:
     """A few outputs as text, each with the last 48 tokens of its prompt."""
-    from serving.offline.clients import Arrivals
-
     arrivals = Arrivals(serve.workload, documents)
     prompts = {r.id: r.prompt_ids for r in arrivals.due(0, idle=True)}
     kept = [o for o in run.outputs if o.id in prompts][: serve.completions]

@@ -14,6 +14,8 @@ from mixattn.spec import ModelConfig
 if TYPE_CHECKING:  # the flags are checked before jax is loaded
     from mixattn.model import Transformer
 
+__all__ = ["MODEL", "Row", "Size", "network", "prompt", "row"]
+
 # The shape of configs/demo.py, which this package may not import; a test holds them equal.
 MODEL = ModelConfig(
     n_layers=6,
