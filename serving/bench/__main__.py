@@ -28,6 +28,7 @@ llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-p
 """
 
 import json
+import sys
 from collections.abc import Callable
 
 from absl import flags, logging
@@ -90,7 +91,7 @@ def main() -> None:
     for r in rows:
         value = f"{r['value']:,.0f}" if abs(r["value"]) >= 1000 else f"{r['value']:,.4g}"
         table.add_row(r["part"], r["figure"], value, r["unit"], r["goal"], r["met"], r["detail"])
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":
