@@ -8,8 +8,8 @@ Pure bookkeeping over integers, without a clock, an event loop or a world. Three
   stopped blocking (`rules.earliest_release`).
 * Agents of one step that are within reach form a component and advance together, blocked members included.
   Waiting agents do not move, so components only grow until they run. Merging lists replaces searching.
-* A member found unblocked stays unblocked and is not checked again. A component resumes at its first unchecked
-  member.
+* A member found unblocked stays unblocked and is not checked again. A component resumes at its first
+  unchecked member.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
