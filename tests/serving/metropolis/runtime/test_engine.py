@@ -215,7 +215,7 @@ sim.run_sync(30, resume=True)
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_process_resumes_to_the_same_end(seed, tmp_path):
-    """kill -9 at a random moment of a real process; every commit with calls and every completed call is kept."""
+    """kill -9 at a random moment of a real process; commits with calls and completed calls are kept."""
     root = Path(__file__).resolve().parents[4]
     path, draw = tmp_path / "run.db", random.Random(seed)
     child = subprocess.Popen(
