@@ -59,12 +59,12 @@ def _main() -> None:
         result = _run(store)
     finally:
         store.close()
-    figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.meter.summary()}
+    figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.stats.summary()}
     files.write_json(workdir / "run.json", figures)
     if FLAGS.json:
         print(json.dumps(figures))
         return
-    meter = result.meter
+    meter = result.stats
     kind = "virtual seconds on a simulated server" if FLAGS.llm == "stub" else "seconds"
     print(
         f"{meter.agent_steps} agent-steps in {meter.commits} commits, {meter.calls} calls"
@@ -85,14 +85,14 @@ def _run(store: SqliteStore) -> SimulationRun:
             if time.monotonic() - last > 0.1:
                 last = time.monotonic()
                 base = sim.schedule.base_step
-                line.update(base, _words(base, max(sim.schedule.step) - base, sim.meter))
+                line.update(base, _words(base, max(sim.schedule.step) - base, sim.stats))
 
         options = {
             "mode": FLAGS.mode,
             "seed": FLAGS.seed,
             "store": store,
             "max_in_flight": FLAGS.max_in_flight,
-            "patience": RetryPolicy(timeout_s=FLAGS.timeout_s, retries=FLAGS.retries),
+            "retry_policy": RetryPolicy(timeout_s=FLAGS.timeout_s, max_retries=FLAGS.retries),
             "checkpoint_every": 60,
             "on_commit": show,
         }
@@ -110,10 +110,10 @@ def _run(store: SqliteStore) -> SimulationRun:
                     return await sim.run(FLAGS.steps, resume=FLAGS.resume, upto=upto)
 
             result = asyncio.run(live())
-        line.update(FLAGS.steps, _words(FLAGS.steps, 0, result.meter))
+        line.update(FLAGS.steps, _words(FLAGS.steps, 0, result.stats))
     return result
 
 
-def _words(step: int, lead: int, meter: RunStats) -> str:
-    calls = f"{meter.in_flight} calls in flight, {meter.calls} done"
+def _words(step: int, lead: int, stats: RunStats) -> str:
+    calls = f"{stats.in_flight} calls in flight, {stats.calls} done"
     return f"slowest at step {step}/{FLAGS.steps} · lead {lead} · {calls}"
