@@ -8,19 +8,19 @@ shows them staying, which is more than a live agent can know. The graph's own co
 full rescan, is `python -m serving.metropolis bench`.
 """
 
-from serving.metropolis.experiments.replay import Variant
+from serving.metropolis.experiments.simulate import MetropolisVariant
 from serving.metropolis.experiments.suite import MetropolisExperiment
 
 
 def get_config(setting: str = "all") -> MetropolisExperiment:
     variants = {
-        "paper": Variant(),
-        "see 2": Variant(perceive=2),
-        "see 8": Variant(perceive=8),
-        "move 2": Variant(move=2),
-        "versions": Variant(rule="multi_version"),
-        "still": Variant(still=True),
-        "versions, still": Variant(rule="multi_version", still=True),
+        "paper": MetropolisVariant(),
+        "see 2": MetropolisVariant(perceive=2),
+        "see 8": MetropolisVariant(perceive=8),
+        "move 2": MetropolisVariant(move=2),
+        "versions": MetropolisVariant(rule="multi_version"),
+        "still": MetropolisVariant(still=True),
+        "versions, still": MetropolisVariant(rule="multi_version", still=True),
     }
     modes = ("parallel_sync", "metropolis", "oracle", "critical")
     if setting == "500":

@@ -5,8 +5,8 @@
 Twelve residents, bytes as tokens, greedy decoding. Every mode must end with the same story.
 """
 
-from serving.metropolis.experiments.live import Live
+from serving.metropolis.experiments.live import LiveTownConfig
 
 
-def get_config() -> Live:
-    return Live()
+def get_config() -> LiveTownConfig:
+    return LiveTownConfig()

@@ -6,7 +6,7 @@
 commit together. `versions` reads posts by version: one waits for one's contacts only.
 """
 
-from serving.metropolis.experiments.replay import Variant
+from serving.metropolis.experiments.simulate import MetropolisVariant
 from serving.metropolis.experiments.suite import MetropolisExperiment
 from serving.metropolis.worlds.social import NetworkConfig
 
@@ -16,6 +16,6 @@ def get_config() -> MetropolisExperiment:
         "e8",
         replicas=(1, 8),
         modes=("parallel_sync", "metropolis", "oracle"),
-        variants={"paper": Variant(), "versions": Variant(rule="multi_version")},
+        variants={"paper": MetropolisVariant(), "versions": MetropolisVariant(rule="multi_version")},
         network=NetworkConfig(),
     )

@@ -8,7 +8,7 @@ from mixattn.tools import cli
 from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.runtime.store import SqliteStore
 from serving.metropolis.schedule.space import chebyshev
-from serving.metropolis.town import town
+from serving.metropolis.town import make_town
 
 FLAGS = flags.FLAGS
 
@@ -29,7 +29,7 @@ def open_run(workdir: str) -> SqliteStore:
 def _main() -> None:
     store = open_run(FLAGS.workdir)
     about = store.about()
-    world, _ = town(about["residents"])
+    world, _ = make_town(about["residents"])
     try:
         steps = audit(store.commits(), world.reset(about["seed"]), chebyshev)
     except Violation as why:

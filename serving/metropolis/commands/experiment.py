@@ -7,7 +7,7 @@ from rich.table import Table
 
 from mixattn.tools import cli
 from pallas_kernels import results
-from serving.metropolis.experiments import pictures, suite
+from serving.metropolis.experiments import plots, suite
 
 FLAGS = flags.FLAGS
 
@@ -30,7 +30,7 @@ def _main() -> None:
         )
     rows = results.read_csv(path)
     summary = suite.summarise(rows, published=experiment.network is None)
-    picture = pictures.draw(experiment.name, path)
+    picture = plots.draw(experiment.name, path)
     if FLAGS.json:
         import json
 

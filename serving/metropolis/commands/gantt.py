@@ -5,9 +5,9 @@ from pathlib import Path
 from absl import flags
 
 from mixattn.tools import cli
-from serving.metropolis.experiments import pictures
+from serving.metropolis.experiments import plots
 from serving.metropolis.runtime.server import ServerConfig
-from serving.metropolis.worlds.synthetic import TownConfig, generate
+from serving.metropolis.worlds.synthetic import SyntheticTraceConfig, generate_trace
 
 FLAGS = flags.FLAGS
 
@@ -23,8 +23,8 @@ def start(argv: list[str]) -> None:
 
 
 def _main() -> None:
-    trace = generate(TownConfig(agents=FLAGS.agents, hour=FLAGS.hour, seed=FLAGS.seed))
-    out = pictures.gantt(
+    trace = generate_trace(SyntheticTraceConfig(agents=FLAGS.agents, hour=FLAGS.hour, seed=FLAGS.seed))
+    out = plots.gantt(
         trace,
         ServerConfig(replicas=FLAGS.replicas),
         Path(FLAGS.out),

@@ -20,7 +20,7 @@ from serving.metropolis.runtime.engine import Simulation, SimulationRun
 from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import Commit, SqliteStore
-from serving.metropolis.town import prompts, town
+from serving.metropolis.town import prompts, make_town
 
 FLAGS = flags.FLAGS
 
@@ -74,7 +74,7 @@ def _main() -> None:
 
 
 def _run(store: SqliteStore) -> SimulationRun:
-    world, agents = town(FLAGS.residents)
+    world, agents = make_town(FLAGS.residents)
     upto = None if FLAGS.upto < 0 else FLAGS.upto
     with _progress() as progress:
         task = progress.add_task("", total=FLAGS.steps, lead=0, flight=0, calls=0)

@@ -8,7 +8,7 @@ from absl import flags
 from mixattn.tools import cli
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.worlds import trace
-from serving.metropolis.worlds.synthetic import TownConfig, generate
+from serving.metropolis.worlds.synthetic import SyntheticTraceConfig, generate_trace
 
 FLAGS = flags.FLAGS
 
@@ -31,9 +31,9 @@ def _main() -> None:
         files = (json.loads(Path(name).read_text()) for name in (FLAGS.llm_data, FLAGS.location_data))
         found = trace.import_events(*files, reach=Reach(FLAGS.perceive, 1))
     else:
-        config = TownConfig(agents=FLAGS.agents, hour=FLAGS.hour, seed=FLAGS.seed, perceive=FLAGS.perceive)
-        found = generate(config)
-    trace.save(found, FLAGS.out)
+        config = SyntheticTraceConfig(agents=FLAGS.agents, hour=FLAGS.hour, seed=FLAGS.seed, perceive=FLAGS.perceive)
+        found = generate_trace(config)
+    trace.save_trace(found, FLAGS.out)
     prompt_tok, output_tok = found.tokens()
     print(
         f"{FLAGS.out}: {len(found.names)} agents, {found.steps} steps, {found.call_count} calls,"

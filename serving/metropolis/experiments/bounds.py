@@ -12,12 +12,12 @@ type CallCost = Callable[[Sequence[RecordedCall]], float]
 """What one agent-step's chain of calls costs, in seconds or tokens."""
 
 
-def tokens(chain: Sequence[RecordedCall]) -> float:
+def token_cost(chain: Sequence[RecordedCall]) -> float:
     """The paper's cost: prompt and output tokens."""
     return sum(ask.prompt_tok + ask.output_tok for ask in chain)
 
 
-def unloaded(server: ServerConfig) -> CallCost:
+def unloaded_latency(server: ServerConfig) -> CallCost:
     """Seconds on an idle server, call after call."""
     return lambda chain: sum(server.alone_s(ask.prompt_tok, ask.output_tok) for ask in chain)
 

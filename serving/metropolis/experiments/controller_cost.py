@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serving.metropolis.experiments.replay import replay
+from serving.metropolis.experiments.simulate import simulate_trace
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.schedule.dependency_graph import Cluster, DependencyGraph
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid
-from serving.metropolis.worlds.synthetic import TownConfig, generate
+from serving.metropolis.worlds.synthetic import SyntheticTraceConfig, generate_trace
 
 TILES_PER_AGENT = 140 * 100 / 25
 
@@ -52,7 +52,7 @@ def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, f
     side = int((agents * TILES_PER_AGENT) ** 0.5)
     graph = DependencyGraph(Grid(), until=1 << 40)
     places = [(draw.randrange(side), draw.randrange(side)) for _ in range(agents)]
-    running = _Bag(draw)
+    running = _RunningClusters(draw)
     for cluster in graph.start([(pos, 0, Reach(4, 1), 0) for pos in places]):
         running.put(cluster)
     for _ in range(2 * agents):  # warm up: leads spread out
@@ -89,7 +89,7 @@ def _look_at_everyone(graph: DependencyGraph) -> None:
             graph._blocker(agent)
 
 
-class _Bag:
+class _RunningClusters:
     """Running clusters; a tenth of them are slow and are drawn a hundred times less often."""
 
     def __init__(self, draw: random.Random):
@@ -118,9 +118,9 @@ def run(sizes: tuple[int, ...], *, commits: int = 20_000, repeats: int = 3) -> I
 def day(agents: int, seed: int = 0) -> dict[str, float]:
     """Replays a synthetic whole day under metropolis on 8 simulated replicas; wall seconds beside it."""
     began = time.perf_counter()
-    trace = generate(TownConfig(agents=agents, hour=-1, seed=seed))
+    trace = generate_trace(SyntheticTraceConfig(agents=agents, hour=-1, seed=seed))
     drawn = time.perf_counter()
-    meter = replay(trace, "metropolis", ServerConfig())
+    meter = simulate_trace(trace, "metropolis", ServerConfig())
     return {
         "agents": agents,
         "generate_wall_s": drawn - began,

@@ -15,11 +15,11 @@ from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.inprocess import EngineModel
 from serving.metropolis.runtime.store import InMemoryStore, to_json
 from serving.metropolis.schedule.schedulers import Mode
-from serving.metropolis.town import town
+from serving.metropolis.town import make_town
 
 
 @dataclass
-class Live:
+class LiveTownConfig:
     """A tiny random model, and how long the town lives on it.
 
     Attributes:
@@ -57,7 +57,7 @@ class Live:
 MODES: tuple[Mode, ...] = ("single_thread", "parallel_sync", "metropolis")
 
 
-def run(config: Live) -> dict[str, Any]:
+def run(config: LiveTownConfig) -> dict[str, Any]:
     """Lives the town in every mode, `repeats` times in turn.
 
     Returns seconds by mode and whether every run ended with the same story.
@@ -85,7 +85,7 @@ def run(config: Live) -> dict[str, Any]:
     }
 
 
-def _engine(config: Live):
+def _engine(config: LiveTownConfig):
     from flax import nnx
 
     from mixattn import ModelConfig, Transformer
@@ -105,8 +105,8 @@ def _engine(config: Live):
     return Engine(Transformer(model, rngs=nnx.Rngs(config.seed)), config.engine)
 
 
-def _live(config: Live, model: EngineModel, mode: Mode):
-    world, agents = town(config.residents)
+def _live(config: LiveTownConfig, model: EngineModel, mode: Mode):
+    world, agents = make_town(config.residents)
     store = InMemoryStore()
     sim = Simulation(world, agents, model, mode=mode, seed=config.seed, store=store, max_in_flight=0)
     result = asyncio.run(sim.run(config.steps))

@@ -17,15 +17,15 @@ from typing import Any
 
 from mixattn.tools import files
 from pallas_kernels import results
-from serving.metropolis.experiments.bounds import critical_path, sights, unloaded
-from serving.metropolis.experiments.replay import RULES, Variant, replay
+from serving.metropolis.experiments.bounds import critical_path, sights, unloaded_latency
+from serving.metropolis.experiments.simulate import RULES, MetropolisVariant, simulate_trace
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.schedule.rules import Rule
 from serving.metropolis.worlds import synthetic
 from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, network_sights
-from serving.metropolis.worlds.synthetic import TownConfig, generate
+from serving.metropolis.worlds.synthetic import SyntheticTraceConfig, generate_trace
 
 BOUNDS = ("single_thread", "critical", "no_dependency")
 
@@ -52,7 +52,7 @@ class MetropolisExperiment:
     priorities: tuple[bool, ...] = (True,)
     servers: dict[str, ServerConfig] = field(default_factory=lambda: {"8B on L4": ServerConfig()})
     modes: tuple[str, ...] = ("single_thread", "parallel_sync", "metropolis", "oracle", "critical")
-    variants: dict[str, Variant] = field(default_factory=lambda: {"paper": Variant()})
+    variants: dict[str, MetropolisVariant] = field(default_factory=lambda: {"paper": MetropolisVariant()})
     network: NetworkConfig | None = None
     seeds: int = 5
     out: str = "results/metropolis"
@@ -138,15 +138,15 @@ def measure(experiment: MetropolisExperiment, setting: dict[str, Any]) -> dict[s
     return {**setting, **{k: _short(found.get(k, "")) for k in MEASURED}}
 
 
-def _town(setting: dict[str, Any], mode: str, server: ServerConfig, variant: Variant) -> dict[str, Any]:
-    trace = generate(TownConfig(agents=setting["agents"], hour=setting["hour"], seed=setting["seed"]))
-    cost = unloaded(server)
+def _town(setting: dict[str, Any], mode: str, server: ServerConfig, variant: MetropolisVariant) -> dict[str, Any]:
+    trace = generate_trace(SyntheticTraceConfig(agents=setting["agents"], hour=setting["hour"], seed=setting["seed"]))
+    cost = unloaded_latency(server)
     size = {"calls": trace.call_count, "prompt_tok": trace.tokens()[0], "output_tok": trace.tokens()[1]}
     if mode == "single_thread":
         return {**size, "elapsed_s": sum(cost(chain) for mine in trace.calls for chain in mine.values())}
     if mode == "critical":
         return {**size, "elapsed_s": critical_path(trace, sights(trace), cost)}
-    return dict(replay(trace, mode, server, variant=variant).summary())  # type: ignore[arg-type]
+    return dict(simulate_trace(trace, mode, server, variant=variant).summary())  # type: ignore[arg-type]
 
 
 def _network(config: NetworkConfig, mode: str, server: ServerConfig, rule: Rule) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 from mixattn.tools.files import write_text
 from serving.metropolis.runtime.store import Store
 from serving.metropolis.schedule.rules import in_place
-from serving.metropolis.town import PEOPLE, clock, town
-from serving.metropolis.town.streets import HEIGHT, WATER, WIDTH
+from serving.metropolis.town import PEOPLE, time_of_day, make_town
+from serving.metropolis.town.town_map import HEIGHT, WATER, WIDTH
 from serving.metropolis.town.world import REACH
 
 
@@ -40,7 +40,7 @@ def embed(data: Any) -> str:
 def collect(store: Store) -> dict[str, Any]:
     """What the page needs: the map, the people, and the log as short rows."""
     about = store.about()
-    world, _ = town(about["residents"])
+    world, _ = make_town(about["residents"])
     bodies = world.reset(about["seed"])
     names = sorted(bodies)
     number = {name: i for i, name in enumerate(names)}
@@ -67,6 +67,6 @@ def collect(store: Store) -> dict[str, Any]:
         "places": [[p.name, p.kind, p.x, p.y, p.width, p.height] for p in world.map.places],
         "perceive": REACH.perceive,
         "rule": {"block": margin.block, "still": margin.still, "move": REACH.move},
-        "clock": [clock(s) for s in range(last + 1)],
+        "clock": [time_of_day(s) for s in range(last + 1)],
         "commits": commits,
     }

@@ -1,19 +1,19 @@
 """A small town of residents who plan, walk, notice, talk and reflect, each knowing only what is near.
 
-`town(residents)` gives the world and its agents; any `mixattn.evals.llm.LanguageModel` speaks for them, and
+`make_town(residents)` gives the world and its agents; any `mixattn.evals.llm.LanguageModel` speaks for them, and
 `stub.reply` does where there is none.
 """
 
 from collections.abc import Mapping
 
-from serving.metropolis.town.day import clock, step_at
+from serving.metropolis.town.day import time_of_day, step_at
 from serving.metropolis.town.people import PEOPLE
 from serving.metropolis.town.residents import Resident
 from serving.metropolis.town.world import Town
 from serving.metropolis.world import AgentId
 
 
-def town(residents: int = 12) -> tuple[Town, Mapping[AgentId, Resident]]:
+def make_town(residents: int = 12) -> tuple[Town, Mapping[AgentId, Resident]]:
     """The town with its first `residents` people (1 to 25).
 
     Raises:
@@ -26,4 +26,4 @@ def town(residents: int = 12) -> tuple[Town, Mapping[AgentId, Resident]]:
     return world, {p.name: Resident(p, world.map, names) for p in PEOPLE[:residents]}
 
 
-__all__ = ["PEOPLE", "Resident", "Town", "clock", "step_at", "town"]
+__all__ = ["PEOPLE", "Resident", "Town", "time_of_day", "step_at", "make_town"]

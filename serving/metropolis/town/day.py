@@ -4,7 +4,7 @@ STEPS_PER_HOUR = 360
 START_HOUR = 7
 
 
-def clock(step: int) -> str:
+def time_of_day(step: int) -> str:
     """The time of day at a step."""
     minutes = START_HOUR * 60 + step * 60 // STEPS_PER_HOUR
     return f"{minutes // 60 % 24:02}:{minutes % 60:02}"

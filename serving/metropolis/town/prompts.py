@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
-from serving.metropolis.town.day import START_HOUR, clock, step_at
+from serving.metropolis.town.day import START_HOUR, time_of_day, step_at
 from serving.metropolis.town.people import Person
-from serving.metropolis.town.streets import Streets
-from serving.metropolis.town.world import Sight, Sighting
+from serving.metropolis.town.town_map import TownMap
+from serving.metropolis.town.world import TownView, SeenResident
 from serving.metropolis.world import key
 
 
@@ -14,15 +14,15 @@ def _who(person: Person) -> str:
     return f"You are {person.name}, who {person.about}. You live in a small town."
 
 
-def plan(person: Person, streets: Streets, step: int) -> str:
+def plan(person: Person, streets: TownMap, step: int) -> str:
     places = ", ".join(place.name for place in streets.places)
     return (
-        f"Task: plan\n{_who(person)} It is {clock(step)}. Places: {places}.\n"
+        f"Task: plan\n{_who(person)} It is {time_of_day(step)}. Places: {places}.\n"
         "Write your day as 6 to 9 lines, each 'HH:MM Place: what you do there', in order.\n"
     )
 
 
-def read_plan(text: str, streets: Streets) -> list[list[Any]]:
+def read_plan(text: str, streets: TownMap) -> list[list[Any]]:
     """[step, place, what] by time; lines that name no time or no known place are skipped."""
     plan = []
     for hour, minute, rest in re.findall(r"(\d{1,2}):(\d{2})\s*[-–]?\s*(.+)", text):
@@ -38,14 +38,14 @@ def plan_without_model(person: Person, step: int) -> list[list[Any]]:
     return [[step + 30, "Park", "strolling"], [step + 400, "Café Linden", "having a coffee"]]
 
 
-def activity(person: Person, view: Sight, mind: dict[str, Any], step: int) -> str:
+def activity(person: Person, view: TownView, mind: dict[str, Any], step: int) -> str:
     return (
-        f"Task: activity\n{_who(person)} It is {clock(step)}, you have come to {view.place}"
+        f"Task: activity\n{_who(person)} It is {time_of_day(step)}, you have come to {view.place}"
         f" for: {mind['doing']}.\nIn at most six words: what do you do now?\n"
     )
 
 
-def decide(person: Person, other: Sighting, view: Sight, mind: dict[str, Any], step: int) -> str:
+def decide(person: Person, other: SeenResident, view: TownView, mind: dict[str, Any], step: int) -> str:
     return (
         f"Task: decide\n{_who(person)} At {view.place} you see {other.name}, {other.doing}.\n"
         f"{_memories(mind)}"
@@ -54,7 +54,7 @@ def decide(person: Person, other: Sighting, view: Sight, mind: dict[str, Any], s
 
 
 def say(
-    person: Person, talk: dict[str, Any], view: Sight, mind: dict[str, Any], step: int, *, last: bool
+    person: Person, talk: dict[str, Any], view: TownView, mind: dict[str, Any], step: int, *, last: bool
 ) -> str:
     said = "\n".join(talk["lines"]) or "(nobody has spoken yet)"
     end = " Say goodbye." if last else ""

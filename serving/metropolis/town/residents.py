@@ -12,8 +12,8 @@ from typing import Any
 
 from serving.metropolis.town import prompts
 from serving.metropolis.town.people import Person
-from serving.metropolis.town.streets import Streets, Tile, around
-from serving.metropolis.town.world import Sight, Sighting
+from serving.metropolis.town.town_map import TownMap, Tile, neighbour_tiles
+from serving.metropolis.town.world import TownView, SeenResident
 from serving.metropolis.world import AgentId, Intent, StepContext, key
 
 MEMORIES, REMEET_STEPS, TURNS, REFLECT_AT = 40, 240, 6, 25
@@ -25,10 +25,10 @@ class Resident:
     """The agent of one person. `names` are those who live in town (to read names in plans and speech)."""
 
     person: Person
-    map: Streets
+    map: TownMap
     names: Sequence[AgentId]
 
-    async def proceed(self, view: Sight, ctx: StepContext) -> Intent:
+    async def proceed(self, view: TownView, ctx: StepContext) -> Intent:
         mind = ctx.state
         wake = key(self.person.name, "wakes") % 90
         if ctx.step < wake:
@@ -47,7 +47,7 @@ class Resident:
             return await self._reflect(ctx, mind)
         return await self._go_about(view, ctx, mind)
 
-    def fallback(self, view: Sight, ctx: StepContext) -> Intent:
+    def fallback(self, view: TownView, ctx: StepContext) -> Intent:
         """Lost for words: keep walking; whoever talks to us gets no answer."""
         mind = ctx.state
         if "plan" not in mind:
@@ -57,7 +57,7 @@ class Resident:
         return Intent({"to": self._step(view, ctx, goal)} if goal else {}, mind)
 
     # ---- the day ----------------------------------------------------------------------------------------
-    async def _get_up(self, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Intent:
+    async def _get_up(self, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> Intent:
         text = (await ctx.llm(prompts.plan(self.person, self.map, ctx.step), max_tokens=160)).text
         plan = prompts.read_plan(text, self.map) or prompts.plan_without_model(self.person, ctx.step)
         return Intent({"look": {"doing": "planning the day"}}, self._fresh(mind, plan))
@@ -68,7 +68,7 @@ class Resident:
             **{"plan": plan, "goal": None, "doing": "", "memory": [], "met": {}, "talk": None, "weight": 0},
         }
 
-    async def _go_about(self, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Intent:
+    async def _go_about(self, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> Intent:
         """Follows the plan: pick the next place when its time comes, walk there, settle, do something."""
         if mind["plan"] and ctx.step >= mind["plan"][0][0]:
             _, place, what = mind["plan"][0]
@@ -86,29 +86,29 @@ class Resident:
             return Intent({"look": {"doing": doing}}, mind)
         return Intent({"to": self._step(view, ctx, tuple(goal_now))}, mind)
 
-    def _crowded(self, view: Sight, goal: Tile) -> bool:
+    def _crowded(self, view: TownView, goal: Tile) -> bool:
         """Somebody has our spot and we stand beside it: good enough."""
         near = max(abs(view.pos[0] - goal[0]), abs(view.pos[1] - goal[1])) <= 1
         return near and any(other.pos == goal for other in view.others)
 
-    def _step(self, view: Sight, ctx: StepContext, goal: Tile) -> Tile | None:
+    def _step(self, view: TownView, ctx: StepContext, goal: Tile) -> Tile | None:
         """One tile nearer if free; if people are in the way, now and then a step aside."""
         occupied = {other.pos for other in view.others}
         ways = [tile for tile in self.map.toward(view.pos, goal) if tile not in occupied]
         if ways:
             return ways[0]
-        aside = [t for t in around(view.pos) if self.map.open(t) and t not in occupied]
+        aside = [t for t in neighbour_tiles(view.pos) if self.map.open(t) and t not in occupied]
         return ctx.rng.choice([None, *aside])
 
     # ---- people -----------------------------------------------------------------------------------------
-    def _spoken_to(self, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Sighting | None:
+    def _spoken_to(self, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> SeenResident | None:
         """Who addressed me since I last looked; my partner first, strangers only if I am free."""
         heard = [o for o in view.others if o.said_to == ctx.agent and o.said_at >= mind.get("heard", -1)]
         if mind["talk"] is not None:
             return next((o for o in heard if o.name == mind["talk"]["with"]), None)
         return heard[0] if heard else None
 
-    def _newly_met(self, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Sighting | None:
+    def _newly_met(self, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> SeenResident | None:
         for other in view.others:
             if (
                 other.doing == "asleep"
@@ -119,7 +119,7 @@ class Resident:
                 return other
         return None
 
-    async def _meet(self, other: Sighting, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Intent:
+    async def _meet(self, other: SeenResident, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> Intent:
         mind = {**mind, "met": {**mind["met"], other.name: ctx.step}}
         mind = self._remember(mind, ctx.step, f"saw {other.name} at {view.place}, {other.doing}", 2)
         wants = (await ctx.llm(prompts.decide(self.person, other, view, mind, ctx.step), max_tokens=4)).text
@@ -128,7 +128,7 @@ class Resident:
         talk = {"with": other.name, "turns": 1, "said": ctx.step, "lines": []}
         return await self._say({**mind, "talk": talk}, view, ctx)
 
-    async def _answer(self, other: Sighting, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Intent:
+    async def _answer(self, other: SeenResident, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> Intent:
         talk = mind["talk"] or {"with": other.name, "turns": 0, "said": ctx.step, "lines": []}
         lines = [*talk["lines"], f"{other.name}: {other.said}"][-8:]
         talk = {**talk, "lines": lines, "turns": talk["turns"] + 1, "said": ctx.step}
@@ -137,7 +137,7 @@ class Resident:
             return await self._part(ctx, mind)
         return await self._say(mind, view, ctx)
 
-    async def _say(self, mind: dict[str, Any], view: Sight, ctx: StepContext) -> Intent:
+    async def _say(self, mind: dict[str, Any], view: TownView, ctx: StepContext) -> Intent:
         talk = mind["talk"]
         last = talk["turns"] >= TURNS
         prompt = prompts.say(self.person, talk, view, mind, ctx.step, last=last)
@@ -146,7 +146,7 @@ class Resident:
         look = {"said": text, "to": talk["with"], "at": ctx.step, "doing": f"talking with {talk['with']}"}
         return Intent({"look": look}, {**mind, "talk": talk})
 
-    async def _wait_for_answer(self, view: Sight, ctx: StepContext, mind: dict[str, Any]) -> Intent:
+    async def _wait_for_answer(self, view: TownView, ctx: StepContext, mind: dict[str, Any]) -> Intent:
         away = all(o.name != mind["talk"]["with"] for o in view.others)
         if away or ctx.step - mind["talk"]["said"] > SILENCE_STEPS or _is_farewell(mind["talk"]["lines"][-1]):
             return await self._part(ctx, mind)

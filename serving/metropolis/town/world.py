@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid, Space
-from serving.metropolis.town.streets import Streets, Tile
+from serving.metropolis.town.town_map import TownMap, Tile
 from serving.metropolis.world import AgentId, Body, Intent, StepOutcome, Write, key
 
 REACH = Reach(perceive=4, move=1)
 
 
-class Sighting(NamedTuple):
+class SeenResident(NamedTuple):
     """Another resident, as seen from near: `said` was said at step `said_at` to `said_to`."""
 
     name: AgentId
@@ -22,20 +22,20 @@ class Sighting(NamedTuple):
     said_at: int
 
 
-class Sight(NamedTuple):
+class TownView(NamedTuple):
     """What a resident perceives: its own tile, the place, and everyone in the square around it."""
 
     pos: Tile
     place: str
-    others: tuple[Sighting, ...]
+    others: tuple[SeenResident, ...]
 
 
 class Town:
     """Positions and appearances. Nobody shares a tile, nobody walks through anybody."""
 
-    def __init__(self, names: Sequence[AgentId], streets: Streets | None = None):
+    def __init__(self, names: Sequence[AgentId], streets: TownMap | None = None):
         self.space: Space = Grid("chebyshev")
-        self.map = streets or Streets()
+        self.map = streets or TownMap()
         self.names = list(names)
         self._at: dict[AgentId, Tile] = {}
         self._looks: dict[AgentId, dict[str, Any]] = {}
@@ -53,15 +53,15 @@ class Town:
             for i, (n, pos) in enumerate(self._at.items())
         }
 
-    def view(self, agent: AgentId, step: int) -> Sight:
+    def view(self, agent: AgentId, step: int) -> TownView:
         here = self._at[agent]
         near = [
-            Sighting(name, pos, look["doing"], look["said"], look["to"], look["at"])
+            SeenResident(name, pos, look["doing"], look["said"], look["to"], look["at"])
             for name, pos in self._at.items()
             if name != agent and self.space.distance(here, pos) <= REACH.perceive
             for look in (self._looks[name],)
         ]
-        return Sight(here, self.map.where(here), tuple(sorted(near)))
+        return TownView(here, self.map.where(here), tuple(sorted(near)))
 
     def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
         """A tile goes to one of those who want it, by lot; a tile someone stands on goes to nobody.

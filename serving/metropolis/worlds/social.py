@@ -41,7 +41,7 @@ class NetworkConfig:
             raise ValueError(f"contacts={self.contacts} must be even and between 0 and nodes={self.nodes}")
 
 
-def graph(config: NetworkConfig) -> Hops:
+def small_world_graph(config: NetworkConfig) -> Hops:
     """A ring of neighbours with some edges rewired; symmetric."""
     config.check()
     draw = random.Random(f"graph {config.seed}")
@@ -61,7 +61,7 @@ class SocialNetwork:
 
     def __init__(self, config: NetworkConfig):
         self.config = config
-        self.contacts = graph(config)
+        self.contacts = small_world_graph(config)
         self.space: Space = self.contacts
         self.posts: dict[Any, list[list[Any]]] = {}  # of a person: [version, post], oldest first
 

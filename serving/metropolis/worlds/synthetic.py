@@ -32,7 +32,7 @@ _CHAT_TURNS = (8, 33)
 
 
 @dataclass(unsafe_hash=True, kw_only=True)
-class TownConfig:
+class SyntheticTraceConfig:
     """What to generate.
 
     Attributes:
@@ -54,7 +54,7 @@ class TownConfig:
             raise ValueError(f"town.hour is {self.hour}; it must be 0 to 23, or -1 for the whole day")
 
 
-def generate(config: TownConfig) -> AgentTrace:
+def generate_trace(config: SyntheticTraceConfig) -> AgentTrace:
     """Draws a trace; equal configs give equal traces."""
     config.check()
     start, steps = (0, 24 * HOUR) if config.hour < 0 else (config.hour * HOUR, HOUR)

@@ -121,7 +121,7 @@ class TraceAgent:
 _NOTHING = Intent()
 
 
-def agents(trace: AgentTrace, *, chained: bool = True, still: bool = False) -> dict[AgentId, TraceAgent]:
+def trace_agents(trace: AgentTrace, *, chained: bool = True, still: bool = False) -> dict[AgentId, TraceAgent]:
     """An agent for every name.
 
     With `still`, each promises to stay for as long as the trace shows it staying: more than a live agent can
@@ -145,7 +145,7 @@ def stays_until(trace: AgentTrace, number: int) -> list[int]:
 
 
 # ---- files ------------------------------------------------------------------------------------------------
-def save(trace: AgentTrace, path: str | os.PathLike[str]) -> None:
+def save_trace(trace: AgentTrace, path: str | os.PathLike[str]) -> None:
     """Writes the JSON-lines format above, all or nothing."""
     with files.whole(Path(path)) as unfinished, unfinished.open("w") as out:
         reach = {"perceive": trace.reach.perceive, "move": trace.reach.move, "write": trace.reach.write}
@@ -166,7 +166,7 @@ def _lines(trace: AgentTrace) -> Iterator[dict[str, Any]]:
                 yield {"agent": name, "step": step, "seq": seq, "fn": ask.fn, **sizes}
 
 
-def load(path: str | os.PathLike[str]) -> AgentTrace:
+def load_trace(path: str | os.PathLike[str]) -> AgentTrace:
     """Reads the JSON-lines format above.
 
     Raises:
@@ -191,10 +191,10 @@ def load(path: str | os.PathLike[str]) -> AgentTrace:
     if not {"steps", "perceive", "move"} <= about.keys():
         raise ValueError(f"{path} has no line that tells steps, perceive and move")
     write = about.get("write", about["move"])
-    return build(about["steps"], Reach(about["perceive"], about["move"], write), moves, calls, about=about)
+    return build_trace(about["steps"], Reach(about["perceive"], about["move"], write), moves, calls, about=about)
 
 
-def build(
+def build_trace(
     steps: int,
     reach: Reach,
     moves: Iterable[tuple[AgentId, int, Any]],
@@ -266,4 +266,4 @@ def import_events(
     for (name, at), events in by_step.items():
         for seq, (_, ask) in enumerate(sorted(events)):
             calls.append((name, at, seq, ask))
-    return build(last, reach, moves, calls, about={"source": "instrumented fork, token counts estimated"})
+    return build_trace(last, reach, moves, calls, about={"source": "instrumented fork, token counts estimated"})

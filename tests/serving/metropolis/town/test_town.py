@@ -17,15 +17,15 @@ from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import from_json, to_json
 from serving.metropolis.schedule.space import chebyshev
-from serving.metropolis.town import PEOPLE, clock, prompts, step_at, town
-from serving.metropolis.town.streets import Streets
+from serving.metropolis.town import PEOPLE, time_of_day, prompts, step_at, make_town
+from serving.metropolis.town.town_map import TownMap
 from tests.serving.metropolis.example_worlds import Muddle
 
 STEPS = 200
 
 
 def live(mode, residents=10, llm=None, store=None, **options):
-    world, agents = town(residents)
+    world, agents = make_town(residents)
     llm = llm or SimulatedServer(ServerConfig(replicas=2), prompts.reply)
     store = store or InMemoryStore()
     result = run_virtual(Simulation(world, agents, llm, mode=mode, store=store, **options).run(STEPS))
@@ -47,7 +47,7 @@ def test_the_towns_story_is_the_same_in_any_order(lived):
 
 def test_a_towns_log_passes_the_audit_and_a_forged_one_does_not(lived):
     _, _, store = lived
-    bodies = town(10)[0].reset(0)
+    bodies = make_town(10)[0].reset(0)
     assert audit(store.log, bodies, chebyshev) == 10 * STEPS
     swapped = [*store.log]
     late = next(i for i, c in enumerate(swapped) if i and set(c.members) & set(swapped[i - 1].members))
@@ -72,7 +72,7 @@ def test_residents_plan_walk_talk_and_remember(lived):
 
 def test_nobody_shares_a_tile_or_stands_in_a_wall(lived):
     _, world, store = lived
-    at = {n: b.pos for n, b in town(10)[0].reset(0).items()}
+    at = {n: b.pos for n, b in make_town(10)[0].reset(0).items()}
     assert len(set(at.values())) == len(at)
     for commit in store.log:
         for pos in commit.outcome.moves.values():
@@ -106,17 +106,17 @@ def test_residents_survive_a_model_that_answers_nonsense():
 
 
 def test_plans_are_read_leniently():
-    streets = Streets()
+    streets = TownMap()
     text = "Sure!\n7:30 - café linden: coffee\n25:00 Park: no\n08:15 Mars: no\n- **09:00 Library**: read maps"
     assert prompts.read_plan(text, streets) == [
         [step_at(7, 30), "Café Linden", "coffee"],
         [step_at(9, 0), "Library", "read maps"],
     ]
-    assert clock(step_at(13, 45)) == "13:45"
+    assert time_of_day(step_at(13, 45)) == "13:45"
 
 
 def test_every_place_can_be_walked_to_from_every_bed():
-    world, _ = town(len(PEOPLE))
+    world, _ = make_town(len(PEOPLE))
     beds = [b.pos for b in world.reset(0).values()]
     for place in world.map.places:
         for spot in world.map.spots(place.name)[::7]:
@@ -126,7 +126,7 @@ def test_every_place_can_be_walked_to_from_every_bed():
 
 def test_a_town_has_a_bed_for_everyone_and_no_more():
     with pytest.raises(ValueError, match="beds for 1 to 25"):
-        town(26)
+        make_town(26)
 
 
 def test_outcomes_survive_json(lived):

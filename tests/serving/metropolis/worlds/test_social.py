@@ -4,7 +4,7 @@ import pytest
 
 from serving.metropolis import InMemoryStore, Simulation, in_place, multi_version
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, graph
+from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, small_world_graph
 from tests.serving.metropolis.example_worlds import Muddle
 
 SMALL = NetworkConfig(nodes=40, steps=20, longest=8)
@@ -36,8 +36,8 @@ def test_with_one_version_a_connected_graph_is_lock_step():
 
 
 def test_a_graph_is_symmetric_and_drawn_from_its_seed():
-    space = graph(SMALL)
+    space = small_world_graph(SMALL)
     assert all(i in space.neighbours[j] for i in space.neighbours for j in space.neighbours[i])
-    assert graph(SMALL) == space
+    assert small_world_graph(SMALL) == space
     with pytest.raises(ValueError, match="even and between"):
-        graph(NetworkConfig(nodes=3, contacts=4))
+        small_world_graph(NetworkConfig(nodes=3, contacts=4))

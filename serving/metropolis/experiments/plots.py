@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from pallas_kernels.results import read_csv
-from serving.metropolis.experiments.replay import replay
+from serving.metropolis.experiments.simulate import simulate_trace
 from serving.metropolis.experiments.suite import summarise
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.runtime.store import Commit
@@ -243,7 +243,7 @@ def gantt(
     names = sorted(trace.names)
     for axis, mode in zip(axes[:, 0], modes):
         log: list[Commit] = []
-        elapsed = replay(trace, mode, server, on_commit=log.append).elapsed_s  # type: ignore[arg-type]
+        elapsed = simulate_trace(trace, mode, server, on_commit=log.append).elapsed_s  # type: ignore[arg-type]
         for commit in log:
             if not commit.calls or commit.start_s > until_s:
                 continue

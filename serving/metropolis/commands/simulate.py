@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixattn.tools import cli
-from serving.metropolis.experiments.replay import bounds, replay
+from serving.metropolis.experiments.simulate import trace_bounds, simulate_trace
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.worlds import trace
 
@@ -23,11 +23,11 @@ def start(argv: list[str]) -> None:
 
 
 def _main() -> None:
-    day = trace.load(FLAGS.trace)
+    day = trace.load_trace(FLAGS.trace)
     server = ServerConfig(replicas=FLAGS.replicas, max_running=FLAGS.slots)
-    limits = bounds(day, server)
+    limits = trace_bounds(day, server)
     rows = {
-        mode: replay(day, mode, server, seen=limits.seen).summary()
+        mode: simulate_trace(day, mode, server, seen=limits.seen).summary()
         for mode in ("single_thread", "parallel_sync", "metropolis", "oracle")
     }
     if FLAGS.json:

@@ -3,20 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from serving.metropolis.experiments.bounds import critical_path, mean_sights, sights, tokens, unloaded
+from serving.metropolis.experiments.bounds import critical_path, mean_sights, sights, token_cost, unloaded_latency
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.schedule.rules import Reach, in_place, multi_version
 from serving.metropolis.schedule.schedulers import Mode, Sights
-from serving.metropolis.worlds.trace import AgentTrace, TraceWorld, agents
+from serving.metropolis.worlds.trace import AgentTrace, TraceWorld, trace_agents
 
 RULES = {"in_place": in_place, "multi_version": multi_version}
 
 
 @dataclass(unsafe_hash=True, kw_only=True)
-class Variant:
+class MetropolisVariant:
     """What a replay changes about metropolis; the defaults are the paper's, corrected.
 
     Attributes:
@@ -44,21 +44,21 @@ class Variant:
         return Reach(see, go)
 
 
-def replay(
+def simulate_trace(
     trace: AgentTrace,
     mode: Mode,
     server: ServerConfig,
     *,
-    variant: Variant | None = None,
+    variant: MetropolisVariant | None = None,
     seen: Sights | None = None,
     max_in_flight: int = 0,
     on_commit: Any = None,
 ) -> RunStats:
     """Runs the whole trace; times in the meter are virtual, except the controller's own."""
-    variant = variant or Variant()
+    variant = variant or MetropolisVariant()
     sim = Simulation(
         TraceWorld(trace, reach=variant.reach(trace)),
-        agents(trace, chained=mode != "no_dependency", still=variant.still and mode == "metropolis"),
+        trace_agents(trace, chained=mode != "no_dependency", still=variant.still and mode == "metropolis"),
         SimulatedServer(server),
         mode=mode,
         rule=RULES[variant.rule],
@@ -70,7 +70,7 @@ def replay(
 
 
 @dataclass
-class Bounds:
+class TraceBounds:
     """Lower bounds of a trace on a server, in seconds; `critical_tok` is the paper's own unit."""
 
     critical_s: float
@@ -85,13 +85,13 @@ class Bounds:
         return max(self.critical_s, self.no_dependency_s)
 
 
-def bounds(trace: AgentTrace, server: ServerConfig, seen: Sights | None = None) -> Bounds:
+def trace_bounds(trace: AgentTrace, server: ServerConfig, seen: Sights | None = None) -> TraceBounds:
     """Critical path on an idle server, and the time of all calls made at once."""
     seen = sights(trace) if seen is None else seen
-    return Bounds(
-        critical_s=critical_path(trace, seen, unloaded(server)),
-        critical_tok=critical_path(trace, seen, tokens),
-        no_dependency_s=replay(trace, "no_dependency", server).elapsed_s,
+    return TraceBounds(
+        critical_s=critical_path(trace, seen, unloaded_latency(server)),
+        critical_tok=critical_path(trace, seen, token_cost),
+        no_dependency_s=simulate_trace(trace, "no_dependency", server).elapsed_s,
         mean_sights=mean_sights(trace, seen),
         seen=seen,
     )

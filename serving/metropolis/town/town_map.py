@@ -56,7 +56,7 @@ WATER = frozenset((i, j) for i in range(28, 35) for j in range(17, 21) if (i, j)
 
 
 @dataclass
-class Streets:
+class TownMap:
     """Walkable tiles and shortest ways (four directions)."""
 
     places: tuple[TownPlace, ...] = PLACES
@@ -82,14 +82,14 @@ class Streets:
     def toward(self, here: Tile, goal: Tile) -> list[Tile]:
         """Tiles one step nearer to `goal`, best first; empty if there."""
         far = _distances(self, goal)
-        ways = [t for t in around(here) if t in far and far[t] < far.get(here, 0)]
+        ways = [t for t in neighbour_tiles(here) if t in far and far[t] < far.get(here, 0)]
         return sorted(ways, key=lambda t: (far[t], t))
 
     def __hash__(self):
         return id(self)
 
 
-def around(tile: Tile) -> list[Tile]:
+def neighbour_tiles(tile: Tile) -> list[Tile]:
     x, y = tile
     return [(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)]
 
@@ -100,11 +100,11 @@ def _tiles(place: TownPlace) -> frozenset[Tile]:
 
 
 @lru_cache(maxsize=512)
-def _distances(streets: Streets, goal: Tile) -> dict[Tile, int]:
+def _distances(streets: TownMap, goal: Tile) -> dict[Tile, int]:
     far, queue = {goal: 0}, deque([goal])
     while queue:
         here = queue.popleft()
-        for tile in around(here):
+        for tile in neighbour_tiles(here):
             if tile not in far and streets.open(tile):
                 far[tile] = far[here] + 1
                 queue.append(tile)
