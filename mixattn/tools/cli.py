@@ -75,14 +75,28 @@ def check_tree(node: Any) -> None:
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
     """Parses flags, runs `main`, and turns a user's mistake into one sentence and exit code 2.
 
-    Ctrl-C exits with 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks.
+    Ctrl-C exits with 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks. In `argv`, the arguments of a
+    subcommand, anything that is not a flag is a mistake.
     """
-    app.run(lambda _: _guarded(main), argv=argv, flags_parser=_parse)
+
+    def start(rest: list[str]) -> None:
+        if argv is not None and len(rest) > 1:
+            _fail(ValueError(f"unexpected argument {rest[1]!r}; flags start with --"))
+        _guarded(main)
+
+    app.run(start, argv=argv, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as why:
+        if os.environ.get("MIXATTN_DEBUG"):
+            raise
+        reason = str(why).strip()
+        if "Traceback" in reason:  # a config file raised; the flag's message quotes all of it
+            reason = reason.splitlines()[-1].removeprefix("ValueError: ")
+        _fail(ValueError(f"{reason.rstrip('.')}; --help lists the flags"))
     except (KeyError, AttributeError, TypeError, ValueError, OSError, ImportError) as why:
         if os.environ.get("MIXATTN_DEBUG"):
             raise

@@ -1,13 +1,21 @@
-"""Replays a trace in virtual time under any mode and server, and says how long it took and why."""
+"""Simulates a trace in virtual time under any scheduling mode and server, and computes its lower bounds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from serving.metropolis.experiments.bounds import critical_path, mean_sights, sights, token_cost, unloaded_latency
+from serving.metropolis.experiments.bounds import (
+    critical_path,
+    mean_sights,
+    sights,
+    token_cost,
+    unloaded_latency,
+)
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
+from serving.metropolis.runtime.store import Commit
 from serving.metropolis.schedule.rules import Reach, in_place, multi_version
 from serving.metropolis.schedule.schedulers import Mode, Sights
 from serving.metropolis.worlds.trace import AgentTrace, TraceWorld, trace_agents
@@ -17,12 +25,12 @@ RULES = {"in_place": in_place, "multi_version": multi_version}
 
 @dataclass(unsafe_hash=True, kw_only=True)
 class MetropolisVariant:
-    """What a replay changes about metropolis; the defaults are the paper's, corrected.
+    """What a simulation changes about metropolis; the defaults are the paper's rule, corrected.
 
     Attributes:
-      rule: margins, by name.
+      rule: name of the dependency rule.
       still: agents promise to stay as long as the trace shows them staying.
-      perceive, move: other reaches than the trace's; -1 keeps them.
+      perceive, move: replace the reach of the trace; -1 keeps it.
     """
 
     rule: Literal["in_place", "multi_version"] = "in_place"
@@ -35,13 +43,14 @@ class MetropolisVariant:
             raise ValueError(f"rule {self.rule!r} is not one of {', '.join(RULES)}")
 
     def reach(self, trace: AgentTrace) -> Reach:
-        see = trace.reach.perceive if self.perceive < 0 else self.perceive
-        go = trace.reach.move if self.move < 0 else self.move
-        if go < trace.reach.move:
+        """The reach of the agents of `trace`. Raises ValueError if the trace moves farther."""
+        perceive = trace.reach.perceive if self.perceive < 0 else self.perceive
+        move = trace.reach.move if self.move < 0 else self.move
+        if move < trace.reach.move:
             raise ValueError(
-                f"move={go} is below the trace's own {trace.reach.move}: its agents would break it"
+                f"move={move} is below the trace's own {trace.reach.move}: its agents would break it"
             )
-        return Reach(see, go)
+        return Reach(perceive, move)
 
 
 def simulate_trace(
@@ -52,9 +61,18 @@ def simulate_trace(
     variant: MetropolisVariant | None = None,
     seen: Sights | None = None,
     max_in_flight: int = 0,
-    on_commit: Any = None,
+    on_commit: Callable[[Commit], None] | None = None,
 ) -> RunStats:
-    """Runs the whole trace; times in the meter are virtual, except the controller's own."""
+    """Runs the whole trace and returns its statistics.
+
+    All times are virtual, except `controller_s`.
+
+    Args:
+      variant: of metropolis; None is the paper's.
+      seen: who perceives whom, for `oracle`; computed from the trace if None.
+      max_in_flight: maximum number of concurrent calls; 0 means no maximum.
+      on_commit: called with every commit.
+    """
     variant = variant or MetropolisVariant()
     sim = Simulation(
         TraceWorld(trace, reach=variant.reach(trace)),
@@ -71,7 +89,15 @@ def simulate_trace(
 
 @dataclass
 class TraceBounds:
-    """Lower bounds of a trace on a server, in seconds; `critical_tok` is the paper's own unit."""
+    """Lower bounds of a trace on a server.
+
+    Attributes:
+      critical_s: the critical path on an idle server.
+      critical_tok: the critical path in tokens, the paper's unit.
+      no_dependency_s: the time of all calls when none waits for another.
+      mean_sights: mean number of agents within perception of an agent, itself included.
+      seen: who perceives whom.
+    """
 
     critical_s: float
     critical_tok: float
@@ -81,12 +107,12 @@ class TraceBounds:
 
     @property
     def lower_s(self) -> float:
-        """No schedule can beat the larger of the two."""
+        """The larger of the two bounds; no schedule is faster."""
         return max(self.critical_s, self.no_dependency_s)
 
 
 def trace_bounds(trace: AgentTrace, server: ServerConfig, seen: Sights | None = None) -> TraceBounds:
-    """Critical path on an idle server, and the time of all calls made at once."""
+    """Computes the lower bounds of a trace on a server."""
     seen = sights(trace) if seen is None else seen
     return TraceBounds(
         critical_s=critical_path(trace, seen, unloaded_latency(server)),

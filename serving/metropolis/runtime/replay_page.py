@@ -12,7 +12,7 @@ from typing import Any
 from mixattn.tools.files import write_text
 from serving.metropolis.runtime.store import Store
 from serving.metropolis.schedule.rules import in_place
-from serving.metropolis.town import PEOPLE, time_of_day, make_town
+from serving.metropolis.town import PEOPLE, make_town, time_of_day
 from serving.metropolis.town.town_map import HEIGHT, WATER, WIDTH
 from serving.metropolis.town.world import REACH
 
@@ -62,7 +62,7 @@ def collect(store: Store) -> dict[str, Any]:
         "start": [list(bodies[n].pos) for n in names],
         "width": WIDTH,
         "height": HEIGHT,
-        "walls": [list(t) for t in sorted(world.map.closed - WATER)],
+        "walls": [list(t) for t in sorted(world.map.blocked - WATER)],
         "water": [list(t) for t in sorted(WATER)],
         "places": [[p.name, p.kind, p.x, p.y, p.width, p.height] for p in world.map.places],
         "perceive": REACH.perceive,

@@ -5,12 +5,25 @@ from itertools import pairwise
 
 import pytest
 
-from serving.metropolis.experiments.bounds import critical_path, mean_sights, sights, token_cost, unloaded_latency
-from serving.metropolis.experiments.simulate import MetropolisVariant, trace_bounds, simulate_trace
+from serving.metropolis.experiments.bounds import (
+    critical_path,
+    mean_sights,
+    sights,
+    token_cost,
+    unloaded_latency,
+)
+from serving.metropolis.experiments.simulate import MetropolisVariant, simulate_trace, trace_bounds
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.worlds.synthetic import SyntheticTraceConfig, generate_trace
-from serving.metropolis.worlds.trace import RecordedCall, build_trace, import_events, load_trace, save_trace, stays_until
+from serving.metropolis.worlds.trace import (
+    RecordedCall,
+    build_trace,
+    import_events,
+    load_trace,
+    save_trace,
+    stays_until,
+)
 
 SERVER = ServerConfig(replicas=4)
 
@@ -75,7 +88,7 @@ def test_a_broken_file_names_its_line(line, words, tmp_path):
 def test_a_file_without_its_first_line_is_refused(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"agent": "a", "step": 0, "pos": [0, 0]}\n')
-    with pytest.raises(ValueError, match="no line that tells steps"):
+    with pytest.raises(ValueError, match="no `about` line with steps, perceive and move"):
         load_trace(path)
 
 
@@ -158,9 +171,16 @@ def test_every_mode_makes_every_call_of_the_trace(busy):
 
 def test_old_versions_and_promises_never_slow_metropolis_down(busy):
     paper = simulate_trace(busy, "metropolis", SERVER).elapsed_s
-    for variant in (MetropolisVariant(rule="multi_version"), MetropolisVariant(still=True), MetropolisVariant(perceive=2)):
+    for variant in (
+        MetropolisVariant(rule="multi_version"),
+        MetropolisVariant(still=True),
+        MetropolisVariant(perceive=2),
+    ):
         assert simulate_trace(busy, "metropolis", SERVER, variant=variant).elapsed_s <= paper * 1.02
-    assert simulate_trace(busy, "metropolis", SERVER, variant=MetropolisVariant(perceive=8)).elapsed_s >= paper * 0.98
+    assert (
+        simulate_trace(busy, "metropolis", SERVER, variant=MetropolisVariant(perceive=8)).elapsed_s
+        >= paper * 0.98
+    )
 
 
 def test_a_variant_cannot_deny_the_moves_of_its_trace(busy):
