@@ -1,15 +1,15 @@
 """Runs agents out of order, with lock-step's results.
 
-    python -m serving.metropolis run --workdir=runs/town                        a small town, answers from a stub
-    python -m serving.metropolis run --workdir=runs/town --resume               resume after Ctrl-C or a crash
-    python -m serving.metropolis replay --workdir=runs/town                     draw it: runs/town/replay.html
-    python -m serving.metropolis check --workdir=runs/town                      audit its commit log
-    python -m serving.metropolis trace --out=day.jsonl --agents=25              write a synthetic trace
-    python -m serving.metropolis simulate --trace=day.jsonl                     every scheduler, in virtual time
-    python -m serving.metropolis experiment --config=configs/metropolis.py:E2   the paper's experiments
-    python -m serving.metropolis gantt --out=gantt.png                          which agent ran which step when
-    python -m serving.metropolis live --config=configs/metropolis.py:E7         the town on our own engine
-    python -m serving.metropolis bench                                          the graph's cost per commit
+    python -m serving.metropolis run --workdir=runs/town                       a small town, scripted answers
+    python -m serving.metropolis run --workdir=runs/town --resume              resume after Ctrl-C or a crash
+    python -m serving.metropolis replay --workdir=runs/town                    draw it: runs/town/replay.html
+    python -m serving.metropolis check --workdir=runs/town                     audit its commit log
+    python -m serving.metropolis trace --out=day.jsonl --agents=25             write a synthetic trace
+    python -m serving.metropolis simulate --trace=day.jsonl                    every scheduler, virtual time
+    python -m serving.metropolis experiment --config=configs/metropolis.py:E2  the paper's experiments
+    python -m serving.metropolis gantt --out=gantt.png                         agent-steps over time, by mode
+    python -m serving.metropolis live --config=configs/metropolis.py:E7        the town on our own engine
+    python -m serving.metropolis bench                                         the graph's cost per commit
 
 `--help` after a command lists its flags.
 """

@@ -4,6 +4,7 @@ Every finished row is written at once, so the command resumes with the missing r
 to add rows to a CSV of another config or another version of the trace generator.
 """
 
+import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -67,21 +68,12 @@ class MetropolisExperiment:
 
     def settings(self) -> Iterator[dict[str, Any]]:
         """The key of every row, in the order of `agents`."""
-        for agents in self.agents if self.network is None else (self.network.nodes,):
-            for seed in range(self.seeds):
-                for hour in self.hours:
-                    for server in self.servers:
-                        for replicas in self.replicas:
-                            for slots in self.slots:
-                                for priority in self.priorities:
-                                    key = {"agents": agents, "hour": hour, "seed": seed, "server": server}
-                                    key |= {"replicas": replicas, "slots": slots, "priority": int(priority)}
-                                    yield from self._modes(key)
-
-    def _modes(self, key: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for mode in self.modes:
-            for variant in self.variants if mode == "metropolis" else tuple(self.variants)[:1]:
-                yield {**key, "mode": mode, "variant": variant}
+        agents = self.agents if self.network is None else (self.network.nodes,)
+        sizes = (self.servers, self.replicas, self.slots, map(int, self.priorities))
+        for n_agents, seed, hour, *server in itertools.product(agents, range(self.seeds), self.hours, *sizes):
+            for mode in self.modes:
+                for variant in self.variants if mode == "metropolis" else tuple(self.variants)[:1]:
+                    yield dict(zip(KEY, (n_agents, hour, seed, *server, mode, variant)))
 
 
 KEY = ("agents", "hour", "seed", "server", "replicas", "slots", "priority", "mode", "variant")
@@ -155,10 +147,8 @@ def _town(
     cost = unloaded_latency(server)
     size = {"calls": trace.call_count, "prompt_tok": trace.tokens()[0], "output_tok": trace.tokens()[1]}
     if mode == "single_thread":
-        return {
-            **size,
-            "elapsed_s": sum(cost(chain) for by_step in trace.calls for chain in by_step.values()),
-        }
+        chains = (chain for by_step in trace.calls for chain in by_step.values())
+        return {**size, "elapsed_s": sum(map(cost, chains))}
     if mode == "critical":
         return {**size, "elapsed_s": critical_path(trace, sights(trace), cost)}
     return dict(simulate_trace(trace, mode, server, variant=variant).summary())  # type: ignore[arg-type]
