@@ -12,7 +12,7 @@ A program that fails takes down the requests of its step and nobody else.
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,16 +23,16 @@ from serving.config import STOP_IDS, EngineConfig
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
 from serving.engine.invariants import InvariantChecker
-from serving.engine.layout import Layout, chunk_sizes, feature_sets
+from serving.engine.kv_layout import KV_KINDS, KVKind, KVLayout, span_tok
 from serving.engine.model_runner import InFlightStep, ModelRunner
 from serving.engine.output import OutputStream
 from serving.engine.plan import RequestState, StepPlan
 from serving.engine.policy_fallback import FallbackPolicy
-from serving.engine.programs import Programs
+from serving.engine.programs import Programs, chunk_sizes, feature_sets
 from serving.engine.scheduler import Scheduler
 from serving.engine.stats import EngineCounters, EngineStats
 from serving.engine.steps import DeviceState
-from serving.kvcache.manager import ALONE, KVCacheManager
+from serving.kvcache.manager import UNSHARED, KVCacheManager
 from serving.kvcache.tokens import TokenIds
 from serving.request import Delta, Output, Request, RequestId, RequestInfo, Sampling
 
@@ -49,6 +49,7 @@ class Engine:
       report: hears each program's name and compile seconds during start-up.
       decode: token ids -> text; without it there is no text and no stop text.
       programs: those of another engine of the same shapes, to share instead of compiling.
+      kv_kinds: the kinds of page groups; the first whose device side takes a layer stores its K/V.
 
     Raises:
       ValueError: the configuration cannot serve (see `EngineConfig.check`, `Programs`).
@@ -64,20 +65,21 @@ class Engine:
         report: Callable[[str, float], None] = lambda name, seconds: None,
         decode: Decode | None = None,
         programs: Programs | None = None,
+        kv_kinds: Sequence[KVKind] = KV_KINDS,
     ):
         config.check()
         if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
             raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
         self.model_config, limits = model.config, config.limits
-        layout = Layout.of(model.config, config)
-        self.kinds = layout.kinds
+        layout = KVLayout.of(model.config, config, kv_kinds)
+        self.kinds = layout.names
         self.memory = KVCacheManager(
             layout.groups,
             page_tok=config.page_size,
             max_slots=config.max_slots,
             max_tok=config.max_request_tok,
-            span_tok=layout.span_tok,
+            span_tok=span_tok(config),
             step_tok=limits.step_tok,
             reuse=config.reuse,
         )
@@ -192,7 +194,7 @@ class Engine:
         pages = {}
         for g, kind in enumerate(self.kinds):
             total, free = self.memory.pools[g].num_pages - 1, len(self.memory.pools[g])
-            cached = self.memory.tree.evictable[g]
+            cached = self.memory.tree.pages[g].evictable
             pages[kind] = (total - free - cached, cached, free, total)
         held = sum(self._page_bytes[k] * (used + cached) for k, (used, cached, _, _) in pages.items())
         return EngineStats(
@@ -249,7 +251,7 @@ class Engine:
         seq = next(self._seq) - request.priority * HEAD_START
         sampling, now_s = request.sampling, self.clock()
         info = RequestInfo(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
-        cache_salt = ALONE if sampling.prompt_logprobs is not None else request.cache_salt
+        cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         accepted = self.scheduler.submit(
             RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s
         )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixattn.cache import Kind, kind
+from mixattn.cache import Kind, kind_of
 from mixattn.spec import ModelConfig
 from serving.config import EngineConfig
 from serving.engine.output import OutputStream
@@ -61,7 +61,8 @@ class InvariantChecker:
         self._engine = engine
         layers = engine.model_config.layers
         self._group_of = {
-            owner: engine.kinds.index(kind(layers[owner])) for owner in engine.model_config.owners
+            owner: engine.kinds.index(kind_of(layers[owner], engine.state.cache.kinds).name)
+            for owner in engine.model_config.owners
         }
         self._free = [set(pool.free_pages()) for pool in engine.memory.pools]
 
@@ -136,5 +137,5 @@ def check_idle(engine: Inspected) -> None:
     assert not engine.live
     assert engine.memory.slots_free == engine.config.max_slots
     for g, pool in enumerate(engine.memory.pools):
-        assert len(pool) + engine.memory.tree.held[g] == pool.num_pages - 1
-        assert engine.memory.tree.evictable[g] == engine.memory.tree.held[g]
+        assert len(pool) + engine.memory.tree.pages[g].held == pool.num_pages - 1
+        assert engine.memory.tree.pages[g].evictable == engine.memory.tree.pages[g].held

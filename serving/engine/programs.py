@@ -21,7 +21,7 @@ import numpy as np
 from mixattn.cache import Kind, Paged
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams
-from serving.config import STOP_IDS
+from serving.config import STOP_IDS, EngineConfig
 from serving.engine.logits import PenaltyRows
 from serving.engine.steps import (
     PLAIN,
@@ -223,3 +223,15 @@ def _on(features: SamplingFeatures) -> tuple[bool, bool, bool]:
 
 def _shapes(tree) -> list:
     return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]
+
+
+def chunk_sizes(config: EngineConfig) -> list[int]:
+    """Prompt tokens per request that prefill programs take: the configured ones, or 16, 64, 256 and so on."""
+    chunk = config.limits.chunk_tok
+    return sorted({chunk, *(config.chunk_sizes or (16 * 4**i for i in range(8) if 16 * 4**i < chunk))})
+
+
+def feature_sets(config: EngineConfig, vocab: int) -> list[SamplingFeatures]:
+    """What programs are compiled to do: nothing extra, every extra, and every extra with prompt logprobs."""
+    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab))
+    return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))

@@ -15,7 +15,7 @@ from typing import Any
 from serving.config import Limits
 from serving.engine.plan import MemoryManager, PrefillChunk, RequestState, StepPlan, StepResult
 from serving.fair.policy import Policy
-from serving.kvcache.manager import ALONE
+from serving.kvcache.manager import UNSHARED
 from serving.request import ClientId, FinishReason, Output, RequestId, RequestInfo
 
 
@@ -211,7 +211,7 @@ class Scheduler:
 
     def _is_coming(self, req: RequestState) -> bool:
         """Whether a running request is about to compute the page that `req` would have to compute next."""
-        if not self.prefilling or req.cache_salt is ALONE:
+        if not self.prefilling or req.cache_salt is UNSHARED:
             return False
         tokens = req.all_tokens.cut(0, req.prefill_tok)
         end = self.memory.match(tokens, req.cache_salt) + self._page_tok
