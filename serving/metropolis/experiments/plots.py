@@ -73,12 +73,14 @@ def _times(rows: list[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(len(panels), 1, figsize=(9.5, 3.4 * len(panels) + 0.4), squeeze=False)
     modes = [m for m in COLOURS if any(r["mode"] == m for r in rows)]
     for axis, panel in zip(axes[:, 0], panels):
-        here = [r for r in rows if _panel_key(r) == panel]
-        groups = sorted({(int(r["agents"]), int(r["replicas"])) for r in here})
+        panel_rows = [r for r in rows if _panel_key(r) == panel]
+        groups = sorted({(int(r["agents"]), int(r["replicas"])) for r in panel_rows})
         for m, mode in enumerate(modes):
             for g, group in enumerate(groups):
                 found = [
-                    r for r in here if r["mode"] == mode and (int(r["agents"]), int(r["replicas"])) == group
+                    r
+                    for r in panel_rows
+                    if r["mode"] == mode and (int(r["agents"]), int(r["replicas"])) == group
                 ]
                 if found:
                     _bar(axis, g + (m - (len(modes) - 1) / 2) * 0.8 / len(modes), found[0], 0.8 / len(modes))
@@ -88,7 +90,9 @@ def _times(rows: list[dict[str, Any]]) -> Figure:
         axis.set_title(_title(*panel), fontsize=10, loc="left")
         axis.set_ylabel("completion time (s)")
         axis.set_yscale("log")
-        axis.set_ylim(bottom=0.12 * min(r["elapsed_s"] for r in here))  # room for the labels in the bars
+        axis.set_ylim(
+            bottom=0.12 * min(r["elapsed_s"] for r in panel_rows)
+        )  # room for the labels in the bars
         axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[m]) for m in modes]
     top = 1 - 0.35 / (3.4 * len(panels) + 0.4)
@@ -210,11 +214,11 @@ def _variants(rows: list[dict[str, Any]]) -> Figure:
     sizes = sorted({int(r["agents"]) for r in rows})
     figure, axes = plt.subplots(1, len(sizes), figsize=(4.2 * len(sizes) + 1.5, 3.6), squeeze=False)
     for axis, agents in zip(axes[0], sizes):
-        mine = [r for r in rows if int(r["agents"]) == agents]
+        panel_rows = [r for r in rows if int(r["agents"]) == agents]
         known = ["paper", "see 2", "see 8", "move 2", "versions", "still", "versions, still"]
-        bars = {r["variant"]: r for r in mine if r["mode"] == "metropolis"}
+        bars = {r["variant"]: r for r in panel_rows if r["mode"] == "metropolis"}
         names = [n for n in known if n in bars]
-        oracle = next(r for r in mine if r["mode"] == "oracle")
+        oracle = next(r for r in panel_rows if r["mode"] == "oracle")
         for y, name in enumerate(names):
             axis.barh(
                 y,

@@ -1,4 +1,4 @@
-"""A social network whose people never move: each step one reads its contacts' latest posts and may post.
+"""A social network: people never move, read their contacts' latest posts each step, and may post.
 
 With one version of every post, contacts at the same step must commit together, because one would read what
 the other has just written. In a connected graph that couples everybody: lock-step. A network that answers by

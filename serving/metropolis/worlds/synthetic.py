@@ -77,7 +77,7 @@ def generate_trace(config: SyntheticTraceConfig) -> AgentTrace:
     return trace
 
 
-def near_TAA(pos_TA2: np.ndarray, perceive: int) -> np.ndarray:
+def _near_TAA(pos_TA2: np.ndarray, perceive: int) -> np.ndarray:
     """True where two different agents are within perception of each other; `pos_TA2` is [step, agent, xy]."""
     gap = np.abs(pos_TA2[:, :, None] - pos_TA2[:, None]).max(-1)
     near = gap <= perceive
@@ -145,7 +145,7 @@ def _calls(
     rng: np.random.Generator, pos_TA2: np.ndarray, start: int, perceive: int
 ) -> list[dict[int, tuple[RecordedCall, ...]]]:
     """Call chains by agent and step: plans at shared boundaries, perceptions and conversations."""
-    near = near_TAA(pos_TA2[:-1], perceive).sum(-1)
+    near = _near_TAA(pos_TA2[:-1], perceive).sum(-1)
     steps, people = near.shape
     hour = (start + np.arange(steps)) // HOUR
     plan_p, rest = (np.array(rates)[hour][:, None] for rates in zip(*map(_rates, range(24))))
@@ -171,9 +171,9 @@ def _calls(
             kinds += ["decision" if turn % 2 == 0 else "utterance" for turn in range(turns)]
         calls[who][int(t)] = kinds
     if start == 0:
-        for mine in calls:
-            mine[0] = ["plan"] * 40 + mine.get(0, [])
-    return [{t: _sized(rng, kinds) for t, kinds in mine.items()} for mine in calls]
+        for by_step in calls:
+            by_step[0] = ["plan"] * 40 + by_step.get(0, [])
+    return [{t: _sized(rng, kinds) for t, kinds in by_step.items()} for by_step in calls]
 
 
 def _rates(hour: int) -> tuple[float, float]:
