@@ -89,9 +89,8 @@ def _run(store: SqliteStore) -> SimulationRun:
             nonlocal last
             if time.monotonic() - last > 0.1:
                 last = time.monotonic()
-                base = sim.schedule.base_step
+                base, meter = sim.schedule.base_step, sim.meter
                 lead = max(sim.schedule.step) - base
-                meter = sim.meter
                 progress.update(task, completed=base, lead=lead, flight=meter.in_flight, calls=meter.calls)
 
         options = {
