@@ -352,7 +352,7 @@ def test_row_19_a_policy_that_raises_or_starves_gives_way_to_fcfs(method, how, m
     eng = engine(policy="vtc")
     requests = workload(seed=8, n=8)
     check_against_teacher(requests, eng.run(requests))
-    assert ("raised" if how == "raises" else "named None") in eng.stats().policy_failure
+    assert ("raised" if how == "raises" else "picked None") in eng.stats().policy_failure
     check_idle(eng)
 
 
@@ -364,7 +364,7 @@ def test_row_19_a_policy_that_names_whoever_does_not_wait_gives_way_to_fcfs():
     fallback.admit(infos[0], extend_tok=1, hit_tok=0)
     fallback.policy.pick = lambda now_s: infos[0]
     assert fallback.pick(0.0) == infos[1], "the first that does wait"
-    assert "named 'x' while 2 requests waited" in fallback.failure
+    assert "picked 'x' while 2 requests waited" in fallback.failure
     fallback.finish("x")
     assert fallback.pick(0.0) == infos[1]
 
