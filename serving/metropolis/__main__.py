@@ -1,4 +1,4 @@
-"""Runs agents out of order, with lock-step's results.
+"""Runs agents out of order with the results of lock-step execution.
 
     python -m serving.metropolis run --workdir=runs/town                       a small town, scripted answers
     python -m serving.metropolis run --workdir=runs/town --resume              resume after Ctrl-C or a crash
@@ -21,6 +21,7 @@ COMMANDS = ("run", "replay", "check", "trace", "simulate", "experiment", "gantt"
 
 
 def main(argv: list[str]) -> None:
+    """Runs the command named by the first argument; exits with code 2 if there is none of that name."""
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         print(__doc__.strip())
         return

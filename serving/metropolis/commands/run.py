@@ -63,17 +63,17 @@ def _main() -> None:
         result = _run(store)
     finally:
         store.close()
-    figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.meter.summary()}
+    figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.stats.summary()}
     files.write_json(workdir / "run.json", figures)
     if FLAGS.json:
         print(json.dumps(figures))
         return
-    meter = result.meter
+    stats = result.stats
     kind = "virtual seconds on a simulated server" if FLAGS.llm == "stub" else "seconds"
     print(
-        f"{meter.agent_steps} agent-steps in {meter.commits} commits, {meter.calls} calls"
-        f" ({meter.reused} more from the log) in {meter.elapsed_s:.1f} {kind};"
-        f" {meter.parallelism:.2f} calls in flight on average, largest lead {max(meter.leads, default=0)}"
+        f"{stats.agent_steps} agent-steps in {stats.commits} commits, {stats.calls} calls"
+        f" ({stats.reused} more from the log) in {stats.elapsed_s:.1f} {kind};"
+        f" {stats.parallelism:.2f} calls in flight on average, largest lead {max(stats.leads, default=0)}"
     )
     print(f"draw it: python -m serving.metropolis replay --workdir={workdir}")
 
@@ -89,16 +89,16 @@ def _run(store: SqliteStore) -> SimulationRun:
             nonlocal last
             if time.monotonic() - last > 0.1:
                 last = time.monotonic()
-                base, meter = sim.schedule.base_step, sim.meter
+                base, stats = sim.schedule.base_step, sim.stats
                 lead = max(sim.schedule.step) - base
-                progress.update(task, completed=base, lead=lead, flight=meter.in_flight, calls=meter.calls)
+                progress.update(task, completed=base, lead=lead, flight=stats.in_flight, calls=stats.calls)
 
         options = {
             "mode": FLAGS.mode,
             "seed": FLAGS.seed,
             "store": store,
             "max_in_flight": FLAGS.max_in_flight,
-            "patience": RetryPolicy(timeout_s=FLAGS.timeout_s, retries=FLAGS.retries),
+            "retry_policy": RetryPolicy(timeout_s=FLAGS.timeout_s, max_retries=FLAGS.retries),
             "checkpoint_every": 60,
             "on_commit": show,
         }

@@ -19,7 +19,7 @@ def token_cost(chain: Sequence[RecordedCall]) -> float:
 
 def unloaded_latency(server: ServerConfig) -> CallCost:
     """Seconds on an idle server, one call after another."""
-    return lambda chain: sum(server.alone_s(call.prompt_tok, call.output_tok) for call in chain)
+    return lambda chain: sum(server.unloaded_s(call.prompt_tok, call.output_tok) for call in chain)
 
 
 def sights(trace: AgentTrace, perceive: float | None = None) -> Sights:

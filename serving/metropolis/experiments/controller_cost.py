@@ -66,7 +66,7 @@ def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, f
         cluster = running.pop()
         for ready in graph.commit(cluster.members, _walk(draw, graph, cluster)):
             running.push(ready)
-    graph.checks, spent, members = 0, 0.0, 0
+    graph.blocker_searches, spent, members = 0, 0.0, 0
     for _ in range(commits):
         cluster = running.pop()
         moves = _walk(draw, graph, cluster)
@@ -78,7 +78,7 @@ def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, f
         spent += time.perf_counter() - began
         for ready in found:
             running.push(ready)
-    return spent, graph.checks, members
+    return spent, graph.blocker_searches, members
 
 
 def _walk(draw: random.Random, graph: DependencyGraph, cluster: Cluster) -> list[tuple[int, int]]:
@@ -93,7 +93,7 @@ def _walk(draw: random.Random, graph: DependencyGraph, cluster: Cluster) -> list
 def _rescan_waiting(graph: DependencyGraph) -> None:
     for agent, watched in enumerate(graph.watching):
         if watched >= 0:
-            graph._blocker(agent)
+            graph.find_blocker(agent)
 
 
 class _RunningClusters:
@@ -127,10 +127,10 @@ def day(agents: int, seed: int = 0) -> dict[str, float]:
     began = time.perf_counter()
     trace = generate_trace(SyntheticTraceConfig(agents=agents, hour=-1, seed=seed))
     generated = time.perf_counter()
-    meter = simulate_trace(trace, "metropolis", ServerConfig())
+    stats = simulate_trace(trace, "metropolis", ServerConfig())
     return {
         "agents": agents,
         "generate_wall_s": generated - began,
         "replay_wall_s": time.perf_counter() - generated,
-        **meter.summary(),
+        **stats.summary(),
     }

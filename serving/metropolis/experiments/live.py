@@ -14,7 +14,7 @@ from serving.config import EngineConfig, Limits
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.inprocess import EngineModel
 from serving.metropolis.runtime.run_stats import RunStats
-from serving.metropolis.runtime.store import InMemoryStore, to_json
+from serving.metropolis.runtime.store import InMemoryStore, outcome_to_json
 from serving.metropolis.schedule.schedulers import Mode
 from serving.metropolis.town import make_town
 
@@ -82,11 +82,11 @@ def run(config: LiveTownConfig) -> dict[str, Any]:
         for _ in range(config.repeats):
             for mode in MODES:
                 began = time.perf_counter()
-                story, meter = _run_town(config, model, mode)
+                story, stats = _run_town(config, model, mode)
                 seconds[mode].append(time.perf_counter() - began)
-                parallelism[mode] = meter.parallelism
+                parallelism[mode] = stats.parallelism
                 stories.append(story)
-                calls = meter.calls
+                calls = stats.calls
     finally:
         model.close()
     return {"calls": calls, "same": all(s == stories[0] for s in stories), "seconds": seconds} | {
@@ -122,9 +122,9 @@ def _run_town(config: LiveTownConfig, model: EngineModel, mode: Mode) -> tuple[s
     result = asyncio.run(sim.run(config.steps))
     history: dict[str, list[Any]] = {}
     for commit in store.log:
-        out = to_json(commit.outcome)
+        out = outcome_to_json(commit.outcome)
         for name in commit.members:
             move, writes = out.get("moves", {}).get(name), [w for w in out.get("writes", ()) if w[0] == name]
             history.setdefault(name, []).append([commit.step, move, writes])
     story = json.dumps([result.positions, result.states, history], sort_keys=True)
-    return story, result.meter
+    return story, result.stats

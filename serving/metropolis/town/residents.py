@@ -13,7 +13,7 @@ from serving.metropolis.town import prompts
 from serving.metropolis.town.people import Person
 from serving.metropolis.town.town_map import Tile, TownMap, neighbour_tiles
 from serving.metropolis.town.world import SeenResident, TownView
-from serving.metropolis.world import Intent, StepContext, key
+from serving.metropolis.world import Intent, StepContext, stable_hash
 
 MAX_MEMORIES, MAX_TURNS = 40, 6
 REMEET_STEPS = 240  # two residents who met do not meet again sooner
@@ -30,7 +30,7 @@ class Resident:
 
     async def proceed(self, view: TownView, ctx: StepContext) -> Intent:
         mind = ctx.state
-        wake = key(self.person.name, "wakes") % 90
+        wake = stable_hash(self.person.name, "wakes") % 90
         if ctx.step < wake:
             return Intent({}, mind, still_until=wake)
         if "plan" not in mind:
@@ -73,7 +73,7 @@ class Resident:
         if mind["plan"] and ctx.step >= mind["plan"][0][0]:
             _, place, activity = mind["plan"][0]
             tiles = self.map.walkable_tiles(place)
-            goal = tiles[key(ctx.agent, ctx.step, place) % len(tiles)]
+            goal = tiles[stable_hash(ctx.agent, ctx.step, place) % len(tiles)]
             mind = {**mind, "plan": mind["plan"][1:], "goal": list(goal), "doing": activity}
             return Intent({"look": {"doing": f"walking to {place}"}}, mind)
         goal_now = mind["goal"]

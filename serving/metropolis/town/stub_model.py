@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mixattn.evals.llm import Prompt
 from serving.metropolis.town.world import START_HOUR
-from serving.metropolis.world import key
+from serving.metropolis.world import stable_hash
 
 _PLACES = ("Café Linden", "Library", "Market", "Workshop", "School", "Park")
 _ACTIVITIES = {
@@ -42,7 +42,7 @@ def reply(prompt: Prompt, seed: int | None = 0) -> str:
     """
     text = str(prompt)
     task = text.split("\n", 1)[0].removeprefix("Task: ")
-    random_bits = key(text, seed or 0)
+    random_bits = stable_hash(text, seed or 0)
     match task:
         case "plan":
             return _day_plan(text, random_bits)
@@ -70,10 +70,10 @@ def _day_plan(text: str, random_bits: int) -> str:
     now = (int(start[1]) * 60 + int(start[2]) if start else START_HOUR * 60) + 2
     lines = []
     for i in range(8):
-        place = _pick(_PLACES, key(random_bits, i))
-        activity = _pick(_ACTIVITIES[place], key(random_bits, i, "does"))
+        place = _pick(_PLACES, stable_hash(random_bits, i))
+        activity = _pick(_ACTIVITIES[place], stable_hash(random_bits, i, "does"))
         lines.append(f"{now // 60 % 24:02}:{now % 60:02} {place}: {activity}")
-        now += 6 + key(random_bits, i, "stays") % 25
+        now += 6 + stable_hash(random_bits, i, "stays") % 25
     return "\n".join(lines)
 
 

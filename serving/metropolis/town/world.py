@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid, Space
 from serving.metropolis.town.town_map import Tile, TownMap
-from serving.metropolis.world import AgentId, Body, Intent, Json, StepOutcome, Write, key
+from serving.metropolis.world import AgentId, Body, Intent, Json, StepOutcome, Write, stable_hash
 
 REACH = Reach(perceive=4, move=1)
 STEPS_PER_HOUR = 360
@@ -62,7 +62,7 @@ class Town:
         self._seed, self._at = seed, {}
         for i, name in enumerate(self.names):
             beds = [t for t in self.map.walkable_tiles(homes[i % len(homes)]) if t not in self._at.values()]
-            self._at[name] = beds[key(seed, name, "bed") % len(beds)]
+            self._at[name] = beds[stable_hash(seed, name, "bed") % len(beds)]
         self._looks = {n: {"doing": "asleep", "said": "", "to": "", "at": -1} for n in self.names}
         return {
             n: Body(pos, REACH, {"home": homes[i % len(homes)]})
@@ -91,7 +91,7 @@ class Town:
             goal = intent.action.get("to")
             if goal is not None and tuple(goal) not in occupied:
                 claims.setdefault(tuple(goal), []).append(name)
-        moves = {min(c, key=lambda n: key(self._seed, step, n)): tile for tile, c in claims.items()}
+        moves = {min(c, key=lambda n: stable_hash(self._seed, step, n)): tile for tile, c in claims.items()}
         writes = [
             Write(name, self._at[name], intent.action["look"])
             for name, intent in intents.items()

@@ -14,7 +14,14 @@ from serving.metropolis import CausalityError, Reach, in_place, multi_version
 from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.schedule.rules import Margin
 from serving.metropolis.schedule.space import METRICS
-from tests.serving.metropolis.example_worlds import Case, Muddle, Told, build, play, same
+from tests.serving.metropolis.example_worlds import (
+    Case,
+    RandomLatencyModel,
+    RunRecord,
+    build,
+    run_case,
+    same_end,
+)
 
 REACHES = ((4, 1), (2, 1), (1, 1), (2, 2), (0, 1), (1, 2), (1, 3))
 MIXED = (Reach(4, 1), Reach(1, 1, 2), Reach(0, 2), Reach(3, 0, 1), Reach(2, 1))
@@ -22,12 +29,12 @@ MIXED = (Reach(4, 1), Reach(1, 1, 2), Reach(0, 2), Reach(3, 0, 1), Reach(2, 1))
 
 def verdict(case: Case, **options) -> str:
     """`same`, `differs`, or `caught` if the engine itself noticed the hazard."""
-    want = play(case, "parallel_sync")
+    want = run_case(case, "parallel_sync")
     try:
-        got = play(case, latency=case.seed + 1, verify_views=True, **options)
+        got = run_case(case, latency=case.seed + 1, verify_views=True, **options)
     except (CausalityError, AssertionError):
         return "caught"
-    return "same" if same(want, got) else "differs"
+    return "same" if same_end(want, got) else "differs"
 
 
 def check_log(case: Case, got) -> None:
@@ -54,11 +61,11 @@ def random_case(seed: int) -> Case:
     )
 
 
-def compare(seed: int) -> tuple[Case, Told]:
+def compare(seed: int) -> tuple[Case, RunRecord]:
     case = random_case(seed)
-    want = play(case, "parallel_sync")
-    got = play(case, latency=seed + 1, verify_views=True)
-    assert same(want, got), case
+    want = run_case(case, "parallel_sync")
+    got = run_case(case, latency=seed + 1, verify_views=True)
+    assert same_end(want, got), case
     check_log(case, got)
     return case, got
 
@@ -88,7 +95,10 @@ def test_a_world_that_keeps_versions_allows_the_wider_rule(reach):
     for seed in range(6):
         case = Case(seed, (Reach(*reach),), versioned=True)
         assert verdict(case, rule=multi_version) == "same"
-        took = [play(case, llm=Muddle(even=True), rule=r).meter.elapsed_s for r in (multi_version, in_place)]
+        took = [
+            run_case(case, llm=RandomLatencyModel(even=True), rule=r).stats.elapsed_s
+            for r in (multi_version, in_place)
+        ]
         shares.append(took[0] / took[1])
     assert max(shares) <= 1 + 1e-9
     if reach[0] > reach[1]:  # seeing far costs nothing now
@@ -101,13 +111,13 @@ def test_the_wider_rule_on_a_single_version_world_is_noticed():
 
 def test_modes_in_one_thread_and_in_parallel_agree():
     for seed in range(5):
-        assert same(play(Case(seed), "single_thread"), play(Case(seed), "parallel_sync"))
+        assert same_end(run_case(Case(seed), "single_thread"), run_case(Case(seed), "parallel_sync"))
 
 
 def test_the_order_in_which_a_server_answers_changes_nothing():
-    runs = [play(Case(3), latency=order) for order in range(6)]
+    runs = [run_case(Case(3), latency=order) for order in range(6)]
     assert len({tuple(c.members for c in run.log) for run in runs}) > 1, "the orders did not differ"
-    assert all(same(runs[0], run) for run in runs)
+    assert all(same_end(runs[0], run) for run in runs)
 
 
 # ---- rules that must fail (each has been published, or is one tick too bold) ----
@@ -179,7 +189,7 @@ def test_the_auditor_catches_what_a_bold_rule_let_through():
     for seed in range(10):
         case = Case(seed)
         try:
-            check_log(case, play(case, latency=seed, rule=reads_only))
+            check_log(case, run_case(case, latency=seed, rule=reads_only))
         except (Violation, AssertionError):
             caught += 1
     assert caught > 0
@@ -195,10 +205,10 @@ def test_ten_thousand_random_worlds_end_as_in_lock_step(block):
         kinds[case.metric] += 1
         sums.update(
             worlds=1,
-            agent_steps=got.meter.agent_steps,
-            commits=got.meter.commits,
-            calls=got.meter.calls,
-            worlds_out_of_order=max(got.meter.leads, default=0) > 0,
+            agent_steps=got.stats.agent_steps,
+            commits=got.stats.commits,
+            calls=got.stats.calls,
+            worlds_out_of_order=max(got.stats.leads, default=0) > 0,
             differences=0,
         )
     line = {"first_seed": 1000 + 500 * block, **sums, **kinds}

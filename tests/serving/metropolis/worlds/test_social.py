@@ -5,7 +5,7 @@ import pytest
 from serving.metropolis import InMemoryStore, Simulation, in_place, multi_version
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, small_world_graph
-from tests.serving.metropolis.example_worlds import Muddle
+from tests.serving.metropolis.example_worlds import RandomLatencyModel
 
 SMALL = NetworkConfig(nodes=40, steps=20, longest=8)
 
@@ -14,25 +14,27 @@ def talk(mode, rule=in_place):
     world, poster = SocialNetwork(SMALL), Poster(SMALL)
     agents = {world.name(i): poster for i in range(SMALL.nodes)}
     store = InMemoryStore()
-    sim = Simulation(world, agents, Muddle(even=True), mode=mode, rule=rule, store=store, verify_views=True)
+    sim = Simulation(
+        world, agents, RandomLatencyModel(even=True), mode=mode, rule=rule, store=store, verify_views=True
+    )
     result = run_virtual(sim.run(SMALL.steps))
     posts = {i: sorted(map(tuple, entries)) for i, entries in world.posts.items()}
-    return posts, result.meter
+    return posts, result.stats
 
 
 def test_by_version_everyone_reads_what_lock_step_shows_and_waits_for_contacts_only():
     want, lockstep = talk("parallel_sync")
-    got, meter = talk("metropolis", multi_version)
+    got, stats = talk("metropolis", multi_version)
     assert got == want
-    assert meter.elapsed_s < lockstep.elapsed_s
-    assert max(meter.leads) > 1
+    assert stats.elapsed_s < lockstep.elapsed_s
+    assert max(stats.leads) > 1
 
 
 def test_with_one_version_a_connected_graph_is_lock_step():
     want, lockstep = talk("parallel_sync")
-    got, meter = talk("metropolis", in_place)
+    got, stats = talk("metropolis", in_place)
     assert got == want
-    assert meter.clusters == lockstep.clusters
+    assert stats.clusters == lockstep.clusters
 
 
 def test_a_graph_is_symmetric_and_drawn_from_its_seed():

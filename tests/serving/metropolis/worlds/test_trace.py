@@ -164,9 +164,9 @@ def test_one_thread_takes_the_sum_of_unloaded_latencies():
 
 def test_every_mode_makes_every_call_of_the_trace(busy):
     for mode in ("parallel_sync", "metropolis", "no_dependency"):
-        meter = simulate_trace(busy, mode, SERVER)
-        assert (meter.calls, meter.agent_steps) == (busy.call_count, 25 * 360)
-        assert (meter.prompt_tok, meter.output_tok) == busy.tokens()
+        stats = simulate_trace(busy, mode, SERVER)
+        assert (stats.calls, stats.agent_steps) == (busy.call_count, 25 * 360)
+        assert (stats.prompt_tok, stats.output_tok) == busy.tokens()
 
 
 def test_old_versions_and_promises_never_slow_metropolis_down(busy):
