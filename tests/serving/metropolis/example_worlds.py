@@ -127,7 +127,7 @@ class Wanderer:
     async def proceed(self, view: Any, ctx: StepContext) -> Intent:
         here, marks, others, pos = view
         memory, still = (ctx.state or "0 0").split()
-        bits = stable_hash(ctx.step, here, str(marks), str(others), memory, ctx.rng.random())
+        bits = stable_hash(ctx.step, here, str(marks), str(others), memory, str(ctx.rng.random()))
         replies = [(await ctx.llm(f"{bits} {i}")).text for i in range(bits % 3 if bits % 7 < 4 else 0)]
         bits = stable_hash(bits, *replies)
         near = self.around(pos, self.move)

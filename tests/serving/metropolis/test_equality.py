@@ -1,4 +1,4 @@
-"""The theorem: out of order gives what lock-step gives; and the wrong rules do not (regression cases)."""
+"""Out-of-order runs end as lock-step runs do, and runs under wrong rules do not (negative controls)."""
 
 import json
 import random
@@ -28,7 +28,7 @@ MIXED = (Reach(4, 1), Reach(1, 1, 2), Reach(0, 2), Reach(3, 0, 1), Reach(2, 1))
 
 
 def verdict(case: Case, **options) -> str:
-    """`same`, `differs`, or `caught` if the engine itself noticed the hazard."""
+    """`same`, `differs`, or `caught` if the engine raised an error."""
     want = run_case(case, "parallel_sync")
     try:
         got = run_case(case, latency=case.seed + 1, verify_views=True, **options)
@@ -44,7 +44,7 @@ def check_log(case: Case, got) -> None:
 
 
 def random_case(seed: int) -> Case:
-    """Anything the rules allow: 1 to 20 agents, every metric, equal or mixed reaches, promises or none."""
+    """Draws 1 to 20 agents, any metric, equal or mixed reaches, with or without promises."""
     draw = random.Random(f"case {seed}")
     metric = draw.choice(["chebyshev", "manhattan", "euclidean", "graph"])
     graph_reaches = ((1, 0, 0), (1, 1), (0, 1), (2, 1))
@@ -120,19 +120,19 @@ def test_the_order_in_which_a_server_answers_changes_nothing():
     assert all(same_end(runs[0], run) for run in runs)
 
 
-# ---- rules that must fail (each has been published, or is one tick too bold) ----
+# ---- rules that must fail (published ones, and ones that are too small by one step) ----
 def published(a, b):
     """The radius as printed, without the correction for agents that move farther than they see."""
     return Margin(a.perceive + a.move, a.perceive + a.move, a.perceive + a.move)
 
 
 def reads_only(a, b):
-    """Guards what the leader reads, not what the follower has yet to read."""
+    """Protects the leader's reads, not the follower's later reads."""
     return replace(in_place(a, b), block=a.perceive, still=a.perceive)
 
 
 def couples_late(a, b):
-    """Treats agents of one step as independent once they cannot see each other."""
+    """Treats agents of one step as independent if they cannot perceive each other."""
     return replace(in_place(a, b), couple=a.perceive)
 
 
@@ -160,7 +160,7 @@ def forgets_a_step(a, b):
     ],
     ids=["published-0-1", "published-1-2", "published-1-3", "reads", "couples", "minus-one", "forgets"],
 )
-def test_a_bolder_rule_is_caught_or_ends_differently(rule, reaches, worlds):
+def test_a_wrong_rule_is_caught_or_ends_differently(rule, reaches, worlds):
     bad = sum(verdict(Case(seed, reaches), rule=rule) != "same" for seed in range(worlds))
     good = sum(verdict(Case(seed, reaches)) != "same" for seed in range(min(worlds, 10)))
     assert bad > 0
@@ -183,8 +183,8 @@ def test_a_metric_that_never_exceeds_the_worlds_own_is_safe(rule_metric):
         assert verdict(Case(seed, metric="euclidean", rule_metric=rule_metric)) == "same"
 
 
-def test_the_auditor_catches_what_a_bold_rule_let_through():
-    """The auditor on its own: bold runs that the engine was not asked to watch."""
+def test_the_audit_catches_runs_under_a_wrong_rule():
+    """The audit alone, of runs under a wrong rule without `verify_views`."""
     caught = 0
     for seed in range(10):
         case = Case(seed)
@@ -198,7 +198,7 @@ def test_the_auditor_catches_what_a_bold_rule_let_through():
 @pytest.mark.long
 @pytest.mark.parametrize("block", range(20))
 def test_ten_thousand_random_worlds_end_as_in_lock_step(block):
-    """Leaves a line a block in runs/metropolis/equality.jsonl; the committed log is a copy of it."""
+    """Appends one line per block to runs/metropolis/equality.jsonl; the committed log is a copy of it."""
     began, sums, kinds = time.perf_counter(), Counter(), Counter()
     for seed in range(1000 + 500 * block, 1500 + 500 * block):
         case, got = compare(seed)

@@ -1,4 +1,4 @@
-"""Faults, resuming, barriers, comings and goings, and how far a fast agent may get ahead."""
+"""Faults, resuming, barriers, births and deaths, and the lead of a fast agent."""
 
 import asyncio
 import math
@@ -53,7 +53,7 @@ CASE = Case(5)
 
 # ---- faults ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", range(4))
-def test_one_call_in_ten_failing_or_hanging_changes_nothing(seed):
+def test_results_do_not_change_if_one_call_in_ten_fails_or_hangs(seed):
     case = Case(seed)
     want = run_case(case, "parallel_sync")
     model = RandomLatencyModel(seed, fail=0.05, hang=0.05)
@@ -68,7 +68,7 @@ def test_one_call_in_ten_failing_or_hanging_changes_nothing(seed):
 
 
 class Mute:
-    """Never answers some agents, whatever the number of attempts."""
+    """Never answers some agents, in any attempt."""
 
     def __init__(self, silent, why=None):
         self._silent, self._why, self._inner = silent, why, RandomLatencyModel(1)
@@ -81,7 +81,7 @@ class Mute:
         return await self._inner.complete(prompt, client=client, **options)
 
 
-def test_an_agent_whose_model_stays_silent_falls_back_alike_in_both_modes():
+def test_an_agent_without_answers_falls_back_in_both_modes_alike():
     retry_policy = RetryPolicy(timeout_s=5, max_retries=1, backoff_s=0.1)
     runs = [
         run_case(CASE, mode, llm=Mute({"a01"}), retry_policy=retry_policy)
@@ -91,7 +91,7 @@ def test_an_agent_whose_model_stays_silent_falls_back_alike_in_both_modes():
     assert same_end(*runs)
 
 
-def test_a_failure_that_cannot_be_mended_is_not_tried_again():
+def test_a_permanent_failure_is_not_retried():
     model = Mute({"a01"}, CallFailed("HTTP 401", transient=False))
     got = run_case(CASE, llm=model, retry_policy=RetryPolicy(max_retries=5))
     assert got.stats.fallbacks > 0
@@ -102,7 +102,7 @@ class Stubborn(Wanderer):
     fallback = None
 
 
-def test_without_a_fallback_the_run_aborts_with_whole_commits_and_can_go_on():
+def test_without_a_fallback_the_run_aborts_and_can_be_resumed():
     world, agents = build(CASE)
     stubborn = {n: Stubborn(a.around, a.move, a.write) for n, a in agents.items()}
     store = InMemoryStore()
@@ -159,7 +159,7 @@ def test_resuming_from_any_commit_gives_the_same_end(kind, tmp_path):
         assert same_end(want, got), f"resumed from commit {cut}"
 
 
-def test_a_resumed_run_pays_no_call_twice(tmp_path):
+def test_a_resumed_run_repeats_no_call(tmp_path):
     store = InMemoryStore()
     whole = run_case(CASE, store=store)
     model = RandomLatencyModel(3)
@@ -170,7 +170,7 @@ def test_a_resumed_run_pays_no_call_twice(tmp_path):
     assert sim.stats.reused > 0
 
 
-def test_a_call_recorded_for_another_question_is_a_divergence():
+def test_a_call_recorded_with_another_prompt_is_a_divergence():
     store = InMemoryStore()
     run_case(CASE, store=store)
 
@@ -215,7 +215,7 @@ sim.run_sync(30, resume=True)
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_process_resumes_to_the_same_end(seed, tmp_path):
-    """kill -9 at a random moment of a real process; every commit with calls and every paid call is kept."""
+    """kill -9 at a random moment of a real process; commits with calls and completed calls are kept."""
     root = Path(__file__).resolve().parents[4]
     path, draw = tmp_path / "run.db", random.Random(seed)
     child = subprocess.Popen(
@@ -229,14 +229,14 @@ def test_a_killed_process_resumes_to_the_same_end(seed, tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     store = SqliteStore(path)
-    kept, paid = list(store.commits()), list(store.calls())
+    kept, calls = list(store.commits()), list(store.calls())
     assert len(kept) >= target
     case = Case(5, steps=30)
     world, agents = build(case)
     sim = Simulation(world, agents, RandomLatencyModel(seed), seed=5, store=store, checkpoint_every=5)
     got = record_run(run_virtual(sim.run(case.steps, resume=True)), world, store)
     assert [c.members for c in got.log[: len(kept)]] == [c.members for c in kept]
-    assert {(c.agent, c.step, c.index) for c in paid} <= {(c.agent, c.step, c.index) for c in store.calls()}
+    assert {(c.agent, c.step, c.index) for c in calls} <= {(c.agent, c.step, c.index) for c in store.calls()}
     assert same_end(run_case(case, "parallel_sync"), got)
     store.close()
 
@@ -254,7 +254,7 @@ def _commits(path) -> int:
         return 0
 
 
-# ---- how far ahead --------------------------------------------------------------------------------
+# ---- leads ----------------------------------------------------------------------------------------
 class Stays:
     """Calls the model every step and never moves."""
 
@@ -265,7 +265,7 @@ class Stays:
 
 @pytest.mark.parametrize("distance", [6, 7, 10, 25])
 def test_a_slow_agent_delays_others_only_inside_its_cone(distance):
-    """The fast one reaches exactly the lead the rule grants at its distance, then waits."""
+    """The fast agent reaches exactly the lead that the rule allows at its distance, then waits."""
     reach = Reach(4, 1)
     bodies = {"fast": Body((distance, 0), reach), "slow": Body((0, 0), reach)}
     world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
@@ -298,7 +298,7 @@ def test_leads_stay_within_the_bound_and_the_slowest_never_goes_back(seed):
 
 
 def test_a_promise_to_stay_lets_others_run_ahead():
-    """Beside a slow sleeper one may live through its whole promise; beside one who might move, not."""
+    """Near a slow agent that promises to stay, another may run for the whole promise; otherwise not."""
     leads = {}
     for promise in (0, 30):
 
@@ -356,7 +356,7 @@ def test_leaving_ones_reach_is_an_error_and_nothing_of_the_step_stays(action, wo
 
 # ---- barriers, births, deaths, small worlds -------------------------------------------------------
 class Herald:
-    """At step 5 everyone reads what anyone wrote, anywhere, and jumps to its own corner."""
+    """At step 5 every agent jumps to its own corner."""
 
     def __init__(self, inner, corner):
         self.inner, self.corner = inner, corner
@@ -368,7 +368,7 @@ class Herald:
         return Intent({**intent.action, "to": self.corner}, intent.state)
 
 
-def test_at_a_barrier_everyone_meets_and_may_reach_anywhere():
+def test_at_a_barrier_all_agents_step_together_and_reach_is_unlimited():
     def one(mode):
         world, agents = build(CASE)
         heralds = {n: Herald(a, (3 * i, 0)) for i, (n, a) in enumerate(sorted(agents.items()))}
@@ -383,7 +383,7 @@ def test_at_a_barrier_everyone_meets_and_may_reach_anywhere():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_agents_born_and_gone_on_the_way_change_nothing_about_equality(seed):
+def test_runs_with_births_and_deaths_end_as_in_lock_step(seed):
     case = Case(seed)
 
     def one(mode, store=None, **options):
@@ -455,7 +455,7 @@ def test_equality_at_a_threshold_blocks():
         assert (len(store.log) == 1) is together
 
 
-# ---- the model's side -----------------------------------------------------------------------------
+# ---- the model and the event loop -----------------------------------------------------------------
 def test_no_more_calls_are_in_flight_than_allowed_and_earlier_steps_go_first():
     served = []
 
@@ -490,7 +490,7 @@ def test_random_numbers_of_a_step_depend_on_seed_agent_and_step_only():
     assert len({next(iter(v)) for v in drawn.values()}) == len(drawn)
 
 
-def test_a_world_that_runs_dry_is_noticed():
+def test_a_deadlock_in_virtual_time_is_an_error():
     async def never():
         await asyncio.get_running_loop().create_future()
 
@@ -530,7 +530,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         SqliteStore(tmp_path / "run.db")
 
 
-def test_bad_retry_policies_and_modes_are_refused_in_one_sentence():
+def test_bad_retry_policies_and_modes_are_refused():
     world, agents = build(CASE)
     with pytest.raises(ValueError, match=r"retry_policy\.max_retries is -1"):
         Simulation(world, agents, RandomLatencyModel(), retry_policy=RetryPolicy(max_retries=-1))

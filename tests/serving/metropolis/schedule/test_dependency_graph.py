@@ -1,4 +1,4 @@
-"""Rules by hand, the index against brute force, and the graph against the definition."""
+"""Rules by hand, the index against brute force, and the dependency graph against its definition."""
 
 import math
 import random
@@ -48,8 +48,8 @@ def test_the_paper_rule_in_numbers():
     assert blocked(6, margin, moves_left(3, 0, still_until=2), 1)
 
 
-def test_nobody_is_released_before_earliest_release_and_somebody_is_at_it():
-    """Brute force over every way B can move on a line."""
+def test_earliest_release_is_the_first_step_that_can_release():
+    """Compares with brute force over all movements of B on a line."""
     for gap in range(1, 9):
         for distance in range(12):
             margin = in_place(TOWN, TOWN)
@@ -64,7 +64,7 @@ def test_nobody_is_released_before_earliest_release_and_somebody_is_at_it():
             assert wake == frees[0]
 
 
-def test_waiting_for_one_who_cannot_move_ends_when_it_arrives():
+def test_an_agent_that_cannot_move_blocks_until_it_arrives():
     margin = in_place(Reach(1, 0), Reach(1, 0))
     assert earliest_release(1, margin, step=7, from_step=2, move_b=0) == 7
     assert max_lead(2, margin, 0) == math.inf
@@ -79,7 +79,7 @@ def test_a_reach_that_contradicts_itself_is_refused():
 
 # ---- spaces -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("metric", ["chebyshev", "manhattan", "euclidean", "hops"])
-def test_the_index_finds_whom_brute_force_finds(metric):
+def test_the_index_finds_what_brute_force_finds(metric):
     draw = random.Random(metric)
     space = ring_with_chords(60, 3) if metric == "hops" else Grid(metric)
     index = space.index(7)
@@ -140,7 +140,7 @@ def test_agents_within_reach_start_as_one_cluster():
     assert ready == [Cluster(0, (0, 1, 2)), Cluster(0, (3,))]
 
 
-def test_a_leader_waits_for_the_one_it_could_meet_and_is_woken_when_that_one_is_far_enough():
+def test_a_leader_waits_for_an_agent_it_could_meet_until_that_one_has_advanced():
     graph, ready = start((0, 0), (7, 0))
     assert ready == [Cluster(0, (0,)), Cluster(0, (1,))]
     assert graph.commit([1], [(7, 0)]) == [Cluster(1, (1,))]  # 7 > 5 + 1
@@ -177,7 +177,7 @@ def test_every_state_the_graph_reaches_obeys_the_definition():
 
 
 def _free_components(graph, reach):
-    """Section 2.2 by brute force: components of equal steps in which nobody is blocked."""
+    """Section 2.2 by brute force: components of equal steps without a blocked member."""
     margin, n, distance = in_place(reach, reach), len(graph.step), graph.space.distance
     left, found = {x for x in range(n) if graph.step[x] < graph.until}, []
     while left:
@@ -204,8 +204,8 @@ def _free_components(graph, reach):
     return found
 
 
-def test_a_waiting_agent_is_looked_at_again_only_when_its_witness_may_let_go():
-    """Eight steps behind and standing beside: seven of the witness's commits cost the waiter nothing."""
+def test_a_waiting_agent_is_checked_again_only_when_its_witness_may_stop_blocking():
+    """Eight steps behind and close by: most commits of the witness cause no search."""
     graph, _ = start((0, 0), (40, 0), until=99)
     while (ready := graph.commit([1], [(40, 0)])) and graph.step[1] < 99:
         assert ready == [Cluster(graph.step[1], (1,))]
@@ -216,7 +216,7 @@ def test_a_waiting_agent_is_looked_at_again_only_when_its_witness_may_let_go():
     assert graph.blocker_searches - before <= math.log2(lead) + graph.step[0] + 1
 
 
-def test_barriers_hold_the_fast_until_the_last_arrives():
+def test_agents_wait_at_a_barrier_for_the_last_one():
     graph, _ = start((0, 0), (90, 0), barriers={2})
     assert graph.commit([0], [(0, 0)]) == [Cluster(1, (0,))]
     assert graph.commit([0], [(0, 0)]) == []
