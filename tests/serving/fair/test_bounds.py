@@ -204,7 +204,7 @@ def test_P8_P9_nobody_waits_beside_a_server_with_room_and_all_are_served(policy,
 
     life = live(world, planned=no_room_is_left)
     assert sum(event["event"] == "finish" for event in life.log) == world.requests
-    assert not life.policy.tabs
+    assert not life.policy.charge_of
     assert life.policy.pick(0.0) is None
     assert life.worker.scheduler.idle
 
@@ -315,18 +315,18 @@ def test_P19_aging_lets_nobody_pass_who_comes_that_many_admissions_later(seed, p
     match, most = {}, 40
     options = {"quantum_tok": math.inf} if policy == "dlpm" else {}
     policy = fair.make(policy, match=lambda request: match[request.id], aging_tok=aging, **options)
-    born, admitted = {}, []
+    admissions_before, admitted = {}, []
     for seq in range(60):
         id = f"r{seq}"
         match[id] = rng.randint(0, most)
-        born[id] = len(admitted)
+        admissions_before[id] = len(admitted)
         policy.arrive(RequestInfo(id, rng.choice("ab"), seq, 50, 1), 0.0)
         for other in policy.backlog.requests:
             if rng.random() < 0.2:
                 match[other] = rng.randint(0, most)
         if rng.random() < 0.6 and (request := policy.pick(0.0)):
             for other in policy.backlog.requests:
-                assert born[request.id] - born[other] <= math.ceil(most / aging)
+                assert admissions_before[request.id] - admissions_before[other] <= math.ceil(most / aging)
             policy.admit(request, extend_tok=1, hit_tok=0)
             admitted.append(request.id)
 
@@ -343,19 +343,23 @@ def test_P1_P3_hold_for_every_cost_in_its_own_measure(world, cost):
         if event["event"] != "arrive":
             waiting = policy.backlog.waiting_of
             for client in [c for c in gap.waiting if c not in waiting]:
-                gap.leaves(client)
+                gap.leave(client)
             for client in [c for c in waiting if c not in gap.waiting]:
-                gap.joins(client, served)
-            gap.moved(list(gap.waiting), served)
-        for id, tab in policy.tabs.items():
-            executed[id] = tab
+                gap.join(client, served)
+            gap.update(list(gap.waiting), served)
+        for id, charge in policy.charge_of.items():
+            executed[id] = charge
         spent.update(served)
 
     life = live(world, watch)
     owed = {}
-    for tab in executed.values():
-        h = life.policy.cost.of(tab.extend, tab.hit, tab.output) if tab.done + tab.output else 0
-        owed[tab.request.client] = owed.get(tab.request.client, 0) + h
+    for charge in executed.values():
+        h = (
+            life.policy.cost.of(charge.extend_tok, charge.hit_tok, charge.output_tok)
+            if charge.executed_tok + charge.output_tok
+            else 0
+        )
+        owed[charge.request.client] = owed.get(charge.request.client, 0) + h
     assert owed == {c: w for c, w in life.policy.served().items() if c in owed}
     assert gap.largest <= life.bound
 
@@ -372,6 +376,6 @@ def test_P14_charging_and_cancelling_in_turns_hoards_no_credit():
             if request.client == "other":
                 policy.finish(request.id)
         policy.pick(0.0)
-        for id in [id for id in policy.tabs if id.startswith("h")]:
+        for id in [id for id in policy.charge_of if id.startswith("h")]:
             policy.cancel(id, prefilled_tok=0)
         assert policy.credit("hoarder") <= policy.quantum

@@ -92,9 +92,9 @@ class ArtifactVtc(Vtc):
 
     def finish(self, id):
         super().finish(id)
-        running = [i for i in self.tabs if i not in self.backlog]
+        running = [i for i in self.charge_of if i not in self.backlog]
         for other in running:
-            self.tabs[other].account.charge(2 * SCALE)
+            self.charge_of[other].account.charge(2 * SCALE)
 
 
 def test_errata_the_extra_charge_at_every_finish_breaks_conservation():
