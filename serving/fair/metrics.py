@@ -15,7 +15,7 @@ Service is measured in weighted tokens, with the weights `prompt` (computed), `c
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,20 @@ class ServiceReport:
       jain: Jain's index of the clients' service.
     """
 
-    service: dict[ClientId, float]
-    curve: dict[ClientId, list[tuple[float, float]]]
-    gap: float
-    gap_pair: tuple[ClientId, ClientId] | None
-    gap_curve: list[tuple[float, float]]
-    ttft_s: dict[ClientId, list[float]]
-    e2e_s: dict[ClientId, list[float]]
-    prompt_tok: int
-    hit_tok: int
-    output_tok: int
-    finished: int
-    cancelled: int
-    preempted: int
-    duration_s: float
+    service: dict[ClientId, float] = field(default_factory=dict)
+    curve: dict[ClientId, list[tuple[float, float]]] = field(default_factory=dict)
+    gap: float = 0.0
+    gap_pair: tuple[ClientId, ClientId] | None = None
+    gap_curve: list[tuple[float, float]] = field(default_factory=list)
+    ttft_s: dict[ClientId, list[float]] = field(default_factory=dict)
+    e2e_s: dict[ClientId, list[float]] = field(default_factory=dict)
+    prompt_tok: int = 0
+    hit_tok: int = 0
+    output_tok: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    preempted: int = 0
+    duration_s: float = 0.0
 
     @property
     def hit_rate(self) -> float:
@@ -213,8 +213,17 @@ class ServiceMeter:
         self._gap = GapMeter()
         self._waiting_of: dict[ClientId, int] = {}
         self._live: dict[RequestId, _LiveRequest] = {}
-        self._report = ServiceReport({}, {}, 0.0, None, [], {}, {}, 0, 0, 0, 0, 0, 0, 0.0)
+        self._report = ServiceReport()
         self._start_s: float | None = None
+        self._handlers: dict[str, Callable[[float, Event], None]] = {
+            "arrive": self._arrive,
+            "admit": self._admit,
+            "first_token": self._first_token,
+            "tokens": self._tokens,
+            "finish": self._finish,
+            "cancel": self._cancel,
+            "preempt": self._preempt,
+        }
 
     def take(self, event: Event) -> None:
         """Adds the next event of the log."""
@@ -222,7 +231,7 @@ class ServiceMeter:
         if self._start_s is None:
             self._start_s = now_s
         self._report.duration_s = now_s - self._start_s
-        getattr(self, "_" + event["event"])(now_s, event)
+        self._handlers[event["event"]](now_s, event)
 
     def report(self) -> ServiceReport:
         """The figures up to the last event."""

@@ -1,4 +1,4 @@
-"""Policies by name, and bills that no event sequence can bend."""
+"""Policies by name, and charges that equal the executed work after any event sequence."""
 
 import pytest
 

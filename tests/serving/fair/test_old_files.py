@@ -1,8 +1,8 @@
 """Event logs and snapshots written by an earlier version (commit 23cc231) still load, to the same figures.
 
-`fixtures/events.jsonl` is a simulated run with hits, a cancel and a preemption during a prefill; `report.json`
-holds the figures that version computed from it. `snapshots.json` holds for each policy the state after 90
-random events, and the order and service that followed from it.
+`fixtures/events.jsonl` is a simulated run with hits, a cancel and a preemption during a prefill, and
+`report.json` the figures that version computed from it. `snapshots.json` is, for each policy, the state after
+90 random events, and the order and service that followed.
 """
 
 import json

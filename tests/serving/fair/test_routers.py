@@ -1,4 +1,4 @@
-"""Routers: where requests go, what that costs the client, and what becomes of both when workers fail."""
+"""Routers: placement, charges, and worker failures."""
 
 import random
 
