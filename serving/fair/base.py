@@ -94,7 +94,7 @@ class PolicyBase(ABC):
         self.idle_clients = idle_clients
         self.charge_of: dict[RequestId, Charge] = {}
         self.live_of: dict[ClientId, int] = {}
-        self.turn = 0  # admissions so far
+        self.turn = 0  # number of the next admission
         self.total_work = 0  # service given so far, in ledger units
         self._sweep_at = idle_clients
 

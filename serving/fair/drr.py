@@ -28,7 +28,7 @@ class Drr(PolicyBase):
         if not quantum_tok > 0:
             raise ValueError(f"quantum_tok is {quantum_tok}; credit per turn must be above 0")
         self.quantum = max(1, units(quantum_tok))
-        self.round = self.places = 0
+        self.round = self.places = 0  # the current round; positions given out so far
         self._place_of: dict[ClientId, int] = {}  # position in the ring, of clients with waiting requests
         self._turns_of: dict[ClientId, int] = {}  # quanta received
         self._last_round_of: dict[ClientId, int] = {}  # round of the last turn

@@ -22,11 +22,6 @@ def units(weighted_tok: float | Fraction) -> int:
     return round(Fraction(weighted_tok) * SCALE)
 
 
-def tokens(amount: int) -> float:
-    """Weighted tokens of an amount in ledger units."""
-    return amount / SCALE
-
-
 class Account:
     """One client's sums, in ledger units. Invariant: `raw = lifts + charges - refunds`.
 
