@@ -61,7 +61,7 @@ class Sampling:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, ok, rule in _rules(self):
             if not ok:
                 raise ValueError(f"sampling.{name} is {reprlib.repr(getattr(self, name))}; it must be {rule}")
@@ -153,7 +153,7 @@ class Request:
     deadline_s: float | None = None
     priority: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt"):
             if not isinstance(value := getattr(self, name), str):
                 raise ValueError(f"request {self.id!r}: {name} is {value!r}; it must be text")

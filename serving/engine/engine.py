@@ -341,7 +341,7 @@ class Engine:
                 self._counts.preemptions += 1
         self._log(event)
 
-    def _policy(self, match: Callable[[RequestInfo], int]):
+    def _policy(self, match: Callable[[RequestInfo], int]) -> FallbackPolicy:
         options = dict(self.config.policy_options)
         if "match" in fair.options(self.config.policy):
             options["match"] = match

@@ -8,6 +8,7 @@ A row without penalties and bias keeps its logits bit for bit, so it does not ma
 Axes: B rows, V vocabulary, E stop ids, K alternatives.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ class PenaltyRows(NamedTuple):
             penalty_B3, numpy.zeros(wide, "float32"), numpy.zeros(wide, "bool"), numpy.zeros(wide, "int32")
         )
 
-    def set(self, row: int, sampling: Sampling, prompt_ids, output_ids) -> None:
+    def set(self, row: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
         """Sets one row in place; for numpy arrays."""
         penalties = sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty
         self.penalty_B3[row] = penalties
@@ -71,7 +72,7 @@ def apply_penalties(logits_BV: jax.Array, rows: PenaltyRows) -> jax.Array:
 def mask_stop_tokens(logits_BV: jax.Array, stop_BE: jax.Array, young_B: jax.Array) -> jax.Array:
     """-inf at the stop ids (-1 = none) of rows that may not stop yet."""
 
-    def hide(logits_BV):
+    def hide(logits_BV: jax.Array) -> jax.Array:
         V = logits_BV.shape[1]
         at_BE = jnp.where(young_B[:, None] & (stop_BE >= 0), stop_BE, V)
         return logits_BV.at[jnp.arange(len(at_BE))[:, None], at_BE].set(-jnp.inf, mode="drop")
@@ -86,7 +87,7 @@ class Logprobs(NamedTuple):
     top_K: Any
     top_id_K: Any
 
-    def at(self, index, id: int, k: int) -> Logprob:
+    def at(self, index: Any, id: int, k: int) -> Logprob:
         """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays."""
         ids, values = self.top_id_K[index][:k].tolist(), self.top_K[index][:k].tolist()
         return Logprob(id, float(self.chosen[index]), tuple(zip(ids, values)))

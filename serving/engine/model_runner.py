@@ -14,9 +14,16 @@ from serving.engine.logits import Logprobs
 from serving.engine.output import OutputStream
 from serving.engine.plan import PrefillChunk, RequestState, StepPlan, StepResult
 from serving.engine.programs import Programs
-from serving.engine.steps import NOT_FINITE, DecodeBatch, DeviceState, PrefillBatch, StepOutput
+from serving.engine.steps import (
+    NOT_FINITE,
+    DecodeBatch,
+    DeviceState,
+    PrefillBatch,
+    SamplingFeatures,
+    StepOutput,
+)
 from serving.kvcache.tokens import TokenIds
-from serving.request import Logprob, RequestId
+from serving.request import Logprob, RequestId, Sampling
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class ModelRunner:
 
     # ---- inside ----
 
-    def _sampling(self, req: RequestState):
+    def _sampling(self, req: RequestState) -> Sampling:
         return self._streams[req.info.id].sampling
 
     def _rows_of(self, plan: StepPlan) -> DecodeBatch:
@@ -106,7 +113,7 @@ class ModelRunner:
                 batch.tables[kind][r] = table[req.slot]
         return batch
 
-    def _batch(self, chunks: Sequence[PrefillChunk], features) -> PrefillBatch:
+    def _batch(self, chunks: Sequence[PrefillChunk], features: SamplingFeatures) -> PrefillBatch:
         shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
         batch = self._programs.blank_prefill(*shape, features)
         for r, chunk in enumerate(chunks):

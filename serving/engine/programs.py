@@ -141,7 +141,9 @@ class Programs:
                 run = functools.partial(prefill.lower, features=features)
                 yield ("prefill", R, C, features), run, (state, self.blank_prefill(R, C, features))
 
-    def _build(self, cores: Executor, name: tuple, lower: Callable, *args) -> tuple[tuple, float, Future]:
+    def _build(
+        self, cores: Executor, name: tuple, lower: Callable[..., Any], *args: Any
+    ) -> tuple[tuple, float, Future]:
         """Traces one program here and starts to compile it on any core."""
         began_s = time.perf_counter()
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.params, *args))
@@ -219,7 +221,7 @@ def _on(features: SamplingFeatures) -> tuple[bool, bool, bool]:
     return features.penalties, features.top >= 0, features.prompt
 
 
-def _shapes(tree) -> list:
+def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
     return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]
 
 

@@ -25,8 +25,13 @@ from flax import nnx
 from mixattn.cache import Kind, Paged
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams, sample
+from pallas_kernels.paged import Pool
 from serving.config import STOP_IDS
 from serving.engine.logits import Logprobs, PenaltyRows, apply_penalties, logprobs, mask_stop_tokens
+
+type Draw = tuple[jax.Array, Logprobs | None]
+# Steps done; pools by owner and rows; tokens each row may still produce; what was produced so far.
+type Carry = tuple[jax.Array, tuple[dict[int, Pool], "SlotRows"], jax.Array, "StepOutput"]
 
 NOT_FINITE = -2  # in place of a token: logits, or hidden states of a prompt, held NaN or infinity
 
@@ -167,7 +172,12 @@ class StepOutput(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("network", "features"), donate_argnames="state")
 def prefill(
-    network: SplitModel, params, state: DeviceState, batch: PrefillBatch, *, features: SamplingFeatures
+    network: SplitModel,
+    params: Sequence[jax.Array],
+    state: DeviceState,
+    batch: PrefillBatch,
+    *,
+    features: SamplingFeatures,
 ) -> tuple[DeviceState, StepOutput]:
     """Computes chunks and installs the rows whose prompt ends; returns each row's next token."""
     model = network.model(params)
@@ -189,10 +199,10 @@ def prefill(
         _penalties_of(features, batch.penalties),
     )
 
-    def draw(hidden_RD):
+    def draw(hidden_RD: jax.Array) -> Draw:
         return _draw(model.head(hidden_RD), fresh, position_R, features)
 
-    def no_token(hidden_RD):
+    def no_token(hidden_RD: jax.Array) -> Draw:
         return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, features.top)
 
     # The head can cost as much as all layers of a small model: skip it for chunks in mid prompt.
@@ -217,10 +227,10 @@ def prefill(
 @functools.partial(jax.jit, static_argnames=("network", "max_steps", "features"), donate_argnames="state")
 def decode(
     network: SplitModel,
-    params,
+    params: Sequence[jax.Array],
     state: DeviceState,
     batch: DecodeBatch,
-    steps,
+    steps: jax.Array,
     *,
     max_steps: int,
     features: SamplingFeatures,
@@ -234,11 +244,11 @@ def decode(
     R = len(batch.left_R)
     every = len(state.rows.token_B) == R  # then row r is slot r, and no row is copied
 
-    def more(carry):
+    def more(carry: Carry) -> jax.Array:
         i, _, left_R, _ = carry
         return (i < steps) & jnp.any(left_R > 0)
 
-    def one(carry):
+    def one(carry: Carry) -> Carry:
         i, (pools, rows), left_R, out = carry
         live_R = left_R > 0
         cache = dataclasses.replace(state.cache, pools=pools)
@@ -280,7 +290,7 @@ def _installed(rows: SlotRows, slot_R: jax.Array, new: SlotRows) -> SlotRows:
     return jax.tree.map(lambda old, new: old.at[slot_R].set(new, mode="drop"), rows, new)
 
 
-def _draw(logits_BV: jax.Array, rows: SlotRows, position_B: jax.Array, features: SamplingFeatures):
+def _draw(logits_BV: jax.Array, rows: SlotRows, position_B: jax.Array, features: SamplingFeatures) -> Draw:
     """Each row's token for its place `position_B`, and log-probabilities if compiled in."""
     finite_B = jnp.isfinite(logits_BV).all(axis=-1)
     if features.penalties:
