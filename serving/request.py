@@ -25,7 +25,7 @@ class Sampling:
 
     Attributes:
       max_tokens, min_tokens: no stop ends it before `min_tokens`.
-      temperature: below 1e-6 is greedy. top_k (-1: off), top_p, min_p: see `mixattn.sample.Knobs`.
+      temperature: below 1e-6 is greedy. top_k (-1: off), top_p, min_p: see `mixattn.sample.SamplingParams`.
       repetition_penalty: divides positive logits of tokens in prompt or output, multiplies negative ones.
       frequency_penalty, presence_penalty: taken off a token's logit for each, and for any, time it was
         output.

@@ -1,7 +1,8 @@
-"""The cache of the serving engine: one pool of pages an owner, one page table a kind of owner.
+"""The KV cache of the serving engine: one page pool per owner, one page table per kind of owner.
 
-Full owners share a table, sliding owners another, because a sliding row gives pages back as they leave its
-window. Tables are the host's business (`serving.kvcache.allocator`); this only reads them.
+Full owners share one table and sliding owners another, because a sliding row frees pages as they leave its
+window. The host allocates pages and fills the tables (`serving.kvcache.allocator`); this module only reads
+them.
 
 Axes: B rows, T tokens of this step, P logical pages of a row, N query heads, K key/value heads, H head size.
 """
@@ -14,8 +15,9 @@ from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from mixattn.cache.protocol import ahead, pick
+from mixattn.cache.protocol import select_token, step_positions
 from mixattn.spec import Layer, ModelConfig
 from pallas_kernels import paged
 
@@ -23,6 +25,7 @@ type Kind = Literal["full", "sliding"]
 
 
 def kind(layer: Layer) -> Kind:
+    """Whether the layer attends to the full context or to a window."""
     return "full" if layer.window is None else "sliding"
 
 
@@ -31,12 +34,12 @@ def kind(layer: Layer) -> Kind:
 )
 @dataclass(frozen=True)
 class Paged:
-    """Rows whose K/V lie in pages.
+    """Rows whose K/V are stored in pages.
 
     Attributes:
       pools: owner -> its pool.
-      tables: kind -> table_BP, int32: logical page j of a row holds positions [j p, (j + 1) p), p the page
-        size of that kind's pools. 0 = no page; what would be written there is dropped.
+      tables: kind -> table_BP, int32: logical page j of a row holds positions [j p, (j + 1) p), where p is
+        the page size of that kind's pools. 0 = no page; writes to it are dropped.
       start_B, count_B: int32: tokens held before this step, and this step's real tokens.
     """
 
@@ -54,9 +57,15 @@ class Paged:
         page_size: Mapping[Kind, int],
         batch: int,
         table_pages: Mapping[Kind, int],
-        dtype=None,
+        dtype: DTypeLike | None = None,
     ) -> Self:
-        """Empty pools of `pages` pages (the null page among them) an owner, and tables that point nowhere."""
+        """Empty pools and tables.
+
+        Args:
+          pages: pages per owner, including the null page.
+          page_size: tokens per page.
+          table_pages: logical pages per row.
+        """
         pools, kinds = {}, set()
         for owner in config.owners:
             layer = config.layers[owner]
@@ -64,21 +73,21 @@ class Paged:
             shape = pages[kind(layer)], page_size[kind(layer)], config.n_kv_heads, config.head_dim
             pools[owner] = paged.init(*shape, dtype or jnp.dtype(config.dtype), window=layer.window)
         tables = {k: jnp.zeros((batch, table_pages[k]), jnp.int32) for k in sorted(kinds)}
-        nothing_B = jnp.zeros(batch, jnp.int32)
-        return cls(pools, tables, nothing_B, nothing_B)
+        zero_B = jnp.zeros(batch, jnp.int32)
+        return cls(pools, tables, zero_B, zero_B)
 
     def with_rows(self, tables: Mapping[Kind, jax.Array], start_B: jax.Array, count_B: jax.Array) -> Self:
-        """The same pools, asked about other rows: what the engine does before each step."""
+        """The same pools with the tables and counts of one step's rows."""
         return dataclasses.replace(self, tables=dict(tables), start_B=start_B, count_B=count_B)
 
     def nbytes(self) -> dict[int, int]:
-        """Bytes of each owner's pool, the null page included."""
+        """Bytes of each owner's pool, including the null page."""
         return {owner: pool.nbytes for owner, pool in self.pools.items()}
 
     def positions(self, T: int) -> jax.Array:
-        return ahead(self.start_B, T)
+        return step_positions(self.start_B, T)
 
-    def write(self, layer: Layer, k_BTKH, v_BTKH) -> Self:
+    def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         pool, table_BP = self.pools[layer.index], self.tables[kind(layer)]
         (B, T), P = k_BTKH.shape[:2], table_BP.shape[1]
         pos_BT = self.positions(T)
@@ -90,7 +99,9 @@ class Paged:
         flat = (x.reshape(B * T, *x.shape[2:]) for x in (k_BTKH, v_BTKH, page_BT, offset_BT))
         return dataclasses.replace(self, pools={**self.pools, layer.index: paged.write(pool, *flat)})
 
-    def attend(self, layer: Layer, q_BTNH, *, scale=None, softcap=None) -> jax.Array:
+    def attend(
+        self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
+    ) -> jax.Array:
         return paged.attend(
             q_BTNH,
             self.pools[layer.owner],
@@ -102,12 +113,12 @@ class Paged:
             softcap=softcap,
         )
 
-    def last(self, T: int) -> Self:
+    def at_last(self, T: int) -> Self:
         start_B = self.start_B + jnp.maximum(self.count_B - 1, 0)
         return dataclasses.replace(self, start_B=start_B, count_B=jnp.minimum(self.count_B, 1))
 
-    def pick_last(self, x_BTD) -> jax.Array:
-        return pick(x_BTD, self.count_B - 1)
+    def select_last(self, x_BTD: jax.Array) -> jax.Array:
+        return select_token(x_BTD, self.count_B - 1)
 
     def advance(self, T: int) -> Self:
         return dataclasses.replace(self, start_B=self.start_B + self.count_B)
