@@ -141,7 +141,7 @@ class Transformer(nnx.Module):
         real_BT = None if positions_BT is None or last_only else positions_BT >= 0
         loads: list[Load] = []
         for block, layer in zip(self.blocks, config.layers):
-            sliding = layer.window is not None
+            sliding = layer.slides
             if layer.owns:
                 kv = kv.write(layer, *block.keys_values(x_BTD, ropes[sliding]))
             if last_only and layer.index == config.owners[-1]:

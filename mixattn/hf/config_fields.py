@@ -101,7 +101,7 @@ def windows(raw: Raw, slides: Callable[[int], bool]) -> Raw:
 
 def slides(config: ModelConfig) -> list[bool]:
     """Whether each layer slides."""
-    return [layer.window is not None for layer in config.layers]
+    return [layer.slides for layer in config.layers]
 
 
 def layer_types(config: ModelConfig) -> Raw:

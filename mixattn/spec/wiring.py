@@ -29,6 +29,11 @@ class Layer:
         """Whether the layer computes and stores its own K/V."""
         return self.owner == self.index
 
+    @property
+    def slides(self) -> bool:
+        """Whether its queries attend to a window only."""
+        return self.window is not None
+
 
 @functools.cache
 def parse_wiring(wiring: str, window: int) -> tuple[Layer, ...]:
