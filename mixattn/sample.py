@@ -8,13 +8,16 @@ Axes: B rows, V vocabulary.
 """
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 GREEDY_BELOW = 1e-6  # temperatures below this are greedy
 LANES = 128
+
+type Array = jax.Array | np.ndarray
 
 
 class SamplingParams(NamedTuple):
@@ -29,11 +32,11 @@ class SamplingParams(NamedTuple):
       min_p_B: float32; keeps tokens at least min_p times as likely as the most likely one; 0 = all.
     """
 
-    seed_B: Any
-    temperature_B: Any
-    top_k_B: Any
-    top_p_B: Any
-    min_p_B: Any
+    seed_B: Array
+    temperature_B: Array
+    top_k_B: Array
+    top_p_B: Array
+    min_p_B: Array
 
     @classmethod
     def greedy(cls, rows: int, numpy: ModuleType = jnp) -> "SamplingParams":
@@ -79,7 +82,7 @@ def argmax(x_BV: jax.Array) -> jax.Array:
     return (block_B * wide + inside_B).astype(jnp.int32)
 
 
-def _noise(seed: jax.Array, position: jax.Array, V: int) -> jax.Array:
+def _noise(seed: Array, position: Array, V: int) -> jax.Array:
     return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (V,), jnp.float32)
 
 

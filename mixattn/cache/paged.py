@@ -26,7 +26,8 @@ type Kind = str  # the name of a `PageKind`
 class PageKind(Protocol):
     """How the K/V of one kind of owner layers are laid out in pages.
 
-    Hashable, because it is static under jit. `table_BP` is the page table of this kind's layers; `start_B` and `count_B` as in `Paged`.
+    Hashable, because it is static under jit. `table_BP` is the page table of this kind's layers; `start_B`
+    and `count_B` are those of `Paged`.
     """
 
     @property

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-type Asked = Callable[..., dict[str, Any]]  # fields of a query -> its answer
+type QueryFn = Callable[..., dict[str, Any]]  # fields of a query -> its answer
 
 
 @contextmanager
-def peer(name: str, command: Sequence[str]) -> Iterator[Asked]:
+def peer(name: str, command: Sequence[str]) -> Iterator[QueryFn]:
     """Runs a baseline process for the duration of the block and yields a function that queries it.
 
     Args:
