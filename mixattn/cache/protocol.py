@@ -60,7 +60,7 @@ class Cache(Protocol):
 )
 @dataclass(frozen=True)
 class FullSequence:
-    """The K/V of a complete sequence, which nothing outlives: teacher forcing without a cache."""
+    """The K/V of a complete sequence, for teacher forcing without a cache."""
 
     kv: dict[int, KV]
     pos_BT: jax.Array | None = None
@@ -104,8 +104,9 @@ def step_positions(start_B: jax.Array, T: int) -> jax.Array:
 
 
 def slot_positions(end_B: jax.Array, S: int) -> jax.Array:
-    """pos_BS: each slot's position after every position p < `end_B` was written to slot p % S; negative =
-    none.
+    """pos_BS: the position in each of S slots when position p is stored in slot p % S, up to `end_B`.
+
+    Negative = the slot is empty.
     """
     newest_B1 = end_B[:, None] - 1
     return newest_B1 - (newest_B1 - jnp.arange(S)[None]) % S
