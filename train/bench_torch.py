@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixattn import ModelConfig, params
-from mixattn.tools.baseline_process import Asked, peer
+from mixattn.tools.baseline_process import QueryFn, peer
 from train.experiment import TrainingExperiment
 
 type Side = Callable[[int], float]  # steps -> seconds a step
@@ -61,5 +61,5 @@ def check(experiment: TrainingExperiment) -> None:
         raise ValueError(f"the other side trains with adamw without decay, this experiment with {rule.rule}")
 
 
-def _step_s(ask: Asked, steps: int, **fields: Any) -> float:
+def _step_s(ask: QueryFn, steps: int, **fields: Any) -> float:
     return ask(steps=steps, **fields)["seconds"] / steps
