@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.checkpoint import Checkpoints, without_late_answers
+from train.checkpoint import Checkpoints, ignore_closed_loop_errors
 from train.step import TrainState
 
 
 def state(n: float) -> TrainState:
     params = {"embed.table": jnp.full((8, 4), n), "blocks.0.attention.q.kernel": jnp.full((4, 4), -n)}
-    moments = jax.tree.map(lambda x: x + 1, params)
-    return TrainState(jnp.int32(n), params, {"mu": moments, "count": jnp.int32(n)})
+    opt_state = jax.tree.map(lambda x: x + 1, params)
+    return TrainState(jnp.int32(n), params, {"mu": opt_state, "count": jnp.int32(n)})
 
 
 def restore(checkpoints, step):
@@ -56,11 +56,11 @@ def test_the_newest_and_the_best_are_kept(checkpoints):
     assert checkpoints.steps == [2, 5, 6]
 
 
-def test_what_is_newer_than_a_named_step_is_forgotten(checkpoints):
+def test_what_is_newer_than_a_named_step_is_removed(checkpoints):
     for step in (1, 2):
         checkpoints.save(step, state(step), {})
     checkpoints.wait()
-    checkpoints.forget_after(1)
+    checkpoints.remove_after(1)
     assert checkpoints.steps == [1]
     checkpoints.save(2, state(7), {})
     checkpoints.wait()
@@ -74,7 +74,7 @@ def test_other_shapes_are_refused_with_the_step_and_an_older_one_named(checkpoin
     like = state(0)
     like.params["embed.table"] = jnp.zeros((9, 4))
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    with pytest.raises(ValueError, match=r"step 2 .* cannot be used .*--step=1 goes on from the one before"):
+    with pytest.raises(ValueError, match=r"step 2 .* cannot be used .*--step=1 resumes from the one before"):
         checkpoints.restore(2, like, shardings)
 
 
@@ -97,7 +97,7 @@ def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
 
 def test_late_answers_of_a_failed_write_are_not_heard_and_all_else_is():
     heard = []
-    hook = without_late_answers(heard.append)
+    hook = ignore_closed_loop_errors(heard.append)
     for why in (RuntimeError("Event loop is closed"), RuntimeError("something else"), OSError("disk")):
         hook(SimpleNamespace(exc_value=why))
     assert [str(one.exc_value) for one in heard] == ["something else", "disk"]

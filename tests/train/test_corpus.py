@@ -16,7 +16,7 @@ def write(folder, **texts):
 
 
 def test_the_standard_library_is_a_corpus_without_tests_and_vendored_code():
-    names = [name for name, _ in corpus.files("")]
+    names = [name for name, _ in corpus.list_files("")]
     assert len(names) > 300
     assert "enum.py" in names
     assert names == sorted(names)
@@ -52,7 +52,7 @@ def test_a_corpus_of_few_files_is_cut_at_line_ends_without_losing_a_character(tm
 
 def test_a_glob_names_files_from_their_common_folder(tmp_path):
     write(tmp_path, a__one_txt="1", b__two_txt="2", c__three_jsonl="")
-    assert [name for name, _ in corpus.files(str(tmp_path / "**/*.txt"))] == ["a/one.txt", "b/two.txt"]
+    assert [name for name, _ in corpus.list_files(str(tmp_path / "**/*.txt"))] == ["a/one.txt", "b/two.txt"]
 
 
 def test_files_that_are_not_utf8_are_passed_over(tmp_path):
@@ -61,7 +61,7 @@ def test_files_that_are_not_utf8_are_passed_over(tmp_path):
     assert [d.text for d in corpus.documents(str(tmp_path))] == ["good\n"]
 
 
-def test_of_a_prompt_and_its_answer_only_the_answer_is_learnt(tmp_path):
+def test_of_a_prompt_and_its_answer_only_the_answer_is_in_the_loss(tmp_path):
     lines = [{"text": "abc"}, {"prompt": "2+2=", "answer": "4"}]
     write(tmp_path, q_jsonl="\n".join(map(json.dumps, lines)) + "\n\n")
     first, second = corpus.documents(str(tmp_path))
@@ -85,6 +85,6 @@ def test_a_byte_limit_samples_files_by_hash_not_by_name():
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither a folder nor a file"):
-        corpus.files(str(tmp_path / "nowhere"))
+        corpus.list_files(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="holds no text file"):
-        corpus.files(str(tmp_path))
+        corpus.list_files(str(tmp_path))

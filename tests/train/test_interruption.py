@@ -83,7 +83,7 @@ def test_five_kills_and_a_ctrl_c_at_random_steps_change_no_bit(unbroken, tmp_pat
     assert "Traceback" not in process.err
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert saved == int(trace(tmp_path)[-1]["step"])  # nothing that was finished is done again
-    assert f"going on from the checkpoint of step {saved}" in finish(tmp_path)
+    assert f"resuming from the checkpoint of step {saved}" in finish(tmp_path)
     assert trace(tmp_path) == trace(unbroken)
     assert len(trace(tmp_path)) == 300
     one, other = (load_file(w / "model" / "model.safetensors") for w in (tmp_path, unbroken))

@@ -6,14 +6,14 @@ Used as a user would: `python -m train.main --config=tests/train/tiny.py --workd
 import os
 
 from mixattn import ModelConfig
-from train.data import Data
-from train.experiment import Saving, Stage, Train, TrainingExperiment
-from train.optimizer import Optimizer
+from train.data import DataConfig
+from train.experiment import CheckpointConfig, Stage, TrainConfig, TrainingExperiment
+from train.optimizer import OptimizerConfig
 
 
 def get_config() -> TrainingExperiment:
     return TrainingExperiment(
-        data=Data(limit_bytes=400_000),
+        data=DataConfig(limit_bytes=400_000),
         model=ModelConfig(
             n_layers=2,
             d_model=32,
@@ -26,13 +26,13 @@ def get_config() -> TrainingExperiment:
             window=8,
             tied=True,
         ),
-        train=Train(
+        train=TrainConfig(
             stages=[Stage(name="tiny", steps=300, batch_size=2, seq_len=32)],
-            optimizer=Optimizer(rule="adamw", rate=0.01, warmup=10),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, warmup=10),
             evaluate_every=50,
             evaluate_windows=8,
         ),
-        checkpoints=Saving(every=20),
+        checkpoints=CheckpointConfig(every=20),
     )
 
 

@@ -11,15 +11,15 @@ from configs import recall as config
 from pallas_kernels import results
 from train import objective
 from train.experiments import recall, recall_task
-from train.experiments.recall_model import Build
-from train.experiments.recall_task import Task
+from train.experiments.recall_model import RecallModelFactory
+from train.experiments.recall_task import RecallTask
 
-TASK = Task(pairs=4, keys=8, values=8)
+TASK = RecallTask(pairs=4, keys=8, values=8)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return recall_task.rows(TASK, 50, seed=3, number=0)
+    return recall_task.make_batch(TASK, 50, seed=3, number=0)
 
 
 def test_every_query_asks_for_the_value_behind_its_keys_only_definition(batch):
@@ -41,25 +41,27 @@ def test_a_row_never_tells_which_values_are_still_to_come(batch):
         assert len(tokens) == TASK.length
 
 
-def test_only_queries_are_learnt(batch):
-    np.testing.assert_array_equal(batch["learn_BT"] > 0, batch["distance_BT"] > 0)
+def test_only_queries_are_in_the_loss_mask(batch):
+    np.testing.assert_array_equal(batch["loss_mask_BT"] > 0, batch["distance_BT"] > 0)
 
 
 def test_a_batch_is_a_function_of_seed_and_number(batch):
-    again = recall_task.rows(TASK, 50, seed=3, number=0)
+    again = recall_task.make_batch(TASK, 50, seed=3, number=0)
     for name in batch:
         np.testing.assert_array_equal(batch[name], again[name])
-    assert not np.array_equal(recall_task.rows(TASK, 50, seed=3, number=1)["tokens_BT"], batch["tokens_BT"])
+    assert not np.array_equal(
+        recall_task.make_batch(TASK, 50, seed=3, number=1)["tokens_BT"], batch["tokens_BT"]
+    )
 
 
 def test_the_guesser_among_far_values_is_far_from_both_chance_and_success():
-    guess = recall_task.only_recent_values(Task(), far=25, count=300)
+    guess = recall_task.guess_accuracy(RecallTask(), far=25, count=300)
     assert 1 / 32 < guess < 0.25
 
 
 def test_a_task_that_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="9 pairs do not fit 8 keys"):
-        Task(pairs=9, keys=8, values=8).check()
+        RecallTask(pairs=9, keys=8, values=8).check()
 
 
 @pytest.mark.parametrize("variant", ["", "deep"])
@@ -86,7 +88,9 @@ def test_the_control_differs_from_ma_by_one_map_of_the_token_before():
 def test_the_head_names_values_alone_and_starts_at_the_size_asked_for():
     comparison = config.get_config()
     model = comparison.config_of("ma")
-    large, small = (Build(32, size)(model, rngs=nnx.Rngs(0)).lm_head.kernel[...] for size in (1.0, 0.5))
+    large, small = (
+        RecallModelFactory(32, size)(model, rngs=nnx.Rngs(0)).lm_head.kernel[...] for size in (1.0, 0.5)
+    )
     assert small.shape == (model.d_model, comparison.task.values)
     np.testing.assert_array_equal(small, large / 2)
     assert comparison.head_size == 0.5
@@ -113,7 +117,7 @@ def test_the_comparison_keeps_finished_runs_and_draws_them(tmp_path):
 @pytest.mark.long
 def test_deep_shared_keys_recall_beyond_the_windows_and_shallow_ones_do_not():
     comparison = config.get_config("short")
-    far = {v: recall.one_run(comparison, v, 0)["25-35"] for v in ("ma_offset", "ma", "ma+previous")}
+    far = {v: recall.train_variant(comparison, v, 0)["25-35"] for v in ("ma_offset", "ma", "ma+previous")}
     assert far["ma_offset"] > 0.95
     assert far["ma+previous"] > 0.95
     assert far["ma"] < 0.2

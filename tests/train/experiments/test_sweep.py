@@ -56,7 +56,7 @@ def test_a_workdir_is_for_one_config_but_for_its_free_fields(tmp_path):
 
 def test_every_worker_has_a_core_and_a_thread_of_its_own(tmp_path, monkeypatch):
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("two workers want a core each; this process may use one")
+        pytest.skip("two workers need a core each; this process may use one")
     monkeypatch.setenv("NPROC", "4")
     rows = sweep(Config(), JOBS, where_am_i, tmp_path, workers=2)
     assert [row["variant"] for row in rows] == ["b", "b", "a"]
@@ -77,6 +77,6 @@ def test_a_config_of_another_command_is_one_sentence(run_module, tmp_path):
 def test_more_workers_than_cores_are_refused(tmp_path):
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(
-        ValueError, match=f"{cores + 1} workers want a core each; this process may use {cores}"
+        ValueError, match=f"{cores + 1} workers need a core each; this process may use {cores}"
     ):
         sweep(Config(), JOBS, where_am_i, tmp_path, workers=cores + 1)
