@@ -1,4 +1,4 @@
-"""Whether a training step fits a chip that is not here."""
+"""Compiling a training step for an absent chip tells whether it fits."""
 
 import pytest
 

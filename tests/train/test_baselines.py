@@ -13,7 +13,7 @@ from train import baselines
 
 
 class Oracle:
-    """The same smoothing, one probability at a time."""
+    """The same smoothing from its definition, one probability at a time."""
 
     def __init__(self, train, vocab_size):
         self.V = vocab_size
@@ -69,7 +69,7 @@ def test_the_baselines_are_the_entropies_of_the_definition(train, valid):
 @given(streams, st.integers(0, 5), st.integers(0, 5))
 def test_every_conditional_distribution_sums_to_one(train, a, b):
     V = 6
-    # Entropies of one-trigram streams are minus logs of single probabilities.
+    # The entropy of a stream of one trigram is minus the log of one probability.
     entropies = [baselines.entropies(np.array(train), np.array([a, b, c]), V) for c in range(V)]
     for order in range(3):
         assert sum(math.exp(-one[order]) for one in entropies) == pytest.approx(1, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is kept, what is refused."""
+"""Checkpoints: what is restored, what is kept, what is refused."""
 
 from types import SimpleNamespace
 
@@ -34,7 +34,7 @@ def checkpoints(tmp_path):
     made.manager.close()
 
 
-def test_a_state_comes_back_as_it_was_though_training_went_on(checkpoints):
+def test_a_saved_state_is_restored_although_training_continued(checkpoints):
     @jax.jit
     def double(x):
         return jax.tree.map(lambda y: y * 2, x)
@@ -78,7 +78,7 @@ def test_other_shapes_are_refused_with_the_step_and_an_older_one_named(checkpoin
         checkpoints.restore(2, like, shardings)
 
 
-def test_a_disk_without_room_is_noticed_before_anything_is_written(checkpoints, monkeypatch):
+def test_a_full_disk_is_refused_before_anything_is_written(checkpoints, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("train.checkpoint.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"a checkpoint takes 0 MiB and .* has 0 MiB left"):
@@ -86,7 +86,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(checkpoints, 
     assert checkpoints.steps == []
 
 
-def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
+def test_an_interrupted_write_is_removed(tmp_path):
     left = tmp_path / "c" / "5.orbax-checkpoint-tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("")
@@ -95,9 +95,9 @@ def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
     opened.close()
 
 
-def test_late_answers_of_a_failed_write_are_not_heard_and_all_else_is():
-    heard = []
-    hook = ignore_closed_loop_errors(heard.append)
+def test_errors_of_the_closed_event_loop_are_ignored_and_others_are_not():
+    passed_on = []
+    hook = ignore_closed_loop_errors(passed_on.append)
     for why in (RuntimeError("Event loop is closed"), RuntimeError("something else"), OSError("disk")):
         hook(SimpleNamespace(exc_value=why))
-    assert [str(one.exc_value) for one in heard] == ["something else", "disk"]
+    assert [str(one.exc_value) for one in passed_on] == ["something else", "disk"]

@@ -1,4 +1,4 @@
-"""Batches: every token once an epoch, the same in every run, shared out between processes."""
+"""Batches: every token once per epoch, the same in every run, divided between processes."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def test_windows_of_an_epoch_do_not_overlap_and_miss_less_than_two_windows(lengt
         np.testing.assert_array_equal(row["tokens_BT"] + 1, row["target_BT"])
 
 
-def test_the_grid_starts_elsewhere_in_another_epoch():
+def test_windows_start_at_another_offset_in_another_epoch():
     cut = windows(1000, 32)
     assert len({cut.offset(epoch) for epoch in range(20)}) > 5
 
@@ -55,7 +55,7 @@ def test_an_iterator_set_to_a_state_resumes_there():
     np.testing.assert_array_equal(take(again, 40), want)
 
 
-def test_processes_share_out_exactly_the_rows_of_one_process():
+def test_processes_divide_exactly_the_rows_of_one_process():
     whole = take(data.batches(windows(999, 8), 6), 9)
     shared = [take(data.batches(windows(999, 8), 6, process=p, processes=3), 9) for p in range(3)]
     for n, batch in enumerate(whole):
@@ -63,7 +63,7 @@ def test_processes_share_out_exactly_the_rows_of_one_process():
         assert sorted(rows.tolist()) == sorted(batch.tolist())
 
 
-def test_a_whole_pass_weighs_every_target_once():
+def test_sequential_batches_weigh_every_target_once():
     cut = windows(8 * 7 + 3, 8)
     batches = list(data.sequential_batches(cut, 4))
     assert {b["tokens_BT"].shape for b in batches} == {(4, 8)}

@@ -1,4 +1,4 @@
-"""Stages, the guard against numbers that are none, the choice of a length by time, and their bookkeeping."""
+"""Stages: their order and frozen parameters, non-finite losses, lengths given in seconds, evaluators."""
 
 import json
 import os
@@ -49,14 +49,14 @@ def test_stages_follow_each_other_and_freeze_what_they_do_not_train(tmp_path):
         assert moved == [".attention" in path] * 2, path
     _, config = hf.load(tmp_path / "run" / "model")
     assert config.rope_theta == 1e5
-    # From inside a later stage it goes on with that stage's parameters, and ends the same.
+    # Resuming in a later stage restores that stage's parameters and ends with the same model.
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-    for at in (10, 8):  # inside a stage, and on the border of two
+    for at in (10, 8):  # inside a stage, and at the boundary of two
         run.run(staged(tmp_path), tmp_path / "run", step=at)
         assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = tiny.get_config()
     config.train.stages[0].steps = 9
     config.checkpoints.every = 2
@@ -77,7 +77,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_a_stage_given_in_seconds_keeps_the_length_it_chose(tmp_path):
+def test_a_stage_given_in_seconds_keeps_its_number_of_steps(tmp_path):
     config = tiny.get_config()
     config.train.stages = [Stage(seconds=0.001, min_steps=3, max_steps=7, batch_size=2, seq_len=32)]
     assert run.run(config, tmp_path)["steps"] == [3]
@@ -108,7 +108,7 @@ def test_a_trace_is_written_on_demand(tmp_path):
 
 
 @pytest.mark.parametrize("config", [demo.get_config(), demo.get_config("fast"), paper_stages.get_config()])
-def test_the_configs_of_the_house_pass_their_own_checks(config):
+def test_the_shipped_configs_pass_their_own_checks(config):
     cli.check_tree(config)
 
 
@@ -143,7 +143,7 @@ def test_the_metrics_file_resumes_from_whole_rows_only(tmp_path):
         metrics.write(progress.Row(**{**vars(row), "step": n, "loss": 1 / 3 / n}))
     metrics.close()
     with path.open("a") as file:
-        file.write("6,s,0.")  # cut off by a kill
+        file.write("6,s,0.")  # the process was killed here
     progress.MetricsFile(path, 3).close()
     rows = progress.read(path)
     assert [int(r["step"]) for r in rows] == [1, 2, 3]

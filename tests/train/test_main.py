@@ -1,4 +1,4 @@
-"""`python -m train.main` as a user meets it: what is refused, in which words, and what is left behind."""
+"""`python -m train.main`: the files of a finished run, refused arguments and their error messages."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def refused(done, *words, code=2):
         assert word in said, said
 
 
-def test_a_run_leaves_a_model_prompts_and_a_summary(trained):
+def test_a_run_writes_a_model_prompts_and_a_summary(trained):
     workdir, out = trained
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["validation_nats"] > 0

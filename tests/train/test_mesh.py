@@ -99,7 +99,7 @@ def test_when_one_of_two_processes_is_killed_a_restart_resumes(one_device, tmp_p
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGKILL)
     time.sleep(2)
-    # The survivor waits for its partner or has given up; whoever runs it stops it.
+    # The survivor may wait for its partner for long, so it is killed too.
     processes[0].send_signal(signal.SIGKILL)
     for process in processes:
         process.communicate(timeout=60)
@@ -125,7 +125,7 @@ def test_when_one_of_two_processes_is_killed_a_restart_resumes(one_device, tmp_p
         ("blocks.3.attention.q_norm.gain", (32,), P()),
     ],
 )
-def test_the_table_lays_out_each_kind_of_parameter(path, shape, want):
+def test_the_table_shards_each_kind_of_parameter(path, shape, want):
     devices = jax.sharding.AbstractMesh((1, 2, 2, 2), mesh.AXES)
     got = mesh.parameter_sharding(devices, path, shape).spec
     assert P(*got, *[None] * (len(shape) - len(got))) == P(*want, *[None] * (len(shape) - len(want)))

@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
     window=4,
     tied=True,
 )
-# Plain descent shows gradients: Adam would hide their size.
+# A constant learning rate without warm-up, so that the first step already moves the parameters.
 OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=0.01, warmup=0, schedule="constant")
 
 
@@ -75,7 +75,7 @@ def plain(params):
     ],
     ids=str,
 )
-def test_three_steps_come_out_the_same_however_they_are_computed(params, plain, compute, atol):
+def test_three_steps_give_the_same_result_however_they_are_computed(params, plain, compute, atol):
     state, metrics = step(make(**compute), params, n=3)
     want, want_metrics = plain
     assert float(metrics.loss) == pytest.approx(float(want_metrics.loss), abs=atol)
@@ -132,12 +132,12 @@ def test_an_attention_only_stage_leaves_every_other_bit_alone(params):
     for path in params:
         moved = not np.array_equal(np.asarray(state.params[path]), np.asarray(params[path]))
         assert moved == (".attention" in path), path
-    # Nothing is kept for what does not move.
+    # Frozen parameters have no optimizer state.
     kept = jax.tree.leaves(state.opt_state)
     assert sum(x.size for x in kept) < 2.5 * sum(x.size for p, x in params.items() if ".attention" in p)
 
 
-def test_a_state_that_diverged_says_so(params):
+def test_a_diverged_state_gives_a_loss_that_is_not_finite(params):
     broken = {path: x * (jnp.nan if path == "embed.table" else 1) for path, x in params.items()}
     assert not np.isfinite(float(step(make(), broken)[1].loss))
 
@@ -155,13 +155,13 @@ def test_recomputing_block_by_block_takes_less_memory(params):
     assert temporary("block") < 0.5 * temporary("none")
 
 
-def test_bfloat16_compute_leaves_the_router_whole():
+def test_bfloat16_compute_keeps_the_router_in_float32():
     config = ModelConfig(**{**vars(CONFIG), "n_experts": 2, "experts_per_token": 1})
     compiled = CompiledStage(config, OPTIMIZER, ComputeConfig(dtype="bfloat16"), mesh.make(mesh.MeshShape()))
     params = objective.init_params(config, 0)
     for path, x in compiled._cast(params).items():
         assert x.dtype == (jnp.float32 if path.endswith(".router") else jnp.bfloat16), path
-    # Two experts whose columns differ by less than bfloat16 can tell: rounded, every tie went to the first.
+    # Two experts whose columns differ by less than bfloat16 resolves: rounded, every tie goes to the first.
     for path in [path for path in params if path.endswith(".router")]:
         column_D = params[path][:, 0]
         params[path] = jnp.stack([column_D, column_D * (1 + 2**-12)], axis=1)

@@ -1,4 +1,4 @@
-"""Token folders: what was written comes back, a folder is whole or refused, an interrupted write resumes."""
+"""Token folders: what was written is read back, incomplete folders are refused, interrupted writes resume."""
 
 import json
 
@@ -22,7 +22,7 @@ def written(texts, tmp_path_factory):
 
 
 def split(stream):
-    """The documents of a stream, without their separators."""
+    """Returns the documents of a stream, without their separators."""
     starts = np.flatnonzero(stream == tokens.SEPARATOR_ID)
     assert starts[0] == 0
     return [part[1:].tolist() for part in np.split(stream, starts[1:])]
@@ -50,9 +50,7 @@ def test_writing_twice_gives_the_same_bytes(texts, written, tmp_path):
         assert (again.folder / name).read_bytes() == (written.folder / name).read_bytes()
 
 
-def test_a_writing_cut_short_is_not_taken_for_whole_and_resumes_at_its_shard(
-    texts, written, tmp_path, monkeypatch
-):
+def test_an_interrupted_write_is_incomplete_and_resumes_at_its_shard(texts, written, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "_SHARD_CHARS", 3000)
     calls, encode = [], tokens._shard
 

@@ -1,9 +1,10 @@
-"""A run of seconds, for tests: two layers, 300 tokens, a sample of the standard library.
+"""A run of a few seconds, for tests: two layers, 300 tokens, a sample of the standard library.
 
-Used as a user would: `python -m train.main --config=tests/train/tiny.py --workdir=...`.
+As a user runs it: `python -m train.main --config=tests/train/tiny.py --workdir=...`.
 """
 
 import os
+from typing import Any
 
 from mixattn import ModelConfig
 from train.data import DataConfig
@@ -36,6 +37,6 @@ def get_config() -> TrainingExperiment:
     )
 
 
-def where_am_i(name: str, seed: int) -> dict:
-    """A run that only says where it ran."""
+def report_process(variant: str, seed: int) -> dict[str, Any]:
+    """A task for sweeps: returns the process and cores it ran on."""
     return {"process": os.getpid(), "cores_seen": sorted(os.sched_getaffinity(0))}

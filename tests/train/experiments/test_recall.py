@@ -1,4 +1,4 @@
-"""The recall task shows each pair once, asks once and leaks no answer; the comparison runs and resumes."""
+"""The recall task defines and queries each pair once and leaks no answer; the comparison resumes."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_every_query_asks_for_the_value_behind_its_keys_only_definition(batch):
             assert at - (first[0] + 1) == distance[at]
 
 
-def test_a_row_never_tells_which_values_are_still_to_come(batch):
+def test_a_row_never_reveals_which_values_are_still_to_be_asked_for(batch):
     for tokens in batch["tokens_BT"]:
         values = tokens[tokens < TASK.values]
         assert len(values) == len(set(values.tolist())) == TASK.pairs  # each once: answers are not fed back
@@ -72,7 +72,7 @@ def test_sliding_layers_alone_cannot_reach_the_last_bucket(variant):
     assert comparison.reach in comparison.buckets
 
 
-def test_the_control_differs_from_ma_by_one_map_of_the_token_before():
+def test_the_control_differs_from_ma_by_one_map_of_the_previous_token():
     comparison = config.get_config()
     model = comparison.config_of("ma")
     ours = objective.init_params(model, 0, comparison.build_of("ma+previous"))
@@ -85,7 +85,7 @@ def test_the_control_differs_from_ma_by_one_map_of_the_token_before():
     np.testing.assert_allclose(two(x), want, rtol=1e-4)
 
 
-def test_the_head_names_values_alone_and_starts_at_the_size_asked_for():
+def test_the_head_covers_values_only_and_starts_at_the_configured_size():
     comparison = config.get_config()
     model = comparison.config_of("ma")
     large, small = (
@@ -107,7 +107,7 @@ def test_the_comparison_keeps_finished_runs_and_draws_them(tmp_path):
     recall.compare(comparison, *where)
     rows = results.read_csv(tmp_path / "results" / "recall.csv")
     assert [row["variant"] for row in rows] == ["ma_offset", "ma"]
-    assert rows[1]["all"] == "0.4321"  # not run again
+    assert rows[1]["all"] == "0.4321"  # not repeated
     assert (tmp_path / "results" / "recall.svg").read_text().count("<svg") == 1
     comparison.batch_size = 8
     with pytest.raises(ValueError, match="holds runs of another config"):

@@ -107,6 +107,6 @@ def test_the_experiments_configs_are_sound():
         ({"wiring": "sideways"}, "kv_wiring entry 0 is 'sideways'"),
     ],
 )
-def test_an_uptraining_that_makes_no_sense_is_refused(change, words):
+def test_an_invalid_uptraining_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         uptrain.UptrainExperiment(dense=small(), **change).check()
