@@ -1,9 +1,8 @@
 """What survives: an append-only log of commits and paid-for calls, with checkpoints of the world.
 
 `InMemoryStore` keeps it in lists. `SqliteStore` writes one file that any SQLite tool can read; a commit that
-cost calls, and every call, is on disk before the run goes on (a killed process loses neither), commits that cost
-nothing
-are batched. The log's order is a legal order: applying outcomes one by one rebuilds the world.
+cost calls, and every call, is on disk before the run goes on (a killed process loses neither), commits that
+cost nothing are batched. The log's order is a legal order: applying outcomes one by one rebuilds the world.
 """
 
 import json

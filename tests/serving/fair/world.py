@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from serving import fair
 from serving.config import Limits
 from serving.fair.metrics import ServiceMeter
-from serving.kvcache.allocator import Group
 from serving.kvcache.manager import KVCacheManager
 from serving.sim.cost import StepCost
 from serving.sim.memory import TokenMemory
@@ -14,6 +13,7 @@ from serving.sim.simulator import ServingSimulation
 from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Worker
 from serving.sim.workload import SimulatedRequest
+from tests.serving.kv_groups import group
 
 PAGE_TOK = 4
 
@@ -129,7 +129,7 @@ def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
     if world.prefixes:
         pages = -(-world.memory_tok // PAGE_TOK) + 1
         memory = KVCacheManager(
-            [Group(None, pages)], page_tok=PAGE_TOK, max_slots=64, max_tok=10_000, span_tok=10_000
+            [group(None, pages)], page_tok=PAGE_TOK, max_slots=64, max_tok=10_000, span_tok=10_000
         )
     else:
         memory = TokenMemory(world.memory_tok, admission=world.admission)
