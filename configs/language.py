@@ -1,6 +1,6 @@
 """Language modelling with six wirings: loss against KV bytes, two seeds.
 
-    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \
+    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \\
         --workers=4
 
 Six layers of width 96 read 256 tokens of Python (the standard library's sources, 1,024 BPE entries) with

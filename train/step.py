@@ -1,7 +1,9 @@
 """One training step as one compiled function, and the state it carries from step to step.
 
-gradient = d/dparams [ sum of nats over loss tokens / loss tokens + expert losses ]    over all micro-batches
-params  += lr_scale(step) * update(gradient)
+    gradient = d/dparams [ sum of nats over loss tokens / loss tokens + expert losses ]
+    params  += lr_scale(step) * update(gradient)
+
+The sums are over all micro-batches of the step.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Language-modelling quality by K/V wiring: validation loss against KV bytes.
 
-    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \
+    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \\
         --workers=4
 
 trains one experiment with every wiring and seed, each run on one core, and writes results/NAME.csv and

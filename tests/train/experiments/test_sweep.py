@@ -70,7 +70,7 @@ def test_a_config_of_another_command_is_refused_in_one_sentence(run_module, tmp_
         "train.experiments.wiring_quality", "--config=configs/llama.py", f"--workdir={tmp_path / 'runs'}"
     )
     assert done.returncode == 2
-    assert done.stderr == "error: --config holds TrainingExperiment, this command reads Wirings\n"
+    assert done.stderr == "error: --config holds TrainingExperiment, this command reads WiringExperiment\n"
     assert not (tmp_path / "runs").exists()
 
 
