@@ -32,7 +32,7 @@ from mixattn.generation import STRIDE, GenerationState, decode, pad, prefill, ro
 from mixattn.sample import SamplingParams
 from mixattn.spec import kv_bytes
 from mixattn.tools import cli
-from mixattn.tools.baseline_process import Asked, peer
+from mixattn.tools.baseline_process import QueryFn, peer
 from pallas_kernels import measure, results
 
 FLAGS = flags.FLAGS
@@ -83,7 +83,7 @@ def against_transformers() -> None:
     results.write_csv(out, rows, config=config, seed=0, **note)
 
 
-def compare(model: Transformer, ask: Asked, batch: int) -> list[dict[str, Any]]:
+def compare(model: Transformer, ask: QueryFn, batch: int) -> list[dict[str, Any]]:
     """Rows for decode step and prefill: ours, theirs with each of two caches, the ratio to the better one."""
     prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, PROMPT)).tolist()
     sides: dict[str, Callable[[], dict[str, Any]]] = {"ours": ours(model, prompts)}

@@ -33,7 +33,7 @@ from train.bench_torch import Side
 from train.checkpoint import Checkpoints
 from train.experiment import Stage, TrainingExperiment
 from train.objective import Params, init_params
-from train.step import Steps
+from train.step import CompiledStage
 
 
 def step_seconds(
@@ -47,7 +47,7 @@ def step_seconds(
     stage = dataclasses.replace(experiment.train.stages[0], seconds=0, tokens=0, steps=steps)
     experiment.train.stages, experiment.train.evaluate_every = [stage], 0
     corpus = _corpus(stage, experiment.model.vocab_size, folder)
-    compiled = prepare.compiled(experiment, stage, mesh.make(experiment.mesh))
+    compiled = prepare.compile_stage(experiment, stage, mesh.make(experiment.mesh))
     params = init_params(experiment.model, 0)
     windows = data.Windows(corpus.train, None, seq_len=stage.seq_len, seed=0)
     batch = jax.device_put(next(data.batches(windows, stage.batch_size)), compiled.rows)
@@ -71,8 +71,8 @@ def _corpus(stage: Stage, vocab_size: int, folder: Path) -> tokens.TokenizedCorp
     return tokens.TokenizedCorpus(folder, ids, ids[:0], None, None, {})
 
 
-def _bare(compiled: Steps, params: Params, batch: dict[str, jax.Array], steps: int) -> float:
-    state, total = compiled.start(params), jnp.int32(steps)
+def _bare(compiled: CompiledStage, params: Params, batch: dict[str, jax.Array], steps: int) -> float:
+    state, total = compiled.init_state(params), jnp.int32(steps)
     state, _ = compiled.train(state, batch, total)
     jax.block_until_ready(state)
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def _bare(compiled: Steps, params: Params, batch: dict[str, jax.Array], steps: i
 def _looped(
     experiment: TrainingExperiment,
     stage: Stage,
-    compiled: Steps,
+    compiled: CompiledStage,
     corpus: tokens.TokenizedCorpus,
     params: Params,
     folder: Path,
@@ -104,7 +104,7 @@ def _looped(
 
 
 def _main() -> None:
-    malloc_tuning.keep()
+    malloc_tuning.keep_freed_memory()
     experiment = cli.config()
     sizes = flags.FLAGS.steps, flags.FLAGS.rounds
     facts: dict[str, Any] = {}
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     malloc_tuning.restart_with_huge_pages()
     logging.set_verbosity(logging.FATAL)
     cli.define_config()
-    flags.DEFINE_integer("steps", 40, "Steps per round.")
+    flags.DEFINE_integer("steps", 40, "CompiledStage per round.")
     flags.DEFINE_integer("rounds", 5, "Interleaved rounds.")
     flags.DEFINE_string("torch", "", "A Python interpreter with torch and transformers, to compare with.")
     flags.DEFINE_string("out", "", "CSV to write; results/train_{loop,torch}.csv by default.")

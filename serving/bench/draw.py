@@ -6,7 +6,7 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 
-from mixattn.sample import SamplingParams, keep
+from mixattn.sample import SamplingParams, filter_logits
 from pallas_kernels import measure
 from serving.bench import Row, Size, row
 
@@ -25,7 +25,7 @@ def draw(size: Size) -> list[Row]:
             ("top-p 0.9", sampling_B._replace(top_p_B=both.top_p_B)),
             ("top-k 50, top-p 0.9", both),
         ):
-            ways = {"halving": jax.jit(keep), "sorting": jax.jit(by_sorting)}
+            ways = {"halving": jax.jit(filter_logits), "sorting": jax.jit(by_sorting)}
             kept = [jnp.isfinite(way(logits_BV, params_B)) for way in ways.values()]
             differ = int(jnp.sum(kept[0] != kept[1]))
             sides = {way: measure.timed(partial(run, logits_BV, params_B)) for way, run in ways.items()}
@@ -50,7 +50,7 @@ def draw(size: Size) -> list[Row]:
 
 
 def by_sorting(scaled_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
-    """Top-k and top-p as `mixattn.sample.keep` applies them, written with a sort."""
+    """Top-k and top-p as `filter_logits` applies them, written with a sort."""
     V = scaled_BV.shape[1]
     sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
     top_k_B = jnp.where(sampling_B.top_k_B > 0, jnp.minimum(sampling_B.top_k_B, V), V)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mixattn.cache import Contiguous, Paged
 from mixattn.model import Transformer
-from mixattn.sample import largest
+from mixattn.sample import argmax
 from mixattn.spec import ModelConfig
 from pallas_kernels import measure
 from serving.bench import Row, Size, network, row
@@ -72,7 +72,7 @@ def _step(
     graphdef: nnx.GraphDef, params: nnx.State, token_B: jax.Array, cache: Contiguous | Paged
 ) -> tuple[jax.Array, Contiguous | Paged]:
     step = nnx.merge(graphdef, params).forward(token_B[:, None], cache=cache)
-    return largest(nnx.merge(graphdef, params).head(step.hidden_BTD[:, 0])), step.cache
+    return argmax(nnx.merge(graphdef, params).head(step.hidden_BTD[:, 0])), step.cache
 
 
 def _stepper(model: Transformer, cache: Contiguous | Paged) -> Callable[[], tuple[float, list[int]]]:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mixattn.spec import ModelConfig
-from mixattn.tools.baseline_process import Asked, peer
+from mixattn.tools.baseline_process import QueryFn, peer
 from pallas_kernels import measure
 from serving.bench import Row, Size, network, prompt, row
 from serving.config import EngineConfig, Limits
@@ -81,7 +81,7 @@ def transformers(size: Size) -> list[Row]:
     return rows
 
 
-def _offline_peer(ask: Asked, work: Sequence[tuple[list[int], int]], how: dict[str, Any]) -> Round:
+def _offline_peer(ask: QueryFn, work: Sequence[tuple[list[int], int]], how: dict[str, Any]) -> Round:
     answer = ask(requests=work, **how)
     if "error" in answer:
         raise ValueError(f"transformers fails at {how}: {answer['error']}")
@@ -166,7 +166,7 @@ def llama(size: Size) -> list[Row]:
     return rows
 
 
-def _decode_peer(ask: Asked, prompts: Sequence[list[int]], how: dict[str, Any]) -> Round:
+def _decode_peer(ask: QueryFn, prompts: Sequence[list[int]], how: dict[str, Any]) -> Round:
     answer = ask(prompts=prompts, new=NEW, **how)
     if "error" in answer:
         raise ValueError(f"llama.cpp fails at {how}: {answer['error']}")

@@ -389,7 +389,7 @@ def test_row_19_whichever_event_a_policy_fails_at_the_next_one_knows_all(event):
     assert fallback.pick(0.0) == z
     assert f"raised in {event}: ZeroDivisionError" in fallback.failure
     assert (list(fallback.waiting), list(fallback.running)) == (["z"], [])
-    assert list(fallback.policy.tabs) == ["z"]
+    assert list(fallback.policy.charge_of) == ["z"]
 
 
 def test_row_20_counters_are_exact_far_beyond_what_a_float_counts():
