@@ -128,7 +128,7 @@ if __name__ == "__main__":
     malloc_tuning.restart_with_huge_pages()
     logging.set_verbosity(logging.FATAL)
     cli.define_config()
-    flags.DEFINE_integer("steps", 40, "CompiledStage per round.")
+    flags.DEFINE_integer("steps", 40, "Steps per round.")
     flags.DEFINE_integer("rounds", 5, "Interleaved rounds.")
     flags.DEFINE_string("torch", "", "A Python interpreter with torch and transformers, to compare with.")
     flags.DEFINE_string("out", "", "CSV to write; results/train_{loop,torch}.csv by default.")
