@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mixattn.spec import kv_bytes as kv_bytes
     from mixattn.spec.patterns import PATTERNS as PATTERNS
 
+__version__ = "0.2.0"
+
 _HOME = {
     "ModelConfig": "mixattn.spec",
     "PATTERNS": "mixattn.spec",

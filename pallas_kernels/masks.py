@@ -23,3 +23,18 @@ def visible(age: Any, window: int | None) -> Any:
 def oldest(position: Any, window: int | None) -> Any:
     """The oldest position in view of a query at `position`; negative where a window reaches before 0."""
     return 0 * position if window is None else position - window + 1
+
+
+def first_seen(position: int, window: int | None) -> int:
+    """The first position, from 0 up, that a query at `position` or any later one can see."""
+    return max(0, int(oldest(position, window)))
+
+
+def unseen_from(key: int, window: int) -> int:
+    """The first query position that no longer sees the key at position `key`."""
+    return key + window
+
+
+def positions_seen(queries: int, window: int) -> int:
+    """How many positions `queries` consecutive queries see together."""
+    return window - 1 + queries

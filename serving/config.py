@@ -1,4 +1,4 @@
-"""What an engine is given before it starts: plain values, so that a wrong one is refused without jax."""
+"""The configuration of an engine: plain values, checked without importing jax."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,15 @@ class Limits:
     """What one step may do.
 
     Attributes:
-      chunk_tok: the most prompt tokens one request computes in a step.
+      chunk_tok: prompt tokens that one request computes in a step, at most.
       step_tok: prompt tokens of all requests together in a step.
-      decode_steps: how many decode steps there may be between two looks of the host; a `range` for any.
-      admit_every: decode steps between two attempts to admit while somebody waits and a slot is free.
+      decode_steps: allowed numbers of decode steps per call (multi-step decode); a `range` for any.
+      admit_every: decode steps between two attempts to admit while a request waits and a slot is free.
       mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
-      share_cold: a request whose next page a running one is computing waits for that page, rather than
+      share_cold: a request whose next page a running one is computing waits for that page instead of
         computing it too.
-      admission: `reserve` promises a request what it needs to come to its end, so that nobody is ever
-        preempted (`serving.kvcache.reservation`; the fairness bounds assume it); `optimistic` only its
-        prompt's pages.
+      admission: `reserve` reserves what a request needs until its end, so that none is ever preempted
+        (`serving.kvcache.reservation`; the fairness bounds assume it); `optimistic` only its prompt's pages.
     """
 
     chunk_tok: int = 64
@@ -53,24 +52,24 @@ class EngineConfig:
 
     Attributes:
       max_slots: requests that run at once.
-      page_size: tokens a page.
+      page_size: tokens per page.
       num_pages: pages of the full-attention pool, the null page included; 0 = enough for every slot.
       window_pages: the same for sliding layers; 0 = every slot's worst case twice, the second half for
         cached prefixes.
       max_request_tok: the longest request, prompt and outputs together.
       policy, policy_options: see `serving.fair.make`.
       eos_ids: tokens that end every request, unless its sampling says `ignore_eos`.
-      prefill_rows: requests that one prefill program takes, by program.
-      chunk_sizes: tokens a request that they take, beside `limits.chunk_tok`; empty = 16, 64, 256 and so on.
-        More of them pad less and start slower.
-      decode_rows: smaller decode programs beside the one of all slots, for when few requests are live. They
-        are faster then; but how a product is tiled depends on its shape, so a request's log-probabilities may
-        differ in their last bits with how many others run.
-      reuse: keep computed prompts for later requests.
-      penalties: compile what penalties and `logit_bias` need; 9 bytes a slot and vocabulary entry.
-      logprobs: alternatives a request may ask log-probabilities of; -1 = compile no log-probabilities in.
-      prompt_logprobs: compile those of prompts too.
-      overlap: start the next decode step before the last one's tokens are read, where its outcome cannot
+      prefill_rows: requests per call, one prefill program for each number.
+      chunk_sizes: tokens per request of prefill programs, beside `limits.chunk_tok`; empty = 16, 64, 256 and
+        so on. More sizes pad less and start slower.
+      decode_rows: rows of smaller decode programs beside the one of all slots. They are faster while few
+        requests are live; but the tiling of a product depends on its shape, so a request's log-probabilities
+        may differ in their last bits with how many others run.
+      reuse: cache computed prompts for later requests.
+      penalties: compile in penalties and `logit_bias`; 9 bytes per slot and vocabulary entry.
+      logprobs: alternatives whose log-probabilities a request may ask for; -1 = none compiled in.
+      prompt_logprobs: compile in those of prompts too.
+      overlap: start the next decode step before the last one's tokens are read, where its outcome does not
         matter. Hides host time behind an accelerator; on a CPU both share the cores.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
     """

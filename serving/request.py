@@ -1,4 +1,4 @@
-"""The nouns of serving: what a client asks for, how to sample it, and what comes back.
+"""Requests and outputs: what a client asks for, how to sample it, and what comes back.
 
 Standard library only: the policies, the simulator and the engine share these.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 type ClientId = str
 type RequestId = str
-MOST = 2**31 - 1  # what an int32 of the device holds
-LARGE = 1e30  # numbers up to it, and down to one over it, can be computed with in float32
+MAX_INT = 2**31 - 1  # the device's int32
+MAX_FLOAT = 1e30  # numbers up to it, and down to one over it, are safe in float32
 
 type FinishReason = Literal["stop", "length", "cancel", "deadline", "refused", "error"]
 
@@ -24,21 +24,22 @@ class Sampling:
     """How one request's tokens are chosen, and what ends it.
 
     Attributes:
-      max_tokens, min_tokens: no stop ends it before `min_tokens`.
-      temperature: below 1e-6 is greedy. top_k (-1: off), top_p, min_p: see `mixattn.sample.Knobs`.
+      max_tokens, min_tokens: length limits; no stop condition ends it before `min_tokens`.
+      temperature: below 1e-6 is greedy. top_k (-1: off), top_p, min_p: see `mixattn.sample.SamplingParams`.
       repetition_penalty: divides positive logits of tokens in prompt or output, multiplies negative ones.
-      frequency_penalty, presence_penalty: taken off a token's logit for each, and for any, time it was
-        output.
+      frequency_penalty, presence_penalty: subtracted from a token's logit for each time, and once if at all,
+        it was output.
       logit_bias: token id -> added to its logit.
-      seed: the same seed draws the same tokens in any company; None: derived from the request's id.
-      n: how many outputs, drawn apart. Output 0 is what n = 1 would give.
+      seed: the same seed draws the same tokens, independent of batch composition; None: derived from the
+        request's id.
+      n: number of outputs, sampled independently. Output 0 is what n = 1 gives.
       stop: texts that end it. They are not part of its text unless `include_stop`.
       stop_ids: tokens that end it; the last of `output_ids` then.
-      ignore_eos: go on behind the model's own end tokens.
-      logprobs: None: none; k: log-probability of each output token and of the k likeliest in its place, after
+      ignore_eos: continue after the model's own end tokens.
+      logprobs: None: none; k: log-probability of each output token and of the k likeliest tokens, after
         penalties and bias, before temperature and filters.
-      prompt_logprobs: the same for each prompt token but the first. Such a prompt is computed whole, and
-        not cached.
+      prompt_logprobs: the same for each prompt token but the first. Such a prompt is computed whole and not
+        cached.
     """
 
     max_tokens: int = 16
@@ -60,37 +61,41 @@ class Sampling:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
-    def __post_init__(self):
-        for name, ok, law in _laws(self):
+    def __post_init__(self) -> None:
+        for name, ok, rule in _rules(self):
             if not ok:
-                raise ValueError(f"sampling.{name} is {reprlib.repr(getattr(self, name))}; it must be {law}")
+                raise ValueError(f"sampling.{name} is {reprlib.repr(getattr(self, name))}; it must be {rule}")
 
     @property
     def has_penalties(self) -> bool:
-        """Whether its logits are changed by penalties or a bias."""
+        """Whether penalties or a bias change its logits."""
         penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
         return penalties != (1, 0, 0) or bool(self.logit_bias)
 
     @property
     def top(self) -> int:
-        """Alternatives whose log-probabilities are asked for; -1: no log-probabilities at all."""
+        """Alternatives whose log-probabilities are requested; -1: no log-probabilities at all."""
         asked = (self.logprobs, self.prompt_logprobs)
         return max(-1 if k is None else k for k in asked)
 
 
-def _laws(s: Sampling) -> Iterator[tuple[str, bool, str]]:
-    """Name, whether it holds, and in words; one at a time, since later ones rely on earlier ones."""
-    few = f"a whole number from 1 to {MOST}"
-    yield "max_tokens", _whole(s.max_tokens, 1), few
+def _rules(s: Sampling) -> Iterator[tuple[str, bool, str]]:
+    """Field, whether its value is allowed, and what is; in order, since later checks rely on earlier ones."""
+    count = f"a whole number from 1 to {MAX_INT}"
+    yield "max_tokens", _whole(s.max_tokens, 1), count
     yield "min_tokens", _whole(s.min_tokens, 0, s.max_tokens), f"from 0 to max_tokens={s.max_tokens}"
-    yield "temperature", _real(s.temperature, 0, LARGE), f"a number from 0 to {LARGE}"
-    yield "top_k", _whole(s.top_k, 1) or _whole(s.top_k, -1, -1), f"-1 (off) or {few}"
-    yield "top_p", _real(s.top_p, 1 / LARGE, 1), f"a number from {1 / LARGE} to 1"
+    yield "temperature", _real(s.temperature, 0, MAX_FLOAT), f"a number from 0 to {MAX_FLOAT}"
+    yield "top_k", _whole(s.top_k, 1) or _whole(s.top_k, -1, -1), f"-1 (off) or {count}"
+    yield "top_p", _real(s.top_p, 1 / MAX_FLOAT, 1), f"a number from {1 / MAX_FLOAT} to 1"
     yield "min_p", _real(s.min_p, 0, 1), "a number from 0 to 1"
-    yield "repetition_penalty", _real(s.repetition_penalty, 1 / LARGE, 2), f"a number from {1 / LARGE} to 2"
+    yield (
+        "repetition_penalty",
+        _real(s.repetition_penalty, 1 / MAX_FLOAT, 2),
+        f"a number from {1 / MAX_FLOAT} to 2",
+    )
     yield "frequency_penalty", _real(s.frequency_penalty, -2, 2), "a number from -2 to 2"
     yield "presence_penalty", _real(s.presence_penalty, -2, 2), "a number from -2 to 2"
-    yield "logit_bias", _biases(s.logit_bias), f"token ids with numbers of at most {LARGE} either way"
+    yield "logit_bias", _biases(s.logit_bias), f"token ids with numbers of at most {MAX_FLOAT} either way"
     yield "seed", s.seed is None or _number(s.seed, Integral), "None or a whole number"
     yield "n", _whole(s.n, 1, 128), "a whole number from 1 to 128"
     yield "stop", _all(s.stop, lambda text: isinstance(text, str) and text), "a tuple of texts, none empty"
@@ -106,38 +111,38 @@ def _number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _whole(value: Any, least: int, most: int = MOST) -> bool:
-    return _number(value, Integral) and least <= value <= most
+def _whole(value: Any, low: int, high: int = MAX_INT) -> bool:
+    return _number(value, Integral) and low <= value <= high
 
 
-def _real(value: Any, least: float, most: float) -> bool:
-    return _number(value, Real) and least <= value <= most
+def _real(value: Any, low: float, high: float) -> bool:
+    return _number(value, Real) and low <= value <= high
 
 
 def _all(values: Any, ok: Callable[[Any], Any]) -> bool:
-    """A text is no list of texts: its characters are not meant."""
+    """A str is not accepted as a list of texts."""
     return isinstance(values, tuple | list) and all(map(ok, values))
 
 
 def _biases(values: Any) -> bool:
     return isinstance(values, Mapping) and all(
-        _whole(id, 0) and _real(bias, -LARGE, LARGE) for id, bias in values.items()
+        _whole(id, 0) and _real(bias, -MAX_FLOAT, MAX_FLOAT) for id, bias in values.items()
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One client's ask.
+    """One client's request.
 
     Attributes:
-      client: whose share of the server this uses; the unit of fairness.
+      client: who is charged for it; the unit of fairness.
       prompt_ids: token ids, at least one; kept as a tuple.
       sampling: how tokens are chosen and when to stop.
-      id: unique among live requests; the engine names it if empty.
+      id: unique among live requests; assigned by the engine if empty.
       cache_salt: requests share cached prefixes only with requests of the same salt.
-      deadline_s: seconds after arrival at which it ends, whatever it has.
-      priority: among what a policy serves in order of arrival (a client's own requests; with `fcfs`, all
-        requests), higher goes first.
+      deadline_s: seconds after arrival at which it ends, finished or not.
+      priority: among requests that a policy serves in order of arrival (a client's own; with `fcfs`, all),
+        higher goes first.
     """
 
     client: ClientId
@@ -148,12 +153,12 @@ class Request:
     deadline_s: float | None = None
     priority: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt"):
             if not isinstance(value := getattr(self, name), str):
                 raise ValueError(f"request {self.id!r}: {name} is {value!r}; it must be text")
         try:
-            # A copy: the prefix tree remembers prompts, so they must not change with the caller's list.
+            # A copy: the prefix tree keeps prompts, so they must not change with the caller's list.
             ids = tuple(map(operator.index, self.prompt_ids))
         except TypeError as why:
             raise ValueError(f"request {self.id!r}: token ids must be whole numbers: {why}") from why
@@ -167,12 +172,12 @@ class Request:
 
     @property
     def names(self) -> list[RequestId]:
-        """Under which its outputs are scheduled; the first is its id."""
+        """Names its outputs are scheduled under; the first is its id."""
         return [self.id, *(f"{self.id}#{i}" for i in range(1, self.sampling.n))]
 
 
 class Logprob(NamedTuple):
-    """One token's log-probability, and the likeliest tokens in its place with theirs, best first."""
+    """One token's log-probability, and the likeliest tokens with theirs, best first."""
 
     id: int
     logprob: float
@@ -184,10 +189,10 @@ class RequestInfo:
     """What a scheduling policy may know of a request: sizes and names, never tokens.
 
     Attributes:
-      seq: arrival order, unique; the last tie-break everywhere. A priority is a head start in it.
+      seq: arrival order, unique; the last tie-break everywhere. A priority moves it forward.
       prompt_tok: prompt length, in tokens.
       max_output_tok: the most tokens it may produce.
-      predicted_tok: a guess of its output length from outside, if there is one.
+      predicted_tok: a prediction of its output length, if there is one.
     """
 
     id: RequestId
@@ -200,15 +205,15 @@ class RequestInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """A finished request, in the order it was asked for.
+    """A finished output.
 
     Attributes:
       index: which of its `n` outputs.
-      text: its text, where the engine can decode; without what ended it.
+      text: its text, where the engine can decode; without the text that ended it.
       stop: the id or the text that ended it, if one did.
-      logprobs, prompt_logprobs: if asked for; the prompt's begin with its second token.
+      logprobs, prompt_logprobs: if requested; the prompt's begin with its second token.
       hit_tok: prompt tokens found in the cache when it first ran.
-      admit_s, first_token_s: -1 if that never came.
+      admit_s, first_token_s: -1 if that never happened.
     """
 
     id: RequestId
@@ -228,16 +233,16 @@ class Output:
     prompt_logprobs: Sequence[Logprob] = ()
 
 
-@dataclass(slots=True)  # not frozen, as that triples the time to make one, and one is made a row and step
+@dataclass(slots=True)  # not frozen: that triples the time to make one, and each row makes one per step
 class Delta:
-    """What one engine step brought a request.
+    """What one engine step added to a request.
 
     Attributes:
       ids: tokens new since the last delta.
       output: the whole result, on the last delta only.
       index: which of its `n` outputs.
-      text: new text; may lag behind the ids, never shows part of a stop text or of a character.
-      logprobs: of `ids`, if asked for.
+      text: new text; may lag behind the ids, never contains part of a stop text or of a character.
+      logprobs: of `ids`, if requested.
     """
 
     id: RequestId

@@ -1,6 +1,7 @@
 """The arrows of ARCHITECTURE.md never turn back: configs, train and serving, mixattn, kernels, jax."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -198,3 +199,15 @@ def test_a_public_class_name_means_one_thing():
 def test_a_second_meaning_is_noticed():
     twice = classes({"a": "class Run: ...", "b": "class Run: ...\nclass _Own: ...", "c": "class _Own: ..."})
     assert twice == {"Run": ["a", "b"]}
+
+
+def test_serving_has_no_branch_on_the_kind_of_a_page_group():
+    """Kinds are objects (`serving.kvcache.groups`); window arithmetic is `pallas_kernels.masks`."""
+    branch = re.compile(r"\bwindow is (not )?None|None in windows|window\s*[-+]\s*1\b|\+ \w+\.window\b")
+    assert branch.search("if layer.window is None:")
+    found = {
+        name: hits
+        for name, path in MODULES.items()
+        if name.startswith("serving") and (hits := branch.findall(path.read_text()))
+    }
+    assert not found

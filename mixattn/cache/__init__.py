@@ -1,7 +1,19 @@
 """Where keys and values live between steps; see `mixattn.cache.protocol`."""
 
 from mixattn.cache.contiguous import Contiguous, Ring
-from mixattn.cache.paged import Kind, Paged, kind
+from mixattn.cache.paged import FULL, PAGE_KINDS, SLIDING, Kind, Paged, PageKind, kind_of
 from mixattn.cache.protocol import Cache, FullSequence
 
-__all__ = ["Cache", "Contiguous", "FullSequence", "Kind", "Paged", "Ring", "kind"]
+__all__ = [
+    "FULL",
+    "PAGE_KINDS",
+    "SLIDING",
+    "Cache",
+    "Contiguous",
+    "FullSequence",
+    "Kind",
+    "PageKind",
+    "Paged",
+    "Ring",
+    "kind_of",
+]

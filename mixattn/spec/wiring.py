@@ -28,6 +28,11 @@ class Layer:
     def owns(self) -> bool:
         return self.owner == self.index
 
+    @property
+    def slides(self) -> bool:
+        """Whether its queries see a window only."""
+        return self.window is not None
+
 
 @functools.cache
 def parse_wiring(wiring: str, window: int) -> tuple[Layer, ...]:

@@ -38,13 +38,13 @@ def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int
 
 def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: Limits) -> int:
     """How many requests of `context` tokens the page books take, each computed to its last token."""
-    from serving.kvcache.allocator import Group
+    from serving.kvcache.groups import FullGroup, KVGroup, SlidingGroup
     from serving.kvcache.manager import KVCacheManager
     from serving.kvcache.tokens import TokenIds
 
     pools = split(config, budget, request_tok=context, page_size=page, limits=limits)
-    pages = {None: pools.num_pages, config.window: pools.window_pages}
-    groups = [Group(window, count) for window, count in pages.items() if count]
+    groups: list[KVGroup] = [FullGroup(pools.num_pages)] if pools.num_pages else []
+    groups += [SlidingGroup(config.window, pools.window_pages)] if pools.window_pages else []
     books = KVCacheManager(
         groups,
         page_tok=page,

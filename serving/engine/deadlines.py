@@ -1,4 +1,4 @@
-"""Which requests must end when."""
+"""Deadlines of live requests."""
 
 import heapq
 import itertools
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from serving.engine.output import OutputStream
 from serving.request import RequestId
 
-SLACK = 64  # of those that ended there may be so many and as many as are live
+SLACK = 64  # dead entries that are tolerated beside as many as are live
 
 
 class Deadlines:
     """Deadlines of live requests, soonest first.
 
     Args:
-      streams: the live requests, changed by whoever owns them. Who is not in it any more is cleared away.
+      streams: the live requests; their owner changes them. Entries of others are cleared away.
     """
 
     def __init__(self, streams: Mapping[RequestId, OutputStream]):
@@ -32,7 +32,7 @@ class Deadlines:
             heapq.heapify(self._heap)
 
     def passed(self, now_s: float) -> Iterator[RequestId]:
-        """Takes out and names the live requests whose time has come."""
+        """Takes out and names the live requests whose deadline has passed."""
         while self._heap and self._heap[0][0] <= now_s:
             stream = heapq.heappop(self._heap)[2]
             if self._is_live(stream):

@@ -1,24 +1,24 @@
-"""Text as its token ids come: whole characters only, and no part of a text that may turn out to end it."""
+"""Incremental detokenization: whole characters only, and no part of a possible stop text."""
 
 from collections.abc import Callable, Sequence
 
 type Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
-PATIENCE_TOK = 16  # tokens an unfinished character is waited for; longer is not UTF-8
-LONGEST_CHARACTER = 4  # bytes, and so tokens
-CONTEXT_TOK = 8  # ids that are decoded again with new ones, before they are let go
+MAX_WAIT_TOK = 16  # tokens to wait for the rest of a character; longer is not UTF-8
+MAX_CHARACTER = 4  # bytes, and so tokens
+CONTEXT_TOK = 8  # ids that are decoded again with new ones as context
 
 
 class IncrementalDetokenizer:
     """The text of one request.
 
-    Decoding is what costs: with stop texts it is done for every id, otherwise only when text is pulled.
+    Decoding is expensive: with stop texts it is done for every id, otherwise only when text is pulled.
 
     Args:
-      decode: ids -> text. Only ever sees a few ids at a time.
+      decode: ids -> text; called with a few ids at a time.
       stop: texts that end it, none empty.
-      include_stop: what ended it is part of the text.
+      include_stop: whether the text that ended it is part of the output.
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str] = (), *, include_stop: bool = False):
@@ -32,7 +32,7 @@ class IncrementalDetokenizer:
         self.stopped_by: str | None = None
 
     def push(self, id: int, *, may_stop: bool = True) -> bool:
-        """Takes the next id; True if a stop text is complete. Nothing may be pushed behind it."""
+        """Takes the next id; True if a stop text is complete, after which nothing may be pushed."""
         self._window.append(id)
         self._unread += 1
         return bool(self._stop) and self._take(self._read(), may_stop)
@@ -45,14 +45,14 @@ class IncrementalDetokenizer:
         return ready
 
     def close(self) -> None:
-        """No more ids: what was held back becomes ready."""
+        """Ends the ids: text that was held back becomes ready."""
         if self.stopped_by is None:
             rest = self._decode(self._window)[self._seen :]
             self._ready, self._tail = self._ready + self._tail + rest, ""
             self._window, self._unread, self._seen = [], 0, 0
 
     def _read(self) -> str:
-        """What the ids so far add to the text, without a character that is not finished."""
+        """What the ids so far add to the text, without an unfinished character."""
         self._waited, self._unread = self._waited + self._unread, 0
         whole, end = self._longest_whole()
         new = whole[self._seen :]
@@ -64,26 +64,26 @@ class IncrementalDetokenizer:
         return new
 
     def _longest_whole(self) -> tuple[str, int]:
-        """The window's text without an unfinished character; and of how many ids it is all, if it is."""
+        """The window's text without an unfinished character; the number of ids it is all of, or 0."""
         ids = self._window
         text = self._decode(ids)
         if not text.endswith(UNFINISHED):
             return text, len(ids)
         whole = text.rstrip(UNFINISHED)
-        for end in range(len(ids) - 1, max(0, len(ids) - LONGEST_CHARACTER), -1):
+        for end in range(len(ids) - 1, max(0, len(ids) - MAX_CHARACTER), -1):
             shorter = self._decode(ids[:end])  # to some decoders one bad byte spoils all bytes around it
             if not shorter.endswith(UNFINISHED):
                 return (shorter, end) if len(shorter) >= len(whole) else (whole, 0)
-        if self._waited > PATIENCE_TOK:
+        if self._waited > MAX_WAIT_TOK:
             # What began before the last three ids has ended, or is no character.
-            end = len(ids) - (LONGEST_CHARACTER - 1)
+            end = len(ids) - (MAX_CHARACTER - 1)
             return text[: len(self._decode(ids[:end]))], end
         return whole, 0
 
     def _slide(self, end: int) -> None:
-        """At `end` a character ends: another window may begin where one ended before.
+        """Moves the window forward after a character ended at `end`.
 
-        Some ids stay as context: some decoders treat the first id of a text differently.
+        Some ids stay as context, since some decoders treat the first id of a text differently.
         """
         if self._whole >= CONTEXT_TOK:
             del self._window[: self._whole]

@@ -6,13 +6,13 @@
         for delta in engine.step(): ...
 
 One step: plan (host), prefill and decode programs (device), read tokens back (the one wait), commit (host).
-A program that fails takes down the requests of its step and nobody else.
+A program that fails ends the requests of its step and no others.
 """
 
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,20 +23,20 @@ from serving.config import STOP_IDS, EngineConfig
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
 from serving.engine.invariants import InvariantChecker
-from serving.engine.layout import Layout, chunk_sizes, feature_sets
+from serving.engine.kv_layout import KV_KINDS, KVKind, KVLayout, span_tok
 from serving.engine.model_runner import InFlightStep, ModelRunner
 from serving.engine.output import OutputStream
 from serving.engine.plan import RequestState, StepPlan
 from serving.engine.policy_fallback import FallbackPolicy
-from serving.engine.programs import Programs
+from serving.engine.programs import Programs, chunk_sizes, feature_sets
 from serving.engine.scheduler import Scheduler
 from serving.engine.stats import EngineCounters, EngineStats
 from serving.engine.steps import DeviceState
-from serving.kvcache.manager import ALONE, KVCacheManager
+from serving.kvcache.manager import UNSHARED, KVCacheManager
 from serving.kvcache.tokens import TokenIds
 from serving.request import Delta, Output, Request, RequestId, RequestInfo, Sampling
 
-HEAD_START = 2**40  # places in the order of arrival that one step of priority is worth
+PRIORITY_STEP = 2**40  # places in the order of arrival that one step of priority is worth
 
 
 class Engine:
@@ -44,11 +44,12 @@ class Engine:
 
     Args:
       model: its parameters are used in place, never changed.
-      clock: seconds, never going back.
-      log: hears every scheduling event as a JSON-ready dict.
-      report: hears each program's name and compile seconds during start-up.
-      decode: token ids -> text; without it there is no text and no stop text.
-      programs: those of another engine of the same shapes, to share instead of compiling.
+      clock: seconds, monotonic.
+      log: called with every scheduling event as a JSON-ready dict.
+      report: called with each program's name and compile seconds during start-up.
+      decode: token ids -> text; without it outputs have no text and stop texts are refused.
+      programs: compiled programs of another engine of the same shapes, shared instead of compiled.
+      kv_kinds: the kinds of page groups; the first whose device side takes a layer stores its K/V.
 
     Raises:
       ValueError: the configuration cannot serve (see `EngineConfig.check`, `Programs`).
@@ -64,20 +65,21 @@ class Engine:
         report: Callable[[str, float], None] = lambda name, seconds: None,
         decode: Decode | None = None,
         programs: Programs | None = None,
+        kv_kinds: Sequence[KVKind] = KV_KINDS,
     ):
         config.check()
         if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
             raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
         self.model_config, limits = model.config, config.limits
-        layout = Layout.of(model.config, config)
-        self.kinds = layout.kinds
+        layout = KVLayout.of(model.config, config, kv_kinds)
+        self.kinds = layout.names
         self.memory = KVCacheManager(
             layout.groups,
             page_tok=config.page_size,
             max_slots=config.max_slots,
             max_tok=config.max_request_tok,
-            span_tok=layout.span_tok,
+            span_tok=span_tok(config),
             step_tok=limits.step_tok,
             reuse=config.reuse,
         )
@@ -95,10 +97,10 @@ class Engine:
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)
         self.state: DeviceState = self.programs.fresh_state()
-        self.streams: dict[RequestId, OutputStream] = {}  # by the name under which an output is scheduled
+        self.streams: dict[RequestId, OutputStream] = {}  # by the name an output is scheduled under
         self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
-        self._exchange = ModelRunner(self.programs, tables, self.streams, max(config.prefill_rows))
+        self._runner = ModelRunner(self.programs, tables, self.streams, max(config.prefill_rows))
         self._in_flight: InFlightStep | None = None
         self._deadlines = Deadlines(self.streams)
         self._seq = itertools.count()
@@ -112,30 +114,30 @@ class Engine:
         """Queues a request; returns its id.
 
         Raises:
-          ValueError: the id is live already, the request can never fit, or it asks for what is not compiled
-            in; nothing is queued then.
+          ValueError: the id is live already, the request can never fit, or it needs a feature that is not
+            compiled in. Nothing is queued then.
         """
         request = request if request.id else self._named(request)
         if taken := self._taken(request):
             raise ValueError(f"request id {taken[0]!r} is live already")
-        self._refuse(request)
+        self._check_supported(request)
         try:
             for index, name in enumerate(request.names):
                 self._queue(request, name, index)
         except Exception:
-            self._withdraw([request.id])
+            self._undo_submit([request.id])
             raise
         return request.id
 
     def check(self, request: Request) -> None:
-        """Raises ValueError if `request` could never be served here, whatever else is live."""
-        self._refuse(request)
+        """Raises ValueError if `request` can never be served here, whatever else is live."""
+        self._check_supported(request)
         most = len(request.prompt_ids) + request.sampling.max_tokens
         if why := self.memory.never_fits(most):
             raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
 
     def cancel(self, id: RequestId) -> bool:
-        """Ends a request; False if it is not live. Its last delta comes with the next step."""
+        """Ends a request; False if it is not live. The next step returns its last delta."""
         return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
     @property
@@ -144,17 +146,17 @@ class Engine:
         return not self.scheduler.idle or bool(self._done)
 
     def run(self, requests: Iterable[Request]) -> list[Output]:
-        """Serves requests, and whatever else is live, to the end; outputs in request order, `n` by index.
+        """Serves `requests`, and all else that is live, to the end; outputs in request order, `n` by index.
 
         Raises:
-          ValueError: see `submit`; none of them is queued then.
+          ValueError: as `submit`; none of them is queued then.
         """
         order: dict[RequestId, int] = {}
         try:
             for i, request in enumerate(requests):
                 order[self.submit(request)] = i
         except Exception:
-            self._withdraw(order)
+            self._undo_submit(order)
             raise
         outputs: list[Output] = []
         while self.live:
@@ -164,7 +166,7 @@ class Engine:
     # ---- the step ----
 
     def step(self) -> list[Delta]:
-        """Runs one step; returns what it brought each request, in no order but each request's own."""
+        """Runs one step; returns each request's new output, in order within a request only."""
         began, waited = time.perf_counter(), 0.0
         now_s = self.clock()
         for name in self._deadlines.passed(now_s):
@@ -177,10 +179,10 @@ class Engine:
                 self._in_flight = self._launch(plan)
                 self._counts.ahead += 1
             sent = time.perf_counter()
-            landed = self._land(in_flight)
+            finished = self._wait_for(in_flight)
             waited = time.perf_counter() - sent
-            if landed is not None:
-                self._commit(landed)
+            if finished is not None:
+                self._commit(finished)
         if self._checker is not None:
             self._checker.after_step()
         self._counts.device_s += waited
@@ -192,7 +194,7 @@ class Engine:
         pages = {}
         for g, kind in enumerate(self.kinds):
             total, free = self.memory.pools[g].num_pages - 1, len(self.memory.pools[g])
-            cached = self.memory.tree.evictable[g]
+            cached = self.memory.tree.pages[g].evictable
             pages[kind] = (total - free - cached, cached, free, total)
         held = sum(self._page_bytes[k] * (used + cached) for k, (used, cached, _, _) in pages.items())
         return EngineStats(
@@ -209,8 +211,8 @@ class Engine:
 
     # ---- inside: requests ----
 
-    def _refuse(self, request: Request) -> None:
-        """Raises ValueError for what a request asks and this engine cannot do."""
+    def _check_supported(self, request: Request) -> None:
+        """Raises ValueError if `request` asks for what this engine cannot do."""
         id, sampling, config = request.id, request.sampling, self.config
         if len(stops := self._stops(sampling)) > STOP_IDS:
             raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
@@ -229,27 +231,27 @@ class Engine:
             raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
 
     def _named(self, request: Request) -> Request:
-        """The same under an id that nobody has."""
+        """The same request under an unused id."""
         while self._taken(named := dataclasses.replace(request, id=f"r{next(self._seq)}")):
             pass
         return named
 
     def _taken(self, request: Request) -> list[RequestId]:
-        """Of the names that it would be scheduled under, those that are live."""
+        """The names it would be scheduled under that are live already."""
         return [name for name in request.names if name in self._parts or name in self.streams]
 
-    def _withdraw(self, ids: Iterable[RequestId]) -> None:
-        """As if these had not been submitted (but for the log)."""
+    def _undo_submit(self, ids: Iterable[RequestId]) -> None:
+        """Undoes `submit` for these ids, except in the log."""
         for id in ids:
             for name in list(self._parts.get(id, ())):
                 self._drop(name, "cancel", tell=False)
             self._done = [delta for delta in self._done if delta.id != id]
 
     def _queue(self, request: Request, name: str, index: int) -> None:
-        seq = next(self._seq) - request.priority * HEAD_START
+        seq = next(self._seq) - request.priority * PRIORITY_STEP
         sampling, now_s = request.sampling, self.clock()
         info = RequestInfo(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
-        cache_salt = ALONE if sampling.prompt_logprobs is not None else request.cache_salt
+        cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         accepted = self.scheduler.submit(
             RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s
         )
@@ -294,13 +296,13 @@ class Engine:
         self._counts.decode_steps += plan.steps if plan.decode else 0
         self._counts.decode_rows += plan.steps * len(plan.decode)
         try:
-            self.state, in_flight = self._exchange.launch(self.state, plan)
+            self.state, in_flight = self._runner.launch(self.state, plan)
             return in_flight
         except Exception as why:
             self._reset(plan, why)
             return None
 
-    def _land(self, in_flight: InFlightStep) -> InFlightStep | None:
+    def _wait_for(self, in_flight: InFlightStep) -> InFlightStep | None:
         try:
             return in_flight.wait()
         except Exception as why:
@@ -308,7 +310,7 @@ class Engine:
             return None
 
     def _commit(self, in_flight: InFlightStep) -> None:
-        produced = self._exchange.read(in_flight)
+        produced = self._runner.read(in_flight)
         outputs = self.scheduler.commit(in_flight.plan, produced, self.clock())
         self._counts.steps += 1
         for output in outputs:
@@ -318,7 +320,7 @@ class Engine:
                 self._done.append(delta)
 
     def _reset(self, plan: StepPlan, why: Exception) -> None:
-        """A program failed: its requests end, the others start again on a new state (the old may be gone)."""
+        """Ends the requests of a failed program; restarts the others on a new state (the old may be gone)."""
         logging.error("a step failed, its requests end: %r", why)
         self._counts.resets += 1
         self._in_flight = None
@@ -339,7 +341,7 @@ class Engine:
                 self._counts.preemptions += 1
         self._log(event)
 
-    def _policy(self, match: Callable[[RequestInfo], int]):
+    def _policy(self, match: Callable[[RequestInfo], int]) -> FallbackPolicy:
         options = dict(self.config.policy_options)
         if "match" in fair.options(self.config.policy):
             options["match"] = match

@@ -1,14 +1,14 @@
-"""What must hold after every step, checked for real: the debug mode of the engine.
+"""The engine's debug mode: invariants that are checked after every step.
 
     1. every page has one holder and every count agrees               (`KVCacheManager.check`)
-    2. a slot belongs to one running request, a running request has one slot, and nobody waits and runs
-    3. a page of a live table row is its request's own, or in a part of the tree that it locks    (there too)
+    2. a slot belongs to one running request, a running request has one slot, and no request waits and runs
+    3. a page of a live table row is its request's own, or in a part of the tree that it locks    (same)
     4. no request has computed more than it has; one that decodes all but its newest token
-    5. what has ended holds nothing: no stream, no slot or row of it, no place in a queue or at the policy
-    6. whatever arrived is live, or was told its end once
+    5. an ended request holds nothing: no stream, slot, table row, or place in a queue or at the policy
+    6. every request is live or has produced exactly one final output
 
-Freed pages are filled with NaN, so that whoever still reads one shows it. A page is zeroed by the write that
-opens it (`pallas_kernels.paged.write`), so the poison reaches no new holder.
+Freed pages are filled with NaN, so that a stale read shows. A page is zeroed by the write that opens it
+(`pallas_kernels.paged.write`), so the poison reaches no new holder.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixattn.cache import Kind, kind
+from mixattn.cache import Kind, kind_of
 from mixattn.spec import ModelConfig
 from serving.config import EngineConfig
 from serving.engine.output import OutputStream
@@ -35,7 +35,7 @@ BATCH = 32  # pages that one call poisons
 
 
 class Inspected(Protocol):
-    """What is looked at: an `Engine`."""
+    """What the checks need of an `Engine`."""
 
     config: EngineConfig
     model_config: ModelConfig
@@ -55,18 +55,19 @@ class Inspected(Protocol):
 
 
 class InvariantChecker:
-    """Looks at an engine after each of its steps."""
+    """Checks an engine after each of its steps."""
 
     def __init__(self, engine: Inspected):
         self._engine = engine
         layers = engine.model_config.layers
         self._group_of = {
-            owner: engine.kinds.index(kind(layers[owner])) for owner in engine.model_config.owners
+            owner: engine.kinds.index(kind_of(layers[owner], engine.state.cache.kinds).name)
+            for owner in engine.model_config.owners
         }
         self._free = [set(pool.free_pages()) for pool in engine.memory.pools]
 
     def after_step(self) -> None:
-        """Raises AssertionError if anything is out of order."""
+        """Raises AssertionError if an invariant is broken."""
         check(self._engine)
         free = [set(pool.free_pages()) for pool in self._engine.memory.pools]
         freed = [sorted(now - before) for now, before in zip(free, self._free)]
@@ -102,8 +103,8 @@ def check(engine: Inspected) -> None:
 
 def _check_slots(engine: Inspected) -> None:
     running, waiting = engine.scheduler.running, engine.scheduler.waiting
-    assert not running.keys() & waiting.keys(), "one waits and runs"
-    assert all(req.kv is None for req in waiting.values()), "one waits and holds a slot"
+    assert not running.keys() & waiting.keys(), "a request waits and runs"
+    assert all(req.kv is None for req in waiting.values()), "a waiting request holds a slot"
     slots = {req.slot for req in running.values()}
     assert len(slots) == len(running) == engine.config.max_slots - engine.memory.slots_free
     for table in engine.memory.tables:
@@ -122,19 +123,25 @@ def _check_progress(scheduler: Scheduler) -> None:
 
 def _check_ends(engine: Inspected) -> None:
     live = engine.scheduler.running.keys() | engine.scheduler.waiting.keys()
-    assert engine.streams.keys() == live, "a stream without a request, or one without a stream"
+    assert engine.streams.keys() == live, "a stream without a request, or a request without a stream"
     stats = engine.stats()
-    assert stats.arrived == len(live) + sum(stats.finished.values()), "an end was not told, or twice"
+    assert stats.arrived == len(live) + sum(stats.finished.values()), (
+        "a final output is missing or was produced twice"
+    )
     queues = engine.fallback
-    assert queues.waiting.keys() == engine.scheduler.waiting.keys(), "the policy knows others as waiting"
-    assert queues.running.keys() == engine.scheduler.running.keys(), "the policy knows others as running"
+    assert queues.waiting.keys() == engine.scheduler.waiting.keys(), (
+        "the policy knows other requests as waiting"
+    )
+    assert queues.running.keys() == engine.scheduler.running.keys(), (
+        "the policy knows other requests as running"
+    )
 
 
 def check_idle(engine: Inspected) -> None:
-    """Asserts that nothing is left of any request but what the cache keeps."""
+    """Asserts that requests have left nothing but cached pages."""
     check(engine)
     assert not engine.live
     assert engine.memory.slots_free == engine.config.max_slots
     for g, pool in enumerate(engine.memory.pools):
-        assert len(pool) + engine.memory.tree.held[g] == pool.num_pages - 1
-        assert engine.memory.tree.evictable[g] == engine.memory.tree.held[g]
+        assert len(pool) + engine.memory.tree.pages[g].held == pool.num_pages - 1
+        assert engine.memory.tree.pages[g].evictable == engine.memory.tree.pages[g].held

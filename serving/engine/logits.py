@@ -1,13 +1,14 @@
-"""What happens to logits between the model and the draw, row by row, on the device.
+"""Logits processors: what happens to each row's logits between the model and sampling, on the device.
 
-    1. penalties: repetition, then frequency and presence      3. stop ids hidden below `min_tokens`
+    1. penalties: repetition, then frequency and presence      3. stop ids masked below `min_tokens`
     2. bias                                                    4. log-probabilities, then `mixattn.sample`
 
-A row without penalties and bias gets its logits back bit for bit, so which program serves it cannot matter.
+A row without penalties and bias keeps its logits bit for bit, so it does not matter which program serves it.
 
 Axes: B rows, V vocabulary, E stop ids, K alternatives.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from serving.request import Logprob, Sampling
 
 
 class PenaltyRows(NamedTuple):
-    """What penalties and bias need to know of each row.
+    """What penalties and bias need of each row.
 
     Attributes:
       penalty_B3: repetition, frequency, presence; (1, 0, 0) = none.
@@ -34,15 +35,15 @@ class PenaltyRows(NamedTuple):
 
     @classmethod
     def none(cls, rows: int, vocab: int, numpy: Any = jnp) -> "PenaltyRows":
-        """Rows that change nothing, as arrays of `jax.numpy` or of `numpy`."""
+        """Rows without penalties and bias, as arrays of `jax.numpy` or of `numpy`."""
         penalty_B3 = numpy.zeros((rows, 3), "float32") + numpy.asarray([1, 0, 0], "float32")[None]
         wide = rows, vocab
         return cls(
             penalty_B3, numpy.zeros(wide, "float32"), numpy.zeros(wide, "bool"), numpy.zeros(wide, "int32")
         )
 
-    def set(self, row: int, sampling: Sampling, prompt_ids, output_ids) -> None:
-        """Changes one row in place; for arrays of numpy."""
+    def set(self, row: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
+        """Sets one row in place; for numpy arrays."""
         penalties = sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty
         self.penalty_B3[row] = penalties
         for id, bias in sampling.logit_bias.items():
@@ -51,7 +52,7 @@ class PenaltyRows(NamedTuple):
         np.add.at(self.count_BV[row], np.asarray(output_ids, np.int32), 1)
 
     def counted(self, token_B: jax.Array, live_B: jax.Array) -> "PenaltyRows":
-        """After rows `live_B` produced `token_B`; a token below 0 is none."""
+        """The rows after `live_B` produced `token_B`; a token below 0 is none."""
         V = self.count_BV.shape[1]
         at_B = jnp.where(live_B & (token_B >= 0), token_B, V)
         return self._replace(count_BV=self.count_BV.at[jnp.arange(len(at_B)), at_B].add(1, mode="drop"))
@@ -71,7 +72,7 @@ def apply_penalties(logits_BV: jax.Array, rows: PenaltyRows) -> jax.Array:
 def mask_stop_tokens(logits_BV: jax.Array, stop_BE: jax.Array, young_B: jax.Array) -> jax.Array:
     """-inf at the stop ids (-1 = none) of rows that may not stop yet."""
 
-    def hide(logits_BV):
+    def hide(logits_BV: jax.Array) -> jax.Array:
         V = logits_BV.shape[1]
         at_BE = jnp.where(young_B[:, None] & (stop_BE >= 0), stop_BE, V)
         return logits_BV.at[jnp.arange(len(at_BE))[:, None], at_BE].set(-jnp.inf, mode="drop")
@@ -80,14 +81,14 @@ def mask_stop_tokens(logits_BV: jax.Array, stop_BE: jax.Array, young_B: jax.Arra
 
 
 class Logprobs(NamedTuple):
-    """Of one token a row, and of the K likeliest in its place; leading axes as the caller has them."""
+    """Log-probabilities of one token per row and of the K likeliest; leading axes are the caller's."""
 
     chosen: Any
     top_K: Any
     top_id_K: Any
 
-    def at(self, index, id: int, k: int) -> Logprob:
-        """One row's as plain values, with its `k` best alternatives; for numpy arrays."""
+    def at(self, index: Any, id: int, k: int) -> Logprob:
+        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays."""
         ids, values = self.top_id_K[index][:k].tolist(), self.top_K[index][:k].tolist()
         return Logprob(id, float(self.chosen[index]), tuple(zip(ids, values)))
 

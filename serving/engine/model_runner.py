@@ -1,6 +1,6 @@
-"""Between a plan and the programs: host arrays out, tokens of each request back.
+"""Runs plans: turns a plan into arrays for the programs, and their outputs into results per request.
 
-The page tables handed to a program are copies: the host goes on changing its own while the program runs.
+The page tables handed to a program are copies: the host changes its own while the program runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,30 +14,37 @@ from serving.engine.logits import Logprobs
 from serving.engine.output import OutputStream
 from serving.engine.plan import PrefillChunk, RequestState, StepPlan, StepResult
 from serving.engine.programs import Programs
-from serving.engine.steps import NOT_FINITE, DecodeBatch, DeviceState, PrefillBatch, StepOutput
+from serving.engine.steps import (
+    NOT_FINITE,
+    DecodeBatch,
+    DeviceState,
+    PrefillBatch,
+    SamplingFeatures,
+    StepOutput,
+)
 from serving.kvcache.tokens import TokenIds
-from serving.request import Logprob, RequestId
+from serving.request import Logprob, RequestId, Sampling
 
 
 @dataclass(frozen=True)
 class InFlightStep:
-    """A step under way: what it does, and its programs' answers, not waited for."""
+    """A started step: its plan, and its programs' outputs, which may not be computed yet."""
 
     plan: StepPlan
     batches: Sequence[Sequence[PrefillChunk]]
-    answers: Sequence[StepOutput]
+    outputs: Sequence[StepOutput]
 
     def wait(self) -> "InFlightStep":
-        """The same with answers as numpy arrays."""
-        return InFlightStep(self.plan, self.batches, [jax.tree.map(np.asarray, a) for a in self.answers])
+        """The same with outputs as numpy arrays."""
+        return InFlightStep(self.plan, self.batches, [jax.tree.map(np.asarray, a) for a in self.outputs])
 
 
 class ModelRunner:
     """Runs plans.
 
     Args:
-      tables: by kind, the page tables, changed by whoever owns them.
-      streams: the live requests, changed likewise.
+      tables: by kind, the page tables; their owner changes them.
+      streams: the live requests; their owner changes them.
     """
 
     def __init__(
@@ -51,47 +58,47 @@ class ModelRunner:
 
     def launch(self, state: DeviceState, plan: StepPlan) -> tuple[DeviceState, InFlightStep]:
         """Starts the plan's programs."""
-        answers = []
+        outputs = []
         batches = [plan.chunks[i : i + self._rows] for i in range(0, len(plan.chunks), self._rows)]
         for chunks in batches:
             features = self._programs.features((self._sampling(c.req) for c in chunks), prompt=True)
             state, drawn = self._programs.prefill(state, self._batch(chunks, features), features)
-            answers.append(drawn)
+            outputs.append(drawn)
         if plan.decode:
             features = self._programs.features(map(self._sampling, plan.decode), prompt=False)
             batch = self._rows_of(plan)
             state, drawn = self._programs.decode(state, batch, plan.steps, features)
-            answers.append(drawn)
-        return state, InFlightStep(plan, batches, answers)
+            outputs.append(drawn)
+        return state, InFlightStep(plan, batches, outputs)
 
     def read(self, in_flight: InFlightStep) -> dict[RequestId, StepResult]:
         """The results of requests that are still live; `in_flight` must have been waited for."""
         produced = {}
-        for chunks, drawn in zip(in_flight.batches, in_flight.answers):
+        for chunks, drawn in zip(in_flight.batches, in_flight.outputs):
             tokens_R = drawn.token[:, None].tolist()
             for r, chunk in enumerate(chunks):
                 if chunk.req.kv is not None:
                     self._note_prompt(chunk, drawn.prompt, r)
                     if chunk.samples or tokens_R[r] == [NOT_FINITE]:
                         lp = drawn.logprobs and Logprobs(*(x[r, None] for x in drawn.logprobs))
-                        produced[chunk.req.info.id] = self._judge(chunk.req, tokens_R[r], lp)
+                        produced[chunk.req.info.id] = self._result_of(chunk.req, tokens_R[r], lp)
         if in_flight.plan.decode:
-            drawn = in_flight.answers[-1]
+            drawn = in_flight.outputs[-1]
             tokens_R, every = drawn.token.T.tolist(), self._programs.slots == drawn.token.shape[-1]
             for r, req in enumerate(in_flight.plan.decode):
                 if req.kv is not None:
                     row = req.slot if every else r
                     lp = drawn.logprobs and Logprobs(*(x[:, row] for x in drawn.logprobs))
-                    produced[req.info.id] = self._judge(req, tokens_R[row], lp)
+                    produced[req.info.id] = self._result_of(req, tokens_R[row], lp)
         return produced
 
     # ---- inside ----
 
-    def _sampling(self, req: RequestState):
+    def _sampling(self, req: RequestState) -> Sampling:
         return self._streams[req.info.id].sampling
 
     def _rows_of(self, plan: StepPlan) -> DecodeBatch:
-        """The plan's decoding rows: in their own slots if all slots take part, else one behind the other."""
+        """The plan's decode rows: in their own slots if all slots take part, else packed."""
         R = self._programs.rows_for(len(plan.decode))
         if self._programs.slots == R:
             tables = {kind: table.copy() for kind, table in self._tables.items()}
@@ -106,7 +113,7 @@ class ModelRunner:
                 batch.tables[kind][r] = table[req.slot]
         return batch
 
-    def _batch(self, chunks: Sequence[PrefillChunk], features) -> PrefillBatch:
+    def _batch(self, chunks: Sequence[PrefillChunk], features: SamplingFeatures) -> PrefillBatch:
         shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
         batch = self._programs.blank_prefill(*shape, features)
         for r, chunk in enumerate(chunks):
@@ -147,8 +154,8 @@ class ModelRunner:
                 at = r, position - chunk.start
                 stream.prompt_logprobs[position + 1] = prompt.at(at, ids[position + 1], k)
 
-    def _judge(self, req: RequestState, ids: list[int], logprobs: Logprobs | None) -> StepResult:
-        """`ids`: -1 where a row that had ended produced none."""
+    def _result_of(self, req: RequestState, ids: list[int], logprobs: Logprobs | None) -> StepResult:
+        """Ends `ids` at the first -1, which marks a row that had ended."""
         stream = self._streams[req.info.id]
         if ids[-1] == -1:
             ids = ids[: ids.index(-1)]

@@ -1,4 +1,4 @@
-"""A live request on its way out: judges its tokens as they come, and keeps what was not handed over yet."""
+"""The output side of a live request: applies stop conditions to its tokens and collects deltas."""
 
 import dataclasses
 import zlib
@@ -15,7 +15,7 @@ class OutputStream:
     Args:
       index: which of the request's outputs.
       stops: ids that end it.
-      decode: ids -> text, if anybody wants text.
+      decode: ids -> text; None for no text.
     """
 
     def __init__(self, request: Request, id: str, index: int, stops: Sequence[int], decode: Decode | None):
@@ -27,28 +27,28 @@ class OutputStream:
         self.logprobs: list[Logprob] = []
         self.prompt_logprobs: dict[int, Logprob] = {}
         self._stop: int | str | None = None
-        self._taken = self._told = 0
+        self._taken = self._sent = 0
         self._all_text = ""
 
     @property
     def seed(self) -> int:
-        """Of this output: the first one's is the request's own."""
+        """This output's seed; output 0 has the request's own."""
         seed = self.sampling.seed
         if seed is None:
             seed = zlib.crc32(self.request.id.encode()) if self.request.id else zlib.crc32(self.id.encode())
         return seed if self.index == 0 else zlib.crc32(f"{seed} {self.index}".encode())
 
     def take(self, ids: Sequence[int], broken: bool, logprobs: Sequence[Logprob] = ()) -> StepResult:
-        """Judges the tokens of a step: how many of `ids` count, and whether they end the request.
+        """Takes a step's tokens: how many of `ids` count, and whether they end the request.
 
         Args:
-          broken: behind `ids` the logits were not finite.
+          broken: the logits after `ids` were not finite.
         """
-        text, young = self.text, self.sampling.min_tokens - self._taken
+        text, tokens_to_min = self.text, self.sampling.min_tokens - self._taken
         for n, id in enumerate(ids, 1):
-            if id in self.stops and n >= young:
+            if id in self.stops and n >= tokens_to_min:
                 self._stop = id
-            elif text is not None and text.push(id, may_stop=n >= young):
+            elif text is not None and text.push(id, may_stop=n >= tokens_to_min):
                 self._stop = text.stopped_by
             if self._stop is not None:
                 self.logprobs += logprobs[:n]
@@ -59,9 +59,9 @@ class OutputStream:
 
     def delta(self, output_ids: Sequence[int], output: Output | None = None) -> Delta | None:
         """What is new since the last delta, or None; with `output` the last delta of all."""
-        new = list(output_ids[self._told :])
-        logprobs = tuple(self.logprobs[self._told : len(output_ids)])
-        self._told = len(output_ids)
+        new = list(output_ids[self._sent :])
+        logprobs = tuple(self.logprobs[self._sent : len(output_ids)])
+        self._sent = len(output_ids)
         if self.text and output is not None:
             self.text.close()
         text = self.text.pull() if self.text else ""

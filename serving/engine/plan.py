@@ -1,4 +1,4 @@
-"""What the scheduler decides about, in what words, and what it asks of memory. No device, no clock."""
+"""The scheduler's data: the state of a live request, a step's plan and its results. No device, no clock."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,11 @@ class RequestState:
     """A live request.
 
     Attributes:
+      info: what policies may know of it.
       tokens: the prompt, as the prefix tree sees it.
       computed_tok: tokens whose KV is in pages. While decoding, one less than there are tokens.
-      no_growth_until_tok: while it computes no further than this, memory has nothing to do for it.
-      kv: its memory; None while it waits.
+      no_growth_until_tok: while it computes no further than this, its pages need no change.
+      kv: its pages; None while it waits.
     """
 
     info: RequestInfo
@@ -45,7 +46,7 @@ class RequestState:
 
     @property
     def prefill_tok(self) -> int:
-        """Tokens computed before it can decode: all but the newest output, whose step computes it."""
+        """Tokens to compute before it can decode: all but the newest output, left to its decode step."""
         return self.total_tok - (self.output_tok > 0)
 
     @property
@@ -58,7 +59,7 @@ class RequestState:
 
     @property
     def prefilled_tok(self) -> int | None:
-        """How much of an unfinished prefill was executed or found; None if it is whole or has not begun."""
+        """Tokens of an unfinished prefill computed or found; None if it is whole or has not begun."""
         return self.computed_tok if self.prefilling and self.admit_s >= 0 else None
 
     @property
@@ -69,11 +70,11 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Tokens `start..end-1` of a request.
+    """Tokens `start..end-1` of a request, computed in one step.
 
     Attributes:
       last: the request can decode after it.
-      samples: it yields the request's first output. A request that was preempted has its next token already.
+      samples: it yields the request's first output. A preempted request knows its next token already.
     """
 
     req: RequestState
@@ -94,12 +95,12 @@ class StepPlan:
 
 @dataclass(slots=True)  # not frozen: see `serving.request.Delta`
 class StepResult:
-    """What a request got out of a step.
+    """What a step produced for one request.
 
     Attributes:
       count: tokens produced.
       ids: their ids, if they are real.
-      finish: why it ended, if it did. Running out of its allowance is `length`; the scheduler sees to that.
+      finish: why it ended, if it did; the scheduler adds `length` where its allowance is used up.
     """
 
     count: int
@@ -108,7 +109,7 @@ class StepResult:
 
 
 class MemoryManager(Protocol):
-    """What the scheduler asks of memory: `PagedMemory`, or a simulator's count of tokens. See there."""
+    """What the scheduler needs of KV memory, as `KVCacheManager` has it; a simulator may count tokens."""
 
     @property
     def slots_free(self) -> int: ...

@@ -1,10 +1,9 @@
-"""A policy that cannot stop the server: if it raises, or names nobody while requests wait, first come first
-served takes over for good.
+"""A policy that cannot stop the server: `fcfs` replaces one that raises, or picks nobody while requests wait.
 
-The proven bounds of the policy end there; `failure` says so.
+The proven bounds of the policy end with the replacement; `failure` says why it happened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -13,7 +12,7 @@ from serving import fair
 from serving.fair.policy import Policy
 from serving.request import ClientId, RequestId, RequestInfo
 
-PATIENCE = 64  # times in a row a policy may name nobody while somebody waits
+MAX_EMPTY_PICKS = 64  # times in a row a policy may pick nobody while a request waits
 
 
 class FallbackPolicy:
@@ -21,7 +20,7 @@ class FallbackPolicy:
 
     Attributes:
       failure: why the policy was replaced, or None.
-      waiting, running: what it has been told of.
+      waiting, running: the requests it has been told of.
     """
 
     def __init__(self, policy: Policy):
@@ -29,46 +28,49 @@ class FallbackPolicy:
         self.failure: str | None = None
         self.waiting: dict[RequestId, RequestInfo] = {}
         self.running: dict[RequestId, RequestInfo] = {}
-        self._silent = 0
+        self._empty_picks = 0
 
-    def arrive(self, info: RequestInfo, now_s: float) -> bool:
-        if accepted := self._call("arrive", info, now_s):
-            self.waiting[info.id] = info
+    def arrive(self, request: RequestInfo, now_s: float) -> bool:
+        accepted = self._tried("arrive", lambda policy: policy.arrive(request, now_s))
+        if accepted:
+            self.waiting[request.id] = request
         return accepted
 
     def pick(self, now_s: float) -> RequestInfo | None:
-        info = self._call("pick", now_s)
-        self._silent = 0 if info is not None or not self.waiting else self._silent + 1
-        if self._silent > PATIENCE or (info is not None and info.id not in self.waiting):
-            self._replace(f"named {info and info.id!r} while {len(self.waiting)} requests waited")
-            info = self.policy.pick(now_s)
-        return info
+        picked = self._tried("pick", lambda policy: policy.pick(now_s))
+        self._empty_picks = 0 if picked is not None or not self.waiting else self._empty_picks + 1
+        if self._empty_picks > MAX_EMPTY_PICKS or (picked is not None and picked.id not in self.waiting):
+            self._replace(f"picked {picked and picked.id!r} while {len(self.waiting)} requests waited")
+            picked = self.policy.pick(now_s)
+        return picked
 
-    def admit(self, info: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
-        self._call("admit", info, extend_tok=extend_tok, hit_tok=hit_tok)
-        self.running[info.id] = self.waiting.pop(info.id)
+    def admit(self, request: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
+        self._tried("admit", lambda policy: policy.admit(request, extend_tok=extend_tok, hit_tok=hit_tok))
+        self.running[request.id] = self.waiting.pop(request.id)
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
-        self._call("decoded", tokens_of)
+        self._tried("decoded", lambda policy: policy.decoded(tokens_of))
 
     def finish(self, id: RequestId) -> None:
-        self._call("finish", id)
+        self._tried("finish", lambda policy: policy.finish(id))
         del self.running[id]
 
     def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
-        self._call("cancel", id, prefilled_tok=prefilled_tok)
+        self._tried("cancel", lambda policy: policy.cancel(id, prefilled_tok=prefilled_tok))
         self.waiting.pop(id, None)
         self.running.pop(id, None)
 
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
-        self._call("preempt", id, prefilled_tok=prefilled_tok)
+        self._tried("preempt", lambda policy: policy.preempt(id, prefilled_tok=prefilled_tok))
         self.waiting[id] = self.running.pop(id)
 
     def served(self) -> Mapping[ClientId, int]:
         return self.policy.served()
 
-    def gap_bound(self, **sizes: int) -> float | None:
-        return self.policy.gap_bound(**sizes)
+    def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
+        return self.policy.gap_bound(
+            memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
+        )
 
     def snapshot(self) -> dict[str, Any]:
         return self.policy.snapshot()
@@ -76,21 +78,22 @@ class FallbackPolicy:
     def restore(self, state: dict[str, Any]) -> None:
         self.policy.restore(state)
 
-    def _call(self, event: str, *args, **more) -> Any:
+    def _tried[T](self, event: str, call: Callable[[Policy], T]) -> T:
+        """Calls the policy; if it raises, calls its replacement. A replacement that raises is a bug."""
         try:
-            return getattr(self.policy, event)(*args, **more)
+            return call(self.policy)
         except Exception as why:
             if self.failure is not None:
                 raise
             self._replace(f"raised in {event}: {why!r}")
-            return getattr(self.policy, event)(*args, **more)
+            return call(self.policy)
 
     def _replace(self, why: str) -> None:
-        """A fresh policy that knows who waits and who runs; the event that failed is still to be told."""
-        logging.error("policy %s %s; from here on: fcfs", type(self.policy).__name__, why)
-        self.failure, self._silent = why, 0
+        """Installs a fresh policy that knows who waits and runs; the failed event is passed on after."""
+        logging.error("policy %s %s; fcfs takes over", type(self.policy).__name__, why)
+        self.failure, self._empty_picks = why, 0
         self.policy = fair.make("fcfs")
-        for info in sorted([*self.waiting.values(), *self.running.values()], key=lambda info: info.seq):
-            self.policy.arrive(info, 0.0)
-        for info in self.running.values():
-            self.policy.admit(info, extend_tok=0, hit_tok=0)
+        for request in sorted([*self.waiting.values(), *self.running.values()], key=lambda info: info.seq):
+            self.policy.arrive(request, 0.0)
+        for request in self.running.values():
+            self.policy.admit(request, extend_tok=0, hit_tok=0)

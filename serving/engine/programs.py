@@ -1,7 +1,6 @@
-"""The compiled list: every shape the device half is called with, built ahead of time.
+"""The compiled programs: one executable per shape and feature set, built ahead of time.
 
-Calls go to executables by shape and level. What was not compiled at start-up is an error, never a silent
-compilation.
+A call that was not compiled at start-up is an error, never a silent compilation.
 
 Axes: R requests of a call, C tokens of a chunk.
 """
@@ -21,7 +20,7 @@ import numpy as np
 from mixattn.cache import Kind, Paged
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams
-from serving.config import STOP_IDS
+from serving.config import STOP_IDS, EngineConfig
 from serving.engine.logits import PenaltyRows
 from serving.engine.steps import (
     PLAIN,
@@ -39,16 +38,15 @@ from serving.request import Sampling
 
 
 class Programs:
-    """The compiled list: prefill for each (requests, chunk) bucket and decode for each number of rows, at
-    each level.
+    """Prefill for each (requests, chunk) bucket and decode for each number of rows, per feature set.
 
     Args:
       buckets: (R, C) pairs, C at most the chunk size; one of the largest C must exist.
-      decode_rows: beside a decode of every slot, of so many rows.
-      feature_sets: of what requests may ask; `PLAIN` among them.
+      decode_rows: row counts of smaller decode programs beside the one of every slot.
+      feature_sets: what requests may ask for; `PLAIN` among them.
     """
 
-    MOST = 64  # programs; more than this is a configuration mistake, not a workload
+    MAX_PROGRAMS = 64  # more than this is a configuration mistake, not a workload
 
     def __init__(
         self,
@@ -64,8 +62,8 @@ class Programs:
         self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
         decodes = {features._replace(prompt=False) for features in feature_sets}
         asked = len(buckets) * len(feature_sets) + len(self.decode_rows) * len(decodes)
-        if asked > self.MOST:
-            raise ValueError(f"{asked} programs asked for; at most {self.MOST} are compiled")
+        if asked > self.MAX_PROGRAMS:
+            raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
         self.network, self.params = SplitModel.split(model)
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
         self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
@@ -95,7 +93,7 @@ class Programs:
         raise ValueError(f"no prefill program for {requests} chunks of {chunk_tok}; there are {self.buckets}")
 
     def features(self, asked: Iterable[Sampling], *, prompt: bool) -> SamplingFeatures:
-        """The least compiled level that serves all of `asked`.
+        """The smallest compiled feature set that serves all of `asked`.
 
         Raises:
           ValueError: none does.
@@ -115,11 +113,11 @@ class Programs:
         raise ValueError(f"no program serves {want}; there are {self.feature_sets}")
 
     def rows_for(self, live: int) -> int:
-        """The fewest rows a compiled decode has that `live` requests fit in."""
+        """Rows of the smallest compiled decode that `live` requests fit in."""
         return next(r for r in self.decode_rows if live <= r)
 
     def compile(self, report: Callable[[str, float], None] = lambda name, seconds: None) -> None:
-        """Compiles the whole list, on all cores; `report` hears each program's name and seconds."""
+        """Compiles all programs, on all cores; `report` is called with each program's name and seconds."""
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with ThreadPoolExecutor(count) as cores:
             building = [self._build(cores, name, run, *args) for name, run, args in self._listed()]
@@ -132,7 +130,7 @@ class Programs:
                 report(label, self.compile_s[label])
 
     def _listed(self) -> Iterator[tuple[tuple, Any, tuple]]:
-        """Name, function and arguments' shapes of each program, the slowest to compile first."""
+        """Name, function and argument shapes of each program, the slowest to compile first."""
         state = jax.eval_shape(self.fresh_state)
         for features in sorted({features._replace(prompt=False) for features in self.feature_sets}):
             for R in reversed(self.decode_rows):
@@ -143,31 +141,33 @@ class Programs:
                 run = functools.partial(prefill.lower, features=features)
                 yield ("prefill", R, C, features), run, (state, self.blank_prefill(R, C, features))
 
-    def _build(self, cores: Executor, name: tuple, lower: Callable, *args) -> tuple[tuple, float, Future]:
-        """Starts to compile one program: traced here, compiled on any core."""
+    def _build(
+        self, cores: Executor, name: tuple, lower: Callable[..., Any], *args: Any
+    ) -> tuple[tuple, float, Future]:
+        """Traces one program here and starts to compile it on any core."""
         began_s = time.perf_counter()
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.params, *args))
         lowered = lower(self.network, *shapes)
         return name, began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
 
     def borrow(self, other: "Programs") -> None:
-        """Takes over the compiled programs of an engine of the same model and pools, instead of compiling.
+        """Shares the compiled programs of an engine with the same model and pools, instead of compiling.
 
         Raises:
-          ValueError: they do not do all that these would.
+          ValueError: they do not cover what these must do.
         """
         for name in ("network", "slots", "decode_rows", "_table_pages"):
             if (mine := getattr(self, name)) != (theirs := getattr(other, name)):
                 raise ValueError(f"programs to share have {name} {theirs}, this engine needs {mine}")
         if (mine := _shapes(self._cache)) != (theirs := _shapes(other._cache)):
             raise ValueError(f"programs to share have pools {theirs}, this engine needs {mine}")
-        if not self._covered(other):
+        if not self._is_covered_by(other):
             mine, theirs = (f"{p.buckets}, {p.max_steps} steps, {p.feature_sets}" for p in (self, other))
             raise ValueError(f"programs to share are {theirs}; this engine needs {mine}")
         for name in ("buckets", "max_steps", "feature_sets", "_compiled", "compile_s"):
             setattr(self, name, getattr(other, name))
 
-    def _covered(self, other: "Programs") -> bool:
+    def _is_covered_by(self, other: "Programs") -> bool:
         rows, chunk = (max(sizes) for sizes in zip(*self.buckets))
         return (
             self.max_steps <= other.max_steps
@@ -189,12 +189,12 @@ class Programs:
         return run(self.params, state, batch, np.int32(steps))
 
     def blank_decode(self, rows: int) -> DecodeBatch:
-        """A batch of rows that do nothing, in slots that do not exist."""
+        """A batch of padding rows."""
         nowhere = np.full(rows, self.slots, np.int32)
         return DecodeBatch(self._blank_tables(rows), nowhere, np.zeros(rows, np.int32))
 
     def blank_prefill(self, R: int, C: int, features: SamplingFeatures) -> PrefillBatch:
-        """A batch of padding; the engine fills in what runs."""
+        """A batch of padding, to be filled in."""
         return PrefillBatch(
             tokens_RC=np.zeros((R, C), np.int32),
             start_R=np.zeros(R, np.int32),
@@ -221,5 +221,17 @@ def _on(features: SamplingFeatures) -> tuple[bool, bool, bool]:
     return features.penalties, features.top >= 0, features.prompt
 
 
-def _shapes(tree) -> list:
+def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
     return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]
+
+
+def chunk_sizes(config: EngineConfig) -> list[int]:
+    """Prompt tokens per request that prefill programs take: the configured ones, or 16, 64, 256 and so on."""
+    chunk = config.limits.chunk_tok
+    return sorted({chunk, *(config.chunk_sizes or (16 * 4**i for i in range(8) if 16 * 4**i < chunk))})
+
+
+def feature_sets(config: EngineConfig, vocab: int) -> list[SamplingFeatures]:
+    """What programs are compiled to do: nothing extra, every extra, and every extra with prompt logprobs."""
+    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab))
+    return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))

@@ -1,11 +1,11 @@
 """Continuous batching as a host state machine: who prefills, who decodes, who waits. No device, no clock.
 
     plan(now)            -> Plan: which prompt chunks and which decode rows run next, or None if idle
-    (somebody runs it: compiled programs in the engine, a cost model in the simulator)
+    (the engine runs it with compiled programs, the simulator with a cost model)
     commit(plan, produced, now) -> requests that ended
 
-Policies decide the order of admission, `PagedMemory` whether it fits. Nobody is skipped because the head of
-the line does not fit. Every decision goes, in order, to `log` as one JSON-ready dict.
+Policies decide the order of admission, `KVCacheManager` whether a request fits. No request is skipped because
+the head of the line does not fit. Every decision goes, in order, to `log` as one JSON-ready dict.
 """
 
 from bisect import bisect_right
@@ -15,12 +15,12 @@ from typing import Any
 from serving.config import Limits
 from serving.engine.plan import MemoryManager, PrefillChunk, RequestState, StepPlan, StepResult
 from serving.fair.policy import Policy
-from serving.kvcache.manager import ALONE
+from serving.kvcache.manager import UNSHARED
 from serving.request import ClientId, FinishReason, Output, RequestId, RequestInfo
 
 
 class CacheLocality:
-    """What a policy may ask the cache about waiting requests; see `serving.fair.policy.Match`."""
+    """Tells a policy about cached prefixes of waiting requests; see `serving.fair.policy.Match`."""
 
     def __init__(self, memory: MemoryManager, waiting: Mapping[RequestId, RequestState]):
         self._memory, self._waiting = memory, waiting
@@ -56,7 +56,7 @@ class Scheduler:
         self._reserves = limits.admission == "reserve"
         # Waiting for a prefix pays only where there is a cache to find it in.
         self._page_tok: int = getattr(memory, "page_tok", 0)
-        # A memory that cannot say so is asked at every step.
+        # A memory without this method is asked at every step.
         self._no_growth_until: Callable[[Any], float] = getattr(memory, "no_growth_until_tok", lambda kv: 0)
         self._share_cold = limits.share_cold and getattr(memory, "reuse", False)
         self.running: dict[RequestId, RequestState] = {}  # in order of admission
@@ -68,7 +68,7 @@ class Scheduler:
         """A request arrives. Returns False if the policy refuses it (a rate limit).
 
         Raises:
-          ValueError: its id is live already, or it could not run even alone.
+          ValueError: its id is live already, or it cannot run even alone.
         """
         info = req.info
         if info.id in self.waiting or info.id in self.running:
@@ -95,10 +95,10 @@ class Scheduler:
         return _output(req, reason, now_s)
 
     def preempt(self, id: RequestId, now_s: float, *, keep: bool = True) -> None:
-        """Puts a running request back to waiting; it computes again what the cache does not hold then.
+        """Makes a running request wait again; it computes again what the cache does not hold then.
 
         Args:
-          keep: what it has computed goes to the cache. False if that is lost.
+          keep: put what it has computed into the cache; False if that is lost.
         """
         req = self.running[id]
         if keep:
@@ -113,7 +113,7 @@ class Scheduler:
         self._log_event(now_s, "preempt", req.info, **told)
 
     def drop_all_pages(self, now_s: float) -> None:
-        """All pages are lost: running requests wait again and nothing is cached."""
+        """Handles the loss of all pages: running requests wait again, nothing is cached."""
         for id in list(self.running):
             self.preempt(id, now_s, keep=False)
         self.memory.clear_cache()
@@ -125,23 +125,24 @@ class Scheduler:
     # ---- the step ----
 
     def plan(self, now_s: float) -> StepPlan | None:
-        """Decides the next step and makes room for it. None if there is nothing to run."""
+        """Decides the next step and allocates its pages; None if there is nothing to run."""
         chunks = self._continue_prefills()
         chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
         decode = self._decoding() if self.limits.mixed or not chunks else []
-        # Several steps at once would take the room for which a chunk may be waiting.
+        # Several steps at once would take the pages that a chunk may be waiting for.
         busy = bool(chunks or (self._reserves and self.prefilling))
         steps = self._choose_steps(decode, busy)
         decode, steps = self._grow_rows(decode, steps, now_s)
-        # Making room may have preempted someone who was planned.
+        # Allocation may have preempted a request that was planned.
         chunks = [c for c in chunks if c.req.kv is not None]
         return StepPlan(tuple(chunks), tuple(decode), steps) if chunks or decode else None
 
     def ahead(self, plan: StepPlan) -> StepPlan | None:
-        """The step behind `plan`, while that is still running: decode rows only, as if none stopped early.
+        """The step after `plan`, planned while that still runs: decode rows only, as if none stopped early.
 
-        Rows that did stop run on for nothing; what they write is theirs or nobody's until it has run. None
-        where the outcome of `plan` decides what is next: prompts to compute, or room for a newcomer.
+        Rows that did stop run on without effect; until the step has run, what they write is in pages of their
+        own or in free ones. None where the outcome of `plan` decides the next step: prompts to compute, or
+        room for a new request.
         """
         rows = [e for e in plan.decode if e.kv is not None and e.left_tok > plan.steps]
         full = not self.memory.slots_free and len(rows) == len(plan.decode)
@@ -154,7 +155,7 @@ class Scheduler:
         return StepPlan((), tuple(rows), steps)
 
     def commit(self, plan: StepPlan, produced: Mapping[RequestId, StepResult], now_s: float) -> list[Output]:
-        """Books what a step produced; returns the requests it ended, those that broke in mid prompt first."""
+        """Records a step's results; returns ended requests' outputs, errors in mid prompt first."""
         broken: list[Output | None] = []
         for chunk in plan.chunks:
             req = chunk.req
@@ -162,13 +163,13 @@ class Scheduler:
                 continue  # cancelled while the step ran
             got = produced.get(req.info.id)
             error = got is not None and got.finish == "error"
-            if error and not chunk.samples:  # in mid prompt, or when it was computed again
+            if error and not chunk.samples:  # in mid prompt, or when recomputed after preemption
                 broken.append(self.cancel(req.info.id, now_s, "error"))
                 continue
             req.computed_tok = chunk.end
             if chunk.last:
                 del self.prefilling[req.info.id]
-            # Where logits are not finite, what was computed for them need not be.
+            # Where logits are not finite, the KV computed for them may not be either: do not share it.
             self._computed(req, share=not error)
         rows = [c.req for c in plan.chunks if c.samples] + list(plan.decode)
         ended = self._record_tokens([e for e in rows if e.kv is not None], produced, now_s)
@@ -193,7 +194,7 @@ class Scheduler:
         while budget > 0 and (info := self.policy.pick(now_s)) is not None:
             req = self.waiting[info.id]
             if self._share_cold and self._is_coming(req):
-                break  # its next page is under way: waiting for it is cheaper than computing it twice
+                break  # its next page is being computed: waiting is cheaper than computing it twice
             got = self.memory.admit(
                 req.all_tokens.cut(0, req.prefill_tok),
                 req.cache_salt,
@@ -210,8 +211,8 @@ class Scheduler:
         return chunks
 
     def _is_coming(self, req: RequestState) -> bool:
-        """Whether a running request is about to compute the page that `req` would have to compute next."""
-        if not self.prefilling or req.cache_salt is ALONE:
+        """Whether a running request is computing the page that `req` would have to compute next."""
+        if not self.prefilling or req.cache_salt is UNSHARED:
             return False
         tokens = req.all_tokens.cut(0, req.prefill_tok)
         end = self.memory.match(tokens, req.cache_salt) + self._page_tok
@@ -239,18 +240,18 @@ class Scheduler:
         end = min(req.prefill_tok, req.computed_tok + min(budget, self.limits.chunk_tok))
         assert req.kv is not None
         if not self.memory.grow(req.kv, req.computed_tok, end):
-            return None  # others hold what it would be lent: it waits a step, or, if optimistic, for pages
+            return None  # others hold what it would borrow: it waits a step or, if optimistic, for pages
         last = end == req.prefill_tok
         return PrefillChunk(req, req.computed_tok, end, last, last and req.output_tok == 0)
 
     def _choose_steps(self, rows: Sequence[RequestState], busy: bool) -> int:
-        """As many as change nothing for others: few while anyone could be admitted, one beside a prefill."""
+        """Decode steps until the next decision: one beside a prefill, few while a request may be admitted."""
         if not rows or busy or self._step_sizes[-1] == 1:
             return 1
-        most = min([e.info.max_output_tok - e.output_tok for e in rows])
-        if most > self.limits.admit_every and self.waiting and self.memory.slots_free:
-            most = min(most, self.limits.admit_every)
-        return self._at_most(most)
+        limit = min([e.info.max_output_tok - e.output_tok for e in rows])
+        if limit > self.limits.admit_every and self.waiting and self.memory.slots_free:
+            limit = min(limit, self.limits.admit_every)
+        return self._at_most(limit)
 
     def _at_most(self, steps: int) -> int:
         return self._step_sizes[max(0, bisect_right(self._step_sizes, steps) - 1)]
@@ -258,16 +259,16 @@ class Scheduler:
     def _grow_rows(
         self, rows: list[RequestState], steps: int, now_s: float
     ) -> tuple[list[RequestState], int]:
-        """Room for `steps` more tokens a row; who is preempted for it drops out.
+        """Allocates `steps` more tokens per row; rows that are preempted for it drop out.
 
-        Where pages are reserved nobody is, but several steps may turn out to be too many at once. (Optimists
-        that first took fewer steps were preempted all the oftener: 75,000 times for 1,900 in E11.)
+        Where pages are reserved no row is preempted, but several steps at once may be too many. (Optimistic
+        rows that first took fewer steps were preempted more often: 75,000 times instead of 1,900 in E11.)
         """
         before = len(self.running)
         for req in rows:
             upto = req.computed_tok + steps  # no row is planned beyond its allowance (see `_choose_steps`)
             if upto <= req.no_growth_until_tok:
-                continue  # most rows of most steps: this and `_record_tokens` are the innermost bookkeeping
+                continue  # the common case: this and `_record_tokens` are the innermost bookkeeping
             while self._reserves and steps > 1 and not self.memory.grow(req.kv, req.computed_tok, upto):
                 steps = self._at_most(steps // 2)
                 upto = req.computed_tok + steps
@@ -279,13 +280,13 @@ class Scheduler:
         return rows, steps
 
     def _victim(self) -> RequestState:
-        """Least work lost: fewest outputs first, then the longest prompt."""
+        """The request whose preemption loses the least work: fewest outputs, then the longest prompt."""
         return min(self.running.values(), key=lambda e: (e.output_tok, -e.info.prompt_tok, -e.info.seq))
 
     def _record_tokens(
         self, rows: Sequence[RequestState], produced: Mapping[RequestId, StepResult], now_s: float
     ) -> list[tuple[RequestState, FinishReason]]:
-        """Adds what each row produced; returns those that are over, and why."""
+        """Adds what each row produced; returns the requests that are over, and why."""
         ended: list[tuple[RequestState, FinishReason]] = []
         tokens_of: dict[RequestId, int] = {}
         clients: dict[ClientId, int] = {}

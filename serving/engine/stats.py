@@ -1,4 +1,4 @@
-"""What an engine holds and has done."""
+"""Counters and a snapshot of an engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class EngineCounters:
       ahead: steps started before the one before them was read.
       decode_rows: sum over decode steps of the rows that were planned in them.
       prompt_tok, hit_tok, output_tok: tokens admitted, of those found in the cache, produced.
-      arrived: outputs that were asked for; each is live or finished.
+      arrived: outputs that were requested; each is live or finished.
       finished: ended outputs by reason.
       preemptions: times a running request lost its memory.
-      resets: times a program failed and the device state was built anew.
-      host_s, device_s: where step time went: deciding and bookkeeping, or waiting for programs.
+      resets: times a program failed and the device state was rebuilt.
+      host_s, device_s: step time spent on scheduling and bookkeeping, and on waiting for programs.
     """
 
     steps: int = 0
@@ -39,7 +39,7 @@ class EngineCounters:
 
 @dataclass(kw_only=True)
 class EngineStats(EngineCounters):
-    """A moment's picture, and the sums that led to it.
+    """A snapshot of an engine and its counters.
 
     Attributes:
       programs, compile_s: compiled programs and the seconds each took. Fixed after start-up.
@@ -64,5 +64,5 @@ class EngineStats(EngineCounters):
 
     @property
     def occupancy(self) -> float:
-        """Mean share of the slots that a decode step worked for."""
+        """Mean share of slots that are busy in a decode step."""
         return self.decode_rows / (self.decode_steps * self.slots) if self.decode_steps else 0.0

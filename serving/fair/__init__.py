@@ -1,7 +1,10 @@
-"""Who is served next: one policy a file. Standard library only, no clock.
+"""Scheduling policies and cluster routers by name. Standard library only; nothing here reads a clock.
 
-policy = fair.make("vtc", output_weight=2)
-policy = fair.make("dlpm", match=lambda ask: cached_tokens(ask), quantum_tok=5000)
+Examples:
+
+    policy = fair.make("vtc", output_weight=2)
+    policy = fair.make("dlpm", match=lambda request: cached_tokens(request), quantum_tok=5000)
+    router = fair.make("d2lpm", quantum_tok=5000)
 """
 
 import inspect
@@ -14,16 +17,16 @@ from serving.fair.drr import Drr
 from serving.fair.fcfs import Fcfs
 from serving.fair.hrrn import Hrrn
 from serving.fair.hvtc import Hvtc
-from serving.fair.lcf import Lcf
 from serving.fair.lpm import Lpm
+from serving.fair.policy import Policy
 from serving.fair.routers.base import LeastLoad, RoundRobinRouter, Router, Sticky
 from serving.fair.routers.d2lpm import D2lpm
 from serving.fair.routers.preble import Preble
 from serving.fair.rpm import Rpm
 from serving.fair.rr import RoundRobin
-from serving.fair.vtc import Vtc
-from serving.fair.vtc_predict import VtcPredict
-from serving.fair.wvtc import Wvtc
+from serving.fair.vtc import Lcf, Vtc, VtcPredict, Wvtc
+
+__all__ = ["POLICIES", "ROUTERS", "Policy", "PolicyBase", "Router", "make", "options"]
 
 POLICIES: dict[str, type[PolicyBase]] = {
     "fcfs": Fcfs,
@@ -52,10 +55,10 @@ ROUTERS: dict[str, type[Router]] = {
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a policy or router by name: its own first, then those it shares with others.
+    """The keyword options of a policy or router: its own first, then those of its base classes.
 
     Raises:
-      ValueError: no such policy.
+      ValueError: unknown name.
     """
     known: dict[str, type] = {**POLICIES, **ROUTERS}
     if name not in known:
@@ -63,22 +66,22 @@ def options(name: str) -> dict[str, inspect.Parameter]:
         raise ValueError(f"unknown policy {name!r}; known: {policies}; routers of a cluster: {routers}")
     found: dict[str, inspect.Parameter] = {}
     fixed: set[str] = set()
-    for maker in known[name].__mro__:
-        if "__init__" in vars(maker):
-            for option in inspect.signature(maker).parameters.values():
+    for cls in known[name].__mro__:
+        if "__init__" in vars(cls):
+            for option in inspect.signature(cls).parameters.values():
                 if option.kind is inspect.Parameter.KEYWORD_ONLY and option.name not in fixed:
                     found.setdefault(option.name, option)
-        fixed |= set(vars(maker).get("FIXED", ()))
+        fixed |= set(vars(cls).get("FIXED_OPTIONS", ()))
     return found
 
 
 def make(name: str, **given: Any) -> Any:
-    """A fresh policy (see `Policy`) or router (see `Router`).
+    """Creates a policy (see `Policy`) or a router (see `Router`) in its initial state.
 
-    `match` may be given to all of them: those that do not look at the cache go without.
+    `match` is accepted for every name and ignored by those that do not use the prefix cache.
 
     Raises:
-      ValueError: unknown name or option, or one that is missing or out of range.
+      ValueError: the name or an option is unknown, or an option is missing or out of range.
     """
     known = options(name)
     if "match" not in known:

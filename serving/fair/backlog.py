@@ -1,32 +1,28 @@
-"""Who waits: one first-in-first-out queue a client, with cancels and out-of-order admissions."""
+"""Waiting requests: one first-in-first-out queue per client, with cancels and out-of-order admissions."""
 
 import heapq
-from collections.abc import Iterable
 
 from serving.request import ClientId, RequestId, RequestInfo
 
 
 class Backlog:
-    """Waiting requests by client. Deleting is O(1); the queues forget the deleted when they meet them.
+    """Waiting requests by client. Removal is O(1); a queue drops removed entries when they reach its head.
 
-    A preempted request goes back by its arrival number, so it is ahead of whatever arrived after it.
+    A preempted request returns to the position of its arrival number, ahead of later arrivals.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requests: dict[RequestId, RequestInfo] = {}
         self.waiting_of: dict[ClientId, int] = {}
         self._queues: dict[ClientId, list[tuple[int, RequestId]]] = {}
 
-    def add(self, request: RequestInfo) -> bool:
-        """Appends; True if its client had nothing waiting."""
+    def add(self, request: RequestInfo) -> None:
         self.requests[request.id] = request
         heapq.heappush(self._queues.setdefault(request.client, []), (request.seq, request.id))
-        count = self.waiting_of.get(request.client, 0)
-        self.waiting_of[request.client] = count + 1
-        return count == 0
+        self.waiting_of[request.client] = self.waiting_of.get(request.client, 0) + 1
 
     def remove(self, id: RequestId) -> bool:
-        """Takes a waiting request out; True if its client has nothing waiting any more."""
+        """Removes a waiting request; returns whether its client has no waiting request left."""
         client = self.requests.pop(id).client
         count = self.waiting_of[client] - 1
         if count:
@@ -50,8 +46,3 @@ class Backlog:
 
     def __len__(self) -> int:
         return len(self.requests)
-
-    def refill(self, requests: Iterable[RequestInfo]) -> None:
-        self.__init__()  # type: ignore[misc]
-        for request in requests:
-            self.add(request)

@@ -1,13 +1,14 @@
-"""The bookkeeping every policy shares: who waits, who runs, and the bill of each live request.
+"""The bookkeeping that all policies share: waiting and running requests, and the charge of each.
 
-A policy is `PolicyBase` plus an order: it says what it does when a request starts or stops waiting, and which
-one is next. Billing is done here once, so that it cannot differ between policies:
+A policy is `PolicyBase` plus an order: hooks that run when a request starts or stops waiting, and `pick`.
+Charging is implemented once, here, so that it cannot differ between policies:
 
-  * a request pays `cost.of(extend, hit, output)` of what was executed, in the end exactly that;
-  * predicted output is paid at admission; what was not produced is given back once, when it stops running;
-  * a preempted request pays nothing for what it does again (the driver's choice must not cost the client)
-    unless `bill_recompute`;
-  * an admission whose step was not carried out is undone: `preempt(id, prefilled_tok=0)`.
+  * A request pays `cost.of(extend, hit, output)` of what was executed, and in the end exactly that.
+  * Predicted output is paid at admission. The part that was not produced is refunded once, when the request
+    stops running.
+  * A preempted request does not pay for recomputation (the driver's choice must not cost the client) unless
+    `bill_recompute` is set.
+  * An admission whose step was not carried out is undone by `preempt(id, prefilled_tok=0)`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,39 +18,52 @@ from fractions import Fraction
 from typing import Any
 
 from serving.fair.backlog import Backlog
-from serving.fair.cost import ServiceCost, named
+from serving.fair.cost import ServiceCost, make_cost
 from serving.fair.ledger import Account, Ledger
 from serving.fair.predict import Predictor, no_prediction
 from serving.request import ClientId, RequestId, RequestInfo
 
 
 class Charge:
-    """The bill of one live request.
+    """What one live request has used and paid.
 
     Attributes:
-      extend, hit: prompt tokens computed and found in the cache so far, each token counted once.
-      done: of these, what earlier admissions executed: it stays billed whatever becomes of this one.
-      output: tokens produced. paid: output tokens paid for, at least `output`.
-      again: ledger units paid for work done again. billed: units charged so far, refunds taken off.
-      born, work: admissions (of anybody) and ledger units of service (to all) before its arrival.
-      admitted: number of its own last admission.
-      turn: what the client's `turn` was before that.
+      extend_tok, hit_tok: prompt tokens computed and found in the cache so far, each token counted once.
+      executed_tok: the part of these that earlier admissions executed; it is never refunded.
+      output_tok: tokens produced.
+      paid_output_tok: output tokens paid for, at least `output_tok`.
+      recompute_charged: ledger units paid for recomputed tokens.
+      charged: ledger units charged so far, net of refunds.
+      admissions_before, work_before: admissions (of all clients) and service (to all clients, in ledger
+        units) before the request arrived.
+      admission: number of the request's last admission; -1 before the first.
+      previous_turn: the client's `Account.turn` before that admission.
     """
 
+    # In the order of a snapshot's rows.
     FIELDS = (
-        *("extend", "hit", "done", "output", "paid", "again"),
-        *("billed", "born", "work", "admitted", "turn"),
+        *("extend_tok", "hit_tok", "executed_tok", "output_tok", "paid_output_tok", "recompute_charged"),
+        *("charged", "admissions_before", "work_before", "admission", "previous_turn"),
     )
     __slots__ = ("account", "request", *FIELDS)
 
-    def __init__(self, request: RequestInfo, account: Account, born: int = 0, work: int = 0):
-        self.request, self.account, self.born, self.work = request, account, born, work
-        self.extend = self.hit = self.done = self.output = self.paid = self.again = self.billed = 0
-        self.admitted = self.turn = -1
+    def __init__(
+        self, request: RequestInfo, account: Account, admissions_before: int = 0, work_before: int = 0
+    ) -> None:
+        self.request, self.account = request, account
+        self.admissions_before, self.work_before = admissions_before, work_before
+        self.extend_tok = self.hit_tok = self.executed_tok = 0
+        self.output_tok = self.paid_output_tok = 0
+        self.recompute_charged = self.charged = 0
+        self.admission = self.previous_turn = -1
 
 
 class PolicyBase(ABC):
-    """See `Policy`. Subclasses define `_waits`, `_leaves`, `pick` and `gap_bound`."""
+    """Implements the events of `Policy`.
+
+    Subclasses define `pick`, `gap_bound`, `_on_enqueue`, `_on_dequeue` and `_rebuild`, and override the other
+    hooks as needed.
+    """
 
     def __init__(
         self,
@@ -61,33 +75,34 @@ class PolicyBase(ABC):
         predictor: Predictor = no_prediction,
         bill_recompute: bool = False,
         idle_clients: int = 4096,
-    ):
+    ) -> None:
         """
         Args:
           prompt_weight, output_weight: price of a token (the paper: 1 and 2).
           cost: a name of `cost.COSTS`, or a `ServiceCost`.
           weights: share of each client; 1 where not named.
-          predictor: guesses output lengths, paid in advance.
-          bill_recompute: preempted requests pay again for work done again.
-          idle_clients: accounts kept of clients without requests before a sweep forgets those it may.
+          predictor: predicts output lengths, which are paid in advance.
+          bill_recompute: whether preempted requests pay for recomputed tokens.
+          idle_clients: number of accounts above which those of idle clients are dropped if no decision needs
+            them.
         """
-        self.cost = named(cost, prompt_weight, output_weight)
+        self.cost = make_cost(cost, prompt_weight, output_weight)
         self.ledger = Ledger({c: Fraction(w) for c, w in (weights or {}).items()})
         self.backlog = Backlog()
         self.predictor = predictor
         self.bill_recompute = bill_recompute
         self.idle_clients = idle_clients
-        self.tabs: dict[RequestId, Charge] = {}
+        self.charge_of: dict[RequestId, Charge] = {}
         self.live_of: dict[ClientId, int] = {}
-        self.turn = 0  # admissions so far
-        self.work = 0  # service given out so far, in ledger units
+        self.turn = 0  # number of the next admission
+        self.total_work = 0  # service given so far, in ledger units
         self._sweep_at = idle_clients
 
-    # What a policy adds; the hooks without a body are for those that need them.
+    # What a policy defines. Hooks with an empty implementation are optional.
 
     @abstractmethod
     def pick(self, now_s: float) -> RequestInfo | None:
-        """The request to admit next."""
+        """Returns the request to admit next."""
 
     @abstractmethod
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
@@ -97,143 +112,151 @@ class PolicyBase(ABC):
         return True
 
     @abstractmethod
-    def _waits(self, tab: Charge) -> None:
-        """`tab.request` waits from now on; the backlog has it."""
+    def _on_enqueue(self, charge: Charge) -> None:
+        """`charge.request` starts to wait; the backlog already holds it."""
 
     @abstractmethod
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
-        """`tab.request` waits no more; `emptied`: its client has nothing waiting now."""
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
+        """`charge.request` stops waiting. `emptied`: its client has no waiting request left."""
 
-    def _joins(self, account: Account) -> None:  # noqa: B027
-        """A client without waiting requests is about to have one; the backlog does not have it yet."""
+    def _on_join(self, account: Account) -> None:  # noqa: B027
+        """A client without waiting requests is about to get one; the backlog does not hold it yet."""
 
-    def _admitted(self, tab: Charge) -> None:  # noqa: B027
-        """`tab` was admitted; its bill is still to come."""
+    def _on_admit(self, charge: Charge) -> None:  # noqa: B027
+        """`charge.request` was admitted and is not charged yet."""
 
-    def _before_change(self, account: Account, amount: int) -> None:  # noqa: B027
-        """The account is about to be charged `amount`, or refunded if that is negative."""
+    def _before_charge(self, account: Account, amount: int) -> None:  # noqa: B027
+        """The account is about to be charged `amount`, or refunded if `amount` is negative."""
 
-    def _refunded(self, account: Account) -> None:  # noqa: B027
-        """The account was refunded: orders that rely on growing counters look again."""
+    def _on_refund(self, account: Account) -> None:  # noqa: B027
+        """The account was refunded. Orders that assume growing counters must update its key."""
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
-        """Those accounts of idle clients whose loss changes no later decision."""
+        """Returns the accounts of idle clients whose loss changes no later decision."""
         return idle
 
     # Events.
 
     def arrive(self, request: RequestInfo, now_s: float) -> bool:
-        if request.id in self.tabs:
-            raise ValueError(f"request {request.id!r} arrives, but one of that id is still live")
+        if request.id in self.charge_of:
+            raise ValueError(f"request {request.id!r} arrived, but a request of that id is still live")
         if not self._accepts(request, now_s):
             return False
         live = self.live_of.get(request.client, 0)
         self.live_of[request.client] = live + 1
         if not live and len(self.ledger) >= self._sweep_at:
             self.forget()
-        tab = self.tabs[request.id] = Charge(request, self.ledger.open(request.client), self.turn, self.work)
-        self._enqueue(tab, joins=True)
+        account = self.ledger.open(request.client)
+        charge = self.charge_of[request.id] = Charge(request, account, self.turn, self.total_work)
+        self._enqueue(charge, joins=True)
         return True
 
     def admit(self, request: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
-        tab = self._tab(request.id, waiting=True)
-        tab.turn, tab.admitted = tab.account.turn, self.turn
-        tab.account.turn = self.turn
+        charge = self._live_charge(request.id, waiting=True)
+        charge.previous_turn, charge.admission = charge.account.turn, self.turn
+        charge.account.turn = self.turn
         self.turn += 1
-        self._leaves(tab, self.backlog.remove(request.id))
-        self._admitted(tab)
-        first_time = max(0, extend_tok + hit_tok - tab.extend - tab.hit - tab.output)
-        if self.bill_recompute and tab.billed:
-            tab.again += self.cost.of(max(0, extend_tok - first_time), 0, 0)
-        tab.extend += min(first_time, extend_tok)
-        tab.hit += first_time - min(first_time, extend_tok)
-        tab.paid = max(tab.output, min(self.predictor.guess(request), request.max_output_tok))
-        self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.paid))
+        self._on_dequeue(charge, self.backlog.remove(request.id))
+        self._on_admit(charge)
+        new_tok = max(0, extend_tok + hit_tok - charge.extend_tok - charge.hit_tok - charge.output_tok)
+        if self.bill_recompute and charge.charged:
+            charge.recompute_charged += self.cost.of(max(0, extend_tok - new_tok), 0, 0)
+        charge.extend_tok += min(new_tok, extend_tok)
+        charge.hit_tok += new_tok - min(new_tok, extend_tok)
+        predicted_tok = min(self.predictor.predict(request), request.max_output_tok)
+        charge.paid_output_tok = max(charge.output_tok, predicted_tok)
+        self._update_charge(charge, self.cost.of(charge.extend_tok, charge.hit_tok, charge.paid_output_tok))
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         per_output = self.cost.per_output
         for id, count in tokens_of.items():
-            tab = self.tabs[id]
-            tab.output += count
-            over = tab.output - tab.paid
-            if over > 0:
-                tab.paid = tab.output
+            charge = self.charge_of[id]
+            charge.output_tok += count
+            unpaid_tok = charge.output_tok - charge.paid_output_tok
+            if unpaid_tok > 0:
+                charge.paid_output_tok = charge.output_tok
                 if per_output is None:
-                    self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.output))
+                    self._update_charge(
+                        charge, self.cost.of(charge.extend_tok, charge.hit_tok, charge.output_tok)
+                    )
                 else:
-                    due = over * per_output
-                    tab.billed += due
-                    self.work += due
-                    self._before_change(tab.account, due)
-                    tab.account.charge(due)
+                    due = unpaid_tok * per_output
+                    charge.charged += due
+                    self.total_work += due
+                    self._before_charge(charge.account, due)
+                    charge.account.charge(due)
 
     def finish(self, id: RequestId) -> None:
-        tab = self._tab(id, waiting=False)
-        self.predictor.learn(tab.request.client, tab.output)
-        self._settle(tab, None)
-        self._close(tab)
+        charge = self._live_charge(id, waiting=False)
+        self.predictor.observe(charge.request.client, charge.output_tok)
+        self._settle(charge, None)
+        self._close(charge)
 
     def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
-        """See `Policy`. `prefilled_tok`: how much of a running request's prefill was executed (None: all)."""
-        tab = self._tab(id)
+        """See `Policy`. `prefilled_tok`: executed prefill tokens of a running request (None: all)."""
+        charge = self._live_charge(id)
         if id in self.backlog:
-            self._leaves(tab, self.backlog.remove(id))
+            self._on_dequeue(charge, self.backlog.remove(id))
         else:
-            self._settle(tab, prefilled_tok)
-        self._close(tab)
+            self._settle(charge, prefilled_tok)
+        self._close(charge)
 
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
-        """See `Policy`. With `prefilled_tok=0` and nothing produced the admission is undone."""
-        tab = self._tab(id, waiting=False)
-        self._settle(tab, prefilled_tok)
-        undone = tab.billed == 0
-        if undone and tab.account.turn == tab.admitted:
-            tab.account.turn = tab.turn
-        self._enqueue(tab, joins=not undone)
+        """See `Policy`. With `prefilled_tok=0` and no output, the admission is undone."""
+        charge = self._live_charge(id, waiting=False)
+        self._settle(charge, prefilled_tok)
+        undone = charge.charged == 0
+        if undone and charge.account.turn == charge.admission:
+            charge.account.turn = charge.previous_turn
+        self._enqueue(charge, joins=not undone)
 
-    # What every event is made of.
+    # Steps that the events share.
 
-    def _tab(self, id: RequestId, waiting: bool | None = None) -> Charge:
-        tab = self.tabs.get(id)
-        if tab is None:
+    def _live_charge(self, id: RequestId, waiting: bool | None = None) -> Charge:
+        charge = self.charge_of.get(id)
+        if charge is None:
             raise ValueError(f"request {id!r} is not live: it never arrived, or it finished or was cancelled")
         if waiting is not None and (id in self.backlog) != waiting:
-            is_, must = ("running", "waiting") if waiting else ("waiting", "running")
-            raise ValueError(f"request {id!r} is {is_}; this event needs it {must}")
-        return tab
+            actual, required = ("running", "waiting") if waiting else ("waiting", "running")
+            raise ValueError(f"request {id!r} is {actual}; this event requires a {required} request")
+        return charge
 
-    def _enqueue(self, tab: Charge, joins: bool) -> None:
-        if joins and tab.request.client not in self.backlog.waiting_of:
-            self._joins(tab.account)
-        self.backlog.add(tab.request)
-        self._waits(tab)
+    def _enqueue(self, charge: Charge, joins: bool) -> None:
+        if joins and charge.request.client not in self.backlog.waiting_of:
+            self._on_join(charge.account)
+        self.backlog.add(charge.request)
+        self._on_enqueue(charge)
 
-    def _bill(self, tab: Charge, due: int) -> None:
-        """Brings the bill to `due` (and what was paid for work done again)."""
-        change = due + tab.again - tab.billed
-        tab.billed += change
-        self.work += change
+    def _update_charge(self, charge: Charge, due: int) -> None:
+        """Charges or refunds the difference so that the total is `due` plus the charge for recomputation."""
+        change = due + charge.recompute_charged - charge.charged
+        charge.charged += change
+        self.total_work += change
         if change:
-            self._before_change(tab.account, change)
+            self._before_charge(charge.account, change)
         if change > 0:
-            tab.account.charge(change)
+            charge.account.charge(change)
         elif change < 0:
-            tab.account.refund(-change)
-            self._refunded(tab.account)
+            charge.account.refund(-change)
+            self._on_refund(charge.account)
 
-    def _settle(self, tab: Charge, prefilled_tok: int | None) -> None:
-        """Gives back, once, what was paid for and not executed."""
+    def _settle(self, charge: Charge, prefilled_tok: int | None) -> None:
+        """Refunds, once, what was paid for and not executed."""
         if prefilled_tok is not None:
-            executed_tok = max(prefilled_tok, tab.done)
-            tab.hit = min(tab.hit, executed_tok)
-            tab.extend = min(tab.extend, executed_tok - tab.hit)
-        tab.done, tab.paid = tab.extend + tab.hit, tab.output
-        executed = tab.done + tab.output > 0
-        self._bill(tab, self.cost.of(tab.extend, tab.hit, tab.output) if executed else -tab.again)
+            executed_tok = max(prefilled_tok, charge.executed_tok)
+            charge.hit_tok = min(charge.hit_tok, executed_tok)
+            charge.extend_tok = min(charge.extend_tok, executed_tok - charge.hit_tok)
+        charge.executed_tok = charge.extend_tok + charge.hit_tok
+        charge.paid_output_tok = charge.output_tok
+        if charge.executed_tok + charge.output_tok > 0:
+            due = self.cost.of(charge.extend_tok, charge.hit_tok, charge.output_tok)
+        else:
+            due = -charge.recompute_charged
+        self._update_charge(charge, due)
 
-    def _close(self, tab: Charge) -> None:
-        client = tab.request.client
-        del self.tabs[tab.request.id]
+    def _close(self, charge: Charge) -> None:
+        client = charge.request.client
+        del self.charge_of[charge.request.id]
         self.live_of[client] -= 1
         if not self.live_of[client]:
             del self.live_of[client]
@@ -241,7 +264,7 @@ class PolicyBase(ABC):
     # State.
 
     def forget(self) -> int:
-        """Drops the accounts of idle clients that no later decision needs; returns how many."""
+        """Drops the accounts of idle clients that no later decision needs; returns their number."""
         gone = self._forgettable([a for a in self.ledger if a.client not in self.live_of])
         for account in gone:
             self.ledger.drop(account.client)
@@ -254,35 +277,35 @@ class PolicyBase(ABC):
     def snapshot(self) -> dict[str, Any]:
         return {
             "turn": self.turn,
-            "work": self.work,
+            "work": self.total_work,
             "sweep_at": self._sweep_at,
             "ledger": self.ledger.snapshot(),
             "predictor": self.predictor.snapshot(),
             "requests": [
-                [*astuple(t.request), t.request.id in self.backlog, *(getattr(t, f) for f in Charge.FIELDS)]
-                for t in self.tabs.values()
+                [*astuple(c.request), c.request.id in self.backlog, *(getattr(c, f) for f in Charge.FIELDS)]
+                for c in self.charge_of.values()
             ],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.turn, self.work, self._sweep_at = state["turn"], state["work"], state["sweep_at"]
+        self.turn, self.total_work, self._sweep_at = state["turn"], state["work"], state["sweep_at"]
         self.ledger.restore(state["ledger"])
         self.predictor.restore(state["predictor"])
-        self.tabs, self.live_of, self.backlog = {}, {}, Backlog()
-        ask_fields = len(fields(RequestInfo))
+        self.charge_of, self.live_of, self.backlog = {}, {}, Backlog()
+        n = len(fields(RequestInfo))
         for row in state["requests"]:
-            request, waiting, bill = RequestInfo(*row[:ask_fields]), row[ask_fields], row[ask_fields + 1 :]
-            tab = self.tabs[request.id] = Charge(request, self.ledger.accounts[request.client])
-            for name, value in zip(Charge.FIELDS, bill):
-                setattr(tab, name, value)
+            request, waiting, values = RequestInfo(*row[:n]), row[n], row[n + 1 :]
+            charge = self.charge_of[request.id] = Charge(request, self.ledger.accounts[request.client])
+            for name, value in zip(Charge.FIELDS, values, strict=True):
+                setattr(charge, name, value)
             self.live_of[request.client] = self.live_of.get(request.client, 0) + 1
             if waiting:
                 self.backlog.add(request)
         self._rebuild()
 
-    def _waiting_tabs(self) -> Iterator[Charge]:
-        return (self.tabs[id] for id in self.backlog.requests)
+    def _waiting_charges(self) -> Iterator[Charge]:
+        return (self.charge_of[id] for id in self.backlog.requests)
 
     @abstractmethod
     def _rebuild(self) -> None:
-        """Makes the order afresh from ledger and backlog, after a restore."""
+        """Builds the order anew from ledger and backlog, after a restore."""

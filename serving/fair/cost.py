@@ -1,14 +1,14 @@
-"""What a request's work costs: a monotone h(extend, hit, output), in ledger units.
+"""Service cost: a monotone function h(extend, hit, output) in ledger units.
 
-A policy bills differences of `h`, so after any sequence of charges a request has paid exactly `h` of what was
-executed. Four bodies: weighted tokens (VTC's default; with a cheaper or free cached token), memory-time, and
-the quadratic profile.
+A policy charges differences of `h`, so after any sequence of charges a request has paid exactly `h` of what
+was executed. There are three cost functions: weighted tokens (VTC's default; cached tokens may be cheaper or
+free), memory-time, and a profiled quadratic.
 
-Source: VTC (arXiv 2401.00588) section 3 for the choices, section 4.2 for general h.
+Source: VTC (arXiv 2401.00588), section 3 for the choices, section 4.2 for general h.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
 
@@ -16,31 +16,33 @@ from serving.fair.ledger import units
 
 
 class ServiceCost(Protocol):
+    """The cost function h and its bound over a batch."""
+
     def of(self, extend_tok: int, hit_tok: int, output_tok: int) -> int:
-        """Ledger units of a prefill of `extend + hit` tokens and of `output_tok` decoded ones."""
+        """Ledger units for a prefill of `extend_tok + hit_tok` tokens and for `output_tok` decoded tokens."""
 
     @property
     def per_output(self) -> int | None:
-        """Ledger units of every output token if that is one number, else None."""
+        """Ledger units per output token if that is constant, else None."""
 
     def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
-        """The most one client can still be charged from just before its last admission on, in ledger units.
+        """Upper bound in ledger units on what one client is charged from just before its last admission on.
 
-        Its live requests, the new one included, compute and hold at most `memory_tok` prompt and output
-        tokens. Up to `max_hit_tok` of a prompt come from a cache, where they take no room of the request's
-        own.
+        The client's live requests, including the new one, compute and hold at most `memory_tok` prompt and
+        output tokens. Up to `max_hit_tok` of a prompt come from the cache and occupy none of that memory.
         """
 
 
 @dataclass(frozen=True)
 class WeightedTokens:
-    """`prompt` a computed input token, `cached` one served from the prefix cache, `output` a decoded one."""
+    """Weights per token: `prompt` computed input, `cached` input from the prefix cache, `output` decoded."""
 
     prompt: float | Fraction = 1
     output: float | Fraction = 2
     cached: float | Fraction = 1
+    _units: tuple[int, int, int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("prompt", "output", "cached"):
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -49,25 +51,25 @@ class WeightedTokens:
         object.__setattr__(self, "_units", (units(self.prompt), units(self.cached), units(self.output)))
 
     def of(self, extend_tok: int, hit_tok: int, output_tok: int) -> int:
-        prompt, cached, output = self._units  # type: ignore[attr-defined]
+        prompt, cached, output = self._units
         return prompt * extend_tok + cached * hit_tok + output * output_tok
 
     @property
     def per_output(self) -> int:
-        return self._units[2]  # type: ignore[attr-defined]
+        return self._units[2]
 
     def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
-        prompt, cached, output = self._units  # type: ignore[attr-defined]
-        computed, hit = max(0, prompt - output), min(max_hit_tok, max_prompt_tok)
-        # Every prompt token is either computed (in place of an output) or hit; the dearer way first.
-        free = max_prompt_tok - hit if computed < cached else max_prompt_tok
-        hit = hit if computed < cached else 0
-        return output * memory_tok + cached * hit + computed * min(free, memory_tok)
+        prompt, cached, output = self._units
+        # A prompt token is either computed, in place of an output token, or hit: assume the costlier way.
+        computed = max(0, prompt - output)
+        hit_tok = min(max_hit_tok, max_prompt_tok) if computed < cached else 0
+        computed_tok = min(max_prompt_tok - hit_tok, memory_tok)
+        return output * memory_tok + cached * hit_tok + computed * computed_tok
 
 
 @dataclass(frozen=True)
 class MemoryTime:
-    """Weighted tokens plus `rent` a token of context held for a decode step: long contexts pay for room."""
+    """Weighted tokens plus `rent` per token of context and decode step: long contexts pay for memory."""
 
     prompt: float | Fraction = 1
     output: float | Fraction = 2
@@ -86,8 +88,7 @@ class MemoryTime:
         )
 
     def batch_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> int:
-        # x + y <= M over the batch; sums of x*y and y*(y+1)/2 are largest for one request that holds all
-        # of it.
+        # x + y <= M over the batch; sums of x*y and y*(y+1)/2 are largest if one request holds all of M.
         linear = WeightedTokens(self.prompt, self.output, self.prompt).batch_bound(
             memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
         )
@@ -127,8 +128,12 @@ COSTS: dict[str, Callable[[float | Fraction, float | Fraction], ServiceCost]] = 
 }
 
 
-def named(cost: str | ServiceCost, prompt: float | Fraction, output: float | Fraction) -> ServiceCost:
-    """A cost by name, or the given one."""
+def make_cost(cost: str | ServiceCost, prompt: float | Fraction, output: float | Fraction) -> ServiceCost:
+    """Returns the cost of that name, or the given cost unchanged.
+
+    Raises:
+      ValueError: unknown name.
+    """
     if not isinstance(cost, str):
         return cost
     if cost not in COSTS:

@@ -1,32 +1,37 @@
-"""Depth-first through the prefix tree, the branch where most requests wait first.
+"""Depth-first order of the prefix tree, the branch with the most waiting requests first.
 
 Requests that share a prefix run one after the other, while it is cached. No bound on service exists.
 
-Source: SGLang's policy of the same name. A pass orders all waiting requests once (O(requests x depth));
-the order holds until time moves on or somebody arrives.
+A pass orders all waiting requests once, in O(requests x depth). The order is valid until time advances or a
+request arrives.
+
+Source: SGLang's policy of the same name.
 """
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from serving.fair.base import Charge, PolicyBase
 from serving.fair.policy import Match
 from serving.request import RequestInfo
 
 type Path = Callable[[RequestInfo], Sequence[Hashable]]
-"""Nodes of the prefix tree along a waiting request's prompt, from the root on."""
+"""Returns the prefix tree's nodes along a waiting request's prompt, from the root down."""
 
 
 class DfsWeight(PolicyBase):
-    def __init__(self, *, match: Match | None = None, path: Path | None = None, **options):
-        """`path`, or a `match` that has one (see `Match`)."""
+    """Serves the branch of the prefix tree with the most waiting requests."""
+
+    def __init__(self, *, match: Match | None = None, path: Path | None = None, **options: Any) -> None:
+        """Needs `path`, or a `match` that has this attribute (see `Match`)."""
         super().__init__(**{"cost": "extend"} | options)
         found = path or getattr(match, "path", None)
         if found is None:
-            raise ValueError("policy 'dfs_weight' needs path=, or a match= that offers it")
+            raise ValueError("policy 'dfs_weight' needs path=, or a match= with a path attribute")
         self.path: Path = found
-        self._order: list[RequestInfo] = []  # last first
+        self._order: list[RequestInfo] = []  # in reverse
         self._ordered_s: float | None = None
 
     def pick(self, now_s: float) -> RequestInfo | None:
@@ -55,16 +60,16 @@ class DfsWeight(PolicyBase):
             visited, node = todo.pop()
             if visited:
                 order += ends_at.get(node, [])
-            else:  # its children first, heaviest first; among equals the one asked for first
+            else:  # its children first, heaviest first, ties by arrival
                 todo.append((True, node))
                 children = sorted(below.get(node, ()), key=lambda child: -weight[child])
                 todo += [(False, child) for child in reversed(children)]
         return order
 
-    def _waits(self, tab: Charge) -> None:
+    def _on_enqueue(self, charge: Charge) -> None:
         self._ordered_s = None
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
         pass
 
     def _rebuild(self) -> None:

@@ -1,13 +1,13 @@
 """Deficit round robin for requests of unknown length.
 
-Clients with waiting requests stand in a ring. At its turn a client whose credit is used up is given
-`quantum_tok`; while its credit is positive its requests are admitted; then the ring moves on. Output
-tokens are charged as they come, so credit may fall far below zero and take several turns to mend.
+Clients with waiting requests form a ring. At its turn, a client without credit receives `quantum_tok`. Its
+requests are admitted while its credit is positive; then the ring moves on. Output tokens are charged as they
+are produced, so credit may fall far below zero and take several turns to recover.
 
-Source: VTC (arXiv 2401.00588), App. C.2; the ancestor of DLPM's refill.
+The ring moves by arithmetic: a client that needs k turns to positive credit is inserted k rounds ahead, so a
+decision costs O(log n) whatever the debts.
 
-The ring moves by arithmetic: a client k turns from positive credit is entered k rounds ahead, so a decision
-costs O(log n) whatever the debts.
+Source: VTC (arXiv 2401.00588), App. C.2.
 """
 
 from fractions import Fraction
@@ -20,16 +20,18 @@ from serving.request import ClientId, RequestInfo
 
 
 class Drr(PolicyBase):
-    def __init__(self, *, quantum_tok: float | Fraction, **options):
-        """`quantum_tok`: credit of a turn, in weighted tokens (the artifact: a twentieth of the pool)."""
+    """Serves clients in a ring, with a credit of `quantum_tok` per turn."""
+
+    def __init__(self, *, quantum_tok: float | Fraction, **options: Any) -> None:
+        """`quantum_tok`: credit per turn, in weighted tokens (the artifact: a twentieth of the pool)."""
         super().__init__(**options)
         if not quantum_tok > 0:
-            raise ValueError(f"quantum_tok is {quantum_tok}; a turn must give something, so above 0")
+            raise ValueError(f"quantum_tok is {quantum_tok}; credit per turn must be above 0")
         self.quantum = max(1, units(quantum_tok))
-        self.round = self.places = 0
-        self._place_of: dict[ClientId, int] = {}  # in the ring, of clients with waiting requests
+        self.round = self.places = 0  # the current round; positions given out so far
+        self._place_of: dict[ClientId, int] = {}  # position in the ring, of clients with waiting requests
         self._turns_of: dict[ClientId, int] = {}  # quanta received
-        self._last_round_of: dict[ClientId, int] = {}  # the round of its last turn
+        self._last_round_of: dict[ClientId, int] = {}  # round of the last turn
         self._ring: LazyMinHeap[ClientId] = LazyMinHeap(
             lambda client: (self._round_due(client), self._place_of[client])
         )
@@ -47,6 +49,7 @@ class Drr(PolicyBase):
         return None
 
     def credit(self, client: ClientId) -> int:
+        """Ledger units the client may still spend; negative in debt."""
         return self.quantum * self._turns_of.get(client, 0) - self.ledger.accounts[client].served
 
     def _turns_needed(self, client: ClientId) -> int:
@@ -54,33 +57,33 @@ class Drr(PolicyBase):
         return 0 if credit > 0 else -credit // self.quantum + 1
 
     def _round_due(self, client: ClientId) -> int:
-        """The round in which the client's credit is positive after its turn."""
+        """The first round after whose turn the client's credit is positive."""
         return max(self.round, self._last_round_of[client] + self._turns_needed(client))
 
-    def _joins(self, account: Account) -> None:
-        """Behind all others, its turn of this round still to come."""
+    def _on_join(self, account: Account) -> None:
+        """Joins behind all others, with its turn of this round still due."""
         self._place_of[account.client] = self.places
         self._last_round_of[account.client] = self.round - 1
         self.places += 1
 
-    def _waits(self, tab: Charge) -> None:
-        client = tab.request.client
-        if client not in self._place_of:  # an admission taken back
-            self._joins(tab.account)
+    def _on_enqueue(self, charge: Charge) -> None:
+        client = charge.request.client
+        if client not in self._place_of:  # an undone admission
+            self._on_join(charge.account)
         self._ring.push(client)
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
         if emptied:
-            client = tab.request.client
+            client = charge.request.client
             self._ring.discard(client)
             del self._place_of[client], self._last_round_of[client]
 
-    def _refunded(self, account: Account) -> None:
+    def _on_refund(self, account: Account) -> None:
         if account.client in self._ring:
             self._ring.push(account.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
-        """Those at zero credit, as newcomers are."""
+        """Accounts with zero credit, like those of new clients."""
         gone = [account for account in idle if self.credit(account.client) == 0]
         for account in gone:
             self._turns_of.pop(account.client, None)

@@ -1,13 +1,16 @@
-"""First come, first served: the order of arrival, whoever asks. No bound on service exists."""
+"""First come, first served: all requests in order of arrival. No bound on service exists."""
 
 import heapq
+from typing import Any
 
 from serving.fair.base import Charge, PolicyBase
 from serving.request import RequestId, RequestInfo
 
 
 class Fcfs(PolicyBase):
-    def __init__(self, **options):
+    """Serves all requests in order of arrival."""
+
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._order: list[tuple[int, RequestId]] = []
 
@@ -23,13 +26,13 @@ class Fcfs(PolicyBase):
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
-    def _waits(self, tab: Charge) -> None:
-        heapq.heappush(self._order, (tab.request.seq, tab.request.id))
+    def _on_enqueue(self, charge: Charge) -> None:
+        heapq.heappush(self._order, (charge.request.seq, charge.request.id))
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
         pass
 
     def _rebuild(self) -> None:
         self._order = []
-        for tab in self._waiting_tabs():
-            self._waits(tab)
+        for charge in self._waiting_charges():
+            self._on_enqueue(charge)

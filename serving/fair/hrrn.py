@@ -1,13 +1,15 @@
-"""Highest response ratio next: work given to all since a request arrived, over what it still has to compute.
+"""Highest response ratio next: service to all clients since a request arrived, over its uncached tokens.
 
-Long waits and short uncached prompts go first; a fully cached prompt goes at once.
+Long waits and short uncached prompts go first. A fully cached prompt goes before all others.
 
-Source: SGLang's policy of the same name. One request's ratio overtakes another's as work goes by, so no heap
-keeps the order; but among requests with equally many tokens to compute the oldest is best, so only one
-request for each such number is looked at.
+Ratios overtake one another as service is given, so a heap cannot keep the order. Among requests with equally
+many uncached tokens the oldest is best, so `pick` compares one request per number of uncached tokens.
+
+Source: SGLang's policy of the same name.
 """
 
 import heapq
+from typing import Any
 
 from serving.fair.base import Charge, PolicyBase
 from serving.fair.locality import Changed
@@ -16,13 +18,15 @@ from serving.request import RequestId, RequestInfo
 
 
 class Hrrn(PolicyBase):
-    def __init__(self, *, match: Match, changed: Changed | None = None, **options):
+    """Serves the request with the highest response ratio."""
+
+    def __init__(self, *, match: Match, changed: Changed | None = None, **options: Any) -> None:
         """See `Dlpm` for the arguments."""
         super().__init__(**{"cost": "extend"} | options)
         self.match: Match = match
         self.changed: Changed | None = changed or getattr(match, "changed", None)
         self._uncached: dict[RequestId, int] = {}
-        self._oldest: dict[int, list[tuple[int, RequestId]]] = {}  # by tokens to compute
+        self._oldest: dict[int, list[tuple[int, RequestId]]] = {}  # by number of uncached tokens
 
     def pick(self, now_s: float) -> RequestInfo | None:
         self._refresh()
@@ -34,7 +38,11 @@ class Hrrn(PolicyBase):
 
     def _rank(self, request: RequestInfo) -> tuple[bool, float, int]:
         uncached = self._uncached[request.id]
-        return uncached == 0, (self.work - self.tabs[request.id].work) / max(1, uncached), -request.seq
+        return (
+            uncached == 0,
+            (self.total_work - self.charge_of[request.id].work_before) / max(1, uncached),
+            -request.seq,
+        )
 
     def _head(self, uncached: int) -> RequestInfo | None:
         heap = self._oldest[uncached]
@@ -51,21 +59,21 @@ class Hrrn(PolicyBase):
         ids = self.changed() if self.changed else None
         for id in list(self.backlog.requests) if ids is None else ids:
             if id in self.backlog.requests:
-                self._place(self.backlog.requests[id])
+                self._update(self.backlog.requests[id])
 
-    def _place(self, request: RequestInfo) -> None:
+    def _update(self, request: RequestInfo) -> None:
         uncached = request.prompt_tok - self.match(request)
         if self._uncached.get(request.id) != uncached:
             self._uncached[request.id] = uncached
             heapq.heappush(self._oldest.setdefault(uncached, []), (request.seq, request.id))
 
-    def _waits(self, tab: Charge) -> None:
-        self._place(tab.request)
+    def _on_enqueue(self, charge: Charge) -> None:
+        self._update(charge.request)
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
-        del self._uncached[tab.request.id]
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
+        del self._uncached[charge.request.id]
 
     def _rebuild(self) -> None:
         self._uncached, self._oldest = {}, {}
-        for tab in self._waiting_tabs():
-            self._place(tab.request)
+        for charge in self._waiting_charges():
+            self._update(charge.request)

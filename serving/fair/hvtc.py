@@ -1,11 +1,11 @@
-"""Hierarchical VTC: organisations share the server, users share their organisation, sessions their user.
+"""Hierarchical VTC: organisations share the server, users their organisation, sessions their user.
 
-A client's name is a path, "org/user/session" (any depth). At every level the child with the least counter
-goes
-first and is lifted among its siblings, so each level is VTC: siblings that both wait drift apart by
-at most 2U. Who splits into many identities under one organisation gains nothing.
+A client id is a path, "org/user/session" (any depth). At every level the child with the smallest counter goes
+first, and a returning child is lifted among its siblings. So each level is VTC: siblings that both wait drift
+apart by at most 2U. Splitting one organisation into many identities gains nothing, whereas flat VTC gives k
+identities of one user k shares.
 
-Ours; flat VTC gives k identities of one user k shares.
+Source: ours.
 """
 
 from collections.abc import Mapping
@@ -19,159 +19,161 @@ from serving.request import ClientId, RequestInfo
 
 
 class ShareNode:
-    """One name at one level, and the order of its children that have something waiting."""
+    """One path prefix, and the order of its children that have waiting requests.
 
-    __slots__ = ("account", "children", "joined", "last_left", "least", "name", "parent")
+    Attributes:
+      waiting: names of the children with waiting requests, smallest counter first.
+      last_left: the child that was the last to have a waiting request.
+      join_order: position among all nodes in the order in which they started to wait.
+    """
 
-    def __init__(self, name: str, account: Account, parent: "ShareNode | None"):
-        self.name, self.account, self.parent = name, account, parent
+    __slots__ = ("account", "children", "join_order", "last_left", "name", "parent", "waiting")
+
+    def __init__(self, name: str, account: Account, parent: "ShareNode | None") -> None:
+        self.name, self.account = name, account
+        self.parent = parent or self  # the root is its own parent
         self.children: dict[str, ShareNode] = {}
         self.last_left: ShareNode | None = None
-        self.joined = 0
-        self.least: LazyMinHeap[str] = LazyMinHeap(lambda name: self.children[name].key)
+        self.join_order = 0
+        self.waiting: LazyMinHeap[str] = LazyMinHeap(lambda name: self.children[name].key)
 
     @property
     def key(self) -> tuple[Amount, int, int]:
-        return self.account.counter, self.account.turn, self.joined
+        return self.account.counter, self.account.turn, self.join_order
 
     @property
     def waits(self) -> bool:
-        return self.parent is not None and self.name in self.parent.least
+        return self.name in self.parent.waiting
 
     def floor(self) -> Amount | None:
-        """What a child that starts to wait is lifted to."""
-        name = self.least.top()
+        """The counter that a child is lifted to when it starts to wait."""
+        name = self.waiting.top()
         node = self.last_left if name is None else self.children[name]
         return None if node is None else node.account.counter
 
 
 class Hvtc(PolicyBase):
+    """Applies VTC at every level of client paths."""
+
     def __init__(
         self,
         *,
         separator: str = "/",
         weights: Mapping[str, float | Fraction] | None = None,
-        **options,
-    ):
+        **options: Any,
+    ) -> None:
         """`weights`: share of any path among its siblings ("org", "org/user"); 1 where not named."""
         super().__init__(**options)
         self.separator = separator
-        self.joins = 0
-        self.inner = Ledger({name: Fraction(w) for name, w in (weights or {}).items()})
-        self._plant()
+        self.joins = 0  # times that a node started to wait
+        self.inner_ledger = Ledger({name: Fraction(w) for name, w in (weights or {}).items()})
+        self._reset_tree()
 
     def pick(self, now_s: float) -> RequestInfo | None:
         node = self.root
-        while (name := node.least.top()) is not None:
+        while (name := node.waiting.top()) is not None:
             node = node.children[name]
         return None if node is self.root else self.backlog.head(node.name)
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
-        """None: clients of different organisations are not meant to be equal; siblings keep VTC's bound."""
+        """None: clients of different organisations have no equal shares. Siblings keep VTC's bound."""
         return None
 
-    def _plant(self) -> None:
+    def _reset_tree(self) -> None:
         self.root = ShareNode("", Account(""), None)
-        self._lines: dict[ClientId, list[ShareNode]] = {}
+        self._paths: dict[ClientId, list[ShareNode]] = {}
 
-    def _line(self, client: ClientId) -> list[ShareNode]:
-        """Nodes from below the root down to the client's own, made where missing.
+    def _path(self, client: ClientId) -> list[ShareNode]:
+        """Nodes from below the root down to the client's leaf, created where missing.
 
-        Every path has an inner node (its name ends in the separator); a client is a leaf below the inner node
-        of its whole name, beside whatever lies deeper.
+        Every path prefix has an inner node, whose name ends in the separator. A client is a leaf below the
+        inner node of its whole name, beside any deeper paths.
         """
-        line = self._lines.get(client)
-        if line is None:
+        nodes = self._paths.get(client)
+        if nodes is None:
             parts = client.split(self.separator)
-            paths = [self.separator.join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-            node, line = self.root, []
-            for path in paths:
-                node = self._child(node, path + self.separator, self.inner, path)
-                line.append(node)
-            line.append(self._child(node, client, self.ledger, client))
-            self._lines[client] = line
-        return line
+            prefixes = [self.separator.join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+            node, nodes = self.root, []
+            for prefix in prefixes:
+                node = self._child(node, prefix + self.separator, self.inner_ledger, prefix)
+                nodes.append(node)
+            nodes.append(self._child(node, client, self.ledger, client))
+            self._paths[client] = nodes
+        return nodes
 
     def _child(self, parent: ShareNode, name: str, ledger: Ledger, path: str) -> ShareNode:
         if name not in parent.children:
             parent.children[name] = ShareNode(name, ledger.open(path), parent)
         return parent.children[name]
 
-    def _joins(self, account: Account) -> None:
-        for node in self._line(account.client):
-            assert node.parent is not None
+    def _on_join(self, account: Account) -> None:
+        for node in self._path(account.client):
             floor = node.parent.floor()
             if not node.waits and floor is not None and node.account.counter <= floor:
                 node.account.lift_to(floor)
-                node.account.turn = -1  # like a newcomer, so that a forgotten account makes no difference
+                node.account.turn = -1  # as for a new client, so that a forgotten account makes no difference
 
-    def _waits(self, tab: Charge) -> None:
-        for node in self._line(tab.request.client):
-            assert node.parent is not None
+    def _on_enqueue(self, charge: Charge) -> None:
+        for node in self._path(charge.request.client):
             if not node.waits:
-                node.joined = self.joins
+                node.join_order = self.joins
                 self.joins += 1
-            node.parent.least.push(node.name)
+            node.parent.waiting.push(node.name)
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
         if emptied:
-            for node in reversed(self._line(tab.request.client)):
-                assert node.parent is not None
-                if len(node.least):
+            for node in reversed(self._path(charge.request.client)):
+                if len(node.waiting):
                     break
-                node.parent.least.discard(node.name)
+                node.parent.waiting.discard(node.name)
                 node.parent.last_left = node
 
-    def _admitted(self, tab: Charge) -> None:
-        for node in self._line(tab.request.client):
-            node.account.turn = tab.admitted
+    def _on_admit(self, charge: Charge) -> None:
+        for node in self._path(charge.request.client):
+            node.account.turn = charge.admission
 
-    def _before_change(self, account: Account, amount: int) -> None:
-        for node in self._line(account.client)[:-1]:
+    def _before_charge(self, account: Account, amount: int) -> None:
+        for node in self._path(account.client)[:-1]:
             if amount > 0:
                 node.account.charge(amount)
             else:
                 node.account.refund(-amount)
 
-    def _refunded(self, account: Account) -> None:
-        for node in self._line(account.client):
+    def _on_refund(self, account: Account) -> None:
+        for node in self._path(account.client):
             if node.waits:
-                assert node.parent is not None
-                node.parent.least.push(node.name)
+                node.parent.waiting.push(node.name)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
-        """Those that a lift would bring to their siblings' floor anyway, and inner nodes left without
-        children.
+        """Accounts a lift would raise to their siblings' floor. Prunes their leaves and empty inner nodes.
 
-        Nothing is dropped while a refund could still lower a floor.
+        Returns none while a refund could still lower a floor.
         """
-        if any(tab.billed and tab.request.id not in self.backlog for tab in self.tabs.values()):
+        if any(c.charged and c.request.id not in self.backlog for c in self.charge_of.values()):
             return []
         gone = []
         for account in idle:
-            leaf = self._line(account.client)[-1]
+            leaf = self._path(account.client)[-1]
             if self._redundant(leaf):
                 gone.append(account)
                 self._prune(leaf)
-                del self._lines[account.client]
+                del self._paths[account.client]
         return gone
 
     def _redundant(self, node: ShareNode) -> bool:
-        assert node.parent is not None
         floor = node.parent.floor()
-        only = len(node.parent.children) == 1 and not node.waits
-        return only or (
+        only_child = len(node.parent.children) == 1 and not node.waits
+        return only_child or (
             node is not node.parent.last_left and floor is not None and node.account.counter <= floor
         )
 
     def _prune(self, node: ShareNode) -> None:
         parent = node.parent
-        assert parent is not None
         del parent.children[node.name]
         if parent.last_left is node:
             parent.last_left = None
         if parent is not self.root and not parent.children and self._redundant(parent):
-            self.inner.drop(parent.name.removesuffix(self.separator))
+            self.inner_ledger.drop(parent.name.removesuffix(self.separator))
             self._prune(parent)
 
     def snapshot(self) -> dict[str, Any]:
@@ -179,24 +181,27 @@ class Hvtc(PolicyBase):
         while todo:
             node = todo.pop()
             todo += node.children.values()
-            nodes.append([node.name, node.joined, node.last_left and node.last_left.name])
-        return super().snapshot() | {"joins": self.joins, "inner": self.inner.snapshot(), "nodes": nodes}
+            nodes.append([node.name, node.join_order, node.last_left and node.last_left.name])
+        return super().snapshot() | {
+            "joins": self.joins,
+            "inner": self.inner_ledger.snapshot(),
+            "nodes": nodes,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.joins = state["joins"]
-        self.inner.restore(state["inner"])
-        self._kept = {name: (joined, last_left) for name, joined, last_left in state["nodes"]}
+        self.inner_ledger.restore(state["inner"])
+        self._restored_nodes = {name: (order, last_left) for name, order, last_left in state["nodes"]}
         super().restore(state)
 
     def _rebuild(self) -> None:
-        self._plant()
-        seen = {self.root.name: self.root}
+        self._reset_tree()
+        nodes = {self.root.name: self.root}
         for client in self.ledger.accounts:
-            seen |= {node.name: node for node in self._line(client)}
-        for name, node in seen.items():
-            node.joined, last_left = self._kept[name]
+            nodes |= {node.name: node for node in self._path(client)}
+        for name, node in nodes.items():
+            node.join_order, last_left = self._restored_nodes[name]
             node.last_left = None if last_left is None else node.children[last_left]
         for client in self.backlog.waiting_of:
-            for node in self._line(client):
-                assert node.parent is not None
-                node.parent.least.push(node.name)
+            for node in self._path(client):
+                node.parent.waiting.push(node.name)

@@ -1,9 +1,9 @@
-"""Exact accounts: what each client was charged, in integers (and fractions, where weights differ).
+"""Exact accounts of what each client was charged, in integers (and fractions, where weights differ).
 
 Amounts are integers of 1/SCALE weighted token, so sums neither round nor overflow (float32 loses single
-tokens at 1.7e7, int32 wraps at 2.1e9). A client of weight phi has virtual counter `raw / phi`, and is lifted
-to that of another: between clients of different weights these are fractions. They are kept as such, or ties
-would fall as rounding has it; their denominators divide one product of the weights, so they do not grow.
+tokens at 1.7e7, int32 wraps at 2.1e9). A client of weight phi has the virtual counter `raw / phi` and is
+lifted to the counter of another client. Between different weights these are fractions, kept exact so that
+ties do not depend on rounding. Their denominators divide one product of the weights, so they stay bounded.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,14 @@ def units(weighted_tok: float | Fraction) -> int:
     return round(Fraction(weighted_tok) * SCALE)
 
 
-def tokens(amount: int) -> float:
-    """Weighted tokens of an amount in ledger units."""
-    return amount / SCALE
-
-
 class Account:
-    """One client's sums. `raw = lifts + charges - refunds` at all times (all in ledger units).
+    """One client's sums, in ledger units. Invariant: `raw = lifts + charges - refunds`.
 
     Attributes:
-      lifts: credit forgone by coming back from idle; nobody was served for it.
-      charges, refunds: work billed, and predicted work given back.
-      turn: number of the admission that last served this client; -1 for never, or for newly returned.
+      num, den: the client's weight as a fraction.
+      lifts: credit forgone on return from idle; no service stands behind it.
+      charges, refunds: work charged, and predicted or unexecuted work refunded.
+      turn: number of the admission that last served this client; -1 if never, or just returned from idle.
     """
 
     __slots__ = ("charges", "client", "den", "lifts", "num", "raw", "refunds", "turn")
@@ -71,22 +67,23 @@ class Account:
 
     def lift_to(self, counter: Amount) -> None:
         """Raises the counter to at least `counter`; never lowers it."""
-        short = (counter if self.num == self.den else Fraction(counter * self.num) / self.den) - self.raw
-        if short > 0:
-            self.lifts += short
-            self.raw += short
+        target = counter if self.num == self.den else Fraction(counter * self.num) / self.den
+        lift = target - self.raw
+        if lift > 0:
+            self.lifts += lift
+            self.raw += lift
 
 
 class Ledger:
-    """All accounts by client, and the sums of those that were dropped."""
+    """All accounts by client, and the service of the accounts that were dropped."""
 
-    def __init__(self, weights: dict[ClientId, Fraction] | None = None):
+    def __init__(self, weights: dict[ClientId, Fraction] | None = None) -> None:
         self.weights = dict(weights or {})
         self.accounts: dict[ClientId, Account] = {}
         self.dropped_served = 0
 
     def open(self, client: ClientId) -> Account:
-        """The client's account; a new one starts at zero."""
+        """Returns the client's account, created at zero if there is none."""
         account = self.accounts.get(client)
         if account is None:
             account = Account(client, self.weights.get(client, Fraction(1)))

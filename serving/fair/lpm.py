@@ -1,7 +1,9 @@
-"""Longest prefix match: what the cache already holds goes first. No bound on service exists.
+"""Longest prefix match: the most cached prompt tokens go first. No bound on service exists.
 
-Source: SGLang (arXiv 2312.07104), cache-aware scheduling; the aging is ours (see `locality`).
+Source: SGLang (arXiv 2312.07104), cache-aware scheduling. The aging is ours (see `locality`).
 """
+
+from typing import Any
 
 from serving.fair.base import Charge, PolicyBase
 from serving.fair.locality import Changed, LocalityOrder
@@ -10,7 +12,11 @@ from serving.request import RequestInfo
 
 
 class Lpm(PolicyBase):
-    def __init__(self, *, match: Match, changed: Changed | None = None, aging_tok: int = 0, **options):
+    """Serves the request with the most cached prompt tokens."""
+
+    def __init__(
+        self, *, match: Match, changed: Changed | None = None, aging_tok: int = 0, **options: Any
+    ) -> None:
         """See `Dlpm` for the arguments."""
         super().__init__(**{"cost": "extend"} | options)
         self.order = LocalityOrder(match, changed, aging_tok)
@@ -22,14 +28,14 @@ class Lpm(PolicyBase):
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         return None
 
-    def _waits(self, tab: Charge) -> None:
-        self.order.add(tab.request, tab.born, first=tab.billed > 0)
-        self.order.open(tab.request.client)
+    def _on_enqueue(self, charge: Charge) -> None:
+        self.order.add(charge.request, charge.admissions_before, first=charge.charged > 0)
+        self.order.open(charge.request.client)
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
-        self.order.remove(tab.request, emptied)
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
+        self.order.remove(charge.request, emptied)
 
     def _rebuild(self) -> None:
         self.order.clear()
-        for tab in self._waiting_tabs():
-            self._waits(tab)
+        for charge in self._waiting_charges():
+            self._on_enqueue(charge)

@@ -1,17 +1,18 @@
-"""What a scheduling policy is: a ledger behind eight events, and one question, "who is next?".
+"""The interface of a scheduling policy: a ledger that is called with every event and picks the next request.
 
-A policy never sees tokens, pages, clocks or devices. Whoever drives it (the engine or the simulator)
-reports what happened, in order, and asks `pick()` whenever there may be room. The same event sequence
-gives the same answers, byte for byte; `snapshot`/`restore` are exact.
+A policy never sees tokens, pages, clocks or devices. Its driver (the engine or the simulator) reports events
+in order and calls `pick()` whenever there may be room. Decisions are deterministic: the same event sequence
+gives the same answers. `snapshot` and `restore` are exact.
 
-The driver's promises:
-  * `arrive` once per request; if it returns False the request is refused and never heard of again.
-  * `pick` names a waiting request. The driver then either calls `admit` for it or stops picking this
-    pass: nobody is skipped because the head does not fit.
-  * `admit` carries what the prefix cache saved, measured at admission. After it, tokens of the request
-    are reported by `decoded` until exactly one of `finish`, `cancel` or `preempt`.
-  * `preempt` puts a running request back to waiting, ahead of its client's other requests. Tokens it had
-    already produced are prompt now (`RequestInfo` does not change); redone work is not billed twice.
+What the driver guarantees:
+  * `arrive` is called once per request. If it returns False, the request is refused and no further event
+    names it.
+  * `pick` returns a waiting request. The driver then either calls `admit` for it or stops picking in this
+    pass. No request is skipped because the head does not fit.
+  * `admit` reports what the prefix cache saved, measured at admission. From then on `decoded` reports the
+    request's tokens until exactly one of `finish`, `cancel` or `preempt`.
+  * `preempt` returns a running request to waiting, ahead of its client's other requests. Tokens it had
+    produced count as prompt from then on (`RequestInfo` does not change). Recomputation is not charged again.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,22 +21,25 @@ from typing import Any, Protocol
 from serving.request import ClientId, RequestId, RequestInfo
 
 type Match = Callable[[RequestInfo], int]
-"""Tokens of a waiting request's prompt that the prefix cache holds right now.
+"""Number of prompt tokens of a waiting request that the prefix cache holds now.
 
-A match that knows more says so by attributes: `changed()` gives the waiting requests whose match may
-differ since it was asked last (None: any may), `path(ask)` the nodes of the prefix tree along the prompt.
+A match function may offer more through attributes: `changed()` returns the waiting requests whose match may
+differ since its last call (None: any may), and `path(request)` returns the prefix tree's nodes along the
+prompt.
 """
 
 
 class Policy(Protocol):
+    """The events of a scheduling policy and its one decision, `pick`."""
+
     def arrive(self, request: RequestInfo, now_s: float) -> bool:
-        """A request joins the waiting set. Returns False to refuse it (rate limits only)."""
+        """Adds a request to the waiting set. Returns False to refuse it (rate limits only)."""
 
     def pick(self, now_s: float) -> RequestInfo | None:
-        """The request to admit next, or None if nothing waits. May refill credit; admits nothing."""
+        """Returns the request to admit next, or None if none waits. May refill credit; admits nothing."""
 
     def admit(self, request: RequestInfo, *, extend_tok: int, hit_tok: int) -> None:
-        """`request` runs now: its prefill computes `extend_tok` and finds `hit_tok` in the cache."""
+        """`request` starts to run: its prefill computes `extend_tok` and finds `hit_tok` in the cache."""
 
     def decoded(self, tokens_of: Mapping[RequestId, int]) -> None:
         """Running requests produced these numbers of output tokens."""
@@ -44,16 +48,16 @@ class Policy(Protocol):
         """A running request is complete."""
 
     def cancel(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
-        """A waiting or running request is gone; executed work stays billed.
+        """A waiting or running request was cancelled. Executed work stays charged.
 
-        `prefilled_tok`: how many tokens of its prefill were executed or hit; None means all of them.
+        `prefilled_tok`: prefill tokens that were executed or hit; None means all of them.
         """
 
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
         """A running request lost its memory and waits again.
 
-        `prefilled_tok` as in `cancel`. An admission that was planned and not carried out is taken back by
-        `preempt(id, prefilled_tok=0)`: state and bill are as if it had not been.
+        `prefilled_tok` as in `cancel`. `preempt(id, prefilled_tok=0)` undoes an admission that was planned
+        and not carried out: state and charges are as before it.
         """
 
     def served(self) -> Mapping[ClientId, int]:
@@ -63,11 +67,11 @@ class Policy(Protocol):
         """The proven bound on |W_f - W_g| of two backlogged clients in weighted tokens, or None.
 
         Holds under `reserve` admission, where prompts plus maximal outputs of the running batch fit in
-        `memory_tok`. With a prefix cache, `max_hit_tok` of a prompt may take no room there (all of it, say).
+        `memory_tok`. With a prefix cache, up to `max_hit_tok` of a prompt may occupy none of that memory.
         """
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state as plain JSON values."""
+        """Returns the whole state as plain JSON values."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Replaces the state by one that `snapshot` returned."""

@@ -1,6 +1,8 @@
-"""Guesses of output lengths for VTC with length prediction (VTC section 4.4, Alg. 3).
+"""Output length predictors for VTC with length prediction.
 
-A guess is a whole number of tokens (a fraction would be paid for and never given back exactly).
+A prediction is a whole number of tokens, so that what is paid in advance can be refunded exactly.
+
+Source: VTC (arXiv 2401.00588), section 4.4, Alg. 3.
 """
 
 import hashlib
@@ -10,11 +12,13 @@ from serving.request import ClientId, RequestInfo
 
 
 class Predictor(Protocol):
-    def guess(self, request: RequestInfo) -> int:
-        """Output tokens to charge in advance; the policy caps it at `max_output_tok`."""
+    """Predicts output lengths from the request and past outputs."""
 
-    def learn(self, client: ClientId, output_tok: int) -> None:
-        """A request of the client finished after so many tokens."""
+    def predict(self, request: RequestInfo) -> int:
+        """Output tokens to charge in advance; the policy caps them at `max_output_tok`."""
+
+    def observe(self, client: ClientId, output_tok: int) -> None:
+        """A request of the client finished after `output_tok` output tokens."""
 
     def snapshot(self) -> Any: ...
 
@@ -22,7 +26,7 @@ class Predictor(Protocol):
 
 
 class _Stateless:
-    def learn(self, client: ClientId, output_tok: int) -> None:
+    def observe(self, client: ClientId, output_tok: int) -> None:
         pass
 
     def snapshot(self) -> Any:
@@ -33,43 +37,43 @@ class _Stateless:
 
 
 class NoPrediction(_Stateless):
-    """Pay as you go."""
+    """Predicts 0: output is charged as it is produced."""
 
-    def guess(self, request: RequestInfo) -> int:
+    def predict(self, request: RequestInfo) -> int:
         return 0
 
 
-class Given(_Stateless):
-    """What came with the request (an oracle when the driver knows), else its output limit."""
+class GivenLength(_Stateless):
+    """The `predicted_tok` of the request (an oracle if the driver knows it), else its output limit."""
 
-    def guess(self, request: RequestInfo) -> int:
+    def predict(self, request: RequestInfo) -> int:
         return request.max_output_tok if request.predicted_tok is None else request.predicted_tok
 
 
-class Noisy(_Stateless):
-    """The given guess times a factor uniform in 1 -+ `spread`, drawn from the seed and the request's id."""
+class NoisyLength(_Stateless):
+    """`GivenLength` times a factor uniform in 1 -+ `spread`, drawn from the seed and the request's id."""
 
-    def __init__(self, spread: float = 0.5, seed: int = 0):
+    def __init__(self, spread: float = 0.5, seed: int = 0) -> None:
         self.spread, self.seed = spread, seed
 
-    def guess(self, request: RequestInfo) -> int:
+    def predict(self, request: RequestInfo) -> int:
         digest = hashlib.blake2b(f"{self.seed}/{request.id}".encode(), digest_size=8).digest()
         unit = int.from_bytes(digest) / 2**64
-        return round(Given().guess(request) * (1 + self.spread * (2 * unit - 1)))
+        return round(GivenLength().predict(request) * (1 + self.spread * (2 * unit - 1)))
 
 
 class RunningMean:
-    """Mean of the client's last `window` outputs; 0 before the first."""
+    """Mean length of the client's last `window` outputs; 0 before the first."""
 
-    def __init__(self, window: int = 5):
+    def __init__(self, window: int = 5) -> None:
         self.window = window
         self.recent: dict[ClientId, list[int]] = {}
 
-    def guess(self, request: RequestInfo) -> int:
+    def predict(self, request: RequestInfo) -> int:
         recent = self.recent.get(request.client)
         return round(sum(recent) / len(recent)) if recent else 0
 
-    def learn(self, client: ClientId, output_tok: int) -> None:
+    def observe(self, client: ClientId, output_tok: int) -> None:
         recent = self.recent.setdefault(client, [])
         recent.append(output_tok)
         del recent[: -self.window]
@@ -84,14 +88,17 @@ class RunningMean:
 no_prediction = NoPrediction()
 
 
-def named(name: str, *, seed: int = 0, spread: float = 0.5, window: int = 5) -> Predictor:
-    """`oracle` (the length given with the request), `noisy` (that -+ spread), `mean` (of the last
-    `window`)."""
+def make_predictor(name: str, *, seed: int = 0, spread: float = 0.5, window: int = 5) -> Predictor:
+    """Creates `oracle` (`GivenLength`), `noisy` (`NoisyLength`) or `mean` (`RunningMean`).
+
+    Raises:
+      ValueError: unknown name.
+    """
     match name:
         case "oracle":
-            return Given()
+            return GivenLength()
         case "noisy":
-            return Noisy(spread, seed)
+            return NoisyLength(spread, seed)
         case "mean":
             return RunningMean(window)
     raise ValueError(f"unknown predictor {name!r}; known: oracle, noisy, mean")

@@ -1,6 +1,6 @@
-"""Requests per minute: a client's requests beyond a fixed number in any window of time are refused.
+"""Requests per minute: refuses a client's requests beyond a fixed number in any window of time.
 
-What is accepted is served in order of arrival. Not work-conserving: it refuses while the server idles.
+Accepted requests are served in order of arrival. Not work-conserving: it refuses even if the server is idle.
 """
 
 from collections import deque
@@ -11,14 +11,16 @@ from serving.request import ClientId, RequestInfo
 
 
 class Rpm(Fcfs):
-    def __init__(self, *, limit: int, window_s: float = 60.0, **options):
-        """`limit`: the most requests of a client accepted in any half-open window of `window_s` seconds."""
+    """`Fcfs` with a rate limit per client."""
+
+    def __init__(self, *, limit: int, window_s: float = 60.0, **options: Any) -> None:
+        """`limit`: maximum number of requests accepted per client in any half-open window of `window_s`."""
         super().__init__(**options)
         if limit < 1 or window_s <= 0:
-            raise ValueError(f"limit is {limit} a {window_s} s; it must be at least 1 in a window above 0 s")
+            raise ValueError(f"limit is {limit} per {window_s} s; it must be at least 1 per window above 0 s")
         self.limit, self.window_s = limit, window_s
         self._accepted: dict[ClientId, deque[float]] = {}
-        self._stale_s = window_s  # when windows of idle clients are looked through next
+        self._stale_s = window_s  # when the windows of idle clients are dropped next
 
     def _accepts(self, request: RequestInfo, now_s: float) -> bool:
         if now_s >= self._stale_s:

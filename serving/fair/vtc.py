@@ -1,40 +1,50 @@
-"""Virtual token counter: the client with the least service so far goes first.
+"""Virtual token counter: the client with the least service so far goes first. With its variants:
 
-Source: Fairness in Serving Large Language Models (arXiv 2401.00588), Alg. 2; weights section 4.3; general
-costs section 4.2; prediction section 4.4.
+  * `Lcf`, least counter first: no lift, so idle clients accumulate credit. Kept as a negative control.
+  * `Wvtc`: service in proportion to client weights (section 4.3).
+  * `VtcPredict`: expected output is charged at admission (section 4.4, Alg. 3).
 
-A client that comes back from idle is lifted to the least counter among the waiting clients, so that time away
-earns no credit; if nobody waits, to the counter of the client that was last to have something waiting
-(dropping this second case lets a newcomer starve a veteran).
+A client that returns from idle is lifted to the smallest counter among the waiting clients, so that idle
+time earns no credit. If none waits, it is lifted to the counter of the client that was the last to have a
+waiting request (without this second case a new client starves an old one).
 
-The bound: 2U with U = w_q*M + max(0, w_p - w_q)*L_in, where M bounds prompts plus *final* outputs of the
-running batch (`reserve` admission). The paper's U = max(w_p*L_in, w_q*M) is too small for w_p > w_q, and
-neither holds when only the momentary footprint is kept below M.
+The bound on the service gap is 2U with U = w_q*M + max(0, w_p - w_q)*L_in, where M bounds prompts plus
+*final* outputs of the running batch (`reserve` admission). The paper's U = max(w_p*L_in, w_q*M) is too small
+for w_p > w_q. Neither holds if only the current footprint is kept below M. With weights, the bound holds for
+service divided by weight, and U is divided by the smallest weight. Prediction keeps the bound: charges in
+advance are capped by the output limit, so one client's advance charges and another's outstanding charges
+share the memory M.
+
+Source: Fairness in Serving Large Language Models (arXiv 2401.00588), Alg. 2; general costs section 4.2.
 """
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
 from serving.fair.base import Charge, PolicyBase
 from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import SCALE, Account, Amount
+from serving.fair.predict import Predictor, make_predictor
 from serving.request import ClientId, RequestInfo
 
 type Lift = Literal["paper", "no_idle", "none"]
-"""`no_idle` leaves the idle-system case out, as a published artifact does; `none` is least counter first."""
+"""`no_idle` omits the lift when no client waits, as a published artifact does; `none` is `Lcf`."""
 
 
 class Vtc(PolicyBase):
-    def __init__(self, *, lift: Lift = "paper", **options):
+    """Serves the client with the smallest virtual counter."""
+
+    def __init__(self, *, lift: Lift = "paper", **options: Any) -> None:
         super().__init__(**options)
         if lift not in ("paper", "no_idle", "none"):
             raise ValueError(f"unknown lift {lift!r}; known: paper, no_idle, none")
         self.lift = lift
         self.last_left: ClientId | None = None
-        self._least = LazyMinHeap(self._key)
+        self._by_counter = LazyMinHeap(self._key)  # clients with waiting requests
 
     def pick(self, now_s: float) -> RequestInfo | None:
-        client = self._least.top()
+        client = self._by_counter.top()
         return None if client is None else self.backlog.head(client)
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
@@ -43,58 +53,58 @@ class Vtc(PolicyBase):
         batch = self.cost.batch_bound(
             memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
         )
-        least = min([Fraction(1), *self.ledger.weights.values()])
-        return float(2 * batch / least) / SCALE
+        min_weight = min([Fraction(1), *self.ledger.weights.values()])
+        return float(2 * batch / min_weight) / SCALE
 
     def _key(self, client: ClientId) -> tuple[Amount, int, int]:
-        """Least counter first; ties to the least recently served, then to the oldest request."""
+        """Smallest counter first; ties by least recent service, then by the oldest request."""
         account = self.ledger.accounts[client]
         return account.counter, account.turn, self.backlog.head(client).seq
 
     def _floor(self) -> Amount | None:
-        """What a returning client is lifted to; None if nobody was ever served."""
+        """The counter that a returning client is lifted to; None if there is none."""
         if self.lift == "none":
             return None
-        least = self._least.top()
-        if least is None and self.lift == "paper":
-            least = self.last_left
-        return None if least is None else self.ledger.accounts[least].counter
+        client = self._by_counter.top()
+        if client is None and self.lift == "paper":
+            client = self.last_left
+        return None if client is None else self.ledger.accounts[client].counter
 
-    def _joins(self, account: Account) -> None:
+    def _on_join(self, account: Account) -> None:
         floor = self._floor()
         if floor is not None and account.counter <= floor:
             account.lift_to(floor)
-            account.turn = -1  # like a newcomer, so that a forgotten account makes no difference
+            account.turn = -1  # as for a new client, so that a forgotten account makes no difference
 
-    def _waits(self, tab: Charge) -> None:
-        self._least.push(tab.request.client)
+    def _on_enqueue(self, charge: Charge) -> None:
+        self._by_counter.push(charge.request.client)
 
-    def _leaves(self, tab: Charge, emptied: bool) -> None:
+    def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
         if emptied:
-            self.last_left = tab.request.client
-            self._least.discard(tab.request.client)
+            self.last_left = charge.request.client
+            self._by_counter.discard(charge.request.client)
 
-    def _refunded(self, account: Account) -> None:
+    def _on_refund(self, account: Account) -> None:
         if account.client in self.backlog.waiting_of:
-            self._least.push(account.client)
+            self._by_counter.push(account.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
-        """Those that a lift would bring to the floor anyway: the floor only grows, but for refunds to
-        come."""
+        """Accounts that a lift would raise to the floor. The floor only grows, except for pending refunds."""
         floor = self._floor()
         if floor is None or self.lift != "paper":
             return []
-        billed: dict[ClientId, int] = {}
-        for tab in self.tabs.values():
-            billed[tab.request.client] = billed.get(tab.request.client, 0) + tab.billed
-        lowest = floor - max(
+        charged_of: dict[ClientId, int] = {}
+        for charge in self.charge_of.values():
+            client = charge.request.client
+            charged_of[client] = charged_of.get(client, 0) + charge.charged
+        max_refund = max(
             (
-                amount * self.ledger.accounts[c].den // self.ledger.accounts[c].num + 1
-                for c, amount in billed.items()
+                charged * self.ledger.accounts[client].den // self.ledger.accounts[client].num + 1
+                for client, charged in charged_of.items()
             ),
             default=0,
         )
-        return [a for a in idle if a.client != self.last_left and a.counter <= lowest]
+        return [a for a in idle if a.client != self.last_left and a.counter <= floor - max_refund]
 
     def snapshot(self) -> dict[str, Any]:
         return super().snapshot() | {"last_left": self.last_left}
@@ -104,4 +114,47 @@ class Vtc(PolicyBase):
         super().restore(state)
 
     def _rebuild(self) -> None:
-        self._least.clear(self.backlog.waiting_of)
+        self._by_counter.clear(self.backlog.waiting_of)
+
+
+class Lcf(Vtc):
+    """Least counter first: VTC without the lift."""
+
+    FIXED_OPTIONS = ("lift",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(lift="none", **options)
+
+
+class Wvtc(Vtc):
+    """Weighted VTC: in the long run, service is proportional to the clients' weights."""
+
+    def __init__(self, *, weights: Mapping[ClientId, float | Fraction], **options: Any) -> None:
+        """`weights`: share of each client; 1 where not named."""
+        super().__init__(weights=weights, **options)
+
+
+class VtcPredict(Vtc):
+    """VTC with length prediction.
+
+    The worst-case gap is that of VTC. The usual gap is much smaller, because the expected output of admitted
+    requests counts at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        predictor: str | Predictor = "mean",
+        seed: int = 0,
+        spread: float = 0.5,
+        window: int = 5,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+          predictor: `oracle`, `noisy` (uniform in 1 -+ `spread`, drawn from `seed`), `mean` (of the client's
+            last `window` outputs), or an object.
+        """
+        if isinstance(predictor, str):
+            predictor = make_predictor(predictor, seed=seed, spread=spread, window=window)
+        super().__init__(predictor=predictor, **options)

@@ -1,46 +1,19 @@
-"""Page allocators: which pages of a KV pool are free. Pure bookkeeping; the arrays live elsewhere.
+"""The page allocator: which pages of a KV pool are free. Pure bookkeeping; the arrays live elsewhere.
 
-Layers that own K/V fall into groups: all full-attention owners are one group, all owners with the same
-window another. A group has one pool and one page table a request; page `p` means row `p` in the array of
-every owner layer of the group. Page 0 is the null page: never handed out, always zero, what unused table
-entries point to.
+Layers that own K/V fall into groups (`serving.kvcache.groups`). A group has one pool, and one page table per
+request; page `p` means row `p` in the array of every owner layer of the group. Page 0 is the null page: never
+allocated, always zero, what unused table entries point to.
 
 A page has exactly one holder at any time: the free list, one request, or one node of the prefix tree.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 NULL_PAGE = 0
 
 
-@dataclass(frozen=True)
-class Group:
-    """Owner layers that share a page table.
-
-    Attributes:
-      window: keys a query sees, itself included; None for the whole context.
-      num_pages: physical pages in the pool, the null page included.
-    """
-
-    window: int | None
-    num_pages: int
-
-    def __post_init__(self):
-        if self.num_pages < 2:
-            raise ValueError(f"a pool of {self.num_pages} pages has none left beside the null page")
-
-    def first_needed(self, position: int, page_tok: int) -> int:
-        """The first logical page that a query at `position` (or any later one) can read."""
-        return 0 if self.window is None else max(0, position - self.window + 1) // page_tok
-
-    def pages_for(self, start: int, end: int, page_tok: int) -> int:
-        """Pages a request holds while positions `start..end-1` are computed on top of everything before."""
-        return -(-end // page_tok) - self.first_needed(start, page_tok)
-
-
 class PageAllocator:
-    """The free list of one group. Last freed, first handed out, so that hot pages stay hot."""
+    """The free list of one pool. Last freed, first allocated, so that hot pages stay hot."""
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
@@ -51,8 +24,12 @@ class PageAllocator:
         """Pages free now."""
         return len(self._free)
 
-    def take(self, n: int) -> list[int]:
-        """`n` pages; the caller has checked that they are there (never a partial answer)."""
+    def allocate(self, n: int) -> list[int]:
+        """Takes `n` pages off the free list.
+
+        Raises:
+          ValueError: fewer are free.
+        """
         if n > len(self._free):
             raise ValueError(f"{n} pages asked for, {len(self._free)} free")
         if n == 0:
@@ -63,8 +40,12 @@ class PageAllocator:
             self._is_free[page] = False
         return taken
 
-    def give(self, pages: Iterable[int]) -> None:
-        """Takes pages back. Null pages are skipped; a page that is free already is a bug and raises."""
+    def free(self, pages: Iterable[int]) -> None:
+        """Puts pages back on the free list; null pages are skipped.
+
+        Raises:
+          ValueError: a page is free already.
+        """
         for page in pages:
             if page == NULL_PAGE:
                 continue

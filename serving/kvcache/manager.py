@@ -1,23 +1,23 @@
-"""What each request holds: pages by group, locks in the prefix tree, and the page tables the device reads.
+"""What each request holds: pages by group, a lock in the prefix tree, and the page tables the device reads.
 
-A request's first pages, up to its lease's end, belong to the prefix tree; the ones behind are its own.
+A request's first pages, up to its lock's end, belong to the prefix tree; the ones behind are its own.
 Everything it computes is handed to the tree in whole pages, so the next request with the same beginning
-finds it. Pages that a sliding window has left are let go after every committed step.
+finds it. Pages that no later query needs are released after every committed step.
 """
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.kvcache.allocator import NULL_PAGE, Group, PageAllocator
-from serving.kvcache.radix_node import PrefixLock
+from serving.kvcache.allocator import NULL_PAGE, PageAllocator
+from serving.kvcache.groups import KVGroup
+from serving.kvcache.radix_node import PrefixLock, RadixNode, upward
 from serving.kvcache.radix_tree import RadixTree
-from serving.kvcache.reservation import Reservation, reservations
+from serving.kvcache.reservation import Reservation
 from serving.kvcache.tokens import TokenSequence
 
-ALONE = None  # the salt of requests that neither find anything cached nor leave anything
+UNSHARED = None  # the cache salt of requests that neither find anything cached nor leave anything
 
 
 @dataclass(eq=False, slots=True)
@@ -25,13 +25,13 @@ class SequencePages:
     """Pages of one running request.
 
     Attributes:
-      pages: by group, logical page -> physical page; NULL_PAGE where the window has passed.
-      lock: locks in the tree; pages before its end are the tree's.
       slot: row of the page tables.
-      first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
-      shares: by group, how many pages it holds, and may.
+      lock: its lock in the tree; pages before the lock's end are the tree's.
       prefill_tok: tokens it computes in chunks.
-      next_release_tok: up to which position no window leaves a page, so that there is nothing to let go.
+      pages: by group, logical page -> physical page; NULL_PAGE where it is no longer needed.
+      first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
+      reservations: by group, how many pages it holds, and may hold.
+      next_release_tok: up to how many computed tokens no page can be released.
     """
 
     slot: int
@@ -40,7 +40,7 @@ class SequencePages:
     cache_salt: Hashable
     pages: list[list[int]]
     first: list[int]
-    shares: list[Reservation] = field(default_factory=list)
+    reservations: list[Reservation] = field(default_factory=list)
     next_release_tok: float = 0
 
 
@@ -59,7 +59,7 @@ class KVCacheManager:
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[KVGroup],
         *,
         page_tok: int,
         max_slots: int,
@@ -69,14 +69,15 @@ class KVCacheManager:
         reuse: bool = True,
     ):
         self.groups = tuple(groups)
-        self.page_tok, self.max_tok, self.span_tok, self.reuse = page_tok, max_tok, span_tok, reuse
+        self.page_tok, self.max_tok, self.span_tok = page_tok, max_tok, span_tok
+        self.reuse = reuse and all(g.shareable for g in self.groups)
         self.pools = [PageAllocator(g.num_pages) for g in self.groups]
-        self.tree = RadixTree(page_tok, [g.window for g in self.groups])
-        width = -(-max_tok // page_tok)
-        self.tables = [np.zeros((max_slots, width), np.int32) for _ in self.groups]
+        self.tree = RadixTree(page_tok, self.groups)
+        widths = [g.table_pages(max_tok, page_tok) for g in self.groups]
+        self.tables = [np.zeros((max_slots, width), np.int32) for width in widths]
         self._free_slots = list(range(max_slots - 1, -1, -1))
-        self.promises = [
-            reservations(g, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok) for g in self.groups
+        self.reservations = [
+            g.reservations(page_tok=page_tok, span_tok=span_tok, step_tok=step_tok) for g in self.groups
         ]
         self._sequences: dict[int, SequencePages] = {}
 
@@ -86,20 +87,20 @@ class KVCacheManager:
         """Why a request of `final_tok` tokens cannot run even alone, or None."""
         if final_tok > self.max_tok:
             return f"needs {final_tok} tokens, the engine serves at most {self.max_tok} a request"
-        for group, promise in zip(self.groups, self.promises):
-            if (need := promise.peak_pages(final_tok)) > group.num_pages - 1:
+        for group, pool in zip(self.groups, self.reservations):
+            if (need := pool.peak_pages(final_tok)) > group.num_pages - 1:
                 return (
-                    f"needs {need} pages with window {group.window}, of which there are {group.num_pages - 1}"
+                    f"needs {need} pages of the {group.name} pool, of which there are {group.num_pages - 1}"
                 )
         return None
 
     def room(self, group: int) -> int:
-        """Pages that can still be promised.
+        """Pages of a group that can still be reserved.
 
-        A page of a full group that two requests share is counted once: neither lets go of it while it runs.
-        Sliding requests do let go, each in its own time, so each is promised its pages whatever it shares.
+        A full page that two requests share is counted once, since neither releases it while it runs. Sliding
+        requests release pages at different times, so each reserves its pages whatever it shares.
         """
-        return self.promises[group].room(self._within(group))
+        return self.reservations[group].room(self._available(group))
 
     @property
     def slots_free(self) -> int:
@@ -116,10 +117,11 @@ class KVCacheManager:
         return self.tree.watch(id, tokens, cache_salt, self._limit(tokens, cache_salt)) if self.reuse else 0
 
     def unwatch(self, id: str) -> None:
-        self.tree.unwatch(id)
+        self.tree.watcher.drop(id)
 
     def touched(self) -> list[str] | None:
-        return self.tree.touched()
+        """Watched requests whose match may have changed since the last call; None: any of them."""
+        return self.tree.watcher.take()
 
     def path(self, tokens: TokenSequence, cache_salt: Hashable) -> Sequence[Hashable]:
         """Nodes of the prefix tree along `tokens`, from the root down."""
@@ -131,7 +133,7 @@ class KVCacheManager:
         """Takes a slot and locks the cached prefix, if the request fits.
 
         Args:
-          reserve: promise it every page it may ever need; otherwise only those of its prompt.
+          reserve: reserve every page it may ever need; otherwise only those of its prompt.
 
         Returns:
           What it holds and the hit in tokens, or None with nothing changed.
@@ -139,23 +141,25 @@ class KVCacheManager:
         if not self._free_slots:
             return None
         lock, hit = self.tree.acquire(tokens, cache_salt, self._limit(tokens, cache_salt))
-        kv = SequencePages(
-            -1, lock, len(tokens), cache_salt, self.tree.path_pages(lock), [0] * len(self.groups)
-        )
-        self._forget_before(kv, hit)
+        pages = self.tree.path_pages(lock)
+        kv = SequencePages(-1, lock, len(tokens), cache_salt, pages, [0] * len(self.groups))
+        self._release_before(kv, hit)
         final_tok = final_tok if reserve else len(tokens)
-        shares = [
-            promise.share(len(tokens), final_tok, len(pages) - first, firm=reserve)
-            for promise, pages, first in zip(self.promises, kv.pages, kv.first)
+        kv.reservations = [
+            pool.reserve(len(tokens), final_tok, len(pages) - first, guaranteed=reserve)
+            for pool, pages, first in zip(self.reservations, kv.pages, kv.first)
         ]
         # The lock itself made pages unevictable, so room is asked for after it.
-        if not all(self.promises[g].admits(share, self._within(g)) for g, share in enumerate(shares)):
+        if not all(
+            self.reservations[g].can_admit(reservation, self._available(g))
+            for g, reservation in enumerate(kv.reservations)
+        ):
             self.tree.release(lock)
             return None
-        kv.slot, kv.shares = self._free_slots.pop(), shares
+        kv.slot = self._free_slots.pop()
         self._sequences[kv.slot] = kv
-        for g, share in enumerate(shares):
-            self.promises[g].book(share)
+        for g, reservation in enumerate(kv.reservations):
+            self.reservations[g].add(reservation)
             self._write_row(kv, g)
         return kv, hit
 
@@ -167,27 +171,28 @@ class KVCacheManager:
         Returns:
           False with nothing changed if some group has too few pages.
         """
-        need = -(-upto_tok // self.page_tok)
-        if need <= len(kv.pages[0]):  # every group has as many logical pages
-            return True
-        wants = [max(0, -(-upto_tok // self.page_tok) - len(pages)) for pages in kv.pages]
+        wants = [
+            group.table_pages(upto_tok, self.page_tok) - len(pages)
+            for group, pages in zip(self.groups, kv.pages)
+        ]
         for g, want in enumerate(wants):
-            if want and not self.promises[g].gives(kv.shares[g], want, self._within(g)):
+            if want > 0 and not self.reservations[g].can_grow(kv.reservations[g], want, self._available(g)):
                 return False
         for g, want in enumerate(wants):
-            if want:
+            if want > 0:
                 self._ensure_free(g, want)
-                self._held(kv, g, +want)
-                kv.pages[g].extend(self.pools[g].take(want))
+                self._change_held(kv, g, +want)
+                kv.pages[g].extend(self.pools[g].allocate(want))
                 self._write_row(kv, g)
         return True
 
     def no_growth_until_tok(self, kv: SequencePages) -> float:
         """While it has computed no more tokens than this, `grow` and `computed` have nothing to do for it."""
-        return min(len(kv.pages[0]) * self.page_tok, kv.next_release_tok - 1)
+        capacities = [g.capacity_tok(len(pages), self.page_tok) for g, pages in zip(self.groups, kv.pages)]
+        return min(*capacities, kv.next_release_tok - 1)
 
     def computed(self, kv: SequencePages, tokens: TokenSequence, computed_tok: int, *, share: bool) -> None:
-        """Tells that KV of the first `computed_tok` tokens is there; lets go of what windows have passed.
+        """Records that KV of the first `computed_tok` tokens exists; releases what is no longer needed.
 
         Args:
           tokens: the request's tokens; in a simulation possibly without outputs, which are then not shared.
@@ -196,27 +201,22 @@ class KVCacheManager:
         if not share and computed_tok < kv.next_release_tok:
             return
         whole = min(computed_tok, len(tokens)) // self.page_tok * self.page_tok
-        if share and self.reuse and kv.cache_salt is not ALONE and whole > kv.lock.end.end:
+        if share and self.reuse and kv.cache_salt is not UNSHARED and whole > kv.lock.end.end:
             self._share(kv, tokens.cut(0, whole), computed_tok)
         self.tree.slide(kv.lock, computed_tok)
-        self._forget_before(kv, computed_tok)
+        self._release_before(kv, computed_tok)
         if computed_tok >= kv.prefill_tok:
-            self._repay(kv)
+            self._end_borrowing(kv)
         kv.next_release_tok = min(
-            (
-                (first + 1) * self.page_tok + g.window - 1
-                for g, first in zip(self.groups, kv.first)
-                if g.window
-            ),
-            default=math.inf,
+            g.next_release_tok(first, self.page_tok) for g, first in zip(self.groups, kv.first)
         )
 
     def release(self, kv: SequencePages) -> None:
-        """Gives back everything a request holds; what it shared stays in the tree."""
+        """Frees everything a request holds; what it shared stays in the tree."""
         own = kv.lock.end.end // self.page_tok
         for g, pages in enumerate(kv.pages):
-            self.promises[g].book(kv.shares[g], -1)
-            self.pools[g].give(pages[own:])
+            self.reservations[g].add(kv.reservations[g], -1)
+            self.pools[g].free(pages[own:])
             self.tables[g][kv.slot] = NULL_PAGE
         self.tree.release(kv.lock)
         del self._sequences[kv.slot]
@@ -224,31 +224,31 @@ class KVCacheManager:
 
     def clear_cache(self) -> None:
         """Drops every cached page that no running request reads."""
-        for g in range(len(self.groups)):
-            self._evict(g, self.tree.held[g])
+        for g, pages in enumerate(self.tree.pages):
+            self._evict(g, pages.held)
 
     # ---- inside ----
 
     def _limit(self, tokens: TokenSequence, cache_salt: Hashable) -> int:
-        return len(tokens) - 1 if self.reuse and cache_salt is not ALONE else 0
+        return len(tokens) - 1 if self.reuse and cache_salt is not UNSHARED else 0
 
-    def _within(self, group: int) -> int:
+    def _available(self, group: int) -> int:
         """Pages that are free, or would be if nothing were cached."""
-        return len(self.pools[group]) + self.tree.evictable[group]
+        return len(self.pools[group]) + self.tree.pages[group].evictable
 
-    def _held(self, kv: SequencePages, group: int, by: int) -> None:
-        promise, share = self.promises[group], kv.shares[group]
-        promise.book(share, -1)
-        share.held += by
-        promise.book(share)
+    def _change_held(self, kv: SequencePages, group: int, by: int) -> None:
+        pool, reservation = self.reservations[group], kv.reservations[group]
+        pool.add(reservation, -1)
+        reservation.held += by
+        pool.add(reservation)
 
-    def _repay(self, kv: SequencePages) -> None:
-        """Its prompt is computed: no chunk will have to be lent any more."""
-        for promise, share in zip(self.promises, kv.shares):
-            if share.loan:
-                promise.book(share, -1)
-                share.loan = 0
-                promise.book(share)
+    def _end_borrowing(self, kv: SequencePages) -> None:
+        """Its prompt is computed: no chunk will borrow any more."""
+        for pool, reservation in zip(self.reservations, kv.reservations):
+            if reservation.borrowable:
+                pool.add(reservation, -1)
+                reservation.borrowable = 0
+                pool.add(reservation)
 
     def _share(self, kv: SequencePages, tokens: TokenSequence, computed_tok: int) -> None:
         own = kv.lock.end.end // self.page_tok
@@ -260,22 +260,22 @@ class KVCacheManager:
         for g, path in enumerate(self.tree.path_pages(kv.lock)):
             first = kv.first[g]
             kv.pages[g][first:whole] = path[first:]
-            self.pools[g].give(spare[g])
+            self.pools[g].free(spare[g])
             self._write_row(kv, g)
 
-    def _forget_before(self, kv: SequencePages, position: int) -> None:
+    def _release_before(self, kv: SequencePages, position: int) -> None:
         """Drops pages no query from `position` on can read; own ones are freed, the tree keeps its own."""
         own = kv.lock.end.end // self.page_tok
         for g, group in enumerate(self.groups):
             pages, old = kv.pages[g], kv.first[g]
-            new = min(group.first_needed(position, self.page_tok), len(pages))
+            new = min(group.first_needed_tok(position) // self.page_tok, len(pages))
             if new <= old:
                 continue
-            self.pools[g].give(pages[max(old, own) : new])
+            self.pools[g].free(pages[max(old, own) : new])
             pages[old:new] = [NULL_PAGE] * (new - old)
             kv.first[g] = new
             if kv.slot >= 0:
-                self._held(kv, g, old - new)
+                self._change_held(kv, g, old - new)
                 self.tables[g][kv.slot, old:new] = NULL_PAGE
 
     def _write_row(self, kv: SequencePages, group: int) -> None:
@@ -288,56 +288,41 @@ class KVCacheManager:
 
     def _evict(self, group: int, n: int) -> None:
         for pool, pages in zip(self.pools, self.tree.evict(group, n)):
-            pool.give(pages)
+            pool.free(pages)
 
     def check(self) -> None:
         """Asserts that every page has exactly one holder and every count agrees; for tests and debugging."""
+        nodes, sequences = list(self.tree.nodes()), list(self._sequences.values())
         for g, pool in enumerate(self.pools):
             holders: dict[int, str] = dict.fromkeys(pool.free_pages(), "free")
             assert len(holders) == len(pool)
-            for node in self.tree.nodes():
-                self._hold(holders, node.pages[g], "tree")
-            for h in self._sequences.values():
-                own = h.lock.end.end // self.page_tok
-                self._hold(holders, h.pages[g][own:], f"slot {h.slot}")
-                row = self.tables[g][h.slot]
-                assert row[: len(h.pages[g])].tolist() == h.pages[g]
-                assert [p == NULL_PAGE for p in h.pages[g]] == [
-                    i < h.first[g] for i in range(len(h.pages[g]))
-                ]
-                assert not row[len(h.pages[g]) :].any()
-                assert all(holders[p] == "tree" for p in h.pages[g][:own] if p != NULL_PAGE)
+            for node in nodes:
+                _hold(holders, node.pages[g], "tree")
+            for kv in sequences:
+                self._check_sequence(kv, g, holders)
             assert set(holders) == set(range(1, pool.num_pages)), "a page is lost"
-            assert all(h.shares[g].held == len(h.pages[g]) - h.first[g] for h in self._sequences.values())
-            self.promises[g].check(h.shares[g] for h in self._sequences.values())
-            self._check_tree(g)
+            assert all(kv.reservations[g].held == len(kv.pages[g]) - kv.first[g] for kv in sequences)
+            self.reservations[g].check(kv.reservations[g] for kv in sequences)
+            self.tree.pages[g].check(nodes)
+        for node in nodes:
+            assert node.ref_count == sum(_is_on_path(node, kv.lock.end) for kv in sequences)
 
-    def _hold(self, holders: dict[int, str], pages: Sequence[int], who: str) -> None:
-        for page in pages:
-            if page != NULL_PAGE:
-                assert page not in holders, f"page {page} is held by {holders[page]} and by {who}"
-                holders[page] = who
-
-    def _check_tree(self, group: int) -> None:
-        live = [(n, sum(p != NULL_PAGE for p in n.pages[group])) for n in self.tree.nodes()]
-        window = self.groups[group].window
-        assert self.tree.held[group] == sum(k for _, k in live)
-        if window is None:
-            loose = sum(k for n, k in live if n.ref_count == 0)
-        else:
-            loose = sum(
-                p != NULL_PAGE and not r for n, _ in live for p, r in zip(n.pages[group], n.readers[group])
-            )
-        assert self.tree.evictable[group] == loose
-        for node in self.tree.nodes():
-            readers = sum(_on_path(node, h.lock.end) for h in self._sequences.values())
-            assert node.ref_count == readers
-            assert all(r <= node.ref_count for r in node.readers[group])
+    def _check_sequence(self, kv: SequencePages, group: int, holders: dict[int, str]) -> None:
+        own, pages = kv.lock.end.end // self.page_tok, kv.pages[group]
+        _hold(holders, pages[own:], f"slot {kv.slot}")
+        row = self.tables[group][kv.slot]
+        assert row[: len(pages)].tolist() == pages
+        assert [p == NULL_PAGE for p in pages] == [i < kv.first[group] for i in range(len(pages))]
+        assert not row[len(pages) :].any()
+        assert all(holders[p] == "tree" for p in pages[:own] if p != NULL_PAGE)
 
 
-def _on_path(node, end) -> bool:
-    while end is not None:
-        if end is node:
-            return True
-        end = end.parent
-    return False
+def _hold(holders: dict[int, str], pages: Sequence[int], who: str) -> None:
+    for page in pages:
+        if page != NULL_PAGE:
+            assert page not in holders, f"page {page} is held by {holders[page]} and by {who}"
+            holders[page] = who
+
+
+def _is_on_path(node: RadixNode, end: RadixNode) -> bool:
+    return any(above is node for above in upward(end))

@@ -1,4 +1,4 @@
-"""What the prefix tree is made of: stretches of tokens with the pages of their KV, and leases on them."""
+"""What the prefix tree is made of: stretches of tokens with the pages of their KV, and locks on them."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,21 +9,32 @@ from serving.kvcache.tokens import TokenSequence
 
 @dataclass(eq=False, slots=True)
 class RadixNode:
-    """A stretch of tokens below `parent`, starting at position `start`; `key` is whole pages."""
+    """A stretch of tokens below `parent`, starting at position `start`.
+
+    Attributes:
+      key: its tokens, whole pages.
+      pages: by group, one entry per page; NULL_PAGE where the page is gone.
+      seq: order of creation.
+      ref_count: requests whose path runs through here.
+      readers: by group and page, requests that read the page, in groups that count them.
+      used: the tree's call counter at the last use.
+      queued: by group, whether it stands in the eviction line.
+      watchers: waiting requests whose match ends here, by the page that would carry it on; None where it ends
+        within the node.
+    """
 
     key: TokenSequence
     start: int
     parent: "RadixNode | None"
-    pages: list[list[int]]  # by group, one entry a page; NULL_PAGE where a window page is gone
+    pages: list[list[int]]
     seq: int
     children: dict[Hashable, "RadixNode"] = field(default_factory=dict)
-    ref_count: int = 0  # requests whose path runs through here
-    readers: list[list[int]] = field(default_factory=list)  # by group and page: windows that reach it
-    used: int = 0  # the tree's call counter at the last use
-    queued: list[bool] = field(default_factory=list)  # by group: stands in the eviction line
+    ref_count: int = 0
+    readers: list[list[int]] = field(default_factory=list)
+    used: int = 0
+    queued: list[bool] = field(default_factory=list)
     alive: bool = True
-    # Waiting requests whose match ends here, by the page that would carry it on; None where it ends within.
-    watchers: "dict[Hashable | None, set[str]]" = field(default_factory=dict)
+    watchers: dict[Hashable | None, set[str]] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -32,7 +43,7 @@ class RadixNode:
 
 @dataclass(slots=True)
 class PrefixLock:
-    """A request's locks: the path down to `end`; by group, the first page that its window still reads."""
+    """A request's lock on the path down to `end`; by group, the first page that it still reads."""
 
     end: RadixNode
     first: list[int]
@@ -45,5 +56,21 @@ def upward(node: RadixNode) -> Iterator[RadixNode]:
         node = node.parent
 
 
+def common_path(root: RadixNode, tokens: TokenSequence, page_tok: int) -> list[tuple[RadixNode, int]]:
+    """Nodes below `root` along `tokens`, with how many tokens of each agree (whole pages)."""
+    path, node, at = [], root, 0
+    while len(tokens) - at >= page_tok:
+        child = node.children.get(tokens.head(at, page_tok))
+        if child is None:
+            break
+        same = tokens.common(at, child.key) // page_tok * page_tok
+        path.append((child, same))
+        if same < len(child.key):
+            break
+        node, at = child, at + same
+    return path
+
+
 def live(pages: Sequence[int]) -> int:
+    """How many of `pages` exist."""
     return sum(p != NULL_PAGE for p in pages)

@@ -1,64 +1,66 @@
 """A radix tree of cached prompts: which KV pages already hold the beginning of a request.
 
 Edges are whole pages of tokens. A node holds, for every page group, the physical pages of its stretch of
-tokens. Pages of a *window* group may be missing (the window moved on, or they were evicted): then the
-position cannot serve as the end of a hit, because a query there would look back into nothing. A hit of P
-tokens is valid iff every full group holds [0, P) and every window group holds [P - W + 1, P).
+tokens. Pages of a group may be missing (a window moved on, or they were evicted); then not every position can
+be the end of a hit, which the group decides (`KVGroup.hit_is_valid`).
 
-A request locks the path it reads: the whole path for full groups, and for window groups only the pages
-that its current window overlaps. Time is a counter of calls, not a clock, so replays agree.
+A request locks what it reads on the path to the end of its hit; each group's `TreePages` knows what that is.
+Time is a counter of calls, not a clock, so replays agree.
 """
 
-import heapq
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
 from serving.kvcache.allocator import NULL_PAGE
+from serving.kvcache.groups import KVGroup
 from serving.kvcache.match_watch import MatchWatcher
-from serving.kvcache.radix_node import PrefixLock, RadixNode, live, upward
+from serving.kvcache.radix_node import PrefixLock, RadixNode, common_path, upward
 from serving.kvcache.tokens import TokenIds, TokenSequence
 
-SLACK = 64  # what is dead may be so many and as many as what lives, before it is cleared away
+MIN_SWEEP = 64  # cache salts that are kept before unused ones are looked for
 
 
 class RadixTree:
     """The prefix cache of one engine.
 
     Args:
-      page_tok: tokens a page.
-      windows: by group, its window in tokens, None for full attention.
+      page_tok: tokens per page.
+      groups: the page groups whose pages it holds.
+
+    Attributes:
+      pages: by group, its pages in the tree.
+      watcher: waiting requests that are told when their match may have changed.
     """
 
-    def __init__(self, page_tok: int, windows: Sequence[int | None]):
+    def __init__(self, page_tok: int, groups: Sequence[KVGroup]):
         self.page_tok = page_tok
-        self.windows = tuple(windows)
-        self._all_full = all(w is None for w in self.windows)
-        self.held = [0] * len(self.windows)  # pages in the tree, by group
-        self.evictable = [0] * len(self.windows)  # of those, what no request reads
+        self._groups = tuple(groups)
+        self.pages = [group.tree_pages(i, page_tok) for i, group in enumerate(groups)]
+        self.watcher = MatchWatcher()
+        self._with_gaps = [g for g, pages in enumerate(self.pages) if pages.may_have_gaps]
         self._roots: dict[Hashable, RadixNode] = {}
-        self._sweep_at = SLACK
-        self._alive = 0  # nodes, the roots not counted
+        self._sweep_at = MIN_SWEEP
+        self._nodes_alive = 0  # the roots not counted
         self._seq = itertools.count()
         self._calls = 0
-        self._lru: list[list[tuple[int, int, RadixNode]]] = [[] for _ in self.windows]
-        self._watch = MatchWatcher()
 
     # ---- reading ----
 
     def match(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> int:
         """Length in tokens of the longest valid hit, at most `limit_tok`; changes nothing."""
         root = self._roots.get(cache_salt)
-        return 0 if root is None else self._valid_end(list(self._walk(root, tokens)), limit_tok)
+        return 0 if root is None else self._valid_end(common_path(root, tokens, self.page_tok), limit_tok)
 
     def path(self, tokens: TokenSequence, cache_salt: Hashable) -> list[RadixNode]:
         """Nodes that agree with `tokens` to their end, from the root down; changes nothing."""
         root = self._roots.get(cache_salt)
-        return [] if root is None else [n for n, same in self._walk(root, tokens) if same == len(n.key)]
+        found = [] if root is None else common_path(root, tokens, self.page_tok)
+        return [node for node, same in found if same == len(node.key)]
 
     def watch(self, id: str, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> int:
-        """`match`, and from now on `touched` names `id` whenever the answer may have changed."""
+        """`match`; from now on `watcher` names `id` whenever the answer may have changed."""
         node = root = self._root(cache_salt)
-        path = list(self._walk(root, tokens))
+        path = common_path(root, tokens, self.page_tok)
         head: Hashable | None = None
         at = 0
         if path:
@@ -66,21 +68,14 @@ class RadixTree:
             at = node.start + same
         if at == node.end:
             head = tokens.head(at, self.page_tok) if len(tokens) - at >= self.page_tok else None
-        self._watch.put(id, node, head)
+        self.watcher.put(id, node, head)
         return self._valid_end(path, limit_tok)
 
-    def unwatch(self, id: str) -> None:
-        self._watch.drop(id)
-
-    def touched(self) -> list[str] | None:
-        """Watched requests whose match may have changed since this was called last; None: any of them."""
-        return self._watch.take()
-
     def acquire(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> tuple[PrefixLock, int]:
-        """Locks the longest valid hit; returns the lease and the hit's length. Splits a node to end there."""
+        """Locks the longest valid hit; the lock and the hit's length. Splits a node to end there."""
         self._calls += 1
         root = self._root(cache_salt)
-        path = list(self._walk(root, tokens))
+        path = common_path(root, tokens, self.page_tok)
         hit = self._valid_end(path, limit_tok)
         end = root
         for node, _ in path:
@@ -91,8 +86,8 @@ class RadixTree:
         return self._lock(end, next_position=hit), hit
 
     def path_pages(self, lock: PrefixLock) -> list[list[int]]:
-        """By group, the physical pages from position 0 to the lease's end (NULL_PAGE where missing)."""
-        pages: list[list[int]] = [[] for _ in self.windows]
+        """By group, the physical pages from position 0 to the lock's end (NULL_PAGE where missing)."""
+        pages: list[list[int]] = [[] for _ in self.pages]
         for node in reversed(list(upward(lock.end))):
             for mine, theirs in zip(pages, node.pages):
                 mine.extend(theirs)
@@ -110,13 +105,13 @@ class RadixTree:
           pages: by group, their pages; NULL_PAGE where the request has none any more.
 
         Returns:
-          The node where `tokens` end, and by group the pages that the tree did not take, because it holds
-          the same tokens already; they are the caller's to free or, for those it still holds, to swap.
+          The node where `tokens` end, and by group the pages that the tree did not take because it holds the
+          same tokens already. The caller frees them or, where it still reads them, swaps them.
         """
         self._calls += 1
         node, at = self._root(cache_salt), 0
-        spare: list[list[int]] = [[] for _ in self.windows]
-        for child, same in list(self._walk(node, tokens)):
+        spare: list[list[int]] = [[] for _ in self.pages]
+        for child, same in common_path(node, tokens, self.page_tok):
             node = child if same == len(child.key) else self._split(child, same)
             node.used = self._calls
             at = node.end
@@ -126,119 +121,102 @@ class RadixTree:
         return node, spare
 
     def advance(self, lock: PrefixLock, end: RadixNode, next_position: int) -> PrefixLock:
-        """Moves a request's locks to a deeper node; the new ones are taken before the old are let go."""
+        """Moves a request's lock to a deeper node; the new one is taken before the old one is released."""
         new = self._lock(end, next_position)
         self.release(lock)
         return new
 
     def slide(self, lock: PrefixLock, next_position: int) -> None:
-        """Lets go of window pages that a query at `next_position` cannot reach any more."""
-        for group, window in enumerate(self.windows):
-            if window is not None:
-                first = min(self._first_needed(group, next_position), lock.end.end // self.page_tok)
-                if first > lock.first[group]:
-                    self._count_readers(lock.end, group, lock.first[group], first, -1)
-                    lock.first[group] = first
+        """Unlocks pages that a query at `next_position` cannot reach any more."""
+        for g, pages in enumerate(self.pages):
+            first = pages.first_locked(lock.end, next_position)
+            if first > lock.first[g]:
+                pages.unlock(lock.end, lock.first[g], first, self._offer)
+                lock.first[g] = first
 
     def release(self, lock: PrefixLock) -> None:
-        """Drops all locks of a request; its path becomes evictable where nobody else reads."""
-        for group, window in enumerate(self.windows):
-            if window is not None:
-                last = lock.end.end // self.page_tok
-                self._count_readers(lock.end, group, lock.first[group], last, -1)
+        """Drops a request's lock; its path becomes evictable where no other request reads."""
+        for pages, first in zip(self.pages, lock.first):
+            pages.unlock(lock.end, first, lock.end.end // self.page_tok, self._offer)
         for node in upward(lock.end):
             node.ref_count -= 1
             if node.ref_count == 0:
-                self._count_evictable(node, +1)
+                for pages in self.pages:
+                    pages.count_path(node, +1)
                 self._offer(node)
 
     def evict(self, group: int, wanted: int) -> list[list[int]]:
-        """Frees at least `wanted` pages of `group` if that many are evictable, oldest use first.
+        """Frees at least `wanted` pages of `group` if that many are evictable, least recently used first.
 
-        Full groups lose whole leaves (with their window pages). Window groups lose a node's window pages;
-        the node stays for the full groups, but a leaf without them serves nobody and goes.
+        Where the group evicts whole nodes, a leaf goes with the pages of all groups. Where it evicts single
+        pages, the node stays for the other groups unless it serves none of them.
 
         Returns:
           By group, the pages freed.
         """
-        freed: list[list[int]] = [[] for _ in self.windows]
-        heap = self._lru[group]
-        while len(freed[group]) < wanted and heap:
-            used, _, node = heapq.heappop(heap)
-            node.queued[group] = False
+        freed: list[list[int]] = [[] for _ in self.pages]
+        pages = self.pages[group]
+        while len(freed[group]) < wanted and (entry := pages.next_in_line()):
+            node, unused_since = entry
             if not node.alive:
                 continue
-            if node.used != used:  # touched since it was offered: back in line with its new age
+            if not unused_since:
                 self._offer(node)
-            elif not self._may_evict(node, group):
+            elif not pages.may_evict(node):
                 continue
-            elif self.windows[group] is None or (not node.children and node.ref_count == 0):
+            elif pages.evicts_node(node):
                 self._remove(node, freed)
             else:
-                self._drop_window(node, group, freed)
+                self.watcher.touch_all()  # finding the hits below that have no window now would be a search
+                freed[group].extend(pages.drop(node))
         return freed
+
+    def nodes(self) -> Iterator[RadixNode]:
+        """Every node but the roots, for checks."""
+        stack = list(self._roots.values())
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            if node.parent is not None:
+                yield node
 
     # ---- inside ----
 
     def _root(self, cache_salt: Hashable) -> RadixNode:
         root = self._roots.get(cache_salt)
         if root is None:
-            self._forget_salts()
-            root = self._roots[cache_salt] = self._node(TokenIds(()), 0, None, [[] for _ in self.windows])
+            if len(self._roots) >= self._sweep_at:
+                used = {salt: root for salt, root in self._roots.items() if root.children or root.watchers}
+                self._roots, self._sweep_at = used, max(MIN_SWEEP, 2 * len(used))
+            root = self._roots[cache_salt] = self._node(TokenIds(()), 0, None, [[] for _ in self.pages])
         return root
-
-    def _forget_salts(self) -> None:
-        """Now and then drops the roots below which nothing is cached and at which nobody waits."""
-        if len(self._roots) >= self._sweep_at:
-            self._roots = {
-                cache_salt: root for cache_salt, root in self._roots.items() if root.children or root.watchers
-            }
-            self._sweep_at = max(SLACK, 2 * len(self._roots))
 
     def _node(
         self, key: TokenSequence, start: int, parent: RadixNode | None, pages: list[list[int]]
     ) -> RadixNode:
         node = RadixNode(key, start, parent, pages, next(self._seq), used=self._calls)
-        node.readers = [[] if w is None else [0] * len(p) for w, p in zip(self.windows, pages)]
-        node.queued = [False] * len(self.windows)
+        node.readers = [mine.new_readers(len(p)) for mine, p in zip(self.pages, pages)]
+        node.queued = [False] * len(self.pages)
         return node
 
-    def _walk(self, node: RadixNode, tokens: TokenSequence) -> Iterator[tuple[RadixNode, int]]:
-        """Nodes along `tokens` with how many tokens of each agree (whole pages)."""
-        at = 0
-        while len(tokens) - at >= self.page_tok:
-            child = node.children.get(tokens.head(at, self.page_tok))
-            if child is None:
-                return
-            same = tokens.common(at, child.key) // self.page_tok * self.page_tok
-            yield child, same
-            if same < len(child.key):
-                return
-            node, at = child, at + same
-
     def _valid_end(self, path: list[tuple[RadixNode, int]], limit_tok: int) -> int:
-        """The longest end on `path` at which every window group still has what a query would read."""
+        """The longest end on `path` at which every group still has what a query would read."""
         if not path:
             return 0
         page = self.page_tok
         matched = path[-1][0].start + path[-1][1]
         ends = min(matched, limit_tok) // page
-        if self._all_full:
+        if not self._with_gaps:
             return ends * page
-        best, missing = 0, [-1] * len(self.windows)  # missing: by group, the last page without data so far
-        have = [[p for node, _ in path for p in node.pages[g]] for g in range(len(self.windows))]
+        best, missing_tok = 0, dict.fromkeys(self._with_gaps, 0)
+        have = {g: [p for node, _ in path for p in node.pages[g]] for g in self._with_gaps}
         for end in range(1, ends + 1):
-            for group in range(len(self.windows)):
-                if have[group][end - 1] == NULL_PAGE:
-                    missing[group] = end - 1
-            if all(gap < self._first_needed(g, end * page) for g, gap in enumerate(missing)):
+            for g in self._with_gaps:
+                if have[g][end - 1] == NULL_PAGE:
+                    missing_tok[g] = end * page
+            if all(self._groups[g].hit_is_valid(end * page, missing_tok[g]) for g in self._with_gaps):
                 best = end
         return best * page
-
-    def _first_needed(self, group: int, position: int) -> int:
-        """The first page a query at `position` reads: what lies before may be missing."""
-        window = self.windows[group]
-        return 0 if window is None else max(0, position - window + 1) // self.page_tok
 
     def _split(self, node: RadixNode, at: int) -> RadixNode:
         """Cuts `node` after `at` tokens; the new upper half is returned, the lower keeps its identity."""
@@ -247,7 +225,7 @@ class RadixTree:
         assert parent is not None
         assert 0 < at < len(node.key)
         upper = self._node(node.key.cut(0, at), node.start, parent, [p[:cut] for p in node.pages])
-        self._watch.wake(node, None)
+        self.watcher.touch(node, None)
         upper.ref_count, upper.used = node.ref_count, node.used
         upper.readers = [r[:cut] for r in node.readers]
         parent.children[node.key.head(0, self.page_tok)] = upper
@@ -255,7 +233,7 @@ class RadixTree:
         node.key, node.start, node.parent = node.key.cut(at, len(node.key)), node.start + at, upper
         node.pages = [p[cut:] for p in node.pages]
         node.readers = [r[cut:] for r in node.readers]
-        self._alive += 1
+        self._nodes_alive += 1
         self._offer(upper)
         return upper
 
@@ -266,125 +244,52 @@ class RadixTree:
         node = self._node(tokens.cut(at, len(tokens)), at, parent, [list(p[first:]) for p in pages])
         head = node.key.head(0, self.page_tok)
         parent.children[head] = node
-        self._alive += 1
-        self._watch.wake(parent, head)
-        for group in range(len(self.windows)):
-            count = live(node.pages[group])
-            self.held[group] += count
-            self.evictable[group] += count
+        self._nodes_alive += 1
+        self.watcher.touch(parent, head)
+        for mine in self.pages:
+            mine.attach(node)
         self._offer(node)
         return node
 
     def _fill(self, node: RadixNode, pages: Sequence[Sequence[int]], spare: list[list[int]]) -> None:
         """Takes what this node lacks from `pages`; the rest of its stretch goes to `spare`."""
         first = node.start // self.page_tok
-        for group, mine in enumerate(node.pages):
-            for i, page in enumerate(pages[group][first : first + len(mine)]):
+        for g, mine in enumerate(node.pages):
+            for i, page in enumerate(pages[g][first : first + len(mine)]):
                 if page == NULL_PAGE or page == mine[i]:
                     continue
                 if mine[i] != NULL_PAGE:
-                    spare[group].append(page)
+                    spare[g].append(page)
                     continue
-                mine[i] = page
-                self._watch.everybody()
-                self.held[group] += 1
-                self.evictable[group] += self._is_evictable(node, group, i)
+                self.pages[g].fill(node, i, page)
+                self.watcher.touch_all()
         self._offer(node)
 
     def _lock(self, end: RadixNode, next_position: int) -> PrefixLock:
-        lock = PrefixLock(end, [0] * len(self.windows))
         for node in upward(end):
             if node.ref_count == 0:
-                self._count_evictable(node, -1)
+                for pages in self.pages:
+                    pages.count_path(node, -1)
             node.ref_count += 1
-        last = end.end // self.page_tok
-        for group, window in enumerate(self.windows):
-            if window is not None:
-                lock.first[group] = min(self._first_needed(group, next_position), last)
-                self._count_readers(end, group, lock.first[group], last, +1)
-        return lock
-
-    def _count_readers(self, end: RadixNode, group: int, first: int, last: int, by: int) -> None:
-        """Adds `by` to the readers of pages `first..last-1` on the path to `end`."""
-        for node in upward(end):
-            offset = node.start // self.page_tok
-            pages, readers = node.pages[group], node.readers[group]
-            for i in range(max(0, first - offset), min(len(pages), last - offset)):
-                readers[i] += by
-                if pages[i] != NULL_PAGE and readers[i] == max(0, by):  # 0 -> 1 or 1 -> 0
-                    self.evictable[group] -= by
-            if by < 0:
-                self._offer(node)
-            if offset <= first:
-                return
-
-    def _loose(self, node: RadixNode, group: int) -> list[int]:
-        """Places of a node's window pages that no request reads."""
-        pages, readers = node.pages[group], node.readers[group]
-        return [i for i, page in enumerate(pages) if page != NULL_PAGE and not readers[i]]
-
-    def _is_evictable(self, node: RadixNode, group: int, i: int) -> bool:
-        return node.ref_count == 0 if self.windows[group] is None else node.readers[group][i] == 0
-
-    def _may_evict(self, node: RadixNode, group: int) -> bool:
-        if self.windows[group] is None:
-            return node.ref_count == 0 and not node.children and node.parent is not None
-        return bool(self._loose(node, group))
-
-    def _count_evictable(self, node: RadixNode, sign: int) -> None:
-        for group, window in enumerate(self.windows):
-            if window is None:
-                self.evictable[group] += sign * len(node.pages[group])
+        return PrefixLock(end, [pages.lock(end, next_position) for pages in self.pages])
 
     def _offer(self, node: RadixNode) -> None:
-        """Puts a node in line for eviction wherever it qualifies."""
-        for group in range(len(self.windows)):
-            if not node.queued[group] and self._may_evict(node, group):
-                node.queued[group] = True
-                heapq.heappush(self._lru[group], (node.used, node.seq, node))
-                self._clear_line(group)
-
-    def _clear_line(self, group: int) -> None:
-        """Takes the dead out of a line that is mostly dead; one that is never served would keep them."""
-        line = self._lru[group]
-        if len(line) > 2 * self._alive + SLACK:
-            line[:] = [place for place in line if place[2].alive]
-            heapq.heapify(line)
-
-    def _drop_window(self, node: RadixNode, group: int, freed: list[list[int]]) -> None:
-        """Frees the window pages of a node that nobody reads."""
-        self._watch.everybody()  # which hits below end without a window now would be a search
-        gone = self._loose(node, group)
-        freed[group].extend(node.pages[group][i] for i in gone)
-        self.held[group] -= len(gone)
-        self.evictable[group] -= len(gone)
-        for i in gone:
-            node.pages[group][i] = NULL_PAGE
+        """Puts a node in line for eviction in every group where it qualifies."""
+        for pages in self.pages:
+            pages.offer(node, self._nodes_alive)
 
     def _remove(self, node: RadixNode, freed: list[list[int]]) -> None:
         parent = node.parent
         assert parent is not None
         assert not node.children
         assert node.ref_count == 0
-        for group, window in enumerate(self.windows):
-            if window is not None:
-                self._drop_window(node, group, freed)
-            else:
-                freed[group].extend(node.pages[group])
-                self.held[group] -= len(node.pages[group])
-                self.evictable[group] -= len(node.pages[group])
+        if self._with_gaps:
+            self.watcher.touch_all()
+        for group, pages in zip(freed, self.pages):
+            group.extend(pages.drop(node))
         node.alive = False
-        self._alive -= 1
+        self._nodes_alive -= 1
         for head in list(node.watchers):
-            self._watch.wake(node, head)
+            self.watcher.touch(node, head)
         del parent.children[node.key.head(0, self.page_tok)]
         self._offer(parent)
-
-    def nodes(self) -> Iterator[RadixNode]:
-        """Every node but the roots, for checks."""
-        stack = list(self._roots.values())
-        while stack:
-            node = stack.pop()
-            stack.extend(node.children.values())
-            if node.parent is not None:
-                yield node

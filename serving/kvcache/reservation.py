@@ -1,38 +1,41 @@
-"""What running requests are promised of a page pool, and what is lent them beyond that.
+"""What running requests have reserved of a page pool, and what they may borrow beyond it.
 
-A full pool promises a request every page of its final length; what is left to promise is what is free or
-evictable, less what is promised and not taken yet. A sliding pool lets pages go, each request in its time:
+A full pool reserves every page of a request's final length. What is left to reserve is what is free or
+evictable, less what is reserved and not taken yet. A sliding pool lets pages go, each request at its own
+time:
 
-A request that decodes one token a step reads its window, which lies on the page grid as badly as can be: so
-many pages it is *promised* from admission to its end. What a chunk of its prompt, or several decode steps in
-one call, take beyond is *lent* until the window has moved on. With `total` pages in the pool, `held` pages a
-request (a page that two requests read counts for both) and a common `reserve`, two rules decide:
+A request that decodes one token per step reads its window, at the worst alignment to page boundaries: that
+many pages are *reserved* from admission to its end. What a chunk of its prompt, or several decode steps in
+one call, take beyond is *borrowed* until the window has moved on. With `total` pages in the pool, `held`
+pages per request (a page that two requests read counts for both) and a common `reserve`, two rules decide:
 
-    lend     a request gets pages beyond its promise only while  sum(max(promise, held)) <= total
-    admit    a newcomer starts only if, it included,  sum(promise) + min(reserve, sum(loan)) <= total,
-             where `loan` is what a whole chunk takes beyond the promise of a request that still prefills;
-             and only if its promise and its loan, added to the sum of `lend`, stay within `total`
+    borrow   a request gets pages beyond its reservation only while  sum(max(reserved, held)) <= total
+    admit    a newcomer starts only if, it included,  sum(reserved) + min(reserve, sum(borrowable)) <= total,
+             where `borrowable` is what a whole chunk takes beyond the reservation of a request that still
+             prefills; and only if its reserved and borrowable pages, added to the sum of `borrow`, stay
+             within `total`
 
-**Decode is never starved.** Both rules keep sum(max(promise, held)) <= total; taking within a promise and
-letting go do not raise it. A page that is neither free nor evictable is held by somebody, so at least
-`total - sum(held) >= sum(max(promise, held) - held)` are to be had: enough for everyone up to its promise,
-whatever the others do in the same step.
+**Decode is never starved.** Both rules keep sum(max(reserved, held)) <= total; taking within a reservation
+and releasing do not raise it. A page that is neither free nor evictable is held by a request, so at least
+`total - sum(held) >= sum(max(reserved, held) - held)` pages are available: enough for every request up to
+its reservation, whatever the others do in the same step.
 
-**A prefill always goes on.** While anybody prefills, rows decode one token a step (`Scheduler.plan`), so a
-few steps later nobody holds more than its promise when a step begins. Then the first in line finds
-`total - sum(promise) >= min(reserve, sum(loan))` to be lent, which is at least its own loan; the others get
-what is left, or wait a step. Nobody who can run at all waits for ever: alone, promise and loan are its peak.
+**A prefill always proceeds.** While any request prefills, rows decode one token per step (`Scheduler.plan`),
+so a few steps later no request holds more than its reservation when a step begins. Then the first in line
+finds `total - sum(reserved) >= min(reserve, sum(borrowable))` to borrow, which is at least its own share; the
+others get what is left, or wait a step. No request that can run at all waits for ever: alone, its reserved
+and borrowable pages are its peak.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.kvcache.allocator import Group
+from pallas_kernels import masks
 
 
 def max_pages_spanned(tokens: int, page_tok: int) -> int:
-    """Pages that so many consecutive tokens touch, lying on the page grid as badly as can be."""
+    """Pages that `tokens` consecutive tokens touch at the worst alignment to page boundaries."""
     return -(-(tokens - 1) // page_tok) + 1 if tokens > 0 else 0
 
 
@@ -41,83 +44,91 @@ class Reservation:
     """One request's pages of one pool.
 
     Attributes:
-      promise: pages it can have at any time.
-      loan: pages a chunk may take beyond that; 0 once its prompt is computed.
+      reserved: pages it can have at any time.
+      borrowable: pages a chunk may take beyond that; 0 once its prompt is computed.
       held: pages it holds or reads now.
-      firm: the promise is kept. Otherwise everybody takes what is there (optimistic admission).
+      guaranteed: the reservation is kept. Otherwise every request takes what is there (optimistic admission).
     """
 
-    promise: int
-    loan: int
+    reserved: int
+    borrowable: int
     held: int
-    firm: bool
+    guaranteed: bool
 
     @property
-    def owed(self) -> int:
-        return max(0, self.promise - self.held)
+    def outstanding(self) -> int:
+        """Pages reserved and not held yet."""
+        return max(0, self.reserved - self.held)
 
     @property
-    def beyond(self) -> int:
-        return max(0, self.held - self.promise)
+    def borrowed(self) -> int:
+        """Pages held beyond the reservation."""
+        return max(0, self.held - self.reserved)
 
 
 class Reservations(Protocol):
-    """The sums of one pool. `within` is how many of its pages are free or evictable now."""
+    """The sums of one pool. `available` is how many of its pages are free or evictable now."""
 
     def peak_pages(self, final_tok: int) -> int:
         """The most pages that a request of `final_tok` tokens holds at any time."""
         ...
 
-    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Reservation:
-        """That of a request which computes `prefill_tok` tokens in chunks; not booked yet."""
+    def reserve(self, prefill_tok: int, final_tok: int, held: int, guaranteed: bool) -> Reservation:
+        """What a request needs that computes `prefill_tok` tokens in chunks; not added yet."""
         ...
 
-    def room(self, within: int) -> int:
-        """Pages that can still be promised."""
+    def room(self, available: int) -> int:
+        """Pages that can still be reserved."""
         ...
 
-    def admits(self, share: Reservation, within: int) -> bool: ...
-    def gives(self, share: Reservation, pages: int, within: int) -> bool: ...
-    def book(self, share: Reservation, sign: int = +1) -> None:
+    def can_admit(self, reservation: Reservation, available: int) -> bool:
+        """Whether a new request may start with this reservation."""
+        ...
+
+    def can_grow(self, reservation: Reservation, pages: int, available: int) -> bool:
+        """Whether a running request may take `pages` more."""
+        ...
+
+    def add(self, reservation: Reservation, sign: int = +1) -> None:
         """Adds a request to the sums; with -1 takes it out again, so that it may change."""
         ...
 
-    def check(self, shares: Iterable[Reservation]) -> None:
-        """Asserts that the sums are those of `shares`."""
+    def check(self, reservations: Iterable[Reservation]) -> None:
+        """Asserts that the sums are those of `reservations`."""
         ...
 
 
 class FullReservations:
-    """Promises of a pool in which a request keeps all of its tokens."""
+    """Reservations of a pool in which a request keeps all of its tokens."""
 
     def __init__(self, page_tok: int):
         self.page_tok = page_tok
-        self.owed = 0
+        self.outstanding = 0
 
     def peak_pages(self, final_tok: int) -> int:
         return -(-final_tok // self.page_tok)
 
-    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Reservation:
-        return Reservation(self.peak_pages(final_tok), 0, held, firm)
+    def reserve(self, prefill_tok: int, final_tok: int, held: int, guaranteed: bool) -> Reservation:
+        return Reservation(self.peak_pages(final_tok), 0, held, guaranteed)
 
-    def room(self, within: int) -> int:
-        return within - self.owed
+    def room(self, available: int) -> int:
+        return available - self.outstanding
 
-    def admits(self, share: Reservation, within: int) -> bool:
-        return share.owed <= self.room(within)
+    def can_admit(self, reservation: Reservation, available: int) -> bool:
+        return reservation.outstanding <= self.room(available)
 
-    def gives(self, share: Reservation, pages: int, within: int) -> bool:
-        return pages <= within
+    def can_grow(self, reservation: Reservation, pages: int, available: int) -> bool:
+        return pages <= available
 
-    def book(self, share: Reservation, sign: int = +1) -> None:
-        self.owed += sign * share.owed
+    def add(self, reservation: Reservation, sign: int = +1) -> None:
+        self.outstanding += sign * reservation.outstanding
 
-    def check(self, shares: Iterable[Reservation]) -> None:
-        assert self.owed == sum(s.owed for s in shares)
+    def check(self, reservations: Iterable[Reservation]) -> None:
+        assert self.outstanding == sum(r.outstanding for r in reservations)
 
 
 class SlidingReservations:
-    """Promises of a pool in which a request keeps its window.
+    """Reservations of a pool in which a request keeps its window.
 
     Args:
       total: pages of the pool, without the null page.
@@ -128,54 +139,50 @@ class SlidingReservations:
     def __init__(self, window: int, total: int, *, page_tok: int, span_tok: int, step_tok: int):
         self.window, self.total, self.page_tok, self.span_tok = window, total, page_tok, span_tok
         chunks, rest = divmod(max(span_tok, step_tok), span_tok)
-        self.reserve = chunks * self._loan(span_tok) + self._loan(rest)
-        self.promised = self.lent = self.loans = 0
+        self.common_reserve = chunks * self._beyond_window(span_tok) + self._beyond_window(rest)
+        self.reserved = self.borrowed = self.borrowable = 0
 
-    def _most(self, tokens: int, span_tok: int) -> int:
+    def _max_held(self, tokens: int, span_tok: int) -> int:
         whole = -(-tokens // self.page_tok)
-        return min(whole, max_pages_spanned(self.window - 1 + span_tok, self.page_tok))
+        return min(whole, max_pages_spanned(masks.positions_seen(span_tok, self.window), self.page_tok))
 
-    def _loan(self, chunk_tok: int) -> int:
-        seen = self.window - 1 + max(1, chunk_tok)
+    def _beyond_window(self, chunk_tok: int) -> int:
+        seen = masks.positions_seen(max(1, chunk_tok), self.window)
         return max_pages_spanned(seen, self.page_tok) - max_pages_spanned(self.window, self.page_tok)
 
     def peak_pages(self, final_tok: int) -> int:
-        return self._most(final_tok, self.span_tok)
+        return self._max_held(final_tok, self.span_tok)
 
-    def share(self, prefill_tok: int, final_tok: int, held: int, firm: bool) -> Reservation:
-        promise = self._most(final_tok, 1)
-        return Reservation(promise, max(0, self._most(prefill_tok, self.span_tok) - promise), held, firm)
+    def reserve(self, prefill_tok: int, final_tok: int, held: int, guaranteed: bool) -> Reservation:
+        reserved = self._max_held(final_tok, 1)
+        beyond = max(0, self._max_held(prefill_tok, self.span_tok) - reserved)
+        return Reservation(reserved, beyond, held, guaranteed)
 
-    def room(self, within: int) -> int:
-        return self.total - self.promised - max(self.lent, min(self.reserve, self.loans))
+    def room(self, available: int) -> int:
+        return self.total - self.reserved - max(self.borrowed, min(self.common_reserve, self.borrowable))
 
-    def admits(self, share: Reservation, within: int) -> bool:
-        kept = max(self.lent + share.loan, min(self.reserve, self.loans + share.loan))
-        return self.promised + share.promise + kept <= self.total
+    def can_admit(self, reservation: Reservation, available: int) -> bool:
+        more = reservation.borrowable
+        kept = max(self.borrowed + more, min(self.common_reserve, self.borrowable + more))
+        return self.reserved + reservation.reserved + kept <= self.total
 
-    def gives(self, share: Reservation, pages: int, within: int) -> bool:
-        if not share.firm:
-            return pages <= within
-        more = max(0, share.held + pages - share.promise) - share.beyond
-        return more == 0 or self.promised + self.lent + more <= self.total
+    def can_grow(self, reservation: Reservation, pages: int, available: int) -> bool:
+        if not reservation.guaranteed:
+            return pages <= available
+        more = max(0, reservation.held + pages - reservation.reserved) - reservation.borrowed
+        return more == 0 or self.reserved + self.borrowed + more <= self.total
 
-    def book(self, share: Reservation, sign: int = +1) -> None:
-        self.promised += sign * share.promise
-        self.loans += sign * share.loan
-        self.lent += sign * share.beyond
+    def add(self, reservation: Reservation, sign: int = +1) -> None:
+        self.reserved += sign * reservation.reserved
+        self.borrowable += sign * reservation.borrowable
+        self.borrowed += sign * reservation.borrowed
 
-    def check(self, shares: Iterable[Reservation]) -> None:
-        shares = list(shares)
-        assert self.promised == sum(s.promise for s in shares)
-        assert self.loans == sum(s.loan for s in shares)
-        assert self.lent == sum(s.beyond for s in shares)
-        kept = self.promised + self.lent <= self.total
-        assert kept or not all(s.firm for s in shares), "promised and lent more than there is"
-
-
-def reservations(group: Group, *, page_tok: int, span_tok: int, step_tok: int) -> Reservations:
-    """Those of a group's pool, nobody running yet."""
-    if group.window is None:
-        return FullReservations(page_tok)
-    total = group.num_pages - 1
-    return SlidingReservations(group.window, total, page_tok=page_tok, span_tok=span_tok, step_tok=step_tok)
+    def check(self, reservations: Iterable[Reservation]) -> None:
+        reservations = list(reservations)
+        assert self.reserved == sum(r.reserved for r in reservations)
+        assert self.borrowable == sum(r.borrowable for r in reservations)
+        assert self.borrowed == sum(r.borrowed for r in reservations)
+        kept = self.reserved + self.borrowed <= self.total
+        assert kept or not all(r.guaranteed for r in reservations), (
+            "more is reserved and borrowed than exists"
+        )

@@ -1,4 +1,4 @@
-"""How a budget of KV bytes is split into page pools so that it serves the most requests at once."""
+"""Page pools for a budget of KV bytes, so that the most requests of a given length run at once."""
 
 from dataclasses import dataclass
 
@@ -35,8 +35,8 @@ def split(
 ) -> Split:
     """Splits `budget_bytes` for requests of `request_tok` tokens each, admitted with `reserve`.
 
-    A request takes whole pages of its length from full owners, and from sliding ones what it is promised,
-    beside one reserve for all (`serving.kvcache.reservation`). What is left over becomes full pages, for
+    A request takes whole pages of its length from full owners, and from sliding ones what it reserves,
+    beside one common reserve (`serving.kvcache.reservation`). What is left over becomes full pages, for
     cached prompts.
 
     Args:
@@ -46,26 +46,28 @@ def split(
       ValueError: the budget does not hold one such request.
     """
     token = kv_bytes_by_owner(config, 1, config.dtype)
-    full = page_size * sum(b for i, b in token.items() if config.layers[i].window is None)
+    full = page_size * sum(b for i, b in token.items() if not config.layers[i].slides)
     sliding = page_size * sum(token.values()) - full
     whole = FullReservations(page_size).peak_pages(request_tok)
     span_tok = max(span_tok, limits.chunk_tok, *limits.decode_steps)
     pool = SlidingReservations(
         config.window, 0, page_tok=page_size, span_tok=span_tok, step_tok=limits.step_tok
     )
-    share = pool.share(request_tok, request_tok, held=0, firm=True)
+    window = pool.reserve(request_tok, request_tok, held=0, guaranteed=True)
 
     left = budget_bytes - full - sliding  # one page of each is the null page
-    each = whole * full + share.promise * sliding
-    # A few requests cannot have so much lent at once as the reserve would hold.
-    requests = max((left - pool.reserve * sliding) // each, left // (each + share.loan * sliding))
+    each = whole * full + window.reserved * sliding
+    # A few requests cannot borrow as much at once as the common reserve holds.
+    requests = max(
+        (left - pool.common_reserve * sliding) // each, left // (each + window.borrowable * sliding)
+    )
     if requests < 1:
-        need = full + sliding + each + share.loan * sliding
+        need = full + sliding + each + window.borrowable * sliding
         raise ValueError(
             f"a request of {request_tok} tokens needs {need} bytes of KV; the budget is {budget_bytes}"
         )
     num_pages = 1 + requests * whole
-    window_pages = 1 + requests * share.promise + min(pool.reserve, requests * share.loan)
+    window_pages = 1 + requests * window.reserved + min(pool.common_reserve, requests * window.borrowable)
     spare = budget_bytes - num_pages * full - window_pages * sliding
     num_pages += spare // full if full else 0
     window_pages += 0 if full else spare // sliding

@@ -32,7 +32,7 @@ class TokenIds:
 
     __slots__ = ("ids",)
 
-    def __init__(self, ids):
+    def __init__(self, ids: "Sequence[int] | np.ndarray"):
         self.ids = np.asarray(ids, np.int32)
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
-"""Out-of-order multi-agent simulation with lock-step's results (AI Metropolis).
+"""Out-of-order multi-agent simulation with the results of lock-step execution (AI Metropolis).
 
-    sim = Simulation(world, agents, llm, mode="metropolis", seed=0, store=Sqlite("run.db"))
+    sim = Simulation(world, agents, llm, mode="metropolis", seed=0, store=SqliteStore("run.db"))
     result = sim.run_sync(until_step=360)
 
-`rules` and `graph` decide who may run, `engine` runs them, `world` says what a world must be, `town` is one.
+`schedule` decides which agents may run, `runtime` runs them, `world` defines the protocols of worlds and
+agents, `worlds` and `town` implement them.
 """
 
 from serving.metropolis.runtime.engine import Aborted, Simulation, SimulationRun

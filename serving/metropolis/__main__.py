@@ -1,15 +1,15 @@
-"""Runs agents out of order, with lock-step's results.
+"""Runs agents out of order with the results of lock-step execution.
 
-    python -m serving.metropolis run --workdir=runs/town             a small town, answers from a stub
-    python -m serving.metropolis run --workdir=runs/town --resume    go on after Ctrl-C or a crash
-    python -m serving.metropolis replay --workdir=runs/town          draw it: runs/town/replay.html
+    python -m serving.metropolis run --workdir=runs/town             a small town with a stub model
+    python -m serving.metropolis run --workdir=runs/town --resume    resume after Ctrl-C or a crash
+    python -m serving.metropolis replay --workdir=runs/town          write runs/town/replay.html
     python -m serving.metropolis check --workdir=runs/town           audit its commit log
     python -m serving.metropolis trace --out=day.jsonl --agents=25   write a synthetic trace
-    python -m serving.metropolis rehearse --trace=day.jsonl          every mode on a trace, in virtual time
+    python -m serving.metropolis simulate --trace=day.jsonl          every mode on a trace, in virtual time
     python -m serving.metropolis experiment --config=configs/metropolis_e2.py
-    python -m serving.metropolis gantt --out=gantt.png               who ran which step when, by mode
+    python -m serving.metropolis gantt --out=gantt.png               a Gantt chart of each mode
     python -m serving.metropolis live --config=configs/metropolis_e7.py      the town on our own engine
-    python -m serving.metropolis bench                            the graph's cost a commit, to 100,000 agents
+    python -m serving.metropolis bench                            the cost of a commit, by number of agents
 
 `--help` after a command lists its flags.
 """
@@ -17,10 +17,11 @@
 import importlib
 import sys
 
-COMMANDS = ("run", "replay", "check", "trace", "rehearse", "experiment", "gantt", "live", "bench")
+COMMANDS = ("run", "replay", "check", "trace", "simulate", "experiment", "gantt", "live", "bench")
 
 
 def main(argv: list[str]) -> None:
+    """Runs the command named by the first argument; exits with code 2 if there is none of that name."""
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         print(__doc__.strip())
         return

@@ -1,12 +1,12 @@
-"""What the engine knows of a world and of an agent, and the nouns that pass between them.
+"""The protocols of worlds and agents, and the values that pass between them and the engine.
 
-The engine keeps lock-step's results if a world and its agents keep four promises:
+The results equal those of lock-step execution if a world and its agents meet four requirements:
 
-* a view shows only what lies within the agent's `perceive` at that step, as an immutable value;
-* what an agent decides depends on its view, its state, the step, `ctx.rng` and the replies it was given;
-* everything an outcome changes lies within reach of the agent that changed it (checked at commit);
-* `resolve` does not depend on the order or grouping of its intents: agents out of reach of one another may be
-  resolved apart or together.
+* A view shows only what lies within the agent's `perceive` at that step. It is an immutable value.
+* An agent's decision depends only on its view, its state, the step, `ctx.rng` and the replies of the model.
+* Everything an outcome changes lies within reach of the agent that changes it (checked at commit).
+* `resolve` does not depend on the order or grouping of its intents. Agents out of reach of one another may be
+  resolved together or separately.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ type Json = Any
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """How an agent enters the world."""
+    """An agent's position, reach and private state when it enters the world."""
 
     pos: Position
     reach: Reach
@@ -34,12 +34,12 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What an agent wants of its step.
+    """An agent's decision for one step.
 
     Attributes:
-      action: for the world's `resolve`; JSON.
+      action: input of the world's `resolve`; JSON.
       state: the agent's private state from the next step on; JSON, never mutated in place.
-      still_until: a promise not to move in any step before this one; 0 promises nothing.
+      still_until: the agent promises not to move in any step before this one; 0 makes no promise.
     """
 
     action: Json = None
@@ -48,7 +48,7 @@ class Intent:
 
 
 class Write(NamedTuple):
-    """A change of the world made by `agent`; `at` must be within its write reach."""
+    """A change to the world made by `agent`; `at` must lie within its write reach."""
 
     agent: AgentId
     at: Position
@@ -56,7 +56,7 @@ class Write(NamedTuple):
 
 
 class Birth(NamedTuple):
-    """A new agent: it appears at the parent's next step, within the parent's move and reach."""
+    """A new agent. It starts at the parent's next step, within the parent's move and with no larger reach."""
 
     parent: AgentId
     id: AgentId
@@ -65,7 +65,10 @@ class Birth(NamedTuple):
 
 @dataclass(slots=True)
 class StepOutcome:
-    """What a cluster's step does. Members missing from `moves` stay; from `states`, keep their intent's."""
+    """The effects of one step of a cluster.
+
+    Members missing from `moves` stay. Members missing from `states` keep the state of their intent.
+    """
 
     moves: Mapping[AgentId, Position] = field(default_factory=dict)
     writes: Sequence[Write] = ()
@@ -75,75 +78,82 @@ class StepOutcome:
 
 
 class World(Protocol):
+    """The shared environment: answers views, resolves intents and applies outcomes."""
+
     space: Space
 
     def reset(self, seed: int) -> Mapping[AgentId, Body]:
-        """Puts the world at step 0; who is in it."""
+        """Resets the world to step 0 and returns the agents in it."""
 
     def view(self, agent: AgentId, step: int) -> Any:
-        """What `agent` perceives at `step`: an immutable value that compares by content."""
+        """Returns what `agent` perceives at `step`, as an immutable value that compares by content."""
 
     def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
-        """What a cluster's intents come to; settles conflicts; changes nothing."""
+        """Returns the outcome of a cluster's intents, with conflicts resolved. Changes nothing."""
 
     def apply(self, step: int, outcome: StepOutcome) -> None:
-        """Makes an outcome of `step` real. Only the engine calls it."""
+        """Applies an outcome of `step`. Only the engine calls it."""
 
-    def snapshot(self) -> Json: ...
-    def restore(self, snapshot: Json) -> None: ...
+    def snapshot(self) -> Json:
+        """Returns the whole state as JSON."""
+
+    def restore(self, snapshot: Json) -> None:
+        """Replaces the state by that of a snapshot."""
 
 
 class Agent(Protocol):
+    """Decides the steps of one agent.
+
+    An agent may also have a method `fallback(view, ctx) -> Intent`. It is called instead of aborting the run
+    when a model call has failed after its last retry.
+    """
+
     async def proceed(self, view: Any, ctx: "StepContext") -> Intent:
-        """One step: may await `ctx.llm` any number of times."""
-
-
-class WithFallback(Agent, Protocol):
-    def fallback(self, view: Any, ctx: "StepContext") -> Intent:
-        """What to do when the language model stays silent after every retry."""
+        """Decides one step. May await `ctx.llm` any number of times."""
 
 
 class CausalityError(RuntimeError):
-    """An agent did something that the rules assume it cannot; results could differ from lock-step."""
+    """An agent broke an assumption of the dependency rules, so the results could differ from lock-step."""
 
 
 class StepContext:
     """What an agent may use in one step besides its view.
 
     Attributes:
-      agent, step: whose step, and which.
-      state: the agent's private state as its last step left it; treat as immutable.
+      agent, step: the agent's name and the step it decides.
+      state: the agent's private state after its previous step; treat as immutable.
+      calls: model calls made in this step so far.
     """
 
-    __slots__ = ("_ask", "_seed", "agent", "calls", "state", "step")
+    __slots__ = ("_call_llm", "_seed", "agent", "calls", "state", "step")
 
-    def __init__(self, agent: AgentId, step: int, state: Json, seed: int, ask: "AskModel"):
+    def __init__(self, agent: AgentId, step: int, state: Json, seed: int, call_llm: "CallLlm") -> None:
         self.agent, self.step, self.state = agent, step, state
         self.calls = 0
-        self._seed, self._ask = seed, ask
+        self._seed, self._call_llm = seed, call_llm
 
     @property
     def rng(self) -> random.Random:
-        """A fresh generator that depends on (seed, agent, step) only; take it once a step."""
-        return random.Random(key(self._seed, self.agent, self.step, "rng"))
+        """A new generator that depends on (seed, agent, step) only; read it once per step."""
+        return random.Random(stable_hash(self._seed, self.agent, self.step, "rng"))
 
     def llm(
         self, prompt: Prompt, *, max_tokens: int = 64, temperature: float = 0.0, stop: Sequence[str] = ()
     ) -> Awaitable[Completion]:
-        """Asks the language model; the step is the priority, the agent the client.
+        """Calls the language model with the step as priority and the agent as client.
 
         Raises:
-          CallFailed: after the last retry. Let it pass to have `fallback` decide.
+          CallFailed: after the last retry. Let it propagate to have `fallback` decide.
         """
         index = self.calls
         self.calls += 1
-        return self._ask(self, index, prompt, max_tokens, temperature, stop)
+        return self._call_llm(self, index, prompt, max_tokens, temperature, stop)
 
 
-type AskModel = Callable[[StepContext, int, Prompt, int, float, Sequence[str]], Awaitable[Completion]]
+type CallLlm = Callable[[StepContext, int, Prompt, int, float, Sequence[str]], Awaitable[Completion]]
 
 
-def key(*parts: int | str) -> int:
-    """A 63-bit number that depends on all parts and on nothing else."""
+def stable_hash(*parts: int | str) -> int:
+    """Returns a 63-bit hash of `parts` that is equal in every process."""
     data = "\x1f".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1

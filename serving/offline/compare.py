@@ -10,6 +10,7 @@ from mixattn.spec import ModelConfig, kv_bytes
 from serving.engine.engine import Engine
 from serving.engine.programs import Programs
 from serving.fair import metrics
+from serving.kvcache.groups import FullGroup
 from serving.offline.clients import Arrivals
 from serving.offline.experiment import Serve
 from serving.request import Delta, Output
@@ -105,7 +106,7 @@ def bound(engine: Engine, serve: Serve) -> float | None:
     prompt may lie in pages that others hold too.
     """
     config = engine.config
-    pools = [(g.num_pages - 1) * config.page_size for g in engine.memory.groups if g.window is None]
+    pools = [(g.num_pages - 1) * config.page_size for g in engine.memory.groups if isinstance(g, FullGroup)]
     memory_tok = min([config.max_slots * config.max_request_tok, *pools])
     longest = max(c.prompt_tok[1] for c in serve.workload.clients)
     hit = longest if config.reuse else 0

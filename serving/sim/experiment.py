@@ -9,7 +9,7 @@ from serving.config import Limits
 from serving.engine.plan import MemoryManager
 from serving.engine.scheduler import CacheLocality
 from serving.fair.metrics import Event, ServiceMeter, ServiceReport, jain, percentile
-from serving.kvcache.allocator import Group
+from serving.kvcache.groups import FullGroup
 from serving.kvcache.manager import KVCacheManager
 from serving.sim.cost import StepCost
 from serving.sim.memory import ADMISSIONS, Admission, TokenMemory
@@ -61,7 +61,7 @@ class SimulatedEngine:
             return TokenMemory(self.memory_tok, admission=self.admission, max_slots=self.max_slots)
         pages = self.memory_tok // self.page_tok + 1
         return KVCacheManager(
-            [Group(None, pages)],
+            [FullGroup(pages)],
             page_tok=self.page_tok,
             max_slots=self.max_slots,
             max_tok=self.memory_tok,

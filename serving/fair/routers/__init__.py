@@ -1,1 +1,1 @@
-"""Which worker serves a request: D2LPM, Preble and baselines. Pure, like the policies."""
+"""Cluster routers, which choose the worker of a request: D2LPM, Preble and baselines."""

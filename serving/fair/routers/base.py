@@ -1,7 +1,7 @@
-"""Which worker of a cluster gets a request: what a router is, and three plain ones.
+"""The interface of a router, which chooses the worker of a cluster for each request, and three baselines.
 
-Like a policy, a router is a ledger behind events: no clock, no sockets. `blocks` is the prompt as
-`(key, tokens)` pieces, equal keys for equal tokens (see `routed`).
+Like a policy, a router is a ledger that is called with events: no clock, no sockets. `blocks` is the prompt
+as `(key, tokens)` pairs, where equal keys stand for equal tokens (see `prefix_map`).
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +13,8 @@ from serving.request import RequestId, RequestInfo
 
 
 @dataclass(slots=True)
-class Sent:
-    """A dispatched request that has not ended."""
+class DispatchedRequest:
+    """A request that was dispatched to a worker and has not ended."""
 
     request: RequestInfo
     blocks: Sequence[Block]
@@ -22,17 +22,21 @@ class Sent:
 
 
 class Router(ABC):
-    """Subclasses define `_choose` and, if they keep books, the hooks."""
+    """Subclasses define `_choose`, and override the hooks if they keep a ledger."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.load_of: dict[WorkerId, int] = {}  # live requests
         self.capacity_of: dict[WorkerId, float] = {}
-        self.sent: dict[RequestId, Sent] = {}
+        self.dispatched: dict[RequestId, DispatchedRequest] = {}
 
     # Events.
 
     def join(self, worker: WorkerId, capacity: float = 1.0) -> None:
-        """A worker is up. `capacity`: its speed relative to the others."""
+        """Adds a worker. `capacity`: its speed relative to the others.
+
+        Raises:
+          ValueError: the worker is up already, or the capacity is not positive.
+        """
         if worker in self.load_of:
             raise ValueError(f"worker {worker} is up already")
         if not capacity > 0:
@@ -40,61 +44,63 @@ class Router(ABC):
         self.load_of[worker], self.capacity_of[worker] = 0, capacity
 
     def leave(self, worker: WorkerId) -> list[RequestInfo]:
-        """A worker is down; returns the requests it loses, which are live nowhere until dispatched again."""
+        """Removes a worker; returns the requests it lost, which are not live until dispatched again."""
         del self.load_of[worker], self.capacity_of[worker]
-        lost = [sent for sent in self.sent.values() if sent.worker == worker]
+        lost = [sent for sent in self.dispatched.values() if sent.worker == worker]
         for sent in lost:
-            del self.sent[sent.request.id]
-            self._lost(sent)
-        self._gone(worker)
+            del self.dispatched[sent.request.id]
+            self._on_lost(sent)
+        self._on_leave(worker)
         return [sent.request for sent in lost]
 
     def dispatch(self, request: RequestInfo, blocks: Sequence[Block], now_s: float = 0.0) -> WorkerId:
-        """Sends a request to a live worker.
+        """Chooses a live worker for a request and records it.
 
         Raises:
           ValueError: no worker is up, or the id is live already.
         """
         if not self.load_of:
-            raise ValueError(f"request {request.id!r} has nowhere to go: no worker is up")
-        if request.id in self.sent:
-            raise ValueError(f"request {request.id!r} was dispatched already")
+            raise ValueError(f"request {request.id!r} cannot be dispatched: no worker is up")
+        if request.id in self.dispatched:
+            raise ValueError(
+                f"request {request.id!r} is already dispatched to worker {self.dispatched[request.id].worker}"
+            )
         worker = self._choose(request, blocks, now_s)
         self.load_of[worker] += 1
-        self.sent[request.id] = sent = Sent(request, blocks, worker)
-        self._dispatched(sent, now_s)
+        self.dispatched[request.id] = sent = DispatchedRequest(request, blocks, worker)
+        self._on_dispatch(sent, now_s)
         return worker
 
     def admitted(self, id: RequestId, *, extend_tok: int, hit_tok: int) -> None:
-        """The worker began with it and found `hit_tok` cached."""
-        self._admitted(self.sent[id], extend_tok)
+        """The worker admitted the request: it computes `extend_tok` and found `hit_tok` in its cache."""
+        self._on_admit(self.dispatched[id], extend_tok)
 
     def ended(self, id: RequestId, output_tok: int) -> None:
-        """It finished or was cancelled after so many output tokens."""
-        sent = self.sent.pop(id)
+        """The request finished or was cancelled after `output_tok` output tokens."""
+        sent = self.dispatched.pop(id)
         self.load_of[sent.worker] -= 1
-        self._ended(sent, output_tok)
+        self._on_end(sent, output_tok)
 
-    # What a router adds.
+    # What a router defines. Hooks with an empty implementation are optional.
 
     @abstractmethod
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
-        """A live worker."""
+        """Returns a live worker."""
 
-    def _dispatched(self, sent: Sent, now_s: float) -> None: ...  # noqa: B027
-    def _admitted(self, sent: Sent, extend_tok: int) -> None: ...  # noqa: B027
-    def _ended(self, sent: Sent, output_tok: int) -> None: ...  # noqa: B027
-    def _lost(self, sent: Sent) -> None: ...  # noqa: B027
-    def _gone(self, worker: WorkerId) -> None: ...  # noqa: B027
+    def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None: ...  # noqa: B027
+    def _on_admit(self, sent: DispatchedRequest, extend_tok: int) -> None: ...  # noqa: B027
+    def _on_end(self, sent: DispatchedRequest, output_tok: int) -> None: ...  # noqa: B027
+    def _on_lost(self, sent: DispatchedRequest) -> None: ...  # noqa: B027
+    def _on_leave(self, worker: WorkerId) -> None: ...  # noqa: B027
 
     def _least_loaded(self, workers: Sequence[WorkerId]) -> WorkerId:
         return min(workers, key=lambda w: (self.load_of[w] / self.capacity_of[w], w))
 
 
 class RoundRobinRouter(Router):
-    """Each request to the next worker."""
+    """Each request goes to the next worker."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._next = 0
 
@@ -106,27 +112,29 @@ class RoundRobinRouter(Router):
 
 
 class LeastLoad(Router):
-    """The worker with the fewest live requests."""
+    """Each request goes to the worker with the fewest live requests."""
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         return self._least_loaded(list(self.load_of))
 
 
 class Sticky(Router):
-    """The worker with the longest matching prefix, however long its queue; the least loaded if none has
-    any."""
+    """Each request goes to the worker with the longest matching prefix, whatever its queue.
 
-    def __init__(self, *, max_blocks: int = 100_000):
+    If no prefix matches, it goes to the least loaded worker.
+    """
+
+    def __init__(self, *, max_blocks: int = 100_000) -> None:
         super().__init__()
-        self.tree = PrefixMap(max_blocks)
+        self.prefix_map = PrefixMap(max_blocks)
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
-        found = self.tree.matched(blocks)
+        found = self.prefix_map.match(blocks)
         longest = max(found.values(), default=0)
         return self._least_loaded([w for w in self.load_of if found.get(w, 0) == longest])
 
-    def _dispatched(self, sent: Sent, now_s: float) -> None:
-        self.tree.insert(sent.blocks, sent.worker)
+    def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None:
+        self.prefix_map.insert(sent.blocks, sent.worker)
 
-    def _gone(self, worker: WorkerId) -> None:
-        self.tree.forget(worker)
+    def _on_leave(self, worker: WorkerId) -> None:
+        self.prefix_map.remove_worker(worker)

@@ -1,7 +1,7 @@
-"""Which worker is believed to hold which beginning of a prompt: a tree of what was sent where.
+"""A radix tree of dispatched prompts: an estimate of the prompt prefixes that each worker holds in its cache.
 
-A prompt comes as blocks `(key, tokens)`; equal keys are equal tokens. Believed, because workers evict without
-telling; what a request really found is reported later and corrects its bill, not the tree.
+A prompt is a sequence of blocks `(key, tokens)`, where equal keys stand for equal tokens. It is an estimate
+because workers do not report evictions. The measured hit of a request corrects its charge, not the tree.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -13,7 +13,7 @@ type WorkerId = int
 
 @dataclass(eq=False, slots=True)
 class PrefixNode:
-    """One block below its parent; `end_tok` tokens from the root to its end."""
+    """One block of prompts; `end_tok` counts the tokens from the root to its end."""
 
     key: Hashable
     end_tok: int
@@ -23,17 +23,19 @@ class PrefixNode:
 
 
 class PrefixMap:
-    def __init__(self, max_blocks: int = 100_000):
-        """`max_blocks`: nodes kept; beyond, leaves unused for longest go."""
+    """Maps prompt prefixes to the workers that are assumed to hold them."""
+
+    def __init__(self, max_blocks: int = 100_000) -> None:
+        """`max_blocks`: maximum number of nodes; above it, the least recently used leaves are dropped."""
         self.max_blocks = max_blocks
         self.root = PrefixNode(None, 0, None)
-        self._used: dict[PrefixNode, None] = {}  # least recently used first
+        self._lru: dict[PrefixNode, None] = {}  # least recently used first
 
     def __len__(self) -> int:
-        return len(self._used)
+        return len(self._lru)
 
     def walk(self, blocks: Sequence[Block]) -> Iterator[PrefixNode]:
-        """Known nodes along the prompt, without the root."""
+        """Yields the known nodes along the prompt, without the root."""
         node: PrefixNode | None = self.root
         for key, _ in blocks:
             assert node is not None
@@ -42,8 +44,8 @@ class PrefixMap:
                 return
             yield node
 
-    def matched(self, blocks: Sequence[Block]) -> dict[WorkerId, int]:
-        """Tokens of the prompt that each worker is believed to hold; workers without any are left out."""
+    def match(self, blocks: Sequence[Block]) -> dict[WorkerId, int]:
+        """Estimated prompt tokens held by each worker; workers that hold none are left out."""
         found: dict[WorkerId, int] = {}
         for node in self.walk(blocks):
             for worker in node.workers:
@@ -51,30 +53,30 @@ class PrefixMap:
         return found
 
     def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[PrefixNode]:
-        """Notes that the prompt went to `worker`; returns its nodes."""
-        node, line = self.root, []
+        """Records that the prompt was dispatched to `worker`; returns its nodes."""
+        node, nodes = self.root, []
         for key, tokens in blocks:
             child = node.children.get(key)
             if child is None:
                 child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
             child.workers[worker] = None
-            line.append(child)
+            nodes.append(child)
             node = child
-        for node in reversed(line):  # a parent is never older than its children, so leaves go first
-            self._used.pop(node, None)
-            self._used[node] = None
-        while len(self._used) > self.max_blocks:
-            self._drop(next(iter(self._used)))
-        return line
+        for node in reversed(nodes):  # a parent is never older than its children, so leaves are dropped first
+            self._lru.pop(node, None)
+            self._lru[node] = None
+        while len(self._lru) > self.max_blocks:
+            self._drop(next(iter(self._lru)))
+        return nodes
 
-    def forget(self, worker: WorkerId) -> None:
-        """The worker is gone with all it held."""
-        for node in list(self._used):
+    def remove_worker(self, worker: WorkerId) -> None:
+        """Removes a worker and all prefixes that only it held."""
+        for node in list(self._lru):
             node.workers.pop(worker, None)
             if not node.workers and not node.children:
                 self._drop(node)
 
     def _drop(self, node: PrefixNode) -> None:
-        del self._used[node]
+        del self._lru[node]
         assert node.parent is not None
         del node.parent.children[node.key]

@@ -58,12 +58,12 @@ def _main() -> None:
         result = _run(store)
     finally:
         store.close()
-    figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.meter.summary()}
+    figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.stats.summary()}
     files.write_json(workdir / "run.json", figures)
     if FLAGS.json:
         print(json.dumps(figures))
         return
-    meter = result.meter
+    meter = result.stats
     kind = "virtual seconds on a simulated server" if FLAGS.llm == "stub" else "seconds"
     print(
         f"{meter.agent_steps} agent-steps in {meter.commits} commits, {meter.calls} calls"
@@ -86,7 +86,7 @@ def _run(store: SqliteStore) -> SimulationRun:
                 last = time.monotonic()
                 base = sim.schedule.base_step
                 lead = max(sim.schedule.step) - base
-                meter = sim.meter
+                meter = sim.stats
                 progress.update(task, completed=base, lead=lead, flight=meter.in_flight, calls=meter.calls)
 
         options = {
@@ -94,7 +94,7 @@ def _run(store: SqliteStore) -> SimulationRun:
             "seed": FLAGS.seed,
             "store": store,
             "max_in_flight": FLAGS.max_in_flight,
-            "patience": RetryPolicy(timeout_s=FLAGS.timeout_s, retries=FLAGS.retries),
+            "retry_policy": RetryPolicy(timeout_s=FLAGS.timeout_s, max_retries=FLAGS.retries),
             "checkpoint_every": 60,
             "on_commit": show,
         }

@@ -19,7 +19,7 @@ def tokens(chain: Sequence[RecordedCall]) -> float:
 
 def unloaded(server: ServerConfig) -> CallCost:
     """Seconds on an idle server, call after call."""
-    return lambda chain: sum(server.alone_s(ask.prompt_tok, ask.output_tok) for ask in chain)
+    return lambda chain: sum(server.unloaded_s(ask.prompt_tok, ask.output_tok) for ask in chain)
 
 
 def sights(trace: AgentTrace, perceive: float | None = None) -> Sights:

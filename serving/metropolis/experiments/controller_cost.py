@@ -59,7 +59,7 @@ def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, f
         cluster = running.take()
         for ready in graph.commit(cluster.members, _walk(draw, graph, cluster)):
             running.put(ready)
-    graph.checks, spent, members = 0, 0.0, 0
+    graph.blocker_searches, spent, members = 0, 0.0, 0
     for _ in range(commits):
         cluster = running.take()
         moves = _walk(draw, graph, cluster)
@@ -71,7 +71,7 @@ def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, f
         spent += time.perf_counter() - began
         for ready in found:
             running.put(ready)
-    return spent, graph.checks, members
+    return spent, graph.blocker_searches, members
 
 
 def _walk(draw: random.Random, graph: DependencyGraph, cluster: Cluster) -> list[tuple[int, int]]:
@@ -86,7 +86,7 @@ def _walk(draw: random.Random, graph: DependencyGraph, cluster: Cluster) -> list
 def _look_at_everyone(graph: DependencyGraph) -> None:
     for agent, watched in enumerate(graph.watching):
         if watched >= 0:
-            graph._blocker(agent)
+            graph.find_blocker(agent)
 
 
 class _Bag:

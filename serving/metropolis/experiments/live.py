@@ -13,7 +13,7 @@ from typing import Any
 from serving.config import EngineConfig, Limits
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.inprocess import EngineModel
-from serving.metropolis.runtime.store import InMemoryStore, to_json
+from serving.metropolis.runtime.store import InMemoryStore, outcome_to_json
 from serving.metropolis.schedule.schedulers import Mode
 from serving.metropolis.town import town
 
@@ -112,9 +112,9 @@ def _live(config: Live, model: EngineModel, mode: Mode):
     result = asyncio.run(sim.run(config.steps))
     history: dict[str, list[Any]] = {}
     for commit in store.log:
-        out = to_json(commit.outcome)
+        out = outcome_to_json(commit.outcome)
         for name in commit.members:
             mine = [out.get("moves", {}).get(name), [w for w in out.get("writes", ()) if w[0] == name]]
             history.setdefault(name, []).append([commit.step, *mine])
     story = json.dumps([result.positions, result.states, history], sort_keys=True)
-    return story, result.meter
+    return story, result.stats

@@ -66,7 +66,7 @@ def replay(
         max_in_flight=max_in_flight,
         on_commit=on_commit,
     )
-    return run_virtual(sim.run(trace.steps)).meter
+    return run_virtual(sim.run(trace.steps)).stats
 
 
 @dataclass

@@ -162,7 +162,7 @@ def _network(config: NetworkConfig, mode: str, server: ServerConfig, rule: Rule)
         sights=network_sights(world) if mode == "oracle" else None,
         max_in_flight=0,
     )
-    return dict(run_virtual(sim.run(config.steps)).meter.summary())
+    return dict(run_virtual(sim.run(config.steps)).stats.summary())
 
 
 def _short(value: Any) -> Any:

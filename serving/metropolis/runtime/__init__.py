@@ -1,1 +1,1 @@
-"""Runs agents: the controller, model servers, stores, audit and replay page."""
+"""Runs agents: the controller, model servers, commit logs, their audit and replay page."""

@@ -1,8 +1,8 @@
-"""Out-of-order simulation with lock-step's results: one asyncio controller around a schedule and a world.
+"""The controller: out-of-order simulation with the results of lock-step execution, in one asyncio task.
 
-A ready cluster takes its members' views and runs their `proceed` side by side. When the last one has decided,
-the controller, and nobody else, resolves, checks, logs and applies the outcome in one stretch without an
-await: a commit happens wholly or not at all. Steps without a model call never touch the event loop.
+The members of a ready cluster take their views and run `proceed` concurrently. After the last decision the
+controller resolves, validates, logs and applies the outcome without an await in between, so a commit is
+atomic. Steps without a model call never wait for the event loop.
 """
 
 import asyncio
@@ -16,12 +16,13 @@ from mixattn.evals.llm import CallFailed, LanguageModel
 from serving.metropolis.runtime.agent_table import AgentTable
 from serving.metropolis.runtime.llm_calls import LlmCalls
 from serving.metropolis.runtime.reach_check import ReachCheck
-from serving.metropolis.runtime.retry import Gate, RetryPolicy
+from serving.metropolis.runtime.recovery import commits_to_keep, initial_table, make_checkpoint, recover
+from serving.metropolis.runtime.retry import PrioritySemaphore, RetryPolicy
 from serving.metropolis.runtime.run_stats import RunStats
-from serving.metropolis.runtime.store import Checkpoint, Commit, Store
+from serving.metropolis.runtime.store import Commit, Store
 from serving.metropolis.schedule.dependency_graph import Cluster
 from serving.metropolis.schedule.rules import Rule, in_place
-from serving.metropolis.schedule.schedulers import Mode, Schedule, Sights, make
+from serving.metropolis.schedule.schedulers import Mode, Schedule, Sights, make_schedule
 from serving.metropolis.schedule.space import Position
 from serving.metropolis.world import (
     Agent,
@@ -36,23 +37,28 @@ from serving.metropolis.world import (
 
 
 class Aborted(RuntimeError):
-    """A run that could not go on; its store holds every commit so far and can be resumed."""
+    """A run was stopped by a failed call. Its store holds every commit so far and can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationRun:
-    """The end of a run: where everyone is, what they know, and what the run was like."""
+    """The result of a run: final positions, private states and steps by agent, and statistics."""
 
     positions: dict[AgentId, Position]
     states: dict[AgentId, Json]
     steps: dict[AgentId, int]
     commits: int
-    meter: RunStats
+    stats: RunStats
 
 
 @dataclass(slots=True, eq=False)
 class ClusterTask:
-    """A cluster in progress."""
+    """A running cluster.
+
+    Attributes:
+      viewed: commits applied before the members took their views.
+      pending: members that have not decided.
+    """
 
     cluster: Cluster
     names: list[AgentId]
@@ -65,22 +71,25 @@ class ClusterTask:
 
 
 class Simulation:
-    """Runs `agents` in `world` up to a step, in any of five modes with the same results.
+    """Runs `agents` in `world` up to a step. All five modes give the same results.
 
     Args:
-      world, agents: see `world`. `agents` maps a name to its Agent; it must know agents born on the way.
+      world, agents: see module `world`. `agents` maps a name to its Agent, including agents born during the
+        run.
       llm: any `mixattn.evals.llm.LanguageModel`.
-      mode: who may run when; see `modes`.
+      mode: the schedule; see `schedulers`.
       seed: of the world, of every `ctx.rng` and of every call.
-      store: where commits and calls are logged; None keeps nothing.
+      store: the log of commits and calls; None keeps none.
       rule: the margins; `rules.multi_version` needs a world that answers by version.
-      barriers: steps that everyone runs together; views and writes of such a step may be global.
-      sights: for `oracle`, who sees whom; see `modes.Sights`, numbered by the agents' sorted names.
-      max_in_flight: calls at the model at once; more wait here, the earliest step first. 0 means no cap.
-      patience: deadlines and retries of a call.
+      barriers: steps that all agents run together; their views and writes may be global.
+      sights: for mode `oracle`, the perceived agents; see `schedulers.Sights`. Agents are numbered by sorted
+        name.
+      max_in_flight: limit of concurrent model calls; of those that wait, the earliest step is first. 0: no
+        limit.
+      retry_policy: deadline and retries of a call.
       checkpoint_every: base steps between checkpoints of the world; 0 makes none.
-      verify_views: look again at commit and raise CausalityError if a view has changed (for tests).
-      on_commit: told of every commit, after it was applied.
+      verify_views: take all views again at commit and raise CausalityError if one has changed (for tests).
+      on_commit: called with every commit after it is applied.
     """
 
     def __init__(
@@ -96,60 +105,59 @@ class Simulation:
         barriers: Iterable[int] = (),
         sights: Sights | None = None,
         max_in_flight: int = 256,
-        patience: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | None = None,
         checkpoint_every: int = 0,
         verify_views: bool = False,
         on_commit: Callable[[Commit], None] | None = None,
-    ):
+    ) -> None:
         self.world, self.agents, self.llm = world, agents, llm
         self.mode, self.seed, self.store = mode, seed, store
         self.barriers = frozenset(barriers)
-        self.patience = patience or RetryPolicy()
-        self.patience.check()
+        self.retry_policy = retry_policy or RetryPolicy()
+        self.retry_policy.check()
         self.checkpoint_every, self.verify_views, self.on_commit = checkpoint_every, verify_views, on_commit
-        self.meter = RunStats()
-        self.roster = AgentTable()
+        self.stats = RunStats()
+        self.agent_table = AgentTable()
         self.schedule: Schedule
         self._rule, self._sights = rule, sights
-        self._gate = Gate(max_in_flight) if max_in_flight else None
-        self._seq = 0
-        self._jobs: dict[ClusterTask, None] = {}
-        self._acks: list[tuple[int, int, ClusterTask]] = []
-        self._idle_since: list[float] = []
+        self._semaphore = PrioritySemaphore(max_in_flight) if max_in_flight else None
+        self._seq = 0  # of the next commit
+        self._running: dict[ClusterTask, None] = {}
+        self._decided: list[tuple[int, int, ClusterTask]] = []  # heap of tasks to commit, by step
+        self._idle_since_s: list[float] = []
         self._now: Callable[[], float] = time.monotonic
 
-    # ---- running ------------------------------------------------------------------------------------------
     def run_sync(self, until_step: int, *, resume: bool = False, upto: int | None = None) -> SimulationRun:
-        """`run` for callers without an event loop."""
+        """Calls `run` from code without an event loop."""
         return asyncio.run(self.run(until_step, resume=resume, upto=upto))
 
     async def run(self, until_step: int, *, resume: bool = False, upto: int | None = None) -> SimulationRun:
-        """Advances everyone to `until_step`.
+        """Advances all agents to `until_step`.
 
         Args:
-          resume: go on from what the store holds; without it the store must be empty.
-          upto: with `resume`, keep only this many commits and go on from there.
+          resume: continue the run in the store; without it the store must be empty.
+          upto: with `resume`, keep only this many commits and continue from there.
 
         Raises:
-          ValueError: the store's run does not fit.
-          CausalityError: an agent left its reach.
-          Aborted: a call failed for good and its agent has no `fallback`.
+          ValueError: the store holds a different run.
+          CausalityError: an agent acted beyond its reach.
+          Aborted: a call failed after its last retry and its agent has no `fallback`.
         """
         self._loop = asyncio.get_running_loop()
         self._now, self._wake = self._loop.time, asyncio.Event()
-        self._ask = LlmCalls(
+        self._llm_calls = LlmCalls(
             llm=self.llm,
             seed=self.seed,
-            patience=self.patience,
-            gate=self._gate,
+            retry_policy=self.retry_policy,
+            semaphore=self._semaphore,
             store=self.store,
-            meter=self.meter,
+            stats=self.stats,
             now=self._now,
         )
-        self._prepare(resume, upto)
-        roster = self.roster
-        self._law = ReachCheck(roster, self.world.space, self.barriers)
-        self.schedule = make(
+        self._load(resume, upto)
+        table = self.agent_table
+        self._reach_check = ReachCheck(table, self.world.space, self.barriers)
+        self.schedule = make_schedule(
             self.mode,
             self.world.space,
             until=until_step,
@@ -157,28 +165,41 @@ class Simulation:
             barriers=self.barriers,
             sights=self._sights,
         )
-        self.meter.begin(self._now(), len(roster))
-        self._idle_since = [self.meter.start_s] * len(roster)
-        start = list(zip(roster.pos, roster.first, roster.reach, roster.still))
+        self.stats.begin(self._now(), len(table))
+        self._idle_since_s = [self.stats.start_s] * len(table)
+        agents = list(zip(table.pos, table.start_step, table.reach, table.still_until))
         try:
-            await self._drive(self.schedule.start(start, roster.gone))
+            await self._drive(self.schedule.start(agents, table.removed))
         finally:
-            await self._stop()
-            self.meter.end_s = self._now()
+            await self._cancel_tasks()
+            self.stats.end_s = self._now()
             if self.store is not None:
                 self.store.flush()
         self._check_finished(until_step)
-        names, alive = roster.names, roster.alive()
+        names, alive = table.names, table.alive()
         return SimulationRun(
-            positions={names[x]: roster.pos[x] for x in alive},
-            states={names[x]: roster.state[x] for x in alive},
+            positions={names[x]: table.pos[x] for x in alive},
+            states={names[x]: table.state[x] for x in alive},
             steps={names[x]: self.schedule.step[x] for x in alive},
             commits=self._seq,
-            meter=self.meter,
+            stats=self.stats,
         )
 
+    def _load(self, resume: bool, upto: int | None) -> None:
+        """Initializes world and agents, from the store if it holds commits."""
+        if len(self.agent_table):
+            raise ValueError("this Simulation has run already; make another one (it can resume the store)")
+        self.agent_table = initial_table(self.world, self.agents, self.seed)
+        if self.store is None:
+            return
+        self.store.begin({"seed": self.seed, "mode": self.mode, "agents": len(self.agent_table)})
+        keep = commits_to_keep(self.store, resume, upto)
+        self.agent_table, self._seq = recover(self.store, self.world, self.agent_table, keep)
+        self.store.truncate(keep)
+        self._llm_calls.recorded = {(c.agent, c.step, c.index): c for c in self.store.calls()}
+
     async def _drive(self, ready: list[Cluster]) -> None:
-        """Dispatches what is ready and commits what is done, earliest step first, until neither is left."""
+        """Dispatches ready clusters and commits decided ones, earliest step first, until none is left."""
         queue: list[tuple[int, int, Cluster]] = []
         order = turns = 0
         while True:
@@ -186,186 +207,161 @@ class Simulation:
                 heappush(queue, (cluster.step, order, cluster))
                 order += 1
             ready = []
-            if self._acks:
-                ready = self._commit(heappop(self._acks)[2])
+            if self._decided:
+                ready = self._commit(heappop(self._decided)[2])
             elif queue:
-                job = self._dispatch(heappop(queue)[2])
-                if not job.pending:
-                    ready = self._commit(job)
-            elif self._jobs:
+                task = self._dispatch(heappop(queue)[2])
+                if not task.pending:
+                    ready = self._commit(task)
+            elif self._running:
                 self._wake.clear()
                 await self._wake.wait()
             else:
                 return
             turns += 1
-            if turns % 1024 == 0:  # let timers, progress and Ctrl-C through
+            if turns % 1024 == 0:  # let timers, progress displays and Ctrl-C run
                 await asyncio.sleep(0)
 
-    async def _stop(self) -> None:
-        tasks = [task for job in self._jobs for task in job.tasks]
+    async def _cancel_tasks(self) -> None:
+        tasks = [task for cluster_task in self._running for task in cluster_task.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._jobs.clear()
-        self._acks.clear()
+        self._running.clear()
+        self._decided.clear()
 
     def _check_finished(self, until: int) -> None:
         steps = self.schedule.step
-        short = [x for x in self.roster.alive() if steps[x] < until]
-        if short:
-            name = self.roster.names[short[0]]
-            raise AssertionError(f"nothing can run, yet {name!r} is at step {steps[short[0]]} of {until}")
+        unfinished = [x for x in self.agent_table.alive() if steps[x] < until]
+        if unfinished:
+            x = unfinished[0]
+            raise AssertionError(
+                f"no cluster can run, yet {self.agent_table.names[x]!r} is at step {steps[x]} of {until}"
+            )
 
     # ---- one cluster --------------------------------------------------------------------------------------
     def _dispatch(self, cluster: Cluster) -> ClusterTask:
-        now, step, roster = self._now(), cluster.step, self.roster
-        names = [roster.names[x] for x in cluster.members]
+        """Takes the members' views and starts their decisions."""
+        now, step, table = self._now(), cluster.step, self.agent_table
+        names = [table.names[x] for x in cluster.members]
         contexts = [
-            StepContext(name, step, roster.state[x], self.seed, self._ask)
+            StepContext(name, step, table.state[x], self.seed, self._llm_calls)
             for name, x in zip(names, cluster.members)
         ]
         views = [self.world.view(name, step) for name in names]
-        job = ClusterTask(cluster, names, contexts, views, self._seq, now, [])
+        cluster_task = ClusterTask(cluster, names, contexts, views, self._seq, now, [])
         for x in cluster.members:
-            self.meter.waited_s[x] += now - self._idle_since[x]
-        work: list[Coroutine[Any, Any, Any]]
+            self.stats.waited_s[x] += now - self._idle_since_s[x]
+        decisions: list[Coroutine[Any, Any, Any]]
         if self.mode == "single_thread":
-            work = [self._one_by_one(job)]
+            decisions = [self._decide_in_turn(cluster_task)]
         else:
-            work = [self._decide(*each) for each in zip(names, views, contexts)]
-        for coroutine in work:
+            decisions = [self._decide(*each) for each in zip(names, views, contexts)]
+        for coroutine in decisions:
             task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
-            job.tasks.append(task)
+            cluster_task.tasks.append(task)
             if not task.done():
-                job.pending += 1
-                task.add_done_callback(lambda _, job=job: self._acknowledge(job))  # type: ignore[misc]
-        if job.pending:
-            self._jobs[job] = None
-        return job
+                cluster_task.pending += 1
+                task.add_done_callback(lambda _, mine=cluster_task: self._member_decided(mine))  # type: ignore[misc]
+        if cluster_task.pending:
+            self._running[cluster_task] = None
+        return cluster_task
 
-    async def _one_by_one(self, job: ClusterTask) -> list[Intent]:
-        return [await self._decide(*each) for each in zip(job.names, job.views, job.contexts)]
+    async def _decide_in_turn(self, task: ClusterTask) -> list[Intent]:
+        return [await self._decide(*each) for each in zip(task.names, task.views, task.contexts)]
 
     async def _decide(self, name: AgentId, view: Any, ctx: StepContext) -> Intent:
         agent = self.agents[name]
         try:
             return await agent.proceed(view, ctx)
-        except CallFailed as why:
+        except CallFailed as error:
             fallback = getattr(agent, "fallback", None)
             if fallback is None:
                 raise Aborted(
-                    f"agent {name!r} at step {ctx.step}: {why}; {self._seq} commits are kept to resume from"
-                ) from why
-            self.meter.fallbacks += 1
+                    f"agent {name!r} at step {ctx.step}: {error}; {self._seq} commits are kept to resume from"
+                ) from error
+            self.stats.fallbacks += 1
             return fallback(view, ctx)
 
-    def _acknowledge(self, job: ClusterTask) -> None:
-        job.pending -= 1
-        if not job.pending:
-            heappush(self._acks, (job.cluster.step, job.cluster.members[0], job))
+    def _member_decided(self, task: ClusterTask) -> None:
+        task.pending -= 1
+        if not task.pending:
+            heappush(self._decided, (task.cluster.step, task.cluster.members[0], task))
             self._wake.set()
 
-    def _commit(self, job: ClusterTask) -> list[Cluster]:
-        began = time.perf_counter()
-        step, members, names = job.cluster.step, job.cluster.members, job.names
-        self._jobs.pop(job, None)
-        decided = [task.result() for task in job.tasks]
+    def _commit(self, task: ClusterTask) -> list[Cluster]:
+        """Resolves, validates, logs and applies a decided cluster; returns the clusters that may run now."""
+        began_s = time.perf_counter()
+        step, members, names = task.cluster.step, task.cluster.members, task.names
+        self._running.pop(task, None)
+        decided = [each.result() for each in task.tasks]
         intents = dict(zip(names, decided[0] if self.mode == "single_thread" else decided))
         if self.verify_views:
-            self._look_again(job)
-        outcome = self._with_states(intents, self.world.resolve(step, intents))
+            self._check_views(task)
+        outcome = self._add_states(intents, self.world.resolve(step, intents))
         still = {n: i.still_until for n, i in intents.items() if i.still_until > step + 1}
-        if self.mode != "no_dependency":  # which runs an agent's own steps out of order
-            self._law.judge(step, intents, outcome)
-        record = self._log(job, outcome, still)
+        if self.mode != "no_dependency":  # it runs an agent's own steps out of order
+            self._reach_check.validate(step, intents, outcome)
+        record = self._log_commit(task, outcome, still)
         self.world.apply(step, outcome)
-        spawned, gone = self.roster.enact(step, outcome, still)
+        spawned, removed = self.agent_table.apply(step, outcome, still)
         self._seq += 1
         base, now = self.schedule.base_step, self._now()
-        self.meter.committed(len(members), step - base)
-        self._idle_since += [now] * len(spawned)
-        self.meter.waited_s += [0.0] * len(spawned)
+        self.stats.record_commit(len(members), step - base)
+        self._idle_since_s += [now] * len(spawned)
+        self.stats.waited_s += [0.0] * len(spawned)
         for x in members:
-            self._idle_since[x] = now
+            self._idle_since_s[x] = now
         ready = self.schedule.commit(
             members,
-            [self.roster.pos[x] for x in members],
-            still={self.roster.number[n]: s for n, s in still.items()} or None,
+            [self.agent_table.pos[x] for x in members],
+            still={self.agent_table.number[n]: s for n, s in still.items()} or None,
             spawned=spawned,
-            gone=gone,
+            removed=removed,
         )
-        self._checkpoint(base)
+        self._maybe_checkpoint(base)
         if self.on_commit is not None and record is not None:
             self.on_commit(record)
-        self.meter.controller_s += time.perf_counter() - began
+        self.stats.controller_s += time.perf_counter() - began_s
         return ready
 
-    def _log(self, job: ClusterTask, outcome: StepOutcome, still: dict[AgentId, int]) -> Commit | None:
-        """Writes the commit down before it happens; None if nobody keeps commits."""
+    def _log_commit(
+        self, task: ClusterTask, outcome: StepOutcome, still: Mapping[AgentId, int]
+    ) -> Commit | None:
+        """Logs a commit before it is applied; returns None if there is neither a store nor a callback."""
         if self.store is None and self.on_commit is None:
             return None
-        calls = sum(ctx.calls for ctx in job.contexts)
-        about = (self._seq, job.cluster.step, tuple(job.names), outcome, job.viewed, job.start_s)
-        record = Commit(*about, self._now(), calls, tuple(still.items()))
+        record = Commit(
+            seq=self._seq,
+            step=task.cluster.step,
+            members=tuple(task.names),
+            outcome=outcome,
+            viewed=task.viewed,
+            start_s=task.start_s,
+            end_s=self._now(),
+            calls=sum(ctx.calls for ctx in task.contexts),
+            still=tuple(still.items()),
+        )
         if self.store is not None:
             self.store.commit(record)
         return record
 
-    def _with_states(self, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> StepOutcome:
+    def _add_states(self, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> StepOutcome:
         """Adds to the outcome every private state that the step changed."""
-        states = {
-            n: i.state for n, i in intents.items() if i.state is not self.roster.state[self.roster.number[n]]
-        }
+        table = self.agent_table
+        states = {n: i.state for n, i in intents.items() if i.state is not table.state[table.number[n]]}
         return replace(outcome, states={**states, **outcome.states}) if states else outcome
 
-    def _look_again(self, job: ClusterTask) -> None:
-        for name, view in zip(job.names, job.views):
-            if self.world.view(name, job.cluster.step) != view:
+    def _check_views(self, task: ClusterTask) -> None:
+        for name, view in zip(task.names, task.views):
+            if self.world.view(name, task.cluster.step) != view:
                 raise CausalityError(
-                    f"what {name!r} saw at step {job.cluster.step} changed before its commit"
+                    f"the view of {name!r} at step {task.cluster.step} changed before its commit"
                 )
 
-    # ---- starting, stopping, going on ---------------------------------------------------------------------
-    def _prepare(self, resume: bool, upto: int | None) -> None:
-        if len(self.roster):
-            raise ValueError("this Simulation has run already; make another one (it can resume the store)")
-        bodies = self.world.reset(self.seed)
-        for name in sorted(bodies):
-            if name not in self.agents:
-                raise ValueError(f"the world holds {name!r}, but there is no agent of that name")
-            body = bodies[name]
-            self.roster.admit(name, body.pos, body.reach, body.state, 0)
-        if self.store is None:
-            return
-        self.store.begin({"seed": self.seed, "mode": self.mode, "agents": len(self.roster)})
-        held = sum(1 for _ in self.store.commits())
-        if held and not resume:
-            raise ValueError(f"the store holds a run of {held} commits; resume it or name another one")
-        keep = held if upto is None else upto
-        if keep > held:
-            raise ValueError(f"cannot resume from commit {keep}: the store holds {held}")
-        self._rebuild(keep)
-        self.store.cut(keep)
-        self._ask.paid = {(c.agent, c.step, c.index): c for c in self.store.calls()}
-
-    def _rebuild(self, keep: int) -> None:
-        """Brings world and agents to where they were after `keep` commits."""
-        assert self.store is not None
-        last = self.store.last_checkpoint(keep)
-        if last is not None:
-            self.world.restore(last.state["world"])
-            self.roster, self._seq = AgentTable.restored(last.state), last.seq
-        for commit in self.store.commits():
-            if self._seq <= commit.seq < keep:
-                self.world.apply(commit.step, commit.outcome)
-                self.roster.enact(commit.step, commit.outcome, dict(commit.still))
-                for name in commit.members:
-                    self.roster.first[self.roster.number[name]] += 1
-                self._seq = commit.seq + 1
-
-    def _checkpoint(self, base_before: int) -> None:
+    def _maybe_checkpoint(self, base_before: int) -> None:
+        """Writes a checkpoint if the base step has passed a multiple of `checkpoint_every`."""
         every, base = self.checkpoint_every, self.schedule.base_step
         if not every or self.store is None or base // every == base_before // every:
             return
-        state = {"world": self.world.snapshot(), **self.roster.snapshot(self.schedule.step)}
-        self.store.checkpoint(Checkpoint(self._seq, state))
+        self.store.checkpoint(make_checkpoint(self._seq, self.world, self.agent_table, self.schedule.step))

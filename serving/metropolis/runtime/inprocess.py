@@ -1,7 +1,8 @@
-"""Our own engine as a language model: calls are submitted to continuous batching in this very process.
+"""This project's engine as a language model, with continuous batching in the same process.
 
-The engine steps in one worker thread; between two steps the loop hands it new calls, the smallest priority
-first, never more at once than it has slots, so that order is decided here and not in its queue.
+The engine steps in one worker thread. Between two steps the event loop submits new calls, smallest priority
+first and never more at once than the engine has slots, so that their order is decided here and not in its
+queue.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from mixattn.evals.llm import CallFailed, Completion, Usage
+from mixattn.evals.llm import CallFailed, Completion, Prompt, Usage
 from serving.request import Output, Request, Sampling
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def bytes_to_ids(text: str) -> list[int]:
-    """UTF-8 bytes as token ids, for models without a tokenizer (vocabulary of at least 256)."""
+    """Returns UTF-8 bytes as token ids, for models without a tokenizer (vocabulary of at least 256)."""
     return list(text.encode())
 
 
 def ids_to_bytes(ids: Sequence[int]) -> str:
-    """The inverse; what is no UTF-8 becomes a replacement character, ids beyond 255 are left out."""
+    """Inverts `bytes_to_ids`. Invalid UTF-8 becomes replacement characters; ids above 255 are dropped."""
     return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
@@ -39,8 +40,8 @@ class EngineModel:
     """A `LanguageModel` over an `Engine`. Use it from one event loop; `close()` ends its thread.
 
     Args:
-      engine: nobody else may step it meanwhile.
-      encode, decode: text to ids and back.
+      engine: no other code may step it at the same time.
+      encode, decode: convert text to token ids and back.
     """
 
     def __init__(
@@ -48,19 +49,28 @@ class EngineModel:
         engine: "Engine",
         encode: Callable[[str], list[int]] = bytes_to_ids,
         decode: Callable[[Sequence[int]], str] = ids_to_bytes,
-    ):
+    ) -> None:
         self._engine, self._encode, self._decode = engine, encode, decode
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._order = itertools.count()
-        self._inbox: list[tuple[int, int, _Call]] = []
-        self._inside: dict[str, _Call] = {}
-        self._pump: asyncio.Task[None] | None = None
+        self._waiting: list[tuple[int, int, _Call]] = []
+        self._submitted: dict[str, _Call] = {}
+        self._step_task: asyncio.Task[None] | None = None
 
     def close(self) -> None:
+        """Ends the worker thread."""
         self._thread.shutdown()
 
     async def complete(
-        self, prompt, *, max_tokens=256, temperature=0.0, seed=None, priority=0, client="", stop=()
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        priority: int = 0,
+        client: str = "",
+        stop: Sequence[str] = (),
     ) -> Completion:
         ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(
@@ -68,47 +78,47 @@ class EngineModel:
         )
         request = Request(client=client or "anyone", prompt_ids=ids, sampling=sampling)
         call = _Call(request, asyncio.get_running_loop().create_future())
-        heappush(self._inbox, (priority, next(self._order), call))
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._run())
+        heappush(self._waiting, (priority, next(self._order), call))
+        if self._step_task is None or self._step_task.done():
+            self._step_task = asyncio.create_task(self._run())
         output = await call.done
         if output.finish_reason not in ("stop", "length"):
             raise CallFailed(f"the engine ended the call: {output.finish_reason}", transient=True)
         text = self._decode(output.output_ids)
-        for end in stop:
-            text = text.split(end, 1)[0]
+        for stop_text in stop:
+            text = text.split(stop_text, 1)[0]
         usage = Usage(output.prompt_tok, len(output.output_ids), output.hit_tok)
         return Completion(text, usage, output.finish_reason)
 
     async def _run(self) -> None:
-        """Feeds and steps the engine until nobody waits; a broken engine breaks every call."""
+        """Submits calls and steps the engine until no call waits. If the engine raises, every call fails."""
         loop = asyncio.get_running_loop()
         try:
-            while self._inbox or self._engine.live:
-                self._feed()
+            while self._waiting or self._engine.live:
+                self._submit_waiting()
                 for delta in await loop.run_in_executor(self._thread, self._engine.step):
                     if delta.output is not None:
-                        call = self._inside.pop(delta.id)
+                        call = self._submitted.pop(delta.id)
                         if not call.done.done():
                             call.done.set_result(delta.output)
-        except Exception as why:
-            for call in (*self._inside.values(), *(call for _, _, call in self._inbox)):
+        except Exception as error:
+            for call in (*self._submitted.values(), *(call for _, _, call in self._waiting)):
                 if not call.done.done():
-                    call.done.set_exception(CallFailed(f"the engine failed: {why}", transient=False))
-            self._inbox.clear()
+                    call.done.set_exception(CallFailed(f"the engine failed: {error}", transient=False))
+            self._waiting.clear()
             raise
 
-    def _feed(self) -> None:
-        for id, call in self._inside.items():
+    def _submit_waiting(self) -> None:
+        for id, call in self._submitted.items():
             if call.done.cancelled():
                 self._engine.cancel(id)
-        while self._inbox and len(self._inside) < self._engine.config.max_slots:
-            call = heappop(self._inbox)[2]
+        while self._waiting and len(self._submitted) < self._engine.config.max_slots:
+            call = heappop(self._waiting)[2]
             if call.done.done():
                 continue
             try:
                 id = self._engine.submit(call.request)
-            except ValueError as why:
-                call.done.set_exception(CallFailed(str(why), transient=False))
+            except ValueError as error:
+                call.done.set_exception(CallFailed(str(error), transient=False))
             else:
-                self._inside[id] = call
+                self._submitted[id] = call

@@ -1,50 +1,56 @@
-"""An agent's question on its way to the model and back: answered from the log if it was paid for already."""
+"""Calls of one run to the language model: replayed from the log if recorded there, else sent with retries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mixattn.evals.llm import Completion, Divergence, LanguageModel, digest
-from serving.metropolis.runtime.retry import Gate, RetryPolicy, persist
+from mixattn.evals.llm import Completion, Divergence, LanguageModel, Prompt, digest
+from serving.metropolis.runtime.retry import PrioritySemaphore, RetryPolicy, call_with_retries
 from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.store import Call, Store
-from serving.metropolis.world import AgentId, StepContext, key
+from serving.metropolis.world import AgentId, StepContext, stable_hash
 
 
 @dataclass(slots=True)
 class LlmCalls:
-    """Asks `llm` for the agents of one run.
+    """Calls `llm` on behalf of the agents of one run.
 
     Attributes:
-      seed: of the run; every call has its own, by agent, step and number within the step.
-      gate: how many calls may be at the model at once; None = any number.
-      now: seconds, of the loop that the run lives in.
-      paid: answers of an earlier start of this run, by agent, step and number; each is used once.
+      seed: of the run. Each call's own seed is a hash of it with agent, step and index.
+      semaphore: limits calls in flight; None means no limit.
+      now: the event loop's clock, in seconds.
+      recorded: calls that the log holds, by agent, step and index. Each is used once.
     """
 
     llm: LanguageModel
     seed: int
-    patience: RetryPolicy
-    gate: Gate | None
+    retry_policy: RetryPolicy
+    semaphore: PrioritySemaphore | None
     store: Store | None
-    meter: RunStats
+    stats: RunStats
     now: Callable[[], float]
-    paid: dict[tuple[AgentId, int, int], Call] = field(default_factory=dict)
+    recorded: dict[tuple[AgentId, int, int], Call] = field(default_factory=dict)
 
     async def __call__(
-        self, ctx: StepContext, index: int, prompt, max_tokens: int, temperature: float, stop
+        self,
+        ctx: StepContext,
+        index: int,
+        prompt: Prompt,
+        max_tokens: int,
+        temperature: float,
+        stop: Sequence[str],
     ) -> Completion:
-        """Call number `index` of an agent's step.
+        """Makes call number `index` of an agent's step.
 
         Raises:
-          CallFailed: not answered in time, however often it was tried.
-          Divergence: it was answered when it asked something else.
+          CallFailed: no attempt succeeded.
+          Divergence: the log holds this call with another prompt.
         """
-        if (paid := self._paid(ctx, index, prompt)) is not None:
-            return paid
-        seed, start_s = key(self.seed, ctx.agent, ctx.step, index), self.now()
+        if (completion := self._from_log(ctx, index, prompt)) is not None:
+            return completion
+        seed, start_s = stable_hash(self.seed, ctx.agent, ctx.step, index), self.now()
 
         async def attempt() -> Completion:
-            self.meter.flight(+1, self.now())
+            self.stats.record_in_flight(+1, self.now())
             try:
                 return await self.llm.complete(
                     prompt,
@@ -56,28 +62,28 @@ class LlmCalls:
                     stop=stop,
                 )
             finally:
-                self.meter.flight(-1, self.now())
+                self.stats.record_in_flight(-1, self.now())
 
-        if self.gate is None:
-            done, retries = await persist(attempt, self.patience)
+        if self.semaphore is None:
+            completion, retries = await call_with_retries(attempt, self.retry_policy)
         else:
-            async with self.gate.enter(ctx.step):
-                done, retries = await persist(attempt, self.patience)
-        self.meter.answered(done.usage.prompt_tok, done.usage.output_tok, retries)
+            async with self.semaphore.slot(ctx.step):
+                completion, retries = await call_with_retries(attempt, self.retry_policy)
+        self.stats.record_call(completion.usage.prompt_tok, completion.usage.output_tok, retries)
         if self.store is not None:
             text = prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
-            row = (ctx.agent, ctx.step, index, text, digest(prompt), done, start_s, self.now(), retries)
+            row = (ctx.agent, ctx.step, index, text, digest(prompt), completion, start_s, self.now(), retries)
             self.store.call(Call(*row))
-        return done
+        return completion
 
-    def _paid(self, ctx: StepContext, index: int, prompt) -> Completion | None:
-        paid = self.paid.pop((ctx.agent, ctx.step, index), None)
-        if paid is None:
+    def _from_log(self, ctx: StepContext, index: int, prompt: Prompt) -> Completion | None:
+        call = self.recorded.pop((ctx.agent, ctx.step, index), None)
+        if call is None:
             return None
-        if paid.prompt_digest != digest(prompt):
+        if call.prompt_digest != digest(prompt):
             raise Divergence(
-                f"agent {ctx.agent!r} at step {ctx.step}, call {index}, was answered when it asked"
-                f" {paid.prompt!r} and now asks {prompt!r}"
+                f"agent {ctx.agent!r} at step {ctx.step}, call {index}: the log holds the prompt"
+                f" {call.prompt!r}, the agent now asks {prompt!r}"
             )
-        self.meter.reused += 1
-        return paid.completion
+        self.stats.reused += 1
+        return call.completion

@@ -1,5 +1,7 @@
-"""What an outcome must keep to, or the schedule's promises are worth nothing: nobody acts beyond their reach,
-for others, or against their own word."""
+"""Checks outcomes against the assumptions of the dependency rules.
+
+No agent may act beyond its reach, outside its own commit, or against its promise to stay.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,32 +13,37 @@ from serving.metropolis.world import AgentId, CausalityError, Intent, StepOutcom
 
 @dataclass(frozen=True, slots=True)
 class ReachCheck:
-    """Judges the outcomes of a run.
+    """Validates the outcomes of a run.
 
     Attributes:
       barriers: steps in which views and writes may be global.
     """
 
-    roster: AgentTable
+    agent_table: AgentTable
     space: Space
     barriers: frozenset[int]
 
-    def judge(self, step: int, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> None:
-        """Raises CausalityError, with who, what and when, if `outcome` breaks a rule."""
-        roster, everywhere = self.roster, step in self.barriers
+    def validate(self, step: int, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> None:
+        """Checks one outcome before it is applied.
+
+        Raises:
+          CausalityError: names the agent, the step and the rule that `outcome` breaks.
+        """
+        table, unlimited = self.agent_table, step in self.barriers
         for name, pos in outcome.moves.items():
             x = self._member(name, step, intents, "moves")
-            if pos != roster.pos[x] and step < roster.still[x]:
+            if pos != table.pos[x] and step < table.still_until[x]:
                 raise CausalityError(
-                    f"agent {name!r} promised to stay until step {roster.still[x]}, but moves at step {step}"
+                    f"agent {name!r} promised to stay until step {table.still_until[x]},"
+                    f" but moves at step {step}"
                 )
-            if not everywhere:
-                self._within(name, step, x, pos, roster.reach[x].move, "moves")
+            if not unlimited:
+                self._check_distance(name, step, x, pos, table.reach[x].move, "moves")
         for name, at, _ in outcome.writes:
             x = self._member(name, step, intents, "writes")
-            if not everywhere:
-                self._within(name, step, x, at, roster.reach[x].write, "writes")
-        self._judge_births(step, intents, outcome)
+            if not unlimited:
+                self._check_distance(name, step, x, at, table.reach[x].write, "writes")
+        self._validate_births(step, intents, outcome)
         born = {birth.id for birth in outcome.births}
         for name in outcome.deaths:
             self._member(name, step, intents, "dies")
@@ -44,27 +51,32 @@ class ReachCheck:
             if name not in born:
                 self._member(name, step, intents, "changes state")
 
-    def _judge_births(self, step: int, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> None:
-        roster = self.roster
+    def _validate_births(self, step: int, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> None:
+        table = self.agent_table
         for name, child, body in outcome.births:
             x = self._member(name, step, intents, "has a child")
-            self._within(name, step, x, body.pos, roster.reach[x].move, "has a child")
-            if child in roster.number:
+            self._check_distance(name, step, x, body.pos, table.reach[x].move, "has a child")
+            if child in table.number:
                 raise CausalityError(f"agent {child!r}, born at step {step}, exists already")
-            if not body.reach.within(roster.reach[x]):
+            if not body.reach.within(table.reach[x]):
                 raise CausalityError(
-                    f"agent {child!r} would reach {body.reach}, its parent {name!r} only {roster.reach[x]}"
+                    f"agent {child!r} would reach {body.reach}, its parent {name!r} only {table.reach[x]}"
                 )
 
-    def _member(self, name: AgentId, step: int, intents: Mapping[AgentId, Intent], does: str) -> int:
+    def _member(self, name: AgentId, step: int, intents: Mapping[AgentId, Intent], action: str) -> int:
+        """Returns the number of an agent that must be a member of the commit."""
         if name not in intents:
-            raise CausalityError(f"agent {name!r} {does} at step {step} in a commit it has no part in")
-        return self.roster.number[name]
+            raise CausalityError(
+                f"agent {name!r} {action} at step {step} in a commit that it is not a member of"
+            )
+        return self.agent_table.number[name]
 
-    def _within(self, name: AgentId, step: int, x: int, at: Position, limit: float, does: str) -> None:
-        distance = self.space.distance(self.roster.pos[x], at)
+    def _check_distance(
+        self, name: AgentId, step: int, x: int, at: Position, limit: float, action: str
+    ) -> None:
+        distance = self.space.distance(self.agent_table.pos[x], at)
         if distance > limit:
             raise CausalityError(
-                f"agent {name!r} {does} {distance} away at step {step}, from {self.roster.pos[x]} to {at};"
-                f" its reach is {limit}"
+                f"agent {name!r} {action} {distance} away at step {step},"
+                f" from {self.agent_table.pos[x]} to {at}; its reach is {limit}"
             )

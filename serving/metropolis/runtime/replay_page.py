@@ -1,7 +1,7 @@
-"""One self-contained HTML file from a town's commit log.
+"""Renders a town's commit log as one self-contained HTML file.
 
-Everything a model wrote reaches the page as JSON inside a script element, with every '<' escaped, and is put
-on screen as text (never as markup); the page loads nothing from anywhere.
+Text written by a model is embedded as JSON in a script element, with every '<' escaped, and is shown as text,
+never as markup. The page loads no other resource.
 """
 
 import json
@@ -18,7 +18,7 @@ from serving.metropolis.town.world import REACH
 
 
 def write(store: Store, out: Path) -> int:
-    """Writes the page, all or nothing; returns the number of commits in it.
+    """Writes the page atomically; returns the number of commits in it.
 
     Raises:
       ValueError: the log is empty.
@@ -32,13 +32,13 @@ def write(store: Store, out: Path) -> int:
 
 
 def embed(data: Any) -> str:
-    """JSON that can stand inside a script element, whatever strings it holds."""
+    """Returns `data` as JSON that is safe inside a script element, for any strings in it."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def collect(store: Store) -> dict[str, Any]:
-    """What the page needs: the map, the people, and the log as short rows."""
+    """Returns the page's data: the map, the residents, and the log as short rows."""
     about = store.about()
     world, _ = town(about["residents"])
     bodies = world.reset(about["seed"])

@@ -1,6 +1,6 @@
-"""The way to a language model: a cap on calls in flight, deadlines, retries, and a count of who waits.
+"""Retries, deadlines and a concurrency limit for model calls.
 
-A retry repeats the same call (same seed, same index), so it cannot change what the agent hears.
+A retry repeats the same call with the same seed, so it does not change the answer an agent gets.
 """
 
 import asyncio
@@ -14,59 +14,60 @@ from mixattn.evals.llm import CallFailed, Completion
 
 @dataclass(unsafe_hash=True, kw_only=True)
 class RetryPolicy:
-    """How long to wait for a model, and how often to ask again.
+    """Deadline and retries of a model call.
 
     Attributes:
-      timeout_s: of one attempt; 0 waits for ever.
-      retries: attempts after the first.
-      backoff_s: pause before the first retry; it doubles each time.
+      timeout_s: of one attempt; 0 means no deadline.
+      max_retries: attempts after the first.
+      backoff_s: pause before the first retry; it doubles with each retry.
     """
 
     timeout_s: float = 0.0
-    retries: int = 3
+    max_retries: int = 3
     backoff_s: float = 0.5
 
     def check(self) -> None:
-        for name in ("timeout_s", "retries", "backoff_s"):
+        for name in ("timeout_s", "max_retries", "backoff_s"):
             if getattr(self, name) < 0:
-                raise ValueError(f"patience.{name} is {getattr(self, name)}; it must not be negative")
+                raise ValueError(f"retry_policy.{name} is {getattr(self, name)}; it must not be negative")
 
 
-async def persist(
-    attempt: Callable[[], Awaitable[Completion]], patience: RetryPolicy
+async def call_with_retries(
+    attempt: Callable[[], Awaitable[Completion]], policy: RetryPolicy
 ) -> tuple[Completion, int]:
-    """The completion and the number of retries it took.
+    """Returns the completion and the number of retries it took.
 
     Raises:
-      CallFailed: the last failure, or at once one that trying again cannot mend.
+      CallFailed: the last failure, or the first one that is not transient.
     """
-    for retry in range(patience.retries + 1):
+    for retry in range(policy.max_retries + 1):
         try:
-            if not patience.timeout_s:
+            if not policy.timeout_s:
                 return await attempt(), retry
-            async with asyncio.timeout(patience.timeout_s):
+            async with asyncio.timeout(policy.timeout_s):
                 return await attempt(), retry
         except TimeoutError:
-            why = CallFailed(f"no answer within {patience.timeout_s} s", transient=True)
+            error = CallFailed(f"no answer within {policy.timeout_s} s", transient=True)
         except CallFailed as failure:
-            why = failure
-        if not why.transient or retry == patience.retries:
-            raise CallFailed(f"{why} (attempt {retry + 1} of {patience.retries + 1})", transient=False)
-        await asyncio.sleep(patience.backoff_s * 2**retry)
+            error = failure
+        if not error.transient or retry == policy.max_retries:
+            raise CallFailed(f"{error} (attempt {retry + 1} of {policy.max_retries + 1})", transient=False)
+        await asyncio.sleep(policy.backoff_s * 2**retry)
     raise AssertionError("unreachable")
 
 
-class Gate:
-    """At most `slots` inside at a time; of those waiting, the smallest priority first, then the oldest."""
+class PrioritySemaphore:
+    """A semaphore whose waiters acquire in order of priority, smallest first, then in order of arrival."""
 
-    def __init__(self, slots: int):
+    def __init__(self, slots: int) -> None:
         if slots < 1:
-            raise ValueError(f"slots is {slots}; a gate needs at least one")
-        self._free, self._count = slots, 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+            raise ValueError(f"slots is {slots}; it must be at least 1")
+        self._free, self._arrivals = slots, 0
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
 
     @asynccontextmanager
-    async def enter(self, priority: int = 0) -> AsyncIterator[None]:
+    async def slot(self, priority: int = 0) -> AsyncIterator[None]:
+        """Holds a slot for the duration of the context."""
         if self._free:
             self._free -= 1
         else:
@@ -74,25 +75,24 @@ class Gate:
         try:
             yield
         finally:
-            self._pass_on()
+            self._release()
 
     async def _wait(self, priority: int) -> None:
-
-        turn = asyncio.get_running_loop().create_future()
-        heappush(self._waiting, (priority, self._count, turn))
-        self._count += 1
+        waiter = asyncio.get_running_loop().create_future()
+        heappush(self._waiters, (priority, self._arrivals, waiter))
+        self._arrivals += 1
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the slot was already ours: hand it on
-                self._pass_on()
+            if waiter.done() and not waiter.cancelled():  # cancelled after the slot was assigned: release it
+                self._release()
             raise
 
-    def _pass_on(self) -> None:
-
-        while self._waiting:
-            turn = heappop(self._waiting)[2]
-            if not turn.done():
-                turn.set_result(None)
+    def _release(self) -> None:
+        """Assigns the slot to the first live waiter, or frees it."""
+        while self._waiters:
+            waiter = heappop(self._waiters)[2]
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self._free += 1

@@ -1,4 +1,4 @@
-"""What a run was like: load on the model, cluster sizes, leads, waiting, and the controller's own time."""
+"""Statistics of a run: model load, cluster sizes, leads, waiting times and the controller's own time."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class RunStats:
-    """Counters the engine keeps as it goes; times on its clock, `controller_s` in real seconds.
+    """Counters updated during a run. Times are on the engine's clock; `controller_s` is in real seconds.
 
     Attributes:
+      reused: calls answered from the log instead of the model.
       outstanding_s: integral of calls in flight over time.
-      clusters: how many commits had each size.
-      leads: how many agent-steps ran this many steps ahead of the slowest agent.
-      waited_s: by agent, time between becoming idle and running.
+      clusters: number of commits by cluster size.
+      leads: number of agent-steps by lead over the slowest agent, in steps.
+      waited_s: by agent, total time between becoming idle and running.
     """
 
     start_s: float = 0.0
@@ -34,26 +35,27 @@ class RunStats:
     waited_s: list[float] = field(default_factory=list)
     _since_s: float = 0.0
 
-    def flight(self, change: int, now_s: float) -> None:
-        """A call starts (+1) or ends (-1)."""
+    def record_in_flight(self, change: int, now_s: float) -> None:
+        """Records that a call starts (`change` = +1) or ends (-1)."""
         self.outstanding_s += self.in_flight * (now_s - self._since_s)
         self._since_s = now_s
         self.in_flight += change
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
 
     def begin(self, now_s: float, agents: int) -> None:
+        """Starts the clock of a run with this many agents."""
         self.start_s = self._since_s = now_s
         self.waited_s = [0.0] * agents
 
-    def committed(self, agents: int, lead: int) -> None:
-        """A cluster of `agents` has taken its step, `lead` steps ahead of the slowest agent."""
+    def record_commit(self, agents: int, lead: int) -> None:
+        """Records a commit of `agents` agents that is `lead` steps ahead of the slowest agent."""
         self.commits += 1
         self.agent_steps += agents
         self.clusters[agents] += 1
         self.leads[lead] += agents
 
-    def answered(self, prompt_tok: int, output_tok: int, retries: int) -> None:
-        """A call has its answer."""
+    def record_call(self, prompt_tok: int, output_tok: int, retries: int) -> None:
+        """Records a completed call."""
         self.calls += 1
         self.retries += retries
         self.prompt_tok += prompt_tok
@@ -65,11 +67,11 @@ class RunStats:
 
     @property
     def parallelism(self) -> float:
-        """Mean calls in flight over the whole run (the paper's "achieved parallelism")."""
+        """Mean number of calls in flight (the paper's "achieved parallelism")."""
         return self.outstanding_s / self.elapsed_s if self.elapsed_s else 0.0
 
     def summary(self) -> dict[str, float]:
-        """The figures to report, as plain numbers."""
+        """Returns the figures to report, by name."""
         return {
             "elapsed_s": self.elapsed_s,
             "commits": self.commits,

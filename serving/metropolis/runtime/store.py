@@ -1,9 +1,8 @@
-"""What survives: an append-only log of commits and paid-for calls, with checkpoints of the world.
+"""Stores: an append-only log of commits and completed model calls, with checkpoints of the world.
 
-`InMemoryStore` keeps it in lists. `SqliteStore` writes one file that any SQLite tool can read; a commit that
-cost calls, and every call, is on disk before the run goes on (a killed process loses neither), commits that cost
-nothing
-are batched. The log's order is a legal order: applying outcomes one by one rebuilds the world.
+`InMemoryStore` keeps it in lists. `SqliteStore` writes one file that any SQLite tool can read. Calls, and
+commits with calls, are on disk before the run continues, so a killed process loses neither. Commits without
+calls are batched. Applying the outcomes in the order of the log rebuilds the world.
 """
 
 import json
@@ -20,14 +19,14 @@ from serving.metropolis.world import AgentId, Birth, Body, StepOutcome, Write
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One cluster's step, as it entered the world.
+    """One step of a cluster, as applied to the world.
 
     Attributes:
       seq: 0, 1, 2, ... in the order of commits.
       viewed: commits already applied when its members took their views.
-      start_s, end_s: when it was dispatched and committed, on the engine's clock.
-      calls: language-model calls of its members.
-      still: promises not to move, by agent.
+      start_s, end_s: times of dispatch and commit, on the engine's clock.
+      calls: model calls of its members.
+      still: promises not to move, as pairs (agent, first step in which it may).
     """
 
     seq: int
@@ -43,7 +42,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One completed language-model call."""
+    """One completed model call. `index` counts the calls within a step."""
 
     agent: AgentId
     step: int
@@ -57,75 +56,92 @@ class Call:
 
 
 class Checkpoint(NamedTuple):
-    """The whole simulation after `seq` commits, as JSON."""
+    """The whole state of a simulation after `seq` commits, as JSON."""
 
     seq: int
     state: Any
 
 
 class Store(Protocol):
-    def begin(self, about: dict[str, Any]) -> None:
-        """Notes what run this is. ValueError if the store holds a different one."""
+    """The log of one run."""
 
-    def commit(self, commit: Commit) -> None: ...
-    def call(self, call: Call) -> None: ...
-    def checkpoint(self, checkpoint: Checkpoint) -> None: ...
-    def about(self) -> dict[str, Any]: ...
-    def commits(self) -> Iterator[Commit]: ...
-    def calls(self) -> Iterator[Call]: ...
-    def last_checkpoint(self, upto: int) -> Checkpoint | None: ...
-    def cut(self, seq: int) -> None:
-        """Forgets commits and checkpoints from number `seq` on; calls stay, they are paid for."""
+    def begin(self, about: dict[str, Any]) -> None:
+        """Adds facts that identify the run. Raises ValueError if the store holds different ones."""
+
+    def commit(self, commit: Commit) -> None:
+        """Appends a commit."""
+
+    def call(self, call: Call) -> None:
+        """Adds a call."""
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Adds a checkpoint."""
+
+    def about(self) -> dict[str, Any]:
+        """Returns the facts given to `begin`."""
+
+    def commits(self) -> Iterator[Commit]:
+        """Yields all commits in order."""
+
+    def calls(self) -> Iterator[Call]:
+        """Yields all calls."""
+
+    def last_checkpoint(self, upto: int) -> Checkpoint | None:
+        """Returns the last checkpoint with at most `upto` commits."""
+
+    def truncate(self, seq: int) -> None:
+        """Deletes commits from number `seq` on and later checkpoints. Calls are kept for reuse."""
 
     def flush(self) -> None:
-        """Makes everything so far durable."""
+        """Writes pending rows to disk."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flushes and closes the store."""
 
 
 class InMemoryStore:
-    """Keeps everything in this process."""
+    """Keeps the log in memory."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._about: dict[str, Any] = {}
         self.log: list[Commit] = []
         self._calls: dict[tuple[AgentId, int, int], Call] = {}
         self._checkpoints: list[Checkpoint] = []
 
-    def begin(self, about):
-        _same_run(self._about, about)
+    def begin(self, about: dict[str, Any]) -> None:
+        _check_same_run(self._about, about)
         self._about = about
 
-    def commit(self, commit):
+    def commit(self, commit: Commit) -> None:
         self.log.append(commit)
 
-    def call(self, call):
+    def call(self, call: Call) -> None:
         self._calls[call.agent, call.step, call.index] = call
 
-    def checkpoint(self, checkpoint):
-        # As text and back: a world may go on changing what its snapshot still refers to.
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        # A copy: a world may mutate objects that its snapshot refers to.
         self._checkpoints.append(Checkpoint(checkpoint.seq, json.loads(json.dumps(checkpoint.state))))
 
-    def about(self):
+    def about(self) -> dict[str, Any]:
         return self._about
 
-    def commits(self):
+    def commits(self) -> Iterator[Commit]:
         return iter(self.log)
 
-    def calls(self):
+    def calls(self) -> Iterator[Call]:
         return iter(self._calls.values())
 
-    def last_checkpoint(self, upto):
+    def last_checkpoint(self, upto: int) -> Checkpoint | None:
         return max((c for c in self._checkpoints if c.seq <= upto), default=None, key=lambda c: c.seq)
 
-    def cut(self, seq):
+    def truncate(self, seq: int) -> None:
         del self.log[seq:]
         self._checkpoints = [c for c in self._checkpoints if c.seq <= seq]
 
-    def flush(self):
+    def flush(self) -> None:
         pass
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
@@ -147,53 +163,53 @@ class SqliteStore:
 
     Args:
       path: created if missing.
-      batch: commits that cost no calls are made durable this many at a time.
+      batch: commits without calls are written in transactions of this many rows.
 
     Raises:
-      ValueError: the file is something else, or another process is writing to it.
+      ValueError: the file is not a SQLite database, or another process is writing to it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, batch: int = 256):
+    def __init__(self, path: str | os.PathLike[str], *, batch: int = 256) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
             self._db.executescript(_TABLES)
-        except sqlite3.DatabaseError as why:
+        except sqlite3.DatabaseError as error:
             self._db.close()
-            raise ValueError(f"{path} cannot be used as a run's log: {why}") from why
-        self._batch, self._open = batch, 0
+            raise ValueError(f"{path} cannot be used as a run's log: {error}") from error
+        self._batch, self._pending_rows = batch, 0
 
-    def _write(self, sql: str, row: tuple, *, durable: bool) -> None:
-        if not self._open:
+    def _write(self, sql: str, row: tuple[Any, ...], *, durable: bool) -> None:
+        if not self._pending_rows:
             self._db.execute("begin")
         self._db.execute(sql, row)
-        self._open += 1
-        if durable or self._open >= self._batch:
+        self._pending_rows += 1
+        if durable or self._pending_rows >= self._batch:
             self.flush()
 
     def flush(self) -> None:
-        """Ends the open transaction."""
-        if self._open:
+        """Commits the open transaction."""
+        if self._pending_rows:
             self._db.execute("commit")
-            self._open = 0
+            self._pending_rows = 0
 
-    def begin(self, about):
-        _same_run(self.about(), about)
+    def begin(self, about: dict[str, Any]) -> None:
+        _check_same_run(self.about(), about)
         for name, value in about.items():
             row = (name, json.dumps(value))
             self._write("insert or replace into about values (?, ?)", row, durable=False)
         self.flush()
 
-    def about(self):
+    def about(self) -> dict[str, Any]:
         return {name: json.loads(value) for name, value in self._db.execute("select * from about")}
 
-    def commit(self, commit):
+    def commit(self, commit: Commit) -> None:
         row = (
             commit.seq,
             commit.step,
             json.dumps(commit.members),
-            json.dumps(to_json(commit.outcome), separators=(",", ":")),
+            json.dumps(outcome_to_json(commit.outcome), separators=(",", ":")),
             json.dumps(commit.still),
             commit.viewed,
             commit.start_s,
@@ -202,7 +218,7 @@ class SqliteStore:
         )
         self._write("insert into commits values (?,?,?,?,?,?,?,?,?)", row, durable=commit.calls > 0)
 
-    def call(self, call):
+    def call(self, call: Call) -> None:
         text, used, finish = call.completion.text, call.completion.usage, call.completion.finish_reason
         row = (
             *(call.agent, call.step, call.index, call.prompt, call.prompt_digest, text, finish),
@@ -211,11 +227,11 @@ class SqliteStore:
         sql = "insert or replace into llm_calls values (?,?,?,?,?,?,?,?,?,?,?,?,?)"
         self._write(sql, row, durable=True)
 
-    def checkpoint(self, checkpoint):
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
         row = (checkpoint.seq, json.dumps(checkpoint.state))
         self._write("insert or replace into checkpoints values (?, ?)", row, durable=True)
 
-    def commits(self):
+    def commits(self) -> Iterator[Commit]:
         columns = "seq, step, members, outcome, still, viewed, start_s, end_s, calls"
         sql = f"select {columns} from commits order by seq"
         for seq, step, members, outcome, still, viewed, start_s, end_s, calls in self._db.execute(sql):
@@ -223,7 +239,7 @@ class SqliteStore:
                 seq=seq,
                 step=step,
                 members=tuple(json.loads(members)),
-                outcome=from_json(json.loads(outcome)),
+                outcome=outcome_from_json(json.loads(outcome)),
                 viewed=viewed,
                 start_s=start_s,
                 end_s=end_s,
@@ -231,30 +247,30 @@ class SqliteStore:
                 still=tuple((a, s) for a, s in json.loads(still)),
             )
 
-    def calls(self):
+    def calls(self) -> Iterator[Call]:
         for row in self._db.execute("select * from llm_calls"):
             agent, step, index, prompt, digest, text, finish, tok_in, tok_out, cached, t0, t1, retries = row
-            done = Completion(text, Usage(tok_in, tok_out, cached), finish)
-            yield Call(agent, step, index, prompt, digest, done, t0, t1, retries)
+            completion = Completion(text, Usage(tok_in, tok_out, cached), finish)
+            yield Call(agent, step, index, prompt, digest, completion, t0, t1, retries)
 
-    def last_checkpoint(self, upto):
+    def last_checkpoint(self, upto: int) -> Checkpoint | None:
         sql = "select seq, state from checkpoints where seq <= ? order by seq desc limit 1"
         row = self._db.execute(sql, (upto,)).fetchone()
-        return row and Checkpoint(row[0], json.loads(row[1]))
+        return None if row is None else Checkpoint(row[0], json.loads(row[1]))
 
-    def cut(self, seq):
+    def truncate(self, seq: int) -> None:
         self.flush()
         self._db.execute("begin")
         self._db.execute("delete from commits where seq >= ?", (seq,))
         self._db.execute("delete from checkpoints where seq > ?", (seq,))
         self._db.execute("commit")
 
-    def close(self):
+    def close(self) -> None:
         self.flush()
         self._db.close()
 
 
-def _same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
+def _check_same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
     for name, value in new.items():
         if name in old and old[name] != json.loads(json.dumps(value)):
             raise ValueError(
@@ -262,42 +278,36 @@ def _same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
             )
 
 
-def to_json(outcome: StepOutcome) -> dict[str, Any]:
-    """An outcome as JSON, empty parts left out."""
-    births = [
-        [
-            b.parent,
-            b.id,
-            b.body.pos,
-            [b.body.reach.perceive, b.body.reach.move, b.body.reach.write],
-            b.body.state,
-        ]
-        for b in outcome.births
-    ]
-    whole = {
+def outcome_to_json(outcome: StepOutcome) -> dict[str, Any]:
+    """Returns an outcome as JSON, without its empty parts."""
+    births = []
+    for parent, id, body in outcome.births:
+        reach = [body.reach.perceive, body.reach.move, body.reach.write]
+        births.append([parent, id, body.pos, reach, body.state])
+    parts = {
         "moves": dict(outcome.moves),
         "writes": [list(w) for w in outcome.writes],
         "states": dict(outcome.states),
         "births": births,
         "deaths": list(outcome.deaths),
     }
-    return {name: part for name, part in whole.items() if part}
+    return {name: part for name, part in parts.items() if part}
 
 
-def from_json(data: dict[str, Any]) -> StepOutcome:
-    """The inverse of `to_json`; lists that were positions are tuples again."""
+def outcome_from_json(data: dict[str, Any]) -> StepOutcome:
+    """Inverts `outcome_to_json`. Positions become tuples again."""
     return StepOutcome(
-        moves={a: position(p) for a, p in data.get("moves", {}).items()},
-        writes=tuple(Write(a, position(at), value) for a, at, value in data.get("writes", ())),
+        moves={a: position_from_json(p) for a, p in data.get("moves", {}).items()},
+        writes=tuple(Write(a, position_from_json(at), value) for a, at, value in data.get("writes", ())),
         states=data.get("states", {}),
         births=tuple(
-            Birth(parent, id, Body(position(pos), Reach(*reach), state))
+            Birth(parent, id, Body(position_from_json(pos), Reach(*reach), state))
             for parent, id, pos, reach, state in data.get("births", ())
         ),
         deaths=tuple(data.get("deaths", ())),
     )
 
 
-def position(value: Any) -> Any:
-    """A position read back from JSON."""
+def position_from_json(value: Any) -> Any:
+    """Returns a position read from JSON: lists become tuples."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,1 +1,1 @@
-"""Who may run when: distance rules, spaces, the dependency graph. No clock, no jax."""
+"""Decides which agents may run: distance rules, spaces, the dependency graph. No clock, no jax."""

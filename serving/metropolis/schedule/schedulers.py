@@ -1,47 +1,57 @@
-"""Five answers to "who may run now?" behind two calls, `start` and `commit`.
+"""The five schedules, one per mode: which agents may run after each commit.
 
-`metropolis` is `graph.Graph`. Lock-step (`single_thread`, `parallel_sync`) is one cluster a step. `oracle`
-and `no_dependency` are yardsticks: they order only what a recorded run shows was needed, or nothing, and keep
-a run's results only where movement and calls are fixed by a trace.
+`metropolis` is `dependency_graph.DependencyGraph`. Lock-step (`single_thread`, `parallel_sync`) runs one
+cluster per step. `oracle` and `no_dependency` are bounds for comparison: they order only what a recorded run
+shows to be necessary, or nothing. They reproduce a run's results only where a trace fixes all movement and
+calls.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
-from serving.metropolis.schedule.dependency_graph import Cluster, DependencyGraph, Spawn
-from serving.metropolis.schedule.rules import Reach, Rule, in_place
+from serving.metropolis.schedule.dependency_graph import AgentStart, Cluster, DependencyGraph, Spawn
+from serving.metropolis.schedule.rules import Rule, in_place
 from serving.metropolis.schedule.space import Position, Space
 
 type Mode = Literal["single_thread", "parallel_sync", "metropolis", "oracle", "no_dependency"]
 MODES: tuple[Mode, ...] = ("single_thread", "parallel_sync", "metropolis", "oracle", "no_dependency")
 type Sights = Mapping[tuple[int, int], Sequence[int]]
-"""(agent, step) -> the other agents it perceives there; absent means nobody."""
+"""(agent, step) -> the other agents it perceives at that step; a missing key means none."""
 
 
 class Schedule(Protocol):
-    """Who may run. Agents are numbered 0..n-1 in the order given to `start`."""
+    """Decides which agents may run. Agents are numbered 0..n-1 in the order given to `start`.
+
+    Attributes:
+      base_step: step of the slowest agent.
+      step: steps committed, by agent.
+    """
 
     base_step: int
     step: list[int]
 
-    def start(
-        self, agents: Sequence[tuple[Position, int, Reach, int]], gone: Iterable[int] = ()
-    ) -> list[Cluster]: ...
+    def start(self, agents: Sequence[AgentStart], removed: Iterable[int] = ()) -> list[Cluster]:
+        """Adds all agents except `removed` and returns the clusters that may run."""
 
     def commit(
         self,
         members: Sequence[int],
-        places: Sequence[Position],
+        positions: Sequence[Position],
         *,
-        still: dict[int, int] | None = None,
+        still: Mapping[int, int] | None = None,
         spawned: Sequence[Spawn] = (),
-        gone: Sequence[int] = (),
-    ) -> list[Cluster]: ...
+        removed: Sequence[int] = (),
+    ) -> list[Cluster]:
+        """Records the step of a running cluster and returns the clusters that may run because of it.
 
-    def held_by(self, agent: int) -> int | None: ...
+        Args:
+          members, positions: the cluster and where its members are now.
+          still: new promises, agent -> the step before which it will not move.
+          spawned, removed: agents born and dead in this step.
+        """
 
 
-def make(
+def make_schedule(
     mode: Mode,
     space: Space,
     *,
@@ -50,10 +60,10 @@ def make(
     barriers: Iterable[int] = (),
     sights: Sights | None = None,
 ) -> Schedule:
-    """The schedule of a mode.
+    """Returns the schedule of a mode.
 
     Raises:
-      ValueError: an unknown mode, or `oracle` without the sights of a recorded run.
+      ValueError: an unknown mode, or `oracle` without `sights`.
     """
     match mode:
         case "metropolis":
@@ -70,50 +80,55 @@ def make(
 
 
 class LockStep:
-    """Everyone runs step s, everyone commits, then step s + 1."""
+    """All agents run step s and commit before any runs step s + 1."""
 
-    def __init__(self, until: int):
+    def __init__(self, until: int) -> None:
         self.until = until
         self.step: list[int] = []
         self.base_step = 0
         self._alive: dict[int, None] = {}
 
-    def start(self, agents, gone=()):
+    def start(self, agents: Sequence[AgentStart], removed: Iterable[int] = ()) -> list[Cluster]:
         self.step = [step for _, step, _, _ in agents]
-        left_out = set(gone)
-        self._alive = {x: None for x in range(len(agents)) if x not in left_out}
+        dead = set(removed)
+        self._alive = {x: None for x in range(len(agents)) if x not in dead}
         steps = {self.step[x] for x in self._alive}
         if len(steps) > 1:
-            raise ValueError(f"lock-step cannot go on from agents at steps {min(steps)} to {max(steps)}")
-        return self._all()
+            raise ValueError(f"lock-step cannot resume from agents at steps {min(steps)} to {max(steps)}")
+        return self._next_cluster()
 
-    def commit(self, members, places, *, still=None, spawned=(), gone=()):
+    def commit(
+        self,
+        members: Sequence[int],
+        positions: Sequence[Position],
+        *,
+        still: Mapping[int, int] | None = None,
+        spawned: Sequence[Spawn] = (),
+        removed: Sequence[int] = (),
+    ) -> list[Cluster]:
         for agent in members:
             self.step[agent] += 1
         for spawn in spawned:
             self.step.append(self.step[members[0]])
             self._alive[spawn.agent] = None
-        for agent in gone:
+        for agent in removed:
             del self._alive[agent]
-        return self._all()
+        return self._next_cluster()
 
-    def _all(self):
+    def _next_cluster(self) -> list[Cluster]:
         self.base_step = min((self.step[x] for x in self._alive), default=self.until)
         return [Cluster(self.base_step, tuple(self._alive))] if self.base_step < self.until else []
 
-    def held_by(self, agent):
-        return None
-
 
 class NoDependency:
-    """Every step of every agent may run at once; the throughput bound of a server."""
+    """Every step of every agent may run at once. Bounds the throughput of a server."""
 
-    def __init__(self, until: int):
+    def __init__(self, until: int) -> None:
         self.until = until
         self.step: list[int] = []
         self.base_step = 0
 
-    def start(self, agents, gone=()):
+    def start(self, agents: Sequence[AgentStart], removed: Iterable[int] = ()) -> list[Cluster]:
         self.step = [step for _, step, _, _ in agents]
         return [
             Cluster(step, (agent,))
@@ -122,24 +137,32 @@ class NoDependency:
             if self.step[agent] <= step
         ]
 
-    def commit(self, members, places, *, still=None, spawned=(), gone=()):
-        if spawned or gone:
-            raise ValueError("no_dependency replays a fixed set of agents; none may come or go")
+    def commit(
+        self,
+        members: Sequence[int],
+        positions: Sequence[Position],
+        *,
+        still: Mapping[int, int] | None = None,
+        spawned: Sequence[Spawn] = (),
+        removed: Sequence[int] = (),
+    ) -> list[Cluster]:
+        if spawned or removed:
+            raise ValueError(
+                "no_dependency replays a fixed set of agents: births and deaths are not supported"
+            )
         for agent in members:
             self.step[agent] += 1
         return []
 
-    def held_by(self, agent):
-        return None
-
 
 class Oracle:
-    """Perfect foresight (paper section 4.1): agents that see each other at a step meet before and after it.
+    """Perfect foresight (paper section 4.1): agents that perceive each other synchronize before and after.
 
-    A may run step s once everyone it sees at s or saw at s - 1 has committed s steps. Sight is made mutual.
+    A may run step s once all agents that it perceives at s or perceived at s - 1 have committed s steps.
+    Perception is made mutual.
     """
 
-    def __init__(self, until: int, sights: Sights):
+    def __init__(self, until: int, sights: Sights) -> None:
         self.until = until
         self.step: list[int] = []
         self.base_step = 0
@@ -148,50 +171,53 @@ class Oracle:
             for other in others:
                 self._sights.setdefault((agent, step), set()).add(other)
                 self._sights.setdefault((other, step), set()).add(agent)
-        self._waiting: dict[tuple[int, int], list[int]] = {}  # (agent, step it must reach) -> who waits
-        self._for: dict[int, int] = {}
-        self._population: dict[int, int] = {}
+        self._waiters: dict[tuple[int, int], list[int]] = {}  # (agent, step it must reach) -> waiting agents
+        self._count_at_step: dict[int, int] = {}
 
-    def start(self, agents, gone=()):
+    def start(self, agents: Sequence[AgentStart], removed: Iterable[int] = ()) -> list[Cluster]:
         self.step = [step for _, step, _, _ in agents]
         for step in self.step:
-            self._population[step] = self._population.get(step, 0) + 1
+            self._count_at_step[step] = self._count_at_step.get(step, 0) + 1
         self.base_step = min(self.step, default=self.until)
-        return self._try(range(len(agents)))
+        return self._release(range(len(agents)))
 
-    def commit(self, members, places, *, still=None, spawned=(), gone=()):
-        if spawned or gone:
-            raise ValueError("an oracle replays a fixed set of agents; none may come or go")
-        again: list[int] = []
+    def commit(
+        self,
+        members: Sequence[int],
+        positions: Sequence[Position],
+        *,
+        still: Mapping[int, int] | None = None,
+        spawned: Sequence[Spawn] = (),
+        removed: Sequence[int] = (),
+    ) -> list[Cluster]:
+        if spawned or removed:
+            raise ValueError("an oracle replays a fixed set of agents: births and deaths are not supported")
+        candidates: list[int] = []
         for agent in members:
             self.step[agent] += 1
             step = self.step[agent]
-            self._population[step - 1] -= 1
-            self._population[step] = self._population.get(step, 0) + 1
-            again += [agent, *self._waiting.pop((agent, step), ())]
-        while not self._population.get(self.base_step):
-            self._population.pop(self.base_step, None)
+            self._count_at_step[step - 1] -= 1
+            self._count_at_step[step] = self._count_at_step.get(step, 0) + 1
+            candidates += [agent, *self._waiters.pop((agent, step), ())]
+        while not self._count_at_step.get(self.base_step):
+            self._count_at_step.pop(self.base_step, None)
             self.base_step += 1
-        return self._try(again)
+        return self._release(candidates)
 
-    def _try(self, agents):
+    def _release(self, candidates: Iterable[int]) -> list[Cluster]:
+        """Returns the candidates that may run; the others wait for their first blocker."""
         ready = []
-        for agent in agents:
+        for agent in candidates:
             step = self.step[agent]
             if step >= self.until:
                 continue
-            late = next((b for b in self._needs(agent, step) if self.step[b] < step), None)
-            if late is None:
-                self._for.pop(agent, None)
+            blocker = next((b for b in self._prerequisites(agent, step) if self.step[b] < step), None)
+            if blocker is None:
                 ready.append(Cluster(step, (agent,)))
             else:
-                self._for[agent] = late
-                self._waiting.setdefault((late, step), []).append(agent)
+                self._waiters.setdefault((blocker, step), []).append(agent)
         return ready
 
-    def _needs(self, agent, step):
+    def _prerequisites(self, agent: int, step: int) -> Iterator[int]:
         yield from sorted(self._sights.get((agent, step), ()))
         yield from sorted(self._sights.get((agent, step - 1), ()))
-
-    def held_by(self, agent):
-        return self._for.get(agent)

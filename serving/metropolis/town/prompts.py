@@ -7,7 +7,7 @@ from serving.metropolis.town.day import START_HOUR, clock, step_at
 from serving.metropolis.town.people import Person
 from serving.metropolis.town.streets import Streets
 from serving.metropolis.town.world import Sight, Sighting
-from serving.metropolis.world import key
+from serving.metropolis.world import stable_hash
 
 
 def _who(person: Person) -> str:
@@ -108,7 +108,7 @@ def reply(prompt: Any, seed: int | None = 0) -> str:
     """What the stub answers: plain, deterministic, and of the shape that was asked for."""
     text = str(prompt)
     task = text.split("\n", 1)[0].removeprefix("Task: ")
-    draw = key(text, seed or 0)
+    draw = stable_hash(text, seed or 0)
     match task:
         case "plan":
             return _a_plan(text, draw)
@@ -138,11 +138,11 @@ def _a_plan(text: str, draw: int) -> str:
     now = (int(start[1]) * 60 + int(start[2]) if start else START_HOUR * 60) + 2
     lines = []
     for i in range(8):
-        place = _pick(_PLACES, key(draw, i))
+        place = _pick(_PLACES, stable_hash(draw, i))
         lines.append(
-            f"{now // 60 % 24:02}:{now % 60:02} {place}: {_pick(_DOES[place], key(draw, i, 'does'))}"
+            f"{now // 60 % 24:02}:{now % 60:02} {place}: {_pick(_DOES[place], stable_hash(draw, i, 'does'))}"
         )
-        now += 6 + key(draw, i, "stays") % 25
+        now += 6 + stable_hash(draw, i, "stays") % 25
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from serving.metropolis.town import prompts
 from serving.metropolis.town.people import Person
 from serving.metropolis.town.streets import Streets, Tile, around
 from serving.metropolis.town.world import Sight, Sighting
-from serving.metropolis.world import AgentId, Intent, StepContext, key
+from serving.metropolis.world import AgentId, Intent, StepContext, stable_hash
 
 MEMORIES, REMEET_STEPS, TURNS, REFLECT_AT = 40, 240, 6, 25
 SILENCE_STEPS = 12  # a partner who has said nothing for two minutes has left the conversation
@@ -30,7 +30,7 @@ class Resident:
 
     async def proceed(self, view: Sight, ctx: StepContext) -> Intent:
         mind = ctx.state
-        wake = key(self.person.name, "wakes") % 90
+        wake = stable_hash(self.person.name, "wakes") % 90
         if ctx.step < wake:
             return Intent({}, mind, still_until=wake)
         if "plan" not in mind:
@@ -73,7 +73,7 @@ class Resident:
         if mind["plan"] and ctx.step >= mind["plan"][0][0]:
             _, place, what = mind["plan"][0]
             spots = self.map.spots(place)
-            goal = spots[key(ctx.agent, ctx.step, place) % len(spots)]
+            goal = spots[stable_hash(ctx.agent, ctx.step, place) % len(spots)]
             mind = {**mind, "plan": mind["plan"][1:], "goal": list(goal), "doing": what}
             return Intent({"look": {"doing": f"walking to {place}"}}, mind)
         goal_now = mind["goal"]

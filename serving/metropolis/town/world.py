@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid, Space
 from serving.metropolis.town.streets import Streets, Tile
-from serving.metropolis.world import AgentId, Body, Intent, StepOutcome, Write, key
+from serving.metropolis.world import AgentId, Body, Intent, StepOutcome, Write, stable_hash
 
 REACH = Reach(perceive=4, move=1)
 
@@ -46,7 +46,7 @@ class Town:
         self._seed, self._at = seed, {}
         for i, name in enumerate(self.names):
             beds = [t for t in self.map.spots(homes[i % len(homes)]) if t not in self._at.values()]
-            self._at[name] = beds[key(seed, name, "bed") % len(beds)]
+            self._at[name] = beds[stable_hash(seed, name, "bed") % len(beds)]
         self._looks = {n: {"doing": "asleep", "said": "", "to": "", "at": -1} for n in self.names}
         return {
             n: Body(pos, REACH, {"home": homes[i % len(homes)]})
@@ -75,7 +75,7 @@ class Town:
             goal = intent.action.get("to")
             if goal is not None and tuple(goal) not in taken:
                 wishes.setdefault(tuple(goal), []).append(name)
-        moves = {min(w, key=lambda n: key(self._seed, step, n)): tile for tile, w in wishes.items()}
+        moves = {min(w, key=lambda n: stable_hash(self._seed, step, n)): tile for tile, w in wishes.items()}
         writes = [
             Write(name, self._at[name], intent.action["look"])
             for name, intent in intents.items()

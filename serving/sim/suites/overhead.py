@@ -15,7 +15,7 @@ from pallas_kernels import results
 from serving import fair
 from serving.engine.plan import RequestState
 from serving.engine.scheduler import CacheLocality
-from serving.kvcache.allocator import Group
+from serving.kvcache.groups import FullGroup
 from serving.kvcache.manager import KVCacheManager
 from serving.request import RequestInfo
 from serving.sim.experiment import SimulatedEngine
@@ -76,7 +76,7 @@ def passes(name: str, waiting: int, clock: Callable[[], float], rounds: int = 60
     """
     rng = random.Random(0)
     page = 16
-    memory = KVCacheManager([Group(None, 400_000)], page_tok=page, max_slots=64, max_tok=4096, span_tok=4096)
+    memory = KVCacheManager([FullGroup(400_000)], page_tok=page, max_slots=64, max_tok=4096, span_tok=4096)
     waits: dict[str, RequestState] = {}
     policy = fair.make(name, match=CacheLocality(memory, waits), **LOCAL[name])
     reqs = [_entry(i, rng) for i in range(waiting + rounds)]

@@ -19,12 +19,13 @@ from serving.config import Limits
 from serving.engine.invariants import check_idle
 from serving.engine.policy_fallback import FallbackPolicy
 from serving.fair.fcfs import Fcfs
-from serving.kvcache.allocator import Group, PageAllocator
+from serving.kvcache.allocator import PageAllocator
 from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.radix_node import upward
 from serving.kvcache.radix_tree import RadixTree
 from serving.kvcache.tokens import TokenIds
 from serving.request import Request, RequestInfo, Sampling
+from tests.serving.kv_groups import group
 from tests.serving.tiny import (
     LONGEST,
     VOCAB,
@@ -57,8 +58,8 @@ def test_row_2_a_request_larger_than_the_pool_is_refused_at_arrival():
     eng = engine(model("0_1s"), num_pages=24, window_pages=28)
     with pytest.raises(ValueError, match="needs 65 tokens"):
         eng.submit(info([1] * 60, 5))
-    memory = KVCacheManager([Group(None, 6)], page_tok=4, max_slots=2, max_tok=64, span_tok=8)
-    assert memory.never_fits(21) == "needs 6 pages with window None, of which there are 5"
+    memory = KVCacheManager([group(None, 6)], page_tok=4, max_slots=2, max_tok=64, span_tok=8)
+    assert memory.never_fits(21) == "needs 6 pages of the full pool, of which there are 5"
     assert memory.never_fits(20) is None
     assert not eng.live
     check_idle(eng)
@@ -102,11 +103,11 @@ def test_row_5_a_cancel_while_its_last_step_is_in_flight_ends_it_once():
 
 def test_row_6_a_page_freed_twice_raises_and_the_null_page_is_never_handed_out():
     pages = PageAllocator(5)
-    taken = pages.take(4)
+    taken = pages.allocate(4)
     assert 0 not in taken
-    pages.give([0, taken[0]])
+    pages.free([0, taken[0]])
     with pytest.raises(ValueError, match="freed twice"):
-        pages.give([taken[0]])
+        pages.free([taken[0]])
 
 
 def broken_model():
@@ -181,7 +182,7 @@ def test_row_10_concurrent_equal_prompts_split_nodes_and_eviction_keep_one_place
 
 
 def test_row_10_a_locked_node_is_split_with_its_locks_and_outlives_every_eviction():
-    tree = RadixTree(4, [None, 5])
+    tree = RadixTree(4, [group(None, 99), group(5, 99)])
     tree.insert(TokenIds(range(16)), "", [[1, 2, 3, 4], [1, 2, 3, 4]])
     whole, hit = tree.acquire(TokenIds(range(20)), "", 16)
     half, shorter = tree.acquire(TokenIds([*range(8), 99]), "", 8)
@@ -198,7 +199,7 @@ def test_row_10_a_locked_node_is_split_with_its_locks_and_outlives_every_evictio
     assert tree.evict(0, 99) == [[3, 4], [7, 4]], "the half that is still read stays"
     tree.release(half)
     assert tree.evict(0, 99) == [[1, 2], [5, 2]]
-    assert tree.held == tree.evictable == [0, 0]
+    assert [(pages.held, pages.evictable) for pages in tree.pages] == [(0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 15, 16, 17, 32, 48, LONGEST - 1])
@@ -351,7 +352,7 @@ def test_row_19_a_policy_that_raises_or_starves_gives_way_to_fcfs(method, how, m
     eng = engine(policy="vtc")
     requests = workload(seed=8, n=8)
     check_against_teacher(requests, eng.run(requests))
-    assert ("raised" if how == "raises" else "named None") in eng.stats().policy_failure
+    assert ("raised" if how == "raises" else "picked None") in eng.stats().policy_failure
     check_idle(eng)
 
 
@@ -363,7 +364,7 @@ def test_row_19_a_policy_that_names_whoever_does_not_wait_gives_way_to_fcfs():
     fallback.admit(infos[0], extend_tok=1, hit_tok=0)
     fallback.policy.pick = lambda now_s: infos[0]
     assert fallback.pick(0.0) == infos[1], "the first that does wait"
-    assert "named 'x' while 2 requests waited" in fallback.failure
+    assert "picked 'x' while 2 requests waited" in fallback.failure
     fallback.finish("x")
     assert fallback.pick(0.0) == infos[1]
 
@@ -388,7 +389,7 @@ def test_row_19_whichever_event_a_policy_fails_at_the_next_one_knows_all(event):
     assert fallback.pick(0.0) == z
     assert f"raised in {event}: ZeroDivisionError" in fallback.failure
     assert (list(fallback.waiting), list(fallback.running)) == (["z"], [])
-    assert list(fallback.policy.tabs) == ["z"]
+    assert list(fallback.policy.charge_of) == ["z"]
 
 
 def test_row_20_counters_are_exact_far_beyond_what_a_float_counts():

@@ -26,7 +26,7 @@ def old(eng):
 
 
 def lose_a_page(eng):
-    eng.memory.pools[0].take(1)
+    eng.memory.pools[0].allocate(1)
 
 
 def hold_a_page_twice(eng):
@@ -35,11 +35,11 @@ def hold_a_page_twice(eng):
 
 def free_a_page_that_is_read(eng):
     pages = old(eng).kv.pages[0]
-    eng.memory.pools[0].give([pages[-1]])
+    eng.memory.pools[0].free([pages[-1]])
 
 
 def show_a_strangers_page(eng):
-    eng.memory.tables[0][old(eng).slot, 0] = eng.memory.pools[0].take(1)[0]
+    eng.memory.tables[0][old(eng).slot, 0] = eng.memory.pools[0].allocate(1)[0]
 
 
 def unlock(eng):

@@ -158,7 +158,7 @@ def test_pools_of_the_least_size_serve_the_longest_request_and_all_others_one_by
     net = model("0_1s")
     limits = Limits(chunk_tok=8, step_tok=16, decode_steps=(4, 1), admission=admission)
     eng = engine(net, num_pages=17, window_pages=7, limits=limits, overlap=overlap, debug=True)
-    peaks = [promise.peak_pages(LONGEST) for promise in eng.memory.promises]
+    peaks = [pool.peak_pages(LONGEST) for pool in eng.memory.reservations]
     assert peaks == [16, 6], "all there is"
     rng = random.Random(0)
     requests = [

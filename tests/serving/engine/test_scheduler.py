@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from serving.config import Limits
 from serving.engine.plan import RequestState, StepResult
 from serving.engine.scheduler import Scheduler
-from serving.kvcache.allocator import Group
 from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.tokens import TokenIds
 from serving.request import RequestInfo
+from tests.serving.kv_groups import group
 
 
 class OldestFirst:
@@ -50,7 +50,7 @@ class OldestFirst:
 def scheduler(*, admission="reserve", num_pages=40, windows=(None, 6), log=None, **limits) -> Scheduler:
     limits = Limits(chunk_tok=8, step_tok=12, admission=admission, **limits)
     span = max(limits.chunk_tok, *limits.decode_steps)
-    groups = [Group(w, num_pages) for w in windows]
+    groups = [group(w, num_pages) for w in windows]
     mem = KVCacheManager(groups, page_tok=4, max_slots=4, max_tok=64, span_tok=span)
     return Scheduler(OldestFirst(), mem, limits, log or (lambda event: None))
 
@@ -107,7 +107,7 @@ def test_every_request_ends_exactly_once_with_all_its_tokens_and_nothing_leaks(
     assert ended.keys() == wanted.keys()
     assert sched.memory.slots_free == 4
     for g, pool in enumerate(sched.memory.pools):
-        assert len(pool) + sched.memory.tree.held[g] == pool.num_pages - 1, (
+        assert len(pool) + sched.memory.tree.pages[g].held == pool.num_pages - 1, (
             "idle: free or cached, nothing else"
         )
     produced = sum(sum(e["counts"].values()) for e in log if e["event"] == "tokens")

@@ -1,6 +1,6 @@
-"""Recomputes everything from the event log by brute force: who was served, who waited, how far they drifted.
+"""Recomputes service, waiting intervals and gaps from the event log by brute force.
 
-Written to be believed, not to be fast: all histories are kept, and gaps are looked for in every one.
+Simple rather than fast: the whole history is kept, and every interval is searched for gaps.
 """
 
 from collections import defaultdict
@@ -65,7 +65,7 @@ class Oracle:
         self.executed[id] = self.counted[id]
 
     def drift(self, f, g, both=True):
-        """The most that W_g - W_f grows between two moments of a time when f waits (and g too, if `both`)."""
+        """The largest growth of W_g - W_f within an interval in which f waits (and g too, if `both`)."""
         worst, least = 0, None
         for waiting, served in self.history:
             if f in waiting and (g in waiting or not both):

@@ -1,4 +1,4 @@
-"""The theorems, on random lives of a server: counters stay together, and so does service."""
+"""The bounds of the papers on random scenarios: counters stay together, and so does service."""
 
 import math
 
@@ -11,7 +11,7 @@ from serving.fair.ledger import SCALE
 from serving.fair.metrics import GapMeter
 from serving.request import RequestInfo
 from tests.serving.fair.oracle import Oracle
-from tests.serving.fair.world import World, live
+from tests.serving.fair.scenario import Scenario, run_scenario
 
 WEIGHTS = [(1, 2), (1, 1), (2, 1), (0, 1)]
 LOCAL = ["fcfs", "rr", "rpm", "lcf", "drr", "lpm", "dfs_weight", "hrrn"] + [
@@ -29,7 +29,7 @@ OPTIONS = {
 }
 
 
-def worlds(policy=None, **fixed):
+def scenarios(policy=None, **fixed):
     names = {
         "seed": st.integers(0, 10**6),
         "clients": st.integers(1, 5),
@@ -43,17 +43,17 @@ def worlds(policy=None, **fixed):
     names |= {n: v if isinstance(v, st.SearchStrategy) else st.just(v) for n, v in fixed.items()}
     if policy:
         names["policy"] = st.just(policy)
-    return st.builds(World, **names)
+    return st.builds(Scenario, **names)
 
 
-def weighed(world: World, pair) -> World:
-    world.options = world.options | {"prompt_weight": pair[0], "output_weight": pair[1]}
-    return world
+def weighed(scenario: Scenario, pair) -> Scenario:
+    scenario.options = scenario.options | {"prompt_weight": pair[0], "output_weight": pair[1]}
+    return scenario
 
 
-def oracle(life, pair=(1, 2), cached=None):
-    cached = (0 if life.world.prefixes else pair[0]) if cached is None else cached
-    return Oracle(life.log, pair[0], pair[1], cached)
+def oracle(run, pair=(1, 2), cached=None):
+    cached = (0 if run.scenario.prefixes else pair[0]) if cached is None else cached
+    return Oracle(run.log, pair[0], pair[1], cached)
 
 
 @pytest.mark.parametrize("policy", LOCAL)
@@ -61,12 +61,12 @@ def oracle(life, pair=(1, 2), cached=None):
 @given(data=st.data())
 def test_P1_what_is_billed_is_what_was_executed(policy, data):
     prefixes = 2 if policy in ("lpm", "dfs_weight", "hrrn", "dlpm") else 0
-    world = data.draw(worlds(policy, options=OPTIONS.get(policy, {}), prefixes=prefixes))
-    world.memory_tok += 40 * bool(prefixes)
-    life = live(world, watch=_ledger_adds_up)
-    served = {client: amount / SCALE for client, amount in life.policy.served().items()}
-    assert served == dict(oracle(life).served)
-    assert life.meter.report().gap == oracle(life).gap(), "the fast meter and the slow oracle agree"
+    scenario = data.draw(scenarios(policy, options=OPTIONS.get(policy, {}), prefixes=prefixes))
+    scenario.memory_tok += 40 * bool(prefixes)
+    run = run_scenario(scenario, watch=_ledger_adds_up)
+    served = {client: amount / SCALE for client, amount in run.policy.served().items()}
+    assert served == dict(oracle(run).served)
+    assert run.meter.report().gap == oracle(run).gap(), "the fast meter and the slow oracle agree"
 
 
 def _ledger_adds_up(policy, event):
@@ -74,43 +74,43 @@ def _ledger_adds_up(policy, event):
         assert account.raw == account.lifts + account.charges - account.refunds
 
 
-@given(world=worlds("vtc"), pair=st.sampled_from(WEIGHTS))
-def test_P2_counters_of_waiting_clients_stay_within_U(world, pair):
+@given(scenario=scenarios("vtc"), pair=st.sampled_from(WEIGHTS))
+def test_P2_counters_of_waiting_clients_stay_within_U(scenario, pair):
     def watch(policy, event):
-        if event["event"] != "arrive":  # told before the policy hears of it
+        if event["event"] != "arrive":  # logged before the policy is called
             counters = [policy.ledger.accounts[c].counter for c in policy.backlog.waiting_of]
             spread.append((max(counters) - min(counters)) / SCALE if counters else 0)
 
     spread = [0]
-    life = live(weighed(world, pair), watch)
-    assert max(spread) <= life.bound / 2
+    run = run_scenario(weighed(scenario, pair), watch)
+    assert max(spread) <= run.bound / 2
 
 
-@given(world=worlds("vtc"), pair=st.sampled_from(WEIGHTS))
-def test_P3_backlogged_clients_never_drift_further_apart_than_2U(world, pair):
-    life = live(weighed(world, pair))
-    assert oracle(life, pair).gap() <= life.bound
+@given(scenario=scenarios("vtc"), pair=st.sampled_from(WEIGHTS))
+def test_P3_backlogged_clients_never_drift_further_apart_than_2U(scenario, pair):
+    run = run_scenario(weighed(scenario, pair))
+    assert oracle(run, pair).gap() <= run.bound
 
 
-@given(world=worlds("vtc"), pair=st.sampled_from(WEIGHTS))
-def test_P5_nobody_gets_4U_ahead_of_a_client_that_waits(world, pair):
-    life = live(weighed(world, pair))
-    seen = oracle(life, pair)
+@given(scenario=scenarios("vtc"), pair=st.sampled_from(WEIGHTS))
+def test_P5_nobody_gets_4U_ahead_of_a_client_that_waits(scenario, pair):
+    run = run_scenario(weighed(scenario, pair))
+    seen = oracle(run, pair)
     for f in seen.served:
         for g in seen.served:
-            assert seen.drift(f, g, both=False) <= 2 * life.bound
+            assert seen.drift(f, g, both=False) <= 2 * run.bound
 
 
-@given(world=worlds("vtc", admission="peak", cancels=0.0))
-def test_P4_under_peak_admission_the_harmonic_bound_holds(world):
-    life = live(world)
-    longest_output = max(job.max_output_tok for job in world.jobs())
-    batch = 2 * world.memory_tok * (1 + math.log(longest_output)) + life.max_prompt_tok
-    assert oracle(life).gap() <= 2 * batch
+@given(scenario=scenarios("vtc", admission="peak", cancels=0.0))
+def test_P4_under_peak_admission_the_harmonic_bound_holds(scenario):
+    run = run_scenario(scenario)
+    longest_output = max(job.max_output_tok for job in scenario.jobs())
+    batch = 2 * scenario.memory_tok * (1 + math.log(longest_output)) + run.max_prompt_tok
+    assert oracle(run).gap() <= 2 * batch
 
 
-@given(world=worlds("vtc"))
-def test_P6_a_returning_client_is_lifted_to_the_least_of_the_waiting_and_never_lowered(world):
+@given(scenario=scenarios("vtc"))
+def test_P6_a_returning_client_is_lifted_to_the_least_of_the_waiting_and_never_lowered(scenario):
     last = {}
 
     def watch(policy, event):
@@ -118,10 +118,10 @@ def test_P6_a_returning_client_is_lifted_to_the_least_of_the_waiting_and_never_l
             assert account.counter >= last.get(account.client, 0)
             last[account.client] = account.counter
 
-    world.cancels = 0.0
-    life = live(world, watch)
+    scenario.cancels = 0.0
+    run = run_scenario(scenario, watch)
     assert last
-    assert all(account.lifts >= 0 for account in life.policy.ledger)
+    assert all(account.lifts >= 0 for account in run.policy.ledger)
 
 
 @pytest.mark.parametrize("waiting", [True, False])
@@ -138,23 +138,25 @@ def test_P6_the_lift_is_to_the_least_waiting_or_else_to_the_last_that_left(waiti
     assert policy.ledger.accounts["c"].counter / SCALE == floor
 
 
-@given(world=worlds("vtc_predict"), predictor=st.sampled_from(["oracle", "noisy", "mean"]))
-def test_P13_prediction_ends_in_the_same_bill_and_keeps_the_bound(world, predictor):
-    world.options = {"predictor": predictor}
-    life = live(world)
-    seen = oracle(life)
-    assert {c: w / SCALE for c, w in life.policy.served().items()} == dict(seen.served)
-    assert seen.gap() <= life.bound
-    if predictor == "oracle" and not world.cancels:
-        assert all(account.refunds == 0 for account in life.policy.ledger)
+@given(scenario=scenarios("vtc_predict"), predictor=st.sampled_from(["oracle", "noisy", "mean"]))
+def test_P13_prediction_ends_in_the_same_bill_and_keeps_the_bound(scenario, predictor):
+    scenario.options = {"predictor": predictor}
+    run = run_scenario(scenario)
+    seen = oracle(run)
+    assert {c: w / SCALE for c, w in run.policy.served().items()} == dict(seen.served)
+    assert seen.gap() <= run.bound
+    if predictor == "oracle" and not scenario.cancels:
+        assert all(account.refunds == 0 for account in run.policy.ledger)
 
 
 @given(
-    world=worlds("dlpm", prefixes=st.sampled_from([1, 2, 4]), memory_tok=st.sampled_from([120, 240])),
+    scenario=scenarios("dlpm", prefixes=st.sampled_from([1, 2, 4]), memory_tok=st.sampled_from([120, 240])),
     quantum=st.sampled_from([1, 12, 90]),
     shared=st.booleans(),
 )
-def test_P14_P15_credit_stays_between_debt_and_quantum_and_so_service_stays_together(world, quantum, shared):
+def test_P14_P15_credit_stays_between_debt_and_quantum_and_so_service_stays_together(
+    scenario, quantum, shared
+):
     def watch(policy, event):
         assert policy.quantum == quantum * SCALE
         for account in policy.ledger:
@@ -162,29 +164,29 @@ def test_P14_P15_credit_stays_between_debt_and_quantum_and_so_service_stays_toge
             assert credit <= policy.quantum
             assert -credit < debt * SCALE
 
-    world.options, world.shared = {"quantum_tok": quantum}, shared
-    longest = max(job.prompt_tok for job in world.jobs())
-    debt = 2 * (world.memory_tok + 4) + longest  # pages round the memory up
-    life = live(world, watch)
-    seen = oracle(life)
-    bound = life.policy.gap_bound(memory_tok=world.memory_tok + 4, max_prompt_tok=longest)
-    bound += sum(life.policy._forfeited.values()) / SCALE  # who cancels in mid-prefill may fall behind
+    scenario.options, scenario.shared = {"quantum_tok": quantum}, shared
+    longest = max(job.prompt_tok for job in scenario.jobs())
+    debt = 2 * (scenario.memory_tok + 4) + longest  # pages round the memory up
+    run = run_scenario(scenario, watch)
+    seen = oracle(run)
+    bound = run.policy.gap_bound(memory_tok=scenario.memory_tok + 4, max_prompt_tok=longest)
+    bound += sum(run.policy._forfeited.values()) / SCALE  # who cancels in mid-prefill may fall behind
     assert seen.gap() <= bound
     for f in seen.served:
         for g in seen.served:
             assert seen.drift(f, g, both=False) <= bound
 
 
-@given(world=worlds("wvtc", clients=st.integers(2, 4), shape="burst"))
-def test_P12_weighted_service_of_backlogged_clients_stays_within_2U_over_the_least_weight(world):
+@given(scenario=scenarios("wvtc", clients=st.integers(2, 4), shape="burst"))
+def test_P12_weighted_service_of_backlogged_clients_stays_within_2U_over_the_least_weight(scenario):
     shares = {"c0": 1, "c1": 2, "c2": 4}
-    world.options = {"weights": shares}
-    life = live(world)
-    seen = oracle(life)
+    scenario.options = {"weights": shares}
+    run = run_scenario(scenario)
+    seen = oracle(run)
     for _, served in seen.history:
         for client in served:
             served[client] /= shares.get(client, 1)
-    assert seen.gap() <= life.bound
+    assert seen.gap() <= run.bound
 
 
 @pytest.mark.parametrize("policy", LOCAL)
@@ -193,79 +195,81 @@ def test_P12_weighted_service_of_backlogged_clients_stays_within_2U_over_the_lea
 def test_P8_P9_nobody_waits_beside_a_server_with_room_and_all_are_served(policy, data):
     prefixes = 2 if policy in ("lpm", "dfs_weight", "hrrn", "dlpm") else 0
     options = OPTIONS.get(policy, {}) | ({"limit": 1000} if policy == "rpm" else {})
-    world = data.draw(worlds(policy, options=options, prefixes=prefixes, cancels=0.0))
-    world.memory_tok += 40 * bool(prefixes)
+    scenario = data.draw(scenarios(policy, options=options, prefixes=prefixes, cancels=0.0))
+    scenario.memory_tok += 40 * bool(prefixes)
 
     def no_room_is_left(scheduler, now_s):
         head = scheduler.policy.pick(now_s)
         if head is not None and not prefixes:
             final = head.prompt_tok + head.max_output_tok
-            assert scheduler.memory.final_tok + final > world.memory_tok
+            assert scheduler.memory.final_tok + final > scenario.memory_tok
 
-    life = live(world, planned=no_room_is_left)
-    assert sum(event["event"] == "finish" for event in life.log) == world.requests
-    assert not life.policy.tabs
-    assert life.policy.pick(0.0) is None
-    assert life.worker.scheduler.idle
+    run = run_scenario(scenario, planned=no_room_is_left)
+    assert sum(event["event"] == "finish" for event in run.log) == scenario.requests
+    assert not run.policy.charge_of
+    assert run.policy.pick(0.0) is None
+    assert run.worker.scheduler.idle
 
 
-@given(world=worlds("vtc", cancels=0.0))
-def test_P9_the_wait_of_a_head_is_bounded_by_the_service_others_may_take_first(world):
+@given(scenario=scenarios("vtc", cancels=0.0))
+def test_P9_the_wait_of_a_head_is_bounded_by_the_service_others_may_take_first(scenario):
     """While a client waits, each of the others gains at most 2U on it: so (n - 1) 2U + its own service
     passes."""
-    life = live(world)
-    seen = oracle(life)
+    run = run_scenario(scenario)
+    seen = oracle(run)
     for f in seen.served:
         others = sum(seen.drift(f, g, both=False) for g in seen.served if g != f)
-        assert others <= (len(seen.served) - 1) * 2 * life.bound
+        assert others <= (len(seen.served) - 1) * 2 * run.bound
 
 
-@given(world=worlds("vtc", cancels=0.0), policy=st.sampled_from(["vtc", "dlpm", "drr", "rr"]))
-def test_P10_other_names_for_the_clients_change_nothing(world, policy):
-    world.policy, world.options = policy, OPTIONS.get(policy, {})
-    jobs, renamed = world.jobs(), world.jobs()
+@given(scenario=scenarios("vtc", cancels=0.0), policy=st.sampled_from(["vtc", "dlpm", "drr", "rr"]))
+def test_P10_other_names_for_the_clients_change_nothing(scenario, policy):
+    scenario.policy, scenario.options = policy, OPTIONS.get(policy, {})
+    jobs, renamed = scenario.jobs(), scenario.jobs()
     for job in renamed:
         job.client = {"c0": "z", "c1": "m"}.get(job.client, job.client)
-    assert live(world, jobs=jobs).order() == live(world, jobs=renamed).order()
+    assert run_scenario(scenario, jobs=jobs).order() == run_scenario(scenario, jobs=renamed).order()
 
 
 # A lift between weights of 3 and 6 is a fraction: rounded, ties fell otherwise than between 1 and 2.
 LIFTED = {"seed": 0, "clients": 2, "shape": "waves", "lengths": "heavy", "memory_tok": 60, "cancels": 0.0}
 
 
-@given(world=worlds("wvtc", cancels=0.0), factor=st.sampled_from([2, 3, 0.5]))
-@example(world=World(policy="wvtc", **LIFTED), factor=3)
-def test_P11_only_the_ratio_of_weights_matters(world, factor):
-    names = [f"c{i}" for i in range(world.clients)]
-    world.options = {"weights": {name: 1 + i for i, name in enumerate(names)}}
-    once = live(world).order()
-    world.options = {"weights": {name: factor * (1 + i) for i, name in enumerate(names)}}
-    assert live(world).order() == once
+@given(scenario=scenarios("wvtc", cancels=0.0), factor=st.sampled_from([2, 3, 0.5]))
+@example(scenario=Scenario(policy="wvtc", **LIFTED), factor=3)
+def test_P11_only_the_ratio_of_weights_matters(scenario, factor):
+    names = [f"c{i}" for i in range(scenario.clients)]
+    scenario.options = {"weights": {name: 1 + i for i, name in enumerate(names)}}
+    once = run_scenario(scenario).order()
+    scenario.options = {"weights": {name: factor * (1 + i) for i, name in enumerate(names)}}
+    assert run_scenario(scenario).order() == once
 
 
 def test_P11_a_client_of_weight_two_gets_what_two_of_weight_one_get():
-    world = World(clients=3, requests=300, memory_tok=100, policy="wvtc", options={"weights": {"c0": 2}})
-    history = Oracle(live(world).log).history
+    scenario = Scenario(
+        clients=3, requests=300, memory_tok=100, policy="wvtc", options={"weights": {"c0": 2}}
+    )
+    history = Oracle(run_scenario(scenario).log).history
     served = [served for waiting, served in history if len(waiting) == 3][-1]
     assert served["c0"] > 800
     assert abs(served["c0"] - served["c1"] - served["c2"]) <= 2 * (2 * 2 * 100)
 
 
-@given(world=worlds("lpm", prefixes=st.integers(1, 3), memory_tok=150, shared=st.booleans()))
-def test_P16_with_an_infinite_quantum_dlpm_is_lpm(world):
-    order = live(world).order()
-    world.policy, world.options = "dlpm", {"quantum_tok": math.inf}
-    assert live(world).order() == order
+@given(scenario=scenarios("lpm", prefixes=st.integers(1, 3), memory_tok=150, shared=st.booleans()))
+def test_P16_with_an_infinite_quantum_dlpm_is_lpm(scenario):
+    order = run_scenario(scenario).order()
+    scenario.policy, scenario.options = "dlpm", {"quantum_tok": math.inf}
+    assert run_scenario(scenario).order() == order
 
 
-@given(world=worlds("dlpm", cancels=0.0, shape="burst"))
-def test_P16_without_sharing_and_with_a_tiny_quantum_dlpm_serves_like_vtc(world):
+@given(scenario=scenarios("dlpm", cancels=0.0, shape="burst"))
+def test_P16_without_sharing_and_with_a_tiny_quantum_dlpm_serves_like_vtc(scenario):
     """Not the same order, but while all wait no client's service differs by more than both bounds allow."""
-    world.options = {"quantum_tok": 1}
-    dlpm = live(world)
-    world.policy, world.options = "vtc", {}
-    vtc = live(world)
-    assert oracle(dlpm).gap() <= dlpm.policy.gap_bound(memory_tok=world.memory_tok, max_prompt_tok=20)
+    scenario.options = {"quantum_tok": 1}
+    dlpm = run_scenario(scenario)
+    scenario.policy, scenario.options = "vtc", {}
+    vtc = run_scenario(scenario)
+    assert oracle(dlpm).gap() <= dlpm.policy.gap_bound(memory_tok=scenario.memory_tok, max_prompt_tok=20)
     assert dlpm.policy.served() == vtc.policy.served()
 
 
@@ -293,17 +297,17 @@ def test_P17_rounds_of_refill_at_once_are_the_rounds_one_by_one(debts, quantum, 
     assert [policy.credit(f"c{i}") for i in range(len(debts))] == [q * SCALE for q in credit]
 
 
-@given(world=worlds("dlpm", prefixes=st.integers(1, 3), memory_tok=120, shared=st.booleans()))
-def test_P18_hits_are_free_and_the_extension_is_what_admission_found(world):
-    life = live(world)
+@given(scenario=scenarios("dlpm", prefixes=st.integers(1, 3), memory_tok=120, shared=st.booleans()))
+def test_P18_hits_are_free_and_the_extension_is_what_admission_found(scenario):
+    run = run_scenario(scenario)
     computed = {}
-    for event in life.log:
+    for event in run.log:
         if event["event"] == "admit":
             assert event["extend"] >= 1, "the last prompt token is always computed"
             computed[event["client"]] = computed.get(event["client"], 0) + event["extend"]
-    if not any(event["event"] in ("preempt", "cancel") for event in life.log):
-        prompts = {c: sum(j.output_tok for j in world.jobs() if j.client == c) for c in computed}
-        billed = {c: w / SCALE for c, w in life.policy.served().items() if c in computed}
+    if not any(event["event"] in ("preempt", "cancel") for event in run.log):
+        prompts = {c: sum(j.output_tok for j in scenario.jobs() if j.client == c) for c in computed}
+        billed = {c: w / SCALE for c, w in run.policy.served().items() if c in computed}
         assert billed == {c: computed[c] + 2 * prompts[c] for c in computed}
 
 
@@ -312,30 +316,32 @@ def test_P19_aging_lets_nobody_pass_who_comes_that_many_admissions_later(seed, p
     import random
 
     rng = random.Random(seed)
-    match, most = {}, 40
+    match, max_match = {}, 40
     options = {"quantum_tok": math.inf} if policy == "dlpm" else {}
     policy = fair.make(policy, match=lambda request: match[request.id], aging_tok=aging, **options)
-    born, admitted = {}, []
+    admissions_before, admitted = {}, []
     for seq in range(60):
         id = f"r{seq}"
-        match[id] = rng.randint(0, most)
-        born[id] = len(admitted)
+        match[id] = rng.randint(0, max_match)
+        admissions_before[id] = len(admitted)
         policy.arrive(RequestInfo(id, rng.choice("ab"), seq, 50, 1), 0.0)
         for other in policy.backlog.requests:
             if rng.random() < 0.2:
-                match[other] = rng.randint(0, most)
+                match[other] = rng.randint(0, max_match)
         if rng.random() < 0.6 and (request := policy.pick(0.0)):
             for other in policy.backlog.requests:
-                assert born[request.id] - born[other] <= math.ceil(most / aging)
+                assert admissions_before[request.id] - admissions_before[other] <= math.ceil(
+                    max_match / aging
+                )
             policy.admit(request, extend_tok=1, hit_tok=0)
             admitted.append(request.id)
 
 
 @settings(max_examples=20)
-@given(world=worlds("vtc"), cost=st.sampled_from(["profiled", "memory_time", "extend"]))
-def test_P1_P3_hold_for_every_cost_in_its_own_measure(world, cost):
+@given(scenario=scenarios("vtc"), cost=st.sampled_from(["profiled", "memory_time", "extend"]))
+def test_P1_P3_hold_for_every_cost_in_its_own_measure(scenario, cost):
     """A client has paid exactly the sum of h over its requests; and h drifts no further than its bound."""
-    world.options, spent, executed = {"cost": cost}, {}, {}
+    scenario.options, spent, executed = {"cost": cost}, {}, {}
     gap = GapMeter()
 
     def watch(policy, event):
@@ -343,21 +349,25 @@ def test_P1_P3_hold_for_every_cost_in_its_own_measure(world, cost):
         if event["event"] != "arrive":
             waiting = policy.backlog.waiting_of
             for client in [c for c in gap.waiting if c not in waiting]:
-                gap.leaves(client)
+                gap.leave(client)
             for client in [c for c in waiting if c not in gap.waiting]:
-                gap.joins(client, served)
-            gap.moved(list(gap.waiting), served)
-        for id, tab in policy.tabs.items():
-            executed[id] = tab
+                gap.join(client, served)
+            gap.update(list(gap.waiting), served)
+        for id, charge in policy.charge_of.items():
+            executed[id] = charge
         spent.update(served)
 
-    life = live(world, watch)
+    run = run_scenario(scenario, watch)
     owed = {}
-    for tab in executed.values():
-        h = life.policy.cost.of(tab.extend, tab.hit, tab.output) if tab.done + tab.output else 0
-        owed[tab.request.client] = owed.get(tab.request.client, 0) + h
-    assert owed == {c: w for c, w in life.policy.served().items() if c in owed}
-    assert gap.largest <= life.bound
+    for charge in executed.values():
+        h = (
+            run.policy.cost.of(charge.extend_tok, charge.hit_tok, charge.output_tok)
+            if charge.executed_tok + charge.output_tok
+            else 0
+        )
+        owed[charge.request.client] = owed.get(charge.request.client, 0) + h
+    assert owed == {c: w for c, w in run.policy.served().items() if c in owed}
+    assert gap.largest <= run.bound
 
 
 def test_P14_charging_and_cancelling_in_turns_hoards_no_credit():
@@ -372,6 +382,6 @@ def test_P14_charging_and_cancelling_in_turns_hoards_no_credit():
             if request.client == "other":
                 policy.finish(request.id)
         policy.pick(0.0)
-        for id in [id for id in policy.tabs if id.startswith("h")]:
+        for id in [id for id in policy.charge_of if id.startswith("h")]:
             policy.cancel(id, prefilled_tok=0)
         assert policy.credit("hoarder") <= policy.quantum

@@ -31,7 +31,7 @@ def model():
 
 
 def requests():
-    """A floods, B shares a beginning, C asks for little: 60 requests, all at once."""
+    """A floods, B's prompts share a prefix, C sends little: 60 requests, all at once."""
     rng = np.random.default_rng(0)
     shared = rng.integers(0, VOCAB, 16).tolist()
     for i in range(60):

@@ -1,4 +1,4 @@
-"""Hand-checked traces, one a policy: an engine whose prefill yields no token and whose memory is reserved."""
+"""Hand-checked traces of an engine whose prefill yields no token and whose memory is reserved."""
 
 import pytest
 

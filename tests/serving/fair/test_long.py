@@ -1,16 +1,16 @@
-"""Nightly: a million events of each policy, every invariant looked at all the way (`make test-long`)."""
+"""Nightly: a million events per policy, with every invariant checked after each event (`make test-long`)."""
 
 import pytest
 
 from serving.fair.ledger import SCALE
+from tests.serving.fair.scenario import Scenario, run_scenario
 from tests.serving.fair.test_bounds import LOCAL, OPTIONS
-from tests.serving.fair.world import World, live
 
 EVENTS = 1_000_000
 
 
 class Watch:
-    """Counts events and violations of what a policy promises; looks at every event."""
+    """Counts events and violations of the policy's invariants."""
 
     def __init__(self, policy: str, half_bound: float | None, debt_tok: float):
         self.policy, self.half_bound, self.debt_tok = policy, half_bound, debt_tok
@@ -20,7 +20,7 @@ class Watch:
     def __call__(self, policy, event):
         self.events += 1
         if event["event"] == "arrive":
-            return  # told before the policy hears of it
+            return  # logged before the policy is called
         accounts = policy.ledger.accounts
         for account in accounts.values():
             self.violations += account.raw != account.lifts + account.charges - account.refunds
@@ -44,7 +44,7 @@ def test_a_million_events_without_a_violation(policy, capsys):
     events = done = 0
     gap, seed, widest, violations = 0.0, 0, 0.0, 0
     while events < EVENTS:
-        world = World(
+        scenario = Scenario(
             seed=seed,
             clients=2 + seed % 5,
             requests=20_000,
@@ -59,18 +59,18 @@ def test_a_million_events_without_a_violation(policy, capsys):
             policy=policy,
             options=options,
         )
-        jobs = world.jobs()
-        memory_tok, longest = world.memory_tok + 4, max(job.prompt_tok for job in jobs)
+        jobs = scenario.jobs()
+        memory_tok, longest = scenario.memory_tok + 4, max(job.prompt_tok for job in jobs)
         half = memory_tok * 2.0
         watch = Watch(policy, half, half + longest)
-        life = live(world, watch, jobs, keep=False)
-        found = life.meter.report()
-        bound = life.policy.gap_bound(memory_tok=memory_tok, max_prompt_tok=longest)
+        run = run_scenario(scenario, watch, jobs, keep=False)
+        found = run.meter.report()
+        bound = run.policy.gap_bound(memory_tok=memory_tok, max_prompt_tok=longest)
         violations += watch.violations
         if bound is not None and policy != "wvtc":  # whose bound is on service divided by weight
             violations += found.gap > bound
         violations += found.finished + found.cancelled != len(jobs)
-        billed = {client: amount / SCALE for client, amount in life.policy.served().items()}
+        billed = {client: amount / SCALE for client, amount in run.policy.served().items()}
         violations += any(found.service[client] != amount for client, amount in billed.items())
         events, done = events + watch.events, done + found.finished
         gap, widest = max(gap, found.gap), max(widest, watch.widest)

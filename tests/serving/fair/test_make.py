@@ -1,4 +1,4 @@
-"""Policies by name, and bills that no event sequence can bend."""
+"""Policies by name, and charges that equal the executed work after any event sequence."""
 
 import pytest
 
@@ -108,7 +108,7 @@ def test_cancelled_while_waiting_pays_nothing():
 def test_an_event_out_of_order_is_refused():
     policy = fair.make("vtc")
     policy.arrive(RequestInfo("r", "A", 0, 10, 64), 0.0)
-    with pytest.raises(ValueError, match="'r' is waiting; this event needs it running"):
+    with pytest.raises(ValueError, match="'r' is waiting; this event requires a running request"):
         policy.finish("r")
-    with pytest.raises(ValueError, match="'r' arrives, but one of that id is still live"):
+    with pytest.raises(ValueError, match="'r' arrived, but a request of that id is still live"):
         policy.arrive(RequestInfo("r", "A", 1, 10, 64), 0.0)

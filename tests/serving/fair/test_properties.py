@@ -1,5 +1,4 @@
-"""What must not happen: negative controls, state that cannot be saved, identities that pay, ledgers that
-drift."""
+"""Negative controls, snapshots, forgetting of idle clients, split identities and exact ledgers."""
 
 import json
 import random
@@ -15,8 +14,8 @@ from serving.request import RequestInfo
 from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.workload import SimulatedRequest
 from tests.serving.fair.oracle import Oracle
+from tests.serving.fair.scenario import Scenario, run_scenario
 from tests.serving.fair.test_bounds import LOCAL, OPTIONS
-from tests.serving.fair.world import World, live
 
 U2 = 2 * 2 * 200  # 2U at memory 200, weights 1 and 2
 
@@ -37,8 +36,8 @@ def burst(client, count, at_s, first=0, prompt=10, output=10):
 
 
 def gap(policy, jobs, admission="reserve", memory_tok=200, **options):
-    world = World(policy=policy, options=options, memory_tok=memory_tok, admission=admission)
-    return Oracle(live(world, jobs=sorted(jobs, key=lambda job: job.arrival_s)).log).gap()
+    scenario = Scenario(policy=policy, options=options, memory_tok=memory_tok, admission=admission)
+    return Oracle(run_scenario(scenario, jobs=sorted(jobs, key=lambda job: job.arrival_s)).log).gap()
 
 
 def test_P4_errata_2U_fails_under_peak_admission():
@@ -92,9 +91,9 @@ class ArtifactVtc(Vtc):
 
     def finish(self, id):
         super().finish(id)
-        running = [i for i in self.tabs if i not in self.backlog]
+        running = [i for i in self.charge_of if i not in self.backlog]
         for other in running:
-            self.tabs[other].account.charge(2 * SCALE)
+            self.charge_of[other].account.charge(2 * SCALE)
 
 
 def test_errata_the_extra_charge_at_every_finish_breaks_conservation():
@@ -126,8 +125,8 @@ def test_errata_weights_in_proportion_to_demand_prove_nothing():
         order = [c for i in range(max(counts.values())) for c, n in counts.items() if i < n]
         jobs = [job for i, c in enumerate(order) for job in burst(c, 1, 0.0, i)]
         random.Random(0).shuffle(jobs)
-        world = World(policy=policy, memory_tok=200, options=options)
-        history = Oracle(live(world, jobs=jobs).log).history
+        scenario = Scenario(policy=policy, memory_tok=200, options=options)
+        history = Oracle(run_scenario(scenario, jobs=jobs).log).history
         served = [served for waiting, served in history if len(waiting) == len(counts)][-1]
         return [served[c] / sum(served.values()) for c in counts]
 
@@ -178,7 +177,7 @@ def test_P23_floats_drift_from_the_exact_ledger_and_integers_do_not():
 
 
 def drive(policy, rng, steps, restored_at=None, remake=None, sweep=False):
-    """A random life without a scheduler; returns every decision.
+    """Drives a policy through random events without a scheduler; returns every decision.
 
     At `restored_at` the policy is swapped for its restored self; `sweep` forgets at every arrival.
     """
@@ -283,7 +282,7 @@ def test_P25_dlpm_forgets_who_has_a_newcomers_credit_and_never_debt():
 def sybil_share(policy, attackers, honest):
     names = [f"evil/{i}" for i in range(attackers)] + [f"good{i}" for i in range(honest)]
     jobs = [job for i in range(200) for n in names for job in burst(n, 1, 0.0, i)]
-    history = Oracle(live(World(policy=policy, memory_tok=200), jobs=jobs).log).history
+    history = Oracle(run_scenario(Scenario(policy=policy, memory_tok=200), jobs=jobs).log).history
     served = [served for waiting, served in history if len(waiting) == len(names)][-1]
     return sum(w for c, w in served.items() if c.startswith("evil")) / sum(served.values())
 

@@ -1,4 +1,4 @@
-"""Routers: where requests go, what that costs the client, and what becomes of both when workers fail."""
+"""Routers: placement, charges, and worker failures."""
 
 import random
 
@@ -27,7 +27,7 @@ def request(i, client="a", prompt=10, output=5):
 
 def hold(router, worker, key, tokens, load):
     """Makes the router believe that a worker holds a prefix and has so many requests."""
-    router.tree.insert([(key, tokens)], worker)
+    router.prefix_map.insert([(key, tokens)], worker)
     router.load_of[worker] = load
 
 
@@ -152,6 +152,6 @@ def test_the_tree_of_routes_is_bounded_and_forgets_leaves_first(routes):
     for worker, first, second in routes:
         tree.insert([(first, 4), (second, 4)], worker)
         assert len(tree) <= 5
-        assert tree.matched([(first, 4), (second, 4)])[worker] == 8
-    tree.forget(0)
-    assert all(0 not in node.workers for node in tree._used)
+        assert tree.match([(first, 4), (second, 4)])[worker] == 8
+    tree.remove_worker(0)
+    assert all(0 not in node.workers for node in tree._lru)

@@ -7,17 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.kvcache.allocator import NULL_PAGE, Group, PageAllocator
+from serving.kvcache.allocator import NULL_PAGE, PageAllocator
 from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.radix_tree import RadixTree
 from serving.kvcache.tokens import TokenIds
+from tests.serving.kv_groups import group
 
 PAGE = 4
 
 
 def memory(windows=(None, 6), num_pages=40, slots=4, span=8, max_tok=64) -> KVCacheManager:
-    groups = [Group(w, num_pages) for w in windows]
-    return KVCacheManager(groups, page_tok=PAGE, max_slots=slots, max_tok=max_tok, span_tok=span)
+    return KVCacheManager(
+        [group(w, num_pages) for w in windows], page_tok=PAGE, max_slots=slots, max_tok=max_tok, span_tok=span
+    )
 
 
 class Contents:
@@ -37,9 +39,8 @@ class Contents:
 
     def check_visible(self, kv, tokens, query):
         """Everything a query at `query` may read is there and belongs to this request's own tokens."""
-        for g, group in enumerate(self.mem.groups):
-            oldest = 0 if group.window is None else max(0, query - group.window + 1)
-            for t in range(oldest, query):
+        for g, kind in enumerate(self.mem.groups):
+            for t in range(getattr(kind, "window", 0) and max(0, query - kind.window + 1), query):
                 page = self.mem.tables[g][kv.slot, t // PAGE]
                 assert self.page[g][page, t % PAGE] == tuple(tokens[: t + 1])
 
@@ -122,7 +123,7 @@ def test_a_finished_prompt_is_found_by_the_next_one_up_to_its_last_token():
 
 
 def test_a_hit_may_not_end_where_a_window_page_is_gone():
-    tree = RadixTree(PAGE, [None, 6])
+    tree = RadixTree(PAGE, [group(None, 99), group(6, 99)])
     tokens = TokenIds(range(16))
     # The window group kept only its last two pages: positions 8..15.
     tree.insert(tokens, 0, [[1, 2, 3, 4], [0, 0, 3, 4]])
@@ -133,7 +134,7 @@ def test_a_hit_may_not_end_where_a_window_page_is_gone():
 
 
 def test_eviction_takes_the_oldest_leaf_first_and_never_what_is_locked():
-    tree = RadixTree(PAGE, [None])
+    tree = RadixTree(PAGE, [group(None, 99)])
     tree.insert(TokenIds([1] * 8), 0, [[1, 2]])
     tree.insert(TokenIds([2] * 8), 0, [[3, 4]])
     lock, _ = tree.acquire(TokenIds([1] * 9), 0, 8)
@@ -144,11 +145,11 @@ def test_eviction_takes_the_oldest_leaf_first_and_never_what_is_locked():
 
 
 def test_evicting_window_pages_keeps_full_pages_of_inner_nodes():
-    tree = RadixTree(PAGE, [None, 6])
+    tree = RadixTree(PAGE, [group(None, 99), group(6, 99)])
     tree.insert(TokenIds([1] * 8), 0, [[1, 2], [1, 2]])
     tree.insert(TokenIds([1] * 8 + [2] * 4), 0, [[0, 0, 3], [0, 0, 3]])
     assert tree.evict(1, 1) == [[], [1, 2]]
-    assert tree.held == [3, 1]
+    assert [pages.held for pages in tree.pages] == [3, 1]
     assert tree.match(TokenIds([1] * 8 + [2] * 4), 0, 12) == 0, (
         "a query at 12 would read positions 7.. of page 1"
     )
@@ -156,10 +157,10 @@ def test_evicting_window_pages_keeps_full_pages_of_inner_nodes():
 
 def test_freeing_a_page_twice_is_a_bug_that_raises():
     pages = PageAllocator(4)
-    taken = pages.take(2)
-    pages.give([*taken, NULL_PAGE])
+    taken = pages.allocate(2)
+    pages.free([*taken, NULL_PAGE])
     with pytest.raises(ValueError, match="freed twice"):
-        pages.give(taken)
+        pages.free(taken)
 
 
 def test_reservation_counts_pages_a_lock_made_unevictable():

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from serving.config import Limits
 from serving.engine.plan import RequestState, StepPlan, StepResult
 from serving.engine.scheduler import Scheduler
-from serving.kvcache.allocator import Group
 from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.reservation import SlidingReservations, max_pages_spanned
 from serving.kvcache.tokens import TokenIds
 from serving.request import RequestInfo
 from tests.serving.engine.test_scheduler import OldestFirst
+from tests.serving.kv_groups import group
 
 PAGE = 4
 LONGEST = 40
@@ -28,7 +28,7 @@ def scheduler(windows, spare, log, *, overlap=False, **limits) -> Scheduler:
     """Sliding pools with `spare` pages more than what the longest request needs alone."""
     limits = Limits(**limits)
     span = max(limits.chunk_tok, max(limits.decode_steps) * (1 + overlap))
-    groups = [Group(w, 2 + spare + _alone(w, span)) for w in windows]
+    groups = [group(w, 2 + spare + _alone(w, span)) for w in windows]
     memory = KVCacheManager(
         groups, page_tok=PAGE, max_slots=6, max_tok=LONGEST, span_tok=span, step_tok=limits.step_tok
     )
@@ -80,13 +80,15 @@ def lives(windows, spare, seed, requests=24, tamper=lambda pool: None, **limits)
     log: list[dict] = []
     overlap = limits.get("overlap", False)
     sched = scheduler(windows, spare, log.append, **limits)
-    for pool in sched.memory.promises:
+    for pool in sched.memory.reservations:
         if isinstance(pool, SlidingReservations):
             tamper(pool)
     serve(sched, random.Random(seed), requests, overlap=overlap)
     assert sched.memory.slots_free == 6
     assert all(
-        pool.room(0) == pool.total for pool in sched.memory.promises if isinstance(pool, SlidingReservations)
+        pool.room(0) == pool.total
+        for pool in sched.memory.reservations
+        if isinstance(pool, SlidingReservations)
     )
     return log
 
@@ -131,7 +133,7 @@ CROWDED = {"chunk_tok": 8, "step_tok": 32, "decode_steps": (8, 1)}
 
 def without_reserve(pool: SlidingReservations) -> None:
     """Newcomers are promised all there is: nothing is left to lend."""
-    pool.admits = lambda share, within: pool.promised + pool.lent + share.promise <= pool.total
+    pool.can_admit = lambda new, available: pool.reserved + pool.borrowed + new.reserved <= pool.total
 
 
 def test_without_a_reserve_prompts_wait_for_each_other_for_ever():
@@ -149,17 +151,17 @@ def test_without_a_reserve_prompts_wait_for_each_other_for_ever():
 @pytest.mark.parametrize("lent_to_anyone", [False, True])
 def test_what_one_row_is_promised_is_not_lent_to_another(lent_to_anyone):
     """Two rows of window 8 are promised 3 pages each and hold 2: of 6, two are left, one for each."""
-    memory = KVCacheManager([Group(8, 1 + 6)], page_tok=PAGE, max_slots=2, max_tok=64, span_tok=8)
-    [pool] = memory.promises
+    memory = KVCacheManager([group(8, 1 + 6)], page_tok=PAGE, max_slots=2, max_tok=64, span_tok=8)
+    [pool] = memory.reservations
     if lent_to_anyone:  # the negative control
-        pool.gives = lambda share, pages, within: pages <= within
+        pool.can_grow = lambda reservation, pages, available: pages <= available
     rows = []
     for _ in range(2):
         kv, _ = memory.admit(TokenIds([1] * 8), None, 40, reserve=True)
         assert memory.grow(kv, 0, 8)
         memory.computed(kv, TokenIds([1] * 8), 8, share=False)
         rows.append(kv)
-    assert [share.held for row in rows for share in row.shares] == [2, 2]
+    assert [r.held for row in rows for r in row.reservations] == [2, 2]
     assert memory.grow(rows[0], 8, 16) is lent_to_anyone, "two pages, of which it was promised one"
     assert memory.grow(rows[1], 8, 9) is not lent_to_anyone, "one, which it was promised"
 
@@ -169,7 +171,7 @@ def test_requests_that_decode_are_promised_their_window_and_no_more():
     pages = 10 * max_pages_spanned(6, PAGE)
     chunk = max_pages_spanned(6 - 1 + 8, PAGE) - max_pages_spanned(6, PAGE)
     memory = KVCacheManager(
-        [Group(6, 1 + pages + chunk)], page_tok=PAGE, max_slots=20, max_tok=64, span_tok=8
+        [group(6, 1 + pages + chunk)], page_tok=PAGE, max_slots=20, max_tok=64, span_tok=8
     )
     sequences = []
     while got := memory.admit(TokenIds(range(30)), None, 64, reserve=True):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from mixattn.cache import Paged
 from mixattn.spec import ModelConfig, kv_bytes
 from serving.config import Limits
-from serving.kvcache.allocator import Group
 from serving.kvcache.manager import KVCacheManager
 from serving.kvcache.sizing import split
 from serving.kvcache.tokens import TokenIds
+from tests.serving.kv_groups import group
 
 LIMITS = Limits(chunk_tok=6, step_tok=12, decode_steps=(4, 1))
 
@@ -27,7 +27,7 @@ def at_once(config: ModelConfig, num_pages: int, window_pages: int, request_tok:
     if any(pages[w] < 2 for w in windows):
         return 0
     memory = KVCacheManager(
-        [Group(w, pages[w]) for w in windows], page_tok=page, max_slots=99, max_tok=request_tok, span_tok=6,
+        [group(w, pages[w]) for w in windows], page_tok=page, max_slots=99, max_tok=request_tok, span_tok=6,
         step_tok=LIMITS.step_tok, reuse=False,
     )  # fmt: skip
     if memory.never_fits(request_tok):

@@ -1,4 +1,4 @@
-"""The theorem: out of order gives what lock-step gives; and the wrong rules do not (regression cases)."""
+"""Out-of-order runs end as lock-step runs do, and runs under wrong rules do not (negative controls)."""
 
 import json
 import random
@@ -14,20 +14,27 @@ from serving.metropolis import CausalityError, Reach, in_place, multi_version
 from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.schedule.rules import Margin
 from serving.metropolis.schedule.space import METRICS
-from tests.serving.metropolis.example_worlds import Case, Muddle, Told, build, play, same
+from tests.serving.metropolis.example_worlds import (
+    Case,
+    RandomLatencyModel,
+    RunRecord,
+    build,
+    run_case,
+    same_end,
+)
 
 REACHES = ((4, 1), (2, 1), (1, 1), (2, 2), (0, 1), (1, 2), (1, 3))
 MIXED = (Reach(4, 1), Reach(1, 1, 2), Reach(0, 2), Reach(3, 0, 1), Reach(2, 1))
 
 
 def verdict(case: Case, **options) -> str:
-    """`same`, `differs`, or `caught` if the engine itself noticed the hazard."""
-    want = play(case, "parallel_sync")
+    """`same`, `differs`, or `caught` if the engine raised an error."""
+    want = run_case(case, "parallel_sync")
     try:
-        got = play(case, latency=case.seed + 1, verify_views=True, **options)
+        got = run_case(case, latency=case.seed + 1, verify_views=True, **options)
     except (CausalityError, AssertionError):
         return "caught"
-    return "same" if same(want, got) else "differs"
+    return "same" if same_end(want, got) else "differs"
 
 
 def check_log(case: Case, got) -> None:
@@ -37,7 +44,7 @@ def check_log(case: Case, got) -> None:
 
 
 def random_case(seed: int) -> Case:
-    """Anything the rules allow: 1 to 20 agents, every metric, equal or mixed reaches, promises or none."""
+    """Draws 1 to 20 agents, any metric, equal or mixed reaches, with or without promises."""
     draw = random.Random(f"case {seed}")
     metric = draw.choice(["chebyshev", "manhattan", "euclidean", "graph"])
     graph_reaches = ((1, 0, 0), (1, 1), (0, 1), (2, 1))
@@ -54,11 +61,11 @@ def random_case(seed: int) -> Case:
     )
 
 
-def compare(seed: int) -> tuple[Case, Told]:
+def compare(seed: int) -> tuple[Case, RunRecord]:
     case = random_case(seed)
-    want = play(case, "parallel_sync")
-    got = play(case, latency=seed + 1, verify_views=True)
-    assert same(want, got), case
+    want = run_case(case, "parallel_sync")
+    got = run_case(case, latency=seed + 1, verify_views=True)
+    assert same_end(want, got), case
     check_log(case, got)
     return case, got
 
@@ -88,7 +95,10 @@ def test_a_world_that_keeps_versions_allows_the_wider_rule(reach):
     for seed in range(6):
         case = Case(seed, (Reach(*reach),), versioned=True)
         assert verdict(case, rule=multi_version) == "same"
-        took = [play(case, llm=Muddle(even=True), rule=r).meter.elapsed_s for r in (multi_version, in_place)]
+        took = [
+            run_case(case, llm=RandomLatencyModel(even=True), rule=r).stats.elapsed_s
+            for r in (multi_version, in_place)
+        ]
         shares.append(took[0] / took[1])
     assert max(shares) <= 1 + 1e-9
     if reach[0] > reach[1]:  # seeing far costs nothing now
@@ -101,28 +111,28 @@ def test_the_wider_rule_on_a_single_version_world_is_noticed():
 
 def test_modes_in_one_thread_and_in_parallel_agree():
     for seed in range(5):
-        assert same(play(Case(seed), "single_thread"), play(Case(seed), "parallel_sync"))
+        assert same_end(run_case(Case(seed), "single_thread"), run_case(Case(seed), "parallel_sync"))
 
 
 def test_the_order_in_which_a_server_answers_changes_nothing():
-    runs = [play(Case(3), latency=order) for order in range(6)]
+    runs = [run_case(Case(3), latency=order) for order in range(6)]
     assert len({tuple(c.members for c in run.log) for run in runs}) > 1, "the orders did not differ"
-    assert all(same(runs[0], run) for run in runs)
+    assert all(same_end(runs[0], run) for run in runs)
 
 
-# ---- rules that must fail (each has been published, or is one tick too bold) ----
+# ---- rules that must fail (published ones, and ones that are too small by one step) ----
 def published(a, b):
     """The radius as printed, without the correction for agents that move farther than they see."""
     return Margin(a.perceive + a.move, a.perceive + a.move, a.perceive + a.move)
 
 
 def reads_only(a, b):
-    """Guards what the leader reads, not what the follower has yet to read."""
+    """Protects the leader's reads, not the follower's later reads."""
     return replace(in_place(a, b), block=a.perceive, still=a.perceive)
 
 
 def couples_late(a, b):
-    """Treats agents of one step as independent once they cannot see each other."""
+    """Treats agents of one step as independent if they cannot perceive each other."""
     return replace(in_place(a, b), couple=a.perceive)
 
 
@@ -150,7 +160,7 @@ def forgets_a_step(a, b):
     ],
     ids=["published-0-1", "published-1-2", "published-1-3", "reads", "couples", "minus-one", "forgets"],
 )
-def test_a_bolder_rule_is_caught_or_ends_differently(rule, reaches, worlds):
+def test_a_wrong_rule_is_caught_or_ends_differently(rule, reaches, worlds):
     bad = sum(verdict(Case(seed, reaches), rule=rule) != "same" for seed in range(worlds))
     good = sum(verdict(Case(seed, reaches)) != "same" for seed in range(min(worlds, 10)))
     assert bad > 0
@@ -173,13 +183,13 @@ def test_a_metric_that_never_exceeds_the_worlds_own_is_safe(rule_metric):
         assert verdict(Case(seed, metric="euclidean", rule_metric=rule_metric)) == "same"
 
 
-def test_the_auditor_catches_what_a_bold_rule_let_through():
-    """The auditor on its own: bold runs that the engine was not asked to watch."""
+def test_the_audit_catches_runs_under_a_wrong_rule():
+    """The audit alone, of runs under a wrong rule without `verify_views`."""
     caught = 0
     for seed in range(10):
         case = Case(seed)
         try:
-            check_log(case, play(case, latency=seed, rule=reads_only))
+            check_log(case, run_case(case, latency=seed, rule=reads_only))
         except (Violation, AssertionError):
             caught += 1
     assert caught > 0
@@ -188,17 +198,17 @@ def test_the_auditor_catches_what_a_bold_rule_let_through():
 @pytest.mark.long
 @pytest.mark.parametrize("block", range(20))
 def test_ten_thousand_random_worlds_end_as_in_lock_step(block):
-    """Leaves a line a block in runs/metropolis/equality.jsonl; the committed log is a copy of it."""
+    """Appends one line per block to runs/metropolis/equality.jsonl; the committed log is a copy of it."""
     began, sums, kinds = time.perf_counter(), Counter(), Counter()
     for seed in range(1000 + 500 * block, 1500 + 500 * block):
         case, got = compare(seed)
         kinds[case.metric] += 1
         sums.update(
             worlds=1,
-            agent_steps=got.meter.agent_steps,
-            commits=got.meter.commits,
-            calls=got.meter.calls,
-            worlds_out_of_order=max(got.meter.leads, default=0) > 0,
+            agent_steps=got.stats.agent_steps,
+            commits=got.stats.commits,
+            calls=got.stats.calls,
+            worlds_out_of_order=max(got.stats.leads, default=0) > 0,
             differences=0,
         )
     line = {"first_seed": 1000 + 500 * block, **sums, **kinds}

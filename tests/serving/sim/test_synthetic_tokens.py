@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from serving.kvcache.allocator import NULL_PAGE
 from serving.kvcache.radix_tree import RadixTree
 from serving.sim.synthetic_tokens import SyntheticTokens
+from tests.serving.kv_groups import group
 
 runs = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=4)
 
@@ -42,7 +43,7 @@ def test_runs_cut_and_compare_as_their_tokens_do(first, second, data):
 def test_P21_the_tree_holds_what_was_put_in_and_tells_watchers_of_every_change(seed, windows):
     rng = random.Random(seed)
     page = 2
-    tree = RadixTree(page, windows)
+    tree = RadixTree(page, [group(w, 99) for w in windows])
     waiting = {
         f"w{i}": SyntheticTokens([(rng.choice("ab"), rng.choice([2, 4, 6])), (f"own{i}", 6)])
         for i in range(8)
@@ -65,18 +66,18 @@ def test_P21_the_tree_holds_what_was_put_in_and_tells_watchers_of_every_change(s
         elif what < 0.85 and locks:
             tree.release(locks.pop(rng.randrange(len(locks))))
         else:
-            group = rng.randrange(len(windows))
-            evictable, held = tree.evictable[group], tree.held[group]
-            freed = tree.evict(group, rng.randint(1, 4))
-            assert len(freed[group]) <= evictable
-            assert tree.held[group] == held - len(freed[group])
-        assert all(0 <= tree.evictable[g] <= tree.held[g] for g in range(len(windows)))
+            g = rng.randrange(len(windows))
+            evictable, held = tree.pages[g].evictable, tree.pages[g].held
+            freed = tree.evict(g, rng.randint(1, 4))
+            assert len(freed[g]) <= evictable
+            assert tree.pages[g].held == held - len(freed[g])
+        assert all(0 <= tree.pages[g].evictable <= tree.pages[g].held for g in range(len(windows)))
         for lock in locks:
             assert NULL_PAGE not in tree.path_pages(lock)[0], (
                 "locked pages of full attention are never evicted"
             )
-        touched = tree.touched()
+        touched = tree.watcher.take()
         for id in waiting if touched is None else touched:
             known[id] = tree.watch(id, waiting[id], "", len(waiting[id]))
-        tree.touched()
+        tree.watcher.take()
         assert known == {id: tree.match(tokens, "", len(tokens)) for id, tokens in waiting.items()}

@@ -1,4 +1,4 @@
-"""Faults, resuming, barriers, comings and goings, and how far a fast agent may get ahead."""
+"""Faults, resuming, barriers, births and deaths, and the lead of a fast agent."""
 
 import asyncio
 import math
@@ -30,19 +30,22 @@ from serving.metropolis import (
 )
 from serving.metropolis.runtime.audit import audit
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.schedule.rules import in_place, max_lead
+from serving.metropolis.schedule.rules import in_place
 from serving.metropolis.schedule.space import METRICS
 from serving.metropolis.world import Birth
 from tests.serving.metropolis.example_worlds import (
     Case,
     MarkWorld,
-    Muddle,
+    Nursery,
+    RandomLatencyModel,
     Wanderer,
     build,
+    build_nursery,
     grid_ball,
-    play,
-    same,
-    told,
+    max_lead,
+    record_run,
+    run_case,
+    same_end,
 )
 
 CASE = Case(5)
@@ -50,22 +53,25 @@ CASE = Case(5)
 
 # ---- faults ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", range(4))
-def test_one_call_in_ten_failing_or_hanging_changes_nothing(seed):
+def test_results_do_not_change_if_one_call_in_ten_fails_or_hangs(seed):
     case = Case(seed)
-    want = play(case, "parallel_sync")
-    model = Muddle(seed, fail=0.05, hang=0.05)
-    got = play(
-        case, llm=model, patience=RetryPolicy(timeout_s=60, retries=20, backoff_s=0.1), verify_views=True
+    want = run_case(case, "parallel_sync")
+    model = RandomLatencyModel(seed, fail=0.05, hang=0.05)
+    got = run_case(
+        case,
+        llm=model,
+        retry_policy=RetryPolicy(timeout_s=60, max_retries=20, backoff_s=0.1),
+        verify_views=True,
     )
-    assert got.meter.retries > 0
-    assert same(want, got)
+    assert got.stats.retries > 0
+    assert same_end(want, got)
 
 
 class Mute:
-    """Never answers some agents, whatever the number of attempts."""
+    """Never answers some agents, in any attempt."""
 
     def __init__(self, silent, why=None):
-        self._silent, self._why, self._inner = silent, why, Muddle(1)
+        self._silent, self._why, self._inner = silent, why, RandomLatencyModel(1)
 
     async def complete(self, prompt, *, client="", **options):
         if client in self._silent:
@@ -75,27 +81,28 @@ class Mute:
         return await self._inner.complete(prompt, client=client, **options)
 
 
-def test_an_agent_whose_model_stays_silent_falls_back_alike_in_both_modes():
-    patience = RetryPolicy(timeout_s=5, retries=1, backoff_s=0.1)
+def test_an_agent_without_answers_falls_back_in_both_modes_alike():
+    retry_policy = RetryPolicy(timeout_s=5, max_retries=1, backoff_s=0.1)
     runs = [
-        play(CASE, mode, llm=Mute({"a01"}), patience=patience) for mode in ("parallel_sync", "metropolis")
+        run_case(CASE, mode, llm=Mute({"a01"}), retry_policy=retry_policy)
+        for mode in ("parallel_sync", "metropolis")
     ]
-    assert runs[1].meter.fallbacks > 0
-    assert same(*runs)
+    assert runs[1].stats.fallbacks > 0
+    assert same_end(*runs)
 
 
-def test_a_failure_that_cannot_be_mended_is_not_tried_again():
+def test_a_permanent_failure_is_not_retried():
     model = Mute({"a01"}, CallFailed("HTTP 401", transient=False))
-    got = play(CASE, llm=model, patience=RetryPolicy(retries=5))
-    assert got.meter.fallbacks > 0
-    assert got.meter.retries == 0
+    got = run_case(CASE, llm=model, retry_policy=RetryPolicy(max_retries=5))
+    assert got.stats.fallbacks > 0
+    assert got.stats.retries == 0
 
 
 class Stubborn(Wanderer):
     fallback = None
 
 
-def test_without_a_fallback_the_run_aborts_with_whole_commits_and_can_go_on():
+def test_without_a_fallback_the_run_aborts_and_can_be_resumed():
     world, agents = build(CASE)
     stubborn = {n: Stubborn(a.around, a.move, a.write) for n, a in agents.items()}
     store = InMemoryStore()
@@ -105,24 +112,24 @@ def test_without_a_fallback_the_run_aborts_with_whole_commits_and_can_go_on():
         Mute({"a03"}, CallFailed("no", transient=False)),
         seed=5,
         store=store,
-        patience=RetryPolicy(),
+        retry_policy=RetryPolicy(),
     )
     with pytest.raises(Aborted, match="'a03' at step"):
         run_virtual(broken.run(CASE.steps))
-    want = play(CASE, "parallel_sync")
+    want = run_case(CASE, "parallel_sync")
     world, agents = build(CASE)
-    sim = Simulation(world, agents, Muddle(1), seed=5, store=store)
-    got = told(run_virtual(sim.run(CASE.steps, resume=True)), world, store)
-    assert same(want, got)
+    sim = Simulation(world, agents, RandomLatencyModel(1), seed=5, store=store)
+    got = record_run(run_virtual(sim.run(CASE.steps, resume=True)), world, store)
+    assert same_end(want, got)
 
 
 def test_cancelling_leaves_no_half_commit():
-    want = play(CASE, "parallel_sync")
+    want = run_case(CASE, "parallel_sync")
     world, agents = build(CASE)
     store = InMemoryStore()
 
     async def cut_short():
-        sim = Simulation(world, agents, Muddle(1), seed=5, store=store)
+        sim = Simulation(world, agents, RandomLatencyModel(1), seed=5, store=store)
         async with asyncio.timeout(6.5):
             await sim.run(CASE.steps)
 
@@ -131,41 +138,41 @@ def test_cancelling_leaves_no_half_commit():
     kept = len(store.log)
     assert 0 < kept < len(want.history) * CASE.steps
     world, agents = build(CASE)
-    sim = Simulation(world, agents, Muddle(2), seed=5, store=store)
-    got = told(run_virtual(sim.run(CASE.steps, resume=True)), world, store)
-    assert same(want, got)
+    sim = Simulation(world, agents, RandomLatencyModel(2), seed=5, store=store)
+    got = record_run(run_virtual(sim.run(CASE.steps, resume=True)), world, store)
+    assert same_end(want, got)
 
 
 # ---- resuming -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_resuming_from_any_commit_gives_the_same_end(kind, tmp_path):
     case = Case(5, agents=6, size=16, steps=8, stay_for=3)
-    want = play(case, "parallel_sync")
+    want = run_case(case, "parallel_sync")
     store = InMemoryStore() if kind == "memory" else SqliteStore(tmp_path / "run.db")
-    whole = play(case, store=store, checkpoint_every=3)
-    assert same(want, whole)
+    whole = run_case(case, store=store, checkpoint_every=3)
+    assert same_end(want, whole)
     cuts = range(len(whole.log), -1, -1 if kind == "memory" else -7)
     for cut in cuts:
         world, agents = build(case)
-        sim = Simulation(world, agents, Muddle(cut), seed=5, store=store, checkpoint_every=3)
-        got = told(run_virtual(sim.run(case.steps, resume=True, upto=cut)), world, store)
-        assert same(want, got), f"resumed from commit {cut}"
+        sim = Simulation(world, agents, RandomLatencyModel(cut), seed=5, store=store, checkpoint_every=3)
+        got = record_run(run_virtual(sim.run(case.steps, resume=True, upto=cut)), world, store)
+        assert same_end(want, got), f"resumed from commit {cut}"
 
 
-def test_a_resumed_run_pays_no_call_twice(tmp_path):
+def test_a_resumed_run_repeats_no_call(tmp_path):
     store = InMemoryStore()
-    whole = play(CASE, store=store)
-    model = Muddle(3)
+    whole = run_case(CASE, store=store)
+    model = RandomLatencyModel(3)
     world, agents = build(CASE)
     sim = Simulation(world, agents, model, seed=5, store=store)
     run_virtual(sim.run(CASE.steps, resume=True, upto=len(whole.log) // 2))
-    assert model.asked == 0
-    assert sim.meter.reused > 0
+    assert model.attempts == 0
+    assert sim.stats.reused > 0
 
 
-def test_a_call_recorded_for_another_question_is_a_divergence():
+def test_a_call_recorded_with_another_prompt_is_a_divergence():
     store = InMemoryStore()
-    play(CASE, store=store)
+    run_case(CASE, store=store)
 
     class Changed(Wanderer):
         async def proceed(self, view, ctx):
@@ -174,19 +181,19 @@ def test_a_call_recorded_for_another_question_is_a_divergence():
 
     world, agents = build(CASE)
     changed = {n: Changed(a.around, a.move, a.write) for n, a in agents.items()}
-    sim = Simulation(world, changed, Muddle(), seed=5, store=store)
+    sim = Simulation(world, changed, RandomLatencyModel(), seed=5, store=store)
     with pytest.raises(Divergence, match="a new question"):
         run_virtual(sim.run(CASE.steps, resume=True, upto=0))
 
 
 def test_a_store_with_another_run_is_refused():
     store = InMemoryStore()
-    play(CASE, store=store)
+    run_case(CASE, store=store)
     world, agents = build(CASE)
     with pytest.raises(ValueError, match="resume it or name another"):
-        run_virtual(Simulation(world, agents, Muddle(), seed=5, store=store).run(3))
+        run_virtual(Simulation(world, agents, RandomLatencyModel(), seed=5, store=store).run(3))
     with pytest.raises(ValueError, match="seed"):
-        run_virtual(Simulation(world, agents, Muddle(), seed=6, store=store).run(3, resume=True))
+        run_virtual(Simulation(world, agents, RandomLatencyModel(), seed=6, store=store).run(3, resume=True))
 
 
 _CHILD = """
@@ -194,10 +201,10 @@ import sys, asyncio
 from serving.metropolis import Simulation, SqliteStore
 from tests.serving.metropolis.example_worlds import *
 
-class Slow(Muddle):
+class Slow(RandomLatencyModel):
     async def complete(self, prompt, **options):
         await asyncio.sleep(0.002)
-        return Completion(str(key(prompt, options["seed"])), Usage(1, 1))
+        return Completion(str(stable_hash(prompt, options["seed"])), Usage(1, 1))
 
 case = Case(5, steps=30)
 world, agents = build(case)
@@ -208,7 +215,7 @@ sim.run_sync(30, resume=True)
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_process_resumes_to_the_same_end(seed, tmp_path):
-    """kill -9 at a random moment of a real process; every commit with calls and every paid call is kept."""
+    """kill -9 at a random moment of a real process; commits with calls and completed calls are kept."""
     root = Path(__file__).resolve().parents[4]
     path, draw = tmp_path / "run.db", random.Random(seed)
     child = subprocess.Popen(
@@ -222,15 +229,15 @@ def test_a_killed_process_resumes_to_the_same_end(seed, tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     store = SqliteStore(path)
-    kept, paid = list(store.commits()), list(store.calls())
+    kept, calls = list(store.commits()), list(store.calls())
     assert len(kept) >= target
     case = Case(5, steps=30)
     world, agents = build(case)
-    sim = Simulation(world, agents, Muddle(seed), seed=5, store=store, checkpoint_every=5)
-    got = told(run_virtual(sim.run(case.steps, resume=True)), world, store)
+    sim = Simulation(world, agents, RandomLatencyModel(seed), seed=5, store=store, checkpoint_every=5)
+    got = record_run(run_virtual(sim.run(case.steps, resume=True)), world, store)
     assert [c.members for c in got.log[: len(kept)]] == [c.members for c in kept]
-    assert {(c.agent, c.step, c.index) for c in paid} <= {(c.agent, c.step, c.index) for c in store.calls()}
-    assert same(play(case, "parallel_sync"), got)
+    assert {(c.agent, c.step, c.index) for c in calls} <= {(c.agent, c.step, c.index) for c in store.calls()}
+    assert same_end(run_case(case, "parallel_sync"), got)
     store.close()
 
 
@@ -247,7 +254,7 @@ def _commits(path) -> int:
         return 0
 
 
-# ---- how far ahead --------------------------------------------------------------------------------
+# ---- leads ----------------------------------------------------------------------------------------
 class Stays:
     """Calls the model every step and never moves."""
 
@@ -258,12 +265,14 @@ class Stays:
 
 @pytest.mark.parametrize("distance", [6, 7, 10, 25])
 def test_a_slow_agent_delays_others_only_inside_its_cone(distance):
-    """The fast one reaches exactly the lead the rule grants at its distance, then waits."""
+    """The fast agent reaches exactly the lead that the rule allows at its distance, then waits."""
     reach = Reach(4, 1)
     bodies = {"fast": Body((distance, 0), reach), "slow": Body((0, 0), reach)}
     world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
     store = InMemoryStore()
-    sim = Simulation(world, {"fast": Stays(), "slow": Stays()}, Muddle(0, slow={"slow"}), store=store)
+    sim = Simulation(
+        world, {"fast": Stays(), "slow": Stays()}, RandomLatencyModel(0, slow={"slow"}), store=store
+    )
     run_virtual(sim.run(40))
     first = next(c.seq for c in store.log if c.members == ("slow",))
     lead = max((c.step + 1 for c in store.log[:first]), default=0)
@@ -278,7 +287,7 @@ def test_leads_stay_within_the_bound_and_the_slowest_never_goes_back(seed):
     sim = Simulation(
         world,
         agents,
-        Muddle(seed, slow={"a00"}),
+        RandomLatencyModel(seed, slow={"a00"}),
         seed=seed,
         on_commit=lambda _: bases.append((sim.schedule.base_step, max(sim.schedule.step))),
     )
@@ -289,7 +298,7 @@ def test_leads_stay_within_the_bound_and_the_slowest_never_goes_back(seed):
 
 
 def test_a_promise_to_stay_lets_others_run_ahead():
-    """Beside a slow sleeper one may live through its whole promise; beside one who might move, not."""
+    """Near a slow agent that promises to stay, another may run for the whole promise; otherwise not."""
     leads = {}
     for promise in (0, 30):
 
@@ -301,7 +310,7 @@ def test_a_promise_to_stay_lets_others_run_ahead():
 
         bodies = {"awake": Body((7, 0), Reach(4, 1)), "asleep": Body((0, 0), Reach(4, 1))}
         world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
-        model, store = Muddle(0, slow={"asleep"}), InMemoryStore()
+        model, store = RandomLatencyModel(0, slow={"asleep"}), InMemoryStore()
         run_virtual(
             Simulation(
                 world, {"awake": Stays(), "asleep": Sleeper()}, model, store=store, verify_views=True
@@ -322,7 +331,7 @@ def test_breaking_a_promise_is_an_error():
 
     world = MarkWorld({"a": Body((0, 0), Reach(1, 1))}, space=Grid(), around=grid_ball("chebyshev", 8))
     with pytest.raises(CausalityError, match="promised to stay until step 10"):
-        run_virtual(Simulation(world, {"a": Liar()}, Muddle()).run(5))
+        run_virtual(Simulation(world, {"a": Liar()}, RandomLatencyModel()).run(5))
 
 
 @pytest.mark.parametrize(
@@ -340,14 +349,14 @@ def test_leaving_ones_reach_is_an_error_and_nothing_of_the_step_stays(action, wo
     world = MarkWorld({"a": Body((0, 0), Reach(1, 1))}, space=Grid(), around=grid_ball("chebyshev", 8))
     store = InMemoryStore()
     with pytest.raises(CausalityError, match=words):
-        run_virtual(Simulation(world, {"a": Jumper()}, Muddle(), store=store).run(5))
+        run_virtual(Simulation(world, {"a": Jumper()}, RandomLatencyModel(), store=store).run(5))
     assert store.log == []
     assert world.marks == {}
 
 
 # ---- barriers, births, deaths, small worlds -------------------------------------------------------
 class Herald:
-    """At step 5 everyone reads what anyone wrote, anywhere, and jumps to its own corner."""
+    """At step 5 every agent jumps to its own corner."""
 
     def __init__(self, inner, corner):
         self.inner, self.corner = inner, corner
@@ -359,60 +368,41 @@ class Herald:
         return Intent({**intent.action, "to": self.corner}, intent.state)
 
 
-def test_at_a_barrier_everyone_meets_and_may_reach_anywhere():
+def test_at_a_barrier_all_agents_step_together_and_reach_is_unlimited():
     def one(mode):
         world, agents = build(CASE)
         heralds = {n: Herald(a, (3 * i, 0)) for i, (n, a) in enumerate(sorted(agents.items()))}
-        return play(CASE, mode, world=world, agents=heralds, barriers={5})
+        return run_case(CASE, mode, world=world, agents=heralds, barriers={5})
 
     want, got = one("parallel_sync"), one("metropolis")
-    assert same(want, got)
+    assert same_end(want, got)
     assert next(c for c in got.log if c.step == 5).members == tuple(sorted(want.history))
     assert len([c for c in got.log if c.step == 4]) > 1
     world, _ = build(CASE)
     audit(got.log, world.reset(5), METRICS["chebyshev"], barriers={5})
 
 
-class Nursery(MarkWorld):
-    """At step 3 the first two agents each have a child; at step 6 the third leaves."""
-
-    def resolve(self, step, intents):
-        out = MarkWorld.resolve(self, step, intents)
-        if step == 3:
-            out.births = [
-                Birth(n, n + "x", Body(self.places[n][-1][1], Reach(2, 1)))
-                for n in ("a00", "a01")
-                if n in intents
-            ]
-        if step == 6 and "a02" in intents:
-            out.deaths = ["a02"]
-            out.moves = {n: p for n, p in out.moves.items() if n != "a02"}
-        return out
-
-
 @pytest.mark.parametrize("seed", range(6))
-def test_agents_born_and_gone_on_the_way_change_nothing_about_equality(seed):
+def test_runs_with_births_and_deaths_end_as_in_lock_step(seed):
     case = Case(seed)
 
     def one(mode, store=None, **options):
-        world, agents = build(case)
-        nursery = Nursery(world._bodies, space=world.space, around=world._around)
-        family = {**agents, **{n + "x": agents[n] for n in ("a00", "a01")}}
-        return play(case, mode, world=nursery, agents=family, store=store, **options)
+        nursery, family = build_nursery(case)
+        return run_case(case, mode, world=nursery, agents=family, store=store, **options)
 
     store = InMemoryStore()
     want, got = one("parallel_sync"), one("metropolis", store, checkpoint_every=2)
-    assert same(want, got)
+    assert same_end(want, got)
     assert "a00x" in got.positions
     assert "a02" not in got.positions
     world, _ = build(case)
     audit(got.log, world.reset(seed), METRICS["chebyshev"])
-    world, agents = build(case)
-    nursery = Nursery(world._bodies, space=world.space, around=world._around)
-    family = {**agents, **{n + "x": agents[n] for n in ("a00", "a01")}}
-    sim = Simulation(nursery, family, Muddle(9), seed=seed, store=store, checkpoint_every=2)
-    again = told(run_virtual(sim.run(case.steps, resume=True, upto=len(got.log) * 2 // 3)), nursery, store)
-    assert same(want, again)
+    nursery, family = build_nursery(case)
+    sim = Simulation(nursery, family, RandomLatencyModel(9), seed=seed, store=store, checkpoint_every=2)
+    again = record_run(
+        run_virtual(sim.run(case.steps, resume=True, upto=len(got.log) * 2 // 3)), nursery, store
+    )
+    assert same_end(want, again)
 
 
 def test_a_child_that_would_reach_farther_than_its_parent_is_an_error():
@@ -422,7 +412,7 @@ def test_a_child_that_would_reach_farther_than_its_parent_is_an_error():
 
     world = Giant({"a": Body((0, 0), Reach(1, 1))}, space=Grid(), around=grid_ball("chebyshev", 8))
     with pytest.raises(CausalityError, match="its parent"):
-        run_virtual(Simulation(world, {"a": Wanderer(world._around, 1, 1)}, Muddle()).run(2))
+        run_virtual(Simulation(world, {"a": Wanderer(world._around, 1, 1)}, RandomLatencyModel()).run(2))
 
 
 @pytest.mark.parametrize(
@@ -438,8 +428,8 @@ def test_a_child_that_would_reach_farther_than_its_parent_is_an_error():
     ids=["one agent", "one cell", "sees everything", "cannot move", "alone in the dark", "no steps"],
 )
 def test_the_smallest_and_widest_worlds(case):
-    want, got = play(case, "parallel_sync"), play(case, latency=4, verify_views=True)
-    assert same(want, got)
+    want, got = run_case(case, "parallel_sync"), run_case(case, latency=4, verify_views=True)
+    assert same_end(want, got)
     if case.size == 1 or case.reaches[0].perceive == math.inf:
         assert [c.members for c in got.log] == [c.members for c in want.log]
 
@@ -450,9 +440,9 @@ def test_steps_without_calls_never_wait_for_the_event_loop():
             return Intent({"to": view[3], "mark": (view[3], 1)})
 
     world, agents = build(CASE)
-    got = play(CASE, world=world, agents={n: Walks() for n in agents})
-    assert got.meter.elapsed_s == 0
-    assert got.meter.calls == 0
+    got = run_case(CASE, world=world, agents={n: Walks() for n in agents})
+    assert got.stats.elapsed_s == 0
+    assert got.stats.calls == 0
 
 
 def test_equality_at_a_threshold_blocks():
@@ -461,23 +451,23 @@ def test_equality_at_a_threshold_blocks():
         bodies = {"a": Body((0, 0), Reach(4, 1)), "b": Body((distance, 0), Reach(4, 1))}
         world = MarkWorld(bodies, space=Grid(), around=grid_ball("chebyshev", 64))
         store = InMemoryStore()
-        run_virtual(Simulation(world, {"a": Stays(), "b": Stays()}, Muddle(), store=store).run(1))
+        run_virtual(Simulation(world, {"a": Stays(), "b": Stays()}, RandomLatencyModel(), store=store).run(1))
         assert (len(store.log) == 1) is together
 
 
-# ---- the model's side -----------------------------------------------------------------------------
+# ---- the model and the event loop -----------------------------------------------------------------
 def test_no_more_calls_are_in_flight_than_allowed_and_earlier_steps_go_first():
     served = []
 
-    class Watches(Muddle):
+    class Watches(RandomLatencyModel):
         async def complete(self, prompt, *, priority=0, **options):
             served.append(priority)
-            return await Muddle.complete(self, prompt, priority=priority, **options)
+            return await RandomLatencyModel.complete(self, prompt, priority=priority, **options)
 
     world, agents = build(Case(2, agents=16, size=60))
     sim = Simulation(world, agents, Watches(), seed=2, max_in_flight=3)
     run_virtual(sim.run(12))
-    assert sim.meter.peak_in_flight <= 3
+    assert sim.stats.peak_in_flight <= 3
     inversions = sum(a > b for a, b in pairwise(served)) / len(served)
     world, agents = build(Case(2, agents=16, size=60))
     served.clear()
@@ -495,43 +485,43 @@ def test_random_numbers_of_a_step_depend_on_seed_agent_and_step_only():
 
     for mode in ("parallel_sync", "metropolis"):
         world, agents = build(CASE)
-        play(CASE, mode, world=world, agents={n: Draws() for n in agents})
+        run_case(CASE, mode, world=world, agents={n: Draws() for n in agents})
     assert all(len(values) == 1 for values in drawn.values())
     assert len({next(iter(v)) for v in drawn.values()}) == len(drawn)
 
 
-def test_a_world_that_runs_dry_is_noticed():
+def test_a_deadlock_in_virtual_time_is_an_error():
     async def never():
         await asyncio.get_running_loop().create_future()
 
-    with pytest.raises(RuntimeError, match="nothing is left to happen"):
+    with pytest.raises(RuntimeError, match="no event is scheduled"):
         run_virtual(never())
 
 
 def test_the_live_loop_runs_the_same_simulation():
     world, agents = build(CASE)
-    from serving.metropolis.world import key
+    from serving.metropolis.world import stable_hash
 
     class Quick(Scripted):
         async def complete(self, prompt, *, seed=None, **options):
             await asyncio.sleep(0)
             from mixattn.evals.llm import Completion
 
-            return Completion(str(key(prompt, seed)))
+            return Completion(str(stable_hash(prompt, seed)))
 
     store = InMemoryStore()
     result = Simulation(world, agents, Quick(str), seed=5, store=store).run_sync(CASE.steps)
-    assert same(play(CASE, "parallel_sync"), told(result, world, store))
+    assert same_end(run_case(CASE, "parallel_sync"), record_run(result, world, store))
 
 
 def test_a_simulation_runs_once_and_needs_every_agent():
     world, agents = build(CASE)
-    sim = Simulation(world, agents, Muddle())
+    sim = Simulation(world, agents, RandomLatencyModel())
     run_virtual(sim.run(1))
     with pytest.raises(ValueError, match="has run already"):
         run_virtual(sim.run(2))
     with pytest.raises(ValueError, match="no agent of that name"):
-        run_virtual(Simulation(world, {}, Muddle()).run(1))
+        run_virtual(Simulation(world, {}, RandomLatencyModel()).run(1))
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
@@ -540,10 +530,10 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         SqliteStore(tmp_path / "run.db")
 
 
-def test_bad_patience_and_modes_are_refused_in_one_sentence():
+def test_bad_retry_policies_and_modes_are_refused():
     world, agents = build(CASE)
-    with pytest.raises(ValueError, match=r"patience\.retries is -1"):
-        Simulation(world, agents, Muddle(), patience=RetryPolicy(retries=-1))
+    with pytest.raises(ValueError, match=r"retry_policy\.max_retries is -1"):
+        Simulation(world, agents, RandomLatencyModel(), retry_policy=RetryPolicy(max_retries=-1))
     with pytest.raises(ValueError, match="needs `sights`"):
-        run_virtual(Simulation(world, agents, Muddle(), mode="oracle").run(1))
+        run_virtual(Simulation(world, agents, RandomLatencyModel(), mode="oracle").run(1))
     assert Write("a", (0, 0), 1).agent == "a"

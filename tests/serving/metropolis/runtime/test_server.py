@@ -73,13 +73,13 @@ def test_jumping_over_iterations_changes_no_finishing_time(seed):
 
 def test_a_call_on_an_idle_server_takes_its_unloaded_time():
     [done] = simulated(ONE, [(2.0, 600, 20, 0)])
-    assert done == pytest.approx(2.0 + ONE.alone_s(600, 20))
-    assert ONE.alone_s(600, 20) == pytest.approx(0.0003 * 600 + 20 * 0.067)
+    assert done == pytest.approx(2.0 + ONE.unloaded_s(600, 20))
+    assert ONE.unloaded_s(600, 20) == pytest.approx(0.0003 * 600 + 20 * 0.067)
 
 
 def test_calls_go_to_the_least_busy_replica():
     together = simulated(replace(ONE, replicas=2), [(0, 100, 10, 0)] * 2)
-    assert together == pytest.approx([ONE.alone_s(100, 10)] * 2)
+    assert together == pytest.approx([ONE.unloaded_s(100, 10)] * 2)
 
 
 def test_of_calls_that_wait_the_earlier_step_goes_first():

@@ -1,4 +1,4 @@
-"""Rules by hand, the index against brute force, and the graph against the definition."""
+"""Rules by hand, the index against brute force, and the dependency graph against its definition."""
 
 import math
 import random
@@ -12,13 +12,12 @@ from serving.metropolis.schedule.rules import (
     blocked,
     earliest_release,
     in_place,
-    max_lead,
     moves_left,
     multi_version,
 )
-from serving.metropolis.schedule.schedulers import LockStep, NoDependency, Oracle, make
+from serving.metropolis.schedule.schedulers import LockStep, NoDependency, Oracle, make_schedule
 from serving.metropolis.schedule.space import Grid, Hops
-from tests.serving.metropolis.example_worlds import ring_with_chords
+from tests.serving.metropolis.example_worlds import max_lead, ring_with_chords
 
 TOWN = Reach(4, 1)
 
@@ -49,8 +48,8 @@ def test_the_paper_rule_in_numbers():
     assert blocked(6, margin, moves_left(3, 0, still_until=2), 1)
 
 
-def test_nobody_is_released_before_earliest_release_and_somebody_is_at_it():
-    """Brute force over every way B can move on a line."""
+def test_earliest_release_is_the_first_step_that_can_release():
+    """Compares with brute force over all movements of B on a line."""
     for gap in range(1, 9):
         for distance in range(12):
             margin = in_place(TOWN, TOWN)
@@ -65,7 +64,7 @@ def test_nobody_is_released_before_earliest_release_and_somebody_is_at_it():
             assert wake == frees[0]
 
 
-def test_waiting_for_one_who_cannot_move_ends_when_it_arrives():
+def test_an_agent_that_cannot_move_blocks_until_it_arrives():
     margin = in_place(Reach(1, 0), Reach(1, 0))
     assert earliest_release(1, margin, step=7, from_step=2, move_b=0) == 7
     assert max_lead(2, margin, 0) == math.inf
@@ -80,7 +79,7 @@ def test_a_reach_that_contradicts_itself_is_refused():
 
 # ---- spaces -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("metric", ["chebyshev", "manhattan", "euclidean", "hops"])
-def test_the_index_finds_whom_brute_force_finds(metric):
+def test_the_index_finds_what_brute_force_finds(metric):
     draw = random.Random(metric)
     space = ring_with_chords(60, 3) if metric == "hops" else Grid(metric)
     index = space.index(7)
@@ -94,7 +93,7 @@ def test_the_index_finds_whom_brute_force_finds(metric):
     for turn in range(400):
         agent = draw.choice(list(where))
         if turn % 50 == 49 and len(where) > 5:
-            index.drop(agent)
+            index.remove(agent)
             del where[agent]
             continue
         where[agent] = (spot() if turn % 3 else where[agent][0], where[agent][1] + draw.randint(0, 2))
@@ -102,14 +101,14 @@ def test_the_index_finds_whom_brute_force_finds(metric):
         here, radius = spot(), draw.choice([0, 1, 5, 20, 1000])
         near = {x for x, (pos, _) in where.items() if space.distance(here, pos) <= radius}
         assert near <= set(index.near(here, radius))
-        step, slack, move = draw.randint(0, 35), draw.choice([0, 3, 8]), draw.choice([0, 1, 2])
+        step, threshold, move = draw.randint(0, 35), draw.choice([0, 3, 8]), draw.choice([0, 1, 2])
 
-        def holds(x, here=here, step=step, slack=slack, move=move):
+        def blocks(x, here=here, step=step, threshold=threshold, move=move):
             pos, late = where[x]
-            return late < step and space.distance(here, pos) <= slack + (step - late) * move
+            return late < step and space.distance(here, pos) <= threshold + (step - late) * move
 
-        found = index.behind(here, step, slack, move, holds)
-        truth = {x for x in where if holds(x)}
+        found = index.behind(here, step, threshold, move, blocks)
+        truth = {x for x in where if blocks(x)}
         assert found in truth if truth else found is None
 
 
@@ -128,25 +127,33 @@ def start(*places, until=9, reach=TOWN, **options):
     return graph, graph.start([(pos, 0, reach, 0) for pos in places])
 
 
+def blocked_by(graph, agent):
+    """The agent that a waiting agent's component watches, or None."""
+    component = graph._component[agent]
+    if component is None:
+        return None
+    return next((graph.watching[x] for x in component.unchecked if graph.watching[x] >= 0), None)
+
+
 def test_agents_within_reach_start_as_one_cluster():
     _, ready = start((0, 0), (5, 0), (10, 0), (16, 0))
     assert ready == [Cluster(0, (0, 1, 2)), Cluster(0, (3,))]
 
 
-def test_a_leader_waits_for_the_one_it_could_meet_and_is_woken_when_that_one_is_far_enough():
+def test_a_leader_waits_for_an_agent_it_could_meet_until_that_one_has_advanced():
     graph, ready = start((0, 0), (7, 0))
     assert ready == [Cluster(0, (0,)), Cluster(0, (1,))]
     assert graph.commit([1], [(7, 0)]) == [Cluster(1, (1,))]  # 7 > 5 + 1
     assert graph.commit([1], [(7, 0)]) == []  # 7 = 5 + 2: equality blocks
-    assert graph.held_by(1) == 0
+    assert blocked_by(graph, 1) == 0
     assert graph.commit([0], [(0, 0)]) == [Cluster(1, (0,)), Cluster(2, (1,))]
-    assert graph.held_by(1) is None
+    assert blocked_by(graph, 1) is None
 
 
 def test_one_blocked_member_holds_its_whole_component():
     graph, _ = start((0, 0), (7, 0), (12, 0))
     graph.commit([1, 2], [(6, 0), (11, 0)])
-    assert graph.commit([0], [(0, 0)]) == [Cluster(1, (0,)), Cluster(1, (1, 2))] or graph.held_by(2) == 0
+    assert graph.commit([0], [(0, 0)]) == [Cluster(1, (0,)), Cluster(1, (1, 2))] or blocked_by(graph, 2) == 0
 
 
 def test_every_state_the_graph_reaches_obeys_the_definition():
@@ -170,7 +177,7 @@ def test_every_state_the_graph_reaches_obeys_the_definition():
 
 
 def _free_components(graph, reach):
-    """Section 2.2 by brute force: components of equal steps in which nobody is blocked."""
+    """Section 2.2 by brute force: components of equal steps without a blocked member."""
     margin, n, distance = in_place(reach, reach), len(graph.step), graph.space.distance
     left, found = {x for x in range(n) if graph.step[x] < graph.until}, []
     while left:
@@ -197,19 +204,19 @@ def _free_components(graph, reach):
     return found
 
 
-def test_a_waiting_agent_is_looked_at_again_only_when_its_witness_may_let_go():
-    """Eight steps behind and standing beside: seven of the witness's commits cost the waiter nothing."""
+def test_a_waiting_agent_is_checked_again_only_when_its_witness_may_stop_blocking():
+    """Eight steps behind and close by: most commits of the witness cause no search."""
     graph, _ = start((0, 0), (40, 0), until=99)
     while (ready := graph.commit([1], [(40, 0)])) and graph.step[1] < 99:
         assert ready == [Cluster(graph.step[1], (1,))]
-    lead, before = graph.step[1], graph.checks
+    lead, before = graph.step[1], graph.blocker_searches
     for _ in range(lead):
         if graph.commit([0], [(0, 0)])[-1].members == (1,):
             break
-    assert graph.checks - before <= math.log2(lead) + graph.step[0] + 1
+    assert graph.blocker_searches - before <= math.log2(lead) + graph.step[0] + 1
 
 
-def test_barriers_hold_the_fast_until_the_last_arrives():
+def test_agents_wait_at_a_barrier_for_the_last_one():
     graph, _ = start((0, 0), (90, 0), barriers={2})
     assert graph.commit([0], [(0, 0)]) == [Cluster(1, (0,))]
     assert graph.commit([0], [(0, 0)]) == []
@@ -220,7 +227,7 @@ def test_barriers_hold_the_fast_until_the_last_arrives():
 def test_agents_must_be_numbered_in_order():
     graph, _ = start((0, 0))
     with pytest.raises(ValueError, match="numbered in order"):
-        graph._new(5, (0, 0), 0, TOWN)
+        graph._add(5, (0, 0), 0, TOWN)
 
 
 # ---- the other modes ----------------------------------------------------------------------------------
@@ -234,7 +241,7 @@ def test_the_oracle_meets_before_and_after_a_sighting():
     agents = [((0, 0), 0, TOWN, 0), ((0, 0), 0, TOWN, 0)]
     assert oracle.start(agents) == [Cluster(0, (0,)), Cluster(0, (1,))]
     assert oracle.commit([0], [None]) == []  # waits for 1 to have 1 step: they see each other at 1
-    assert oracle.held_by(0) == 1
+    assert oracle._waiters == {(1, 1): [0]}
     assert oracle.commit([1], [None]) == [Cluster(1, (1,)), Cluster(1, (0,))]
     assert oracle.commit([1], [None]) == []  # and again after it
     assert oracle.commit([0], [None]) == [Cluster(2, (0,)), Cluster(2, (1,))]
@@ -247,4 +254,4 @@ def test_no_dependency_offers_every_step_at_once():
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="'fast' is not one of single_thread"):
-        make("fast", Grid(), until=1)
+        make_schedule("fast", Grid(), until=1)

@@ -15,11 +15,11 @@ from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
-from serving.metropolis.runtime.store import from_json, to_json
+from serving.metropolis.runtime.store import outcome_from_json, outcome_to_json
 from serving.metropolis.schedule.space import chebyshev
 from serving.metropolis.town import PEOPLE, clock, prompts, step_at, town
 from serving.metropolis.town.streets import Streets
-from tests.serving.metropolis.example_worlds import Muddle
+from tests.serving.metropolis.example_worlds import RandomLatencyModel
 
 STEPS = 200
 
@@ -42,7 +42,7 @@ def test_the_towns_story_is_the_same_in_any_order(lived):
     want, lockstep, _ = live("parallel_sync")
     assert (want.positions, want.states) == (result.positions, result.states)
     assert lockstep.snapshot() == world.snapshot()
-    assert result.meter.elapsed_s < want.meter.elapsed_s
+    assert result.stats.elapsed_s < want.stats.elapsed_s
 
 
 def test_a_towns_log_passes_the_audit_and_a_forged_one_does_not(lived):
@@ -82,9 +82,13 @@ def test_nobody_shares_a_tile_or_stands_in_a_wall(lived):
 
 def test_residents_without_a_model_still_live_their_day():
     result, _, _ = live(
-        "metropolis", 4, Muddle(0, fail=1.0), patience=RetryPolicy(retries=0), checkpoint_every=20
+        "metropolis",
+        4,
+        RandomLatencyModel(0, fail=1.0),
+        retry_policy=RetryPolicy(max_retries=0),
+        checkpoint_every=20,
     )
-    assert result.meter.fallbacks > 0
+    assert result.stats.fallbacks > 0
     assert len({tuple(p) for p in result.positions.values()}) == 4
 
 
@@ -102,7 +106,7 @@ class Babbler:
 def test_residents_survive_a_model_that_answers_nonsense():
     result, _, store = live("metropolis", 6, Babbler())
     assert result.steps == dict.fromkeys(result.positions, STEPS)
-    assert any("onerror" in json.dumps(to_json(c.outcome)) for c in store.log)
+    assert any("onerror" in json.dumps(outcome_to_json(c.outcome)) for c in store.log)
 
 
 def test_plans_are_read_leniently():
@@ -132,7 +136,7 @@ def test_a_town_has_a_bed_for_everyone_and_no_more():
 def test_outcomes_survive_json(lived):
     _, _, store = lived
     for commit in store.log[::20]:
-        again = from_json(json.loads(json.dumps(to_json(commit.outcome))))
+        again = outcome_from_json(json.loads(json.dumps(outcome_to_json(commit.outcome))))
         assert again.moves == dict(commit.outcome.moves)
         assert tuple(again.writes) == tuple(commit.outcome.writes)
 
@@ -246,7 +250,7 @@ def test_the_town_runs_against_any_openai_compatible_server(run_module, tmp_path
         (["run", "--steps=0"], "at least 1"),
         (["check", "--workdir=nowhere"], "does not exist"),
         (["experiment"], "--config is missing"),
-        (["rehearse", "--trace=missing.jsonl"], "missing.jsonl"),
+        (["simulate", "--trace=missing.jsonl"], "missing.jsonl"),
     ],
 )
 def test_mistakes_get_one_sentence(args, words, run_module, tmp_path):
@@ -259,14 +263,14 @@ def test_mistakes_get_one_sentence(args, words, run_module, tmp_path):
 
 
 def test_help_teaches(run_module):
-    assert "rehearse --trace" in run_module("serving.metropolis", "--help").stdout
+    assert "simulate --trace" in run_module("serving.metropolis", "--help").stdout
 
 
-def test_a_trace_is_written_and_rehearsed(run_module, tmp_path):
+def test_a_trace_is_written_and_simulated(run_module, tmp_path):
     path = tmp_path / "day.jsonl"
     made = run_module("serving.metropolis", "trace", f"--out={path}", "--agents=6")
     assert made.returncode == 0, made.stderr
-    done = run_module("serving.metropolis", "rehearse", f"--trace={path}", "--replicas=2", "--json")
+    done = run_module("serving.metropolis", "simulate", f"--trace={path}", "--replicas=2", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert rows["critical_s"] <= rows["oracle"]["elapsed_s"] * 1.02

@@ -5,7 +5,7 @@ import pytest
 from serving.metropolis import InMemoryStore, Simulation, in_place, multi_version
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, graph
-from tests.serving.metropolis.example_worlds import Muddle
+from tests.serving.metropolis.example_worlds import RandomLatencyModel
 
 SMALL = NetworkConfig(nodes=40, steps=20, longest=8)
 
@@ -14,10 +14,12 @@ def talk(mode, rule=in_place):
     world, poster = SocialNetwork(SMALL), Poster(SMALL)
     agents = {world.name(i): poster for i in range(SMALL.nodes)}
     store = InMemoryStore()
-    sim = Simulation(world, agents, Muddle(even=True), mode=mode, rule=rule, store=store, verify_views=True)
+    sim = Simulation(
+        world, agents, RandomLatencyModel(even=True), mode=mode, rule=rule, store=store, verify_views=True
+    )
     result = run_virtual(sim.run(SMALL.steps))
     posts = {i: sorted(map(tuple, entries)) for i, entries in world.posts.items()}
-    return posts, result.meter
+    return posts, result.stats
 
 
 def test_by_version_everyone_reads_what_lock_step_shows_and_waits_for_contacts_only():

@@ -1,4 +1,4 @@
-"""Random lives of a server, driven by the real scheduler in virtual time; every event is kept."""
+"""Random workloads on a simulated server with the real scheduler in virtual time."""
 
 import random
 from dataclasses import dataclass, field
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from serving import fair
 from serving.config import Limits
 from serving.fair.metrics import ServiceMeter
-from serving.kvcache.allocator import Group
 from serving.kvcache.manager import KVCacheManager
 from serving.sim.cost import StepCost
 from serving.sim.memory import TokenMemory
@@ -14,18 +13,21 @@ from serving.sim.simulator import ServingSimulation
 from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Worker
 from serving.sim.workload import SimulatedRequest
+from tests.serving.kv_groups import group
 
 PAGE_TOK = 4
 
 
 @dataclass
-class World:
+class Scenario:
     """One workload and one server.
 
     Attributes:
-      shape: how requests come: all at once, spread, in bursts, on and off.
-      lengths: `flat`, or `heavy` (few long among many short).
-      prefixes: shared beginnings a client's requests have; 0 switches the prefix cache off.
+      shape: arrival pattern: `burst` (all at once), `spread` (Poisson) or `waves`.
+      lengths: `flat`, or `heavy` (heavy-tailed).
+      prefixes: number of shared prefixes among a client's requests; 0 switches the prefix cache off.
+      shared: whether the clients share these prefixes.
+      slack: maximum excess of a request's output limit over its output.
     """
 
     seed: int = 0
@@ -83,10 +85,10 @@ class World:
 
 
 @dataclass
-class Life:
-    """What a world came to."""
+class ScenarioRun:
+    """The result of a scenario."""
 
-    world: World
+    scenario: Scenario
     log: list[dict]
     worker: Worker
     meter: ServiceMeter
@@ -95,46 +97,46 @@ class Life:
 
     @property
     def bound(self) -> float | None:
-        return self.policy.gap_bound(memory_tok=self.world.memory_tok, max_prompt_tok=self.max_prompt_tok)
+        return self.policy.gap_bound(memory_tok=self.scenario.memory_tok, max_prompt_tok=self.max_prompt_tok)
 
     def order(self) -> list[str]:
         return [event["id"] for event in self.log if event["event"] == "admit"]
 
 
-def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
-    """Runs a world to its end.
+def run_scenario(scenario: Scenario, watch=None, jobs=None, keep=True, planned=None) -> ScenarioRun:
+    """Runs a scenario to its end.
 
     `watch(policy, event)` sees every event as it is logged; `keep` keeps them; `planned(scheduler, now_s)` is
     called after every plan, when no more is admitted.
     """
-    jobs = world.jobs() if jobs is None else jobs
+    jobs = scenario.jobs() if jobs is None else jobs
     limits = Limits(
         chunk_tok=10_000,
         step_tok=10_000,
         decode_steps=(1, 2, 3, 4, 8),
-        admit_every=world.every,
-        admission="reserve" if world.admission == "reserve" else "optimistic",
+        admit_every=scenario.every,
+        admission="reserve" if scenario.admission == "reserve" else "optimistic",
     )
     log: list[dict] = []
-    cached = 0.0 if world.prefixes else 1.0
+    cached = 0.0 if scenario.prefixes else 1.0
     meter = ServiceMeter(cached=cached, curves=False)
 
-    def tell(event):
+    def record(event):
         if keep:
             log.append(event)
         meter.take(event)
         if watch:
             watch(worker.scheduler.policy, event)
 
-    if world.prefixes:
-        pages = -(-world.memory_tok // PAGE_TOK) + 1
+    if scenario.prefixes:
+        pages = -(-scenario.memory_tok // PAGE_TOK) + 1
         memory = KVCacheManager(
-            [Group(None, pages)], page_tok=PAGE_TOK, max_slots=64, max_tok=10_000, span_tok=10_000
+            [group(None, pages)], page_tok=PAGE_TOK, max_slots=64, max_tok=10_000, span_tok=10_000
         )
     else:
-        memory = TokenMemory(world.memory_tok, admission=world.admission)
-    policy = make(world)
-    worker = Worker(policy, memory, limits, StepCost(), tell)
+        memory = TokenMemory(scenario.memory_tok, admission=scenario.admission)
+    policy = make(scenario)
+    worker = Worker(policy, memory, limits, StepCost(), record)
     if planned:
         plan = worker.scheduler.plan
 
@@ -146,10 +148,10 @@ def live(world: World, watch=None, jobs=None, keep=True, planned=None) -> Life:
         worker.scheduler.plan = plan_and_look
     ServingSimulation([worker], jobs).run()
     longest = max(job.prompt_tok for job in jobs)
-    return Life(world, log, worker, meter, worker.scheduler.policy, longest)
+    return ScenarioRun(scenario, log, worker, meter, worker.scheduler.policy, longest)
 
 
-def make(world: World):
+def make(scenario: Scenario):
     """The policy, or for those that look at the cache what makes it."""
-    options = world.options | ({"cost": "extend"} if world.prefixes else {})
-    return lambda match: fair.make(world.policy, match=match, **options)
+    options = scenario.options | ({"cost": "extend"} if scenario.prefixes else {})
+    return lambda match: fair.make(scenario.policy, match=match, **options)

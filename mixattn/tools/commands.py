@@ -1,0 +1,72 @@
+"""The `mixattn` command: every command of the project with one line each.
+
+mixattn                      this list
+mixattn train --config=configs/demo.py --workdir=runs/demo      the same as python -m train.main ...
+"""
+
+import importlib.util
+import runpy
+import sys
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A module that `python -m` runs, and what it does."""
+
+    module: str
+    says: str
+
+
+COMMANDS: dict[str, Command] = {
+    "spec": Command("mixattn.spec", "draw a K/V wiring and the memory it takes"),
+    "params": Command("mixattn.params", "count a model's parameters"),
+    "hf": Command("mixattn.hf", "convert checkpoints from and to Hugging Face layout"),
+    "fits": Command("mixattn.tools.aot_fit", "whether serving a model fits a TPU or GPU, without having one"),
+    "train": Command("train.main", "train a model from a config"),
+    "tokenize": Command("train.data", "tokenize a corpus before training"),
+    "train-fits": Command("train.aot_fit", "whether training a model fits a TPU or GPU, without having one"),
+    "recall": Command("train.experiments.recall", "experiment: recall beyond the windows, by wiring"),
+    "wiring-quality": Command(
+        "train.experiments.wiring_quality", "experiment: loss against KV bytes, by wiring"
+    ),
+    "uptrain": Command("train.experiments.uptrain", "experiment: bring a dense model into a wiring"),
+    "serve": Command("serving.main", "serve a checkpoint offline: policies compared, or a file of requests"),
+    "report": Command("serving.offline.report", "draw the report of a training and serving run"),
+    "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
+    "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
+    "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
+    "bench-model": Command("mixattn.bench", "benchmark: decoding beside transformers, windows"),
+    "bench-train": Command("train.bench", "benchmark: the training loop beside its bare step, and PyTorch"),
+    "bench-serving": Command("serving.bench", "benchmark: the engine, part by part, and its peers"),
+    "aot-record": Command("pallas_kernels.aot_record", "what the TPU and GPU compilers make of every kernel"),
+}
+
+
+def main() -> None:
+    """Runs `mixattn NAME ...` as `python -m MODULE ...`."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print(listing())
+        return
+    name = sys.argv[1]
+    if name not in COMMANDS:
+        print(f"error: {name!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"mixattn {name}", *sys.argv[2:]]
+    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+
+
+def listing() -> str:
+    """One line per command that this installation has."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"  {name:{width}}  {command.says}"
+        for name, command in COMMANDS.items()
+        if importlib.util.find_spec(command.module.split(".")[0]) is not None
+    ]
+    return "\n".join(
+        ["usage: mixattn COMMAND [flags]      (mixattn COMMAND --help explains one)", "", *lines]
+    )
+
+
+if __name__ == "__main__":
+    main()
