@@ -161,13 +161,13 @@ def compiled_memory(chip: str, lower: Callable[[], jax.stages.Lowered]) -> Compi
     try:
         memory: Any = compile_lowered(lower()).memory_analysis()
     except jax.errors.JaxRuntimeError as why:
-        return _parse_out_of_memory(str(why), capacity)
+        return parse_out_of_memory(str(why), capacity)
     arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return CompiledMemory(arguments, memory.temp_size_in_bytes, total, capacity)
 
 
-def _parse_out_of_memory(message: str, capacity: int) -> CompiledMemory:
+def parse_out_of_memory(message: str, capacity: int) -> CompiledMemory:
     """The main memory that the compiler's error message reports as needed.
 
     Raises:

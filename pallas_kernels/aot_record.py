@@ -189,6 +189,8 @@ def regressions(rows: list[Row], record: list[dict[str, str]]) -> Iterator[str]:
 
 def _guarded(argv: list[str]) -> None:
     try:
+        if argv[1:]:
+            raise ValueError(f"{argv[1]!r} is no flag; --help lists the flags")
         main()
     except (ValueError, OSError) as why:
         _fail(why)
@@ -196,8 +198,8 @@ def _guarded(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except ValueError as why:
+        return list(flags.FLAGS(argv))
+    except flags.Error as why:
         _fail(why)
 
 

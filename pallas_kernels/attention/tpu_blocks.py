@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention import xla_streamed
 from pallas_kernels.attention.operands import StaticOptions, TokenPositions
 from pallas_kernels.attention.xla_streamed import BlockGrid
-from pallas_kernels.masks import visible
+from pallas_kernels.masks import positions_seen, visible
 from pallas_kernels.typing import Ref, Shaped
 
 # Rows (queries x G) and keys of a tile. Keys are lanes of the scores: a multiple of 128 on the device.
@@ -41,7 +41,8 @@ def max_blocks_in_view(
     """
     if static.window is None or positions.q_pos_BT is not None:
         return n_blocks
-    return min(n_blocks, (static.window + held + passing - 3) // passing + 1)
+    touched = xla_streamed.max_blocks_touched(positions_seen(held, static.window), passing)
+    return min(n_blocks, touched)
 
 
 def token_meta(grid: BlockGrid, B: int, G: int) -> tuple[jax.Array, jax.Array]:

@@ -91,6 +91,11 @@ def backward(
     return grid.join_queries(dq), dk_BKSH[:, :, :S], dv_BKSH[:, :, :S]
 
 
+def max_blocks_touched(n_positions: int, block: int) -> int:
+    """Maximum number of blocks that `n_positions` consecutive positions touch, at the worst alignment."""
+    return (n_positions + block - 2) // block + 1
+
+
 class BlockGrid:
     """n blocks of bq queries by m blocks of bk keys, and the range of key blocks of each query block."""
 

@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.attention import operands, xla_tiles
 from pallas_kernels.attention.operands import ScoreTransform
-from pallas_kernels.masks import oldest, visible
+from pallas_kernels.attention.xla_streamed import max_blocks_touched
+from pallas_kernels.masks import oldest, positions_seen, visible
 from pallas_kernels.paged import PagedCall, Pool, pagewise, read
 from pallas_kernels.typing import accumulator_dtype
 
@@ -129,7 +130,7 @@ def _tile(
 
 def pages_in_view(window: int, chunk: int, page_size: int) -> int:
     """Maximum number of pages that `chunk` consecutive queries see, at the worst alignment to pages."""
-    return (window - 1 + chunk + page_size - 2) // page_size + 1
+    return max_blocks_touched(positions_seen(chunk, window), page_size)
 
 
 def _by_position(weight_BCNnt: jax.Array, logical_Bn: jax.Array, P: int) -> jax.Array:

@@ -225,7 +225,7 @@ def test_what_the_tpu_kernel_does_not_support_it_names():
 def test_shared_pages_are_right_whether_few_or_many(max_shared, monkeypatch):
     """Four pages are shared: dense for all (16), or too many for that (1) so that pages are copied."""
     monkeypatch.setattr(pagewise, "MAX_SHARED_PAGES", max_shared)
-    case = next(c for c in CASES if c.name == "decode_shared")._replace(name=f"hot_{hot}")
+    case = next(c for c in CASES if c.name == "decode_shared")._replace(name=f"shared_{max_shared}")
     given = batch(case)
     got = run(given.q_BCNH, fill(case, given, "float32"), *row_arguments(given), case=case, backend="xla")
     np.testing.assert_allclose(got[0], oracle.paged(given)[0], atol=oracle.TOLERANCE["float32"])
