@@ -1,21 +1,20 @@
-"""What the model is, and how good it is.
+"""Inference-friendly language models: configs, the model, generation, and checkpoints.
 
     from mixattn import ModelConfig, Transformer, PATTERNS, kv_bytes, generate
 
-Names load when first used, so that asking for a config or for bytes does not import jax.
+Names are imported on first use, so that a config or a memory estimate does not import jax.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixattn.generation import generate as generate
-    from mixattn.model import Transformer as Transformer
-    from mixattn.spec import ModelConfig as ModelConfig
-    from mixattn.spec import kv_bytes as kv_bytes
-    from mixattn.spec.patterns import PATTERNS as PATTERNS
+    from mixattn.generation import generate
+    from mixattn.model import Transformer
+    from mixattn.spec import PATTERNS, ModelConfig, kv_bytes
 
 __version__ = "0.2.0"
+__all__ = ["PATTERNS", "ModelConfig", "Transformer", "__version__", "generate", "kv_bytes"]
 
 _HOME = {
     "ModelConfig": "mixattn.spec",
@@ -24,10 +23,9 @@ _HOME = {
     "generate": "mixattn.generation",
     "kv_bytes": "mixattn.spec",
 }
-__all__ = ["PATTERNS", "ModelConfig", "Transformer", "generate", "kv_bytes"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mixattn' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,8 +1,7 @@
-"""One layer's attention: its own queries, and keys and values of the layer that owns them.
+"""Attention of one layer: its own queries against the keys and values of the layer that owns them.
 
-An owner has q, k, v, o; a reader has q and o only and reads the owner's keys as stored: normed and rotated
-once.
-Source: MixAttention (arXiv 2409.15012), section 3.
+An owner has the projections q, k, v, o. A reader has q and o, and reads the owner's keys as stored:
+normalized and rotated once. Source: MixAttention (arXiv 2409.15012), section 3.
 
 Axes: B rows, T tokens, N query heads, K key/value heads, H head size, D model width.
 """
@@ -15,8 +14,12 @@ from flax import nnx
 from mixattn.layers import Linear, Norm, RopeTable, apply_rope
 from mixattn.spec import Layer, ModelConfig
 
+type ReadKV = Callable[[jax.Array], jax.Array]  # q_BTNH -> out_BTNH
+
 
 class Attention(nnx.Module):
+    """Parameters: q, o; k and v if the layer owns K/V; q_norm and k_norm with `qk_norm`."""
+
     def __init__(self, config: ModelConfig, layer: Layer, rngs: nnx.Rngs):
         self.head_dim = config.head_dim
         heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -27,24 +30,26 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config.head_dim, config, norm="rms") if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config, norm="rms") if config.qk_norm and layer.owns else None
 
-    def keys_values(self, x_BTD: jax.Array, turn: RopeTable | None) -> tuple[jax.Array, jax.Array]:
-        """k_BTKH (normed, rotated) and v_BTKH. Owners only."""
+    def keys_values(self, x_BTD: jax.Array, rope: RopeTable | None) -> tuple[jax.Array, jax.Array]:
+        """k_BTKH (normalized, rotated) and v_BTKH.
+
+        Raises:
+          ValueError: the layer is a reader.
+        """
         if self.k is None or self.v is None:
-            raise ValueError("a reader has no keys of its own; ask the layer it reads")
-        k_BTKH, v_BTKH = self._split(self.k(x_BTD)), self._split(self.v(x_BTD))
+            raise ValueError("a reader layer has no K/V projections; call the layer that it reads")
+        k_BTKH, v_BTKH = self._split_heads(self.k(x_BTD)), self._split_heads(self.v(x_BTD))
         if self.k_norm is not None:
             k_BTKH = self.k_norm(k_BTKH)
-        return apply_rope(k_BTKH, turn), v_BTKH
+        return apply_rope(k_BTKH, rope), v_BTKH
 
-    def __call__(
-        self, x_BTD: jax.Array, turn: RopeTable | None, read: Callable[[jax.Array], jax.Array]
-    ) -> jax.Array:
-        """out_BTD; `read` answers q_BTNH with out_BTNH from wherever the owner's keys and values lie."""
-        q_BTNH = self._split(self.q(x_BTD))
+    def __call__(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
+        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored."""
+        q_BTNH = self._split_heads(self.q(x_BTD))
         if self.q_norm is not None:
             q_BTNH = self.q_norm(q_BTNH)
-        out_BTNH = read(apply_rope(q_BTNH, turn))
+        out_BTNH = read_kv(apply_rope(q_BTNH, rope))
         return self.o(out_BTNH.reshape(*x_BTD.shape[:2], -1))
 
-    def _split(self, y_BTF: jax.Array) -> jax.Array:
+    def _split_heads(self, y_BTF: jax.Array) -> jax.Array:
         return y_BTF.reshape(*y_BTF.shape[:2], -1, self.head_dim)

@@ -1,14 +1,14 @@
-"""Text without a server: prefill once, then decode a batch until every row has stopped.
+"""Batch generation without a server: one prefill, then decode steps until every row has stopped.
 
-Two compiled programs per (batch, rounded lengths): prefill, and a decode loop that runs up to 16 steps before
-the host looks. Weights and cache are pytree arguments; the cache is donated.
+There are two compiled programs per (batch, rounded lengths): prefill, and a decode loop of up to `STRIDE`
+steps per call. Weights and cache are pytree arguments; the cache is donated.
 
-Axes: B rows, T prompt tokens (padded on the right), X stop ids.
+Axes: B rows, T prompt tokens (padded on the right), S steps, X stop ids.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,18 @@ from mixattn.cache import Contiguous, Ring
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams, sample
 
-STRIDE = 16  # decode steps between two looks of the host (stop, Ctrl-C, streaming)
+STRIDE = 16  # decode steps per call; between calls the host checks for stops, streams, and sees Ctrl-C
 
 
 class GenerationState(NamedTuple):
-    """What a decode step changes: the cache, each row's newest token, and whether it goes on."""
+    """The state a decode step updates: the cache, each row's newest token, and whether the row is live."""
 
     cache: Contiguous
     token_B: jax.Array
     live_B: jax.Array
+
+
+type Carry = tuple[jax.Array, GenerationState, jax.Array]  # step index, state, new tokens_SB
 
 
 def generate(
@@ -47,14 +50,16 @@ def generate(
     """Continues each prompt.
 
     Args:
-      prompts: token ids, each prompt at least one; lengths may differ.
-      temperature, top_k, top_p, min_p: see `mixattn.sample.Knobs`.
-      seed: row i draws with seed + i, whatever the other rows are.
-      stop_ids: a row ends with the first of these it produces (kept as its last token).
-      cache: `Ring` keeps what windows need, `Contiguous` everything.
-      on_tokens: called with new tokens [steps, B] as they come; -1 where a row had stopped.
+      prompts: token ids, at least one per prompt; lengths may differ.
+      temperature, top_k, top_p, min_p: see `mixattn.sample.SamplingParams`.
+      seed: row i samples with seed + i, independent of the other rows.
+      stop_ids: a row ends with the first of these that it produces, which is kept as its last token.
+      cache: `Ring` keeps what windows need, `Contiguous` every token.
+      on_tokens: called with each call's new tokens_SB; -1 for rows that had stopped.
+
     Returns:
-      New tokens of each prompt, at most `max_new_tokens`.
+      The new tokens of each prompt, at most `max_new_tokens`.
+
     Raises:
       ValueError: an empty prompt, or a token id outside the vocabulary.
     """
@@ -84,9 +89,17 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache", "capacity"))
 def prefill(
-    graphdef, params, tokens_BT, count_B, sampling_B: SamplingParams, stop_X, *, cache, capacity: int
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    tokens_BT: jax.Array,
+    count_B: jax.Array,
+    sampling_B: SamplingParams,
+    stop_X: jax.Array,
+    *,
+    cache: type[Contiguous],
+    capacity: int,
 ) -> GenerationState:
-    """Reads the prompts into an empty cache and draws each row's first token."""
+    """Runs the prompts into an empty cache and samples each row's first token."""
     model = nnx.merge(graphdef, params)
     empty = cache.init(model.config, tokens_BT.shape[0], capacity).with_counts(count_B)
     out = model.forward(tokens_BT, cache=empty, last_only=True)
@@ -96,12 +109,17 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
 def decode(
-    graphdef, params, state: GenerationState, sampling_B: SamplingParams, stop_X, steps
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    state: GenerationState,
+    sampling_B: SamplingParams,
+    stop_X: jax.Array,
+    steps: int | jax.Array,
 ) -> tuple[GenerationState, jax.Array]:
-    """Up to `STRIDE` steps, ended early when no row is live. Returns new tokens [STRIDE, B], -1 = none."""
+    """Runs `steps` <= `STRIDE` steps, fewer if no row is live. Returns tokens [STRIDE, B]; -1 = none."""
     model = nnx.merge(graphdef, params)
 
-    def step(carry):
+    def step(carry: Carry) -> Carry:
         i, state, new_SB = carry
         out = model.forward(
             state.token_B[:, None], cache=state.cache.with_counts(state.live_B.astype(jnp.int32))
@@ -111,12 +129,12 @@ def decode(
         new_SB = new_SB.at[i].set(jnp.where(state.live_B, token_B, -1))
         return i + 1, GenerationState(out.cache, token_B, state.live_B & ~_stops(token_B, stop_X)), new_SB
 
-    def more(carry):
+    def unfinished(carry: Carry) -> jax.Array:
         i, state, _ = carry
         return (i < steps) & jnp.any(state.live_B)
 
-    blank_SB = jnp.full((STRIDE, state.token_B.shape[0]), -1, jnp.int32)
-    _, state, new_SB = jax.lax.while_loop(more, step, (jnp.int32(0), state, blank_SB))
+    empty_SB = jnp.full((STRIDE, state.token_B.shape[0]), -1, jnp.int32)
+    _, state, new_SB = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state, empty_SB))
     return state, new_SB
 
 
@@ -125,16 +143,16 @@ def _stops(token_B: jax.Array, stop_X: jax.Array) -> jax.Array:
 
 
 def rounded(n: int) -> int:
-    """Lengths are rounded up by at most a sixteenth (or to 16), so that nearby ones share a program."""
+    """`n` rounded up by at most 1/16 (at least to 16), so that nearby lengths share a compiled program."""
     step = max(16, 2 ** (n.bit_length() - 5))
     return -(-n // step) * step
 
 
-def pad(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[Any, Any]:
-    """tokens_BT, padded on the right to a rounded length, and count_B.
+def pad(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """tokens_BT, padded on the right to a rounded length, and the prompt lengths count_B.
 
     Raises:
-      ValueError: no prompts, an empty one, or a token id outside the vocabulary.
+      ValueError: no prompts, an empty prompt, or a token id outside the vocabulary.
     """
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:

@@ -1,9 +1,11 @@
-"""The small parts: linear maps, norms, rotary positions, embedding, dense feed-forward.
+"""Basic layers: linear maps, norms, rotary position embedding, token embedding, dense feed-forward.
 
-Axes: B rows, T tokens, N heads, H head size, R rotated entries of a head / 2, D model width, F ffn width, V
-vocabulary. Linear maps flatten their input to [B*T, D] first: XLA's CPU matmul is up to twice as fast on
-two axes as on three. Weights start as N(0, 1 / fan_in), those that write into the residual stream smaller
-by sqrt(2 n_layers).
+Linear maps flatten their input to [B*T, D] first: XLA's CPU matmul is up to twice as fast on two axes as on
+three. Weights are initialized to N(0, 1 / fan_in); those that write into the residual stream are smaller by
+sqrt(2 n_layers).
+
+Axes: B rows, T tokens, N heads, H head size, R rotated pairs of a head, D model width, F output width, V
+vocabulary, X = B*T.
 """
 
 import functools
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mixattn.spec import ModelConfig
 
@@ -23,7 +26,7 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nn
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _normal(key, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
+def _normal(key: jax.Array, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
@@ -31,13 +34,21 @@ class Linear(nnx.Module):
     """y = x @ kernel + bias, over the last axis."""
 
     def __init__(
-        self, d_in: int, d_out: int, config: ModelConfig, rngs: nnx.Rngs, *, bias=False, residual=False
+        self,
+        d_in: int,
+        d_out: int,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        residual: bool = False,
     ):
+        """`residual`: the output is added to the residual stream."""
         std = d_in**-0.5 / (math.sqrt(2 * config.n_layers) if residual else 1)
         self.kernel = normal(rngs, (d_in, d_out), std, config.dtype)
         self.bias = nnx.Param(jnp.zeros(d_out, config.dtype)) if bias else None
 
-    def __call__(self, x: jax.Array, out_dtype=None) -> jax.Array:
+    def __call__(self, x: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
         kernel = self.kernel[...]
         y_XF = jnp.dot(x.reshape(-1, x.shape[-1]), kernel, preferred_element_type=out_dtype)
         if self.bias is not None:
@@ -48,34 +59,34 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """RMS norm, or LayerNorm with bias, over the last axis, computed in float32.
 
-    With `norm_unit_offset` the stored gain w acts as 1 + w and the product is taken before rounding (Gemma);
-    else after it (Llama).
+    With `norm_unit_offset` the stored gain w acts as 1 + w and multiplies before the cast to the input's
+    dtype (Gemma); otherwise it multiplies after the cast (Llama).
     """
 
     def __init__(self, width: int, config: ModelConfig, *, norm: str | None = None):
-        centred = (norm or config.norm) == "layer"
+        layer_norm = (norm or config.norm) == "layer"
         self.eps, self.unit_offset = config.norm_eps, config.norm_unit_offset
-        start = jnp.zeros if self.unit_offset else jnp.ones
-        self.gain = nnx.Param(start(width, config.dtype))
-        self.bias = nnx.Param(jnp.zeros(width, config.dtype)) if centred else None
+        init = jnp.zeros if self.unit_offset else jnp.ones
+        self.gain = nnx.Param(init(width, config.dtype))
+        self.bias = nnx.Param(jnp.zeros(width, config.dtype)) if layer_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide, axes = x.astype(jnp.float32), (1,) * (x.ndim - 1) + (-1,)
+        x_f32, axes = x.astype(jnp.float32), (1,) * (x.ndim - 1) + (-1,)
         gain = self.gain[...].reshape(axes)
         if self.bias is not None:
-            wide -= jnp.mean(wide, axis=-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+            x_f32 -= jnp.mean(x_f32, axis=-1, keepdims=True)
+        x_f32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.eps)
         if self.unit_offset:
-            return (wide * (1 + gain.astype(jnp.float32))).astype(x.dtype)
-        y = wide.astype(x.dtype) * gain
+            return (x_f32 * (1 + gain.astype(jnp.float32))).astype(x.dtype)
+        y = x_f32.astype(x.dtype) * gain
         return y if self.bias is None else y + self.bias[...].reshape(axes)
 
 
 class Embedding(nnx.Module):
-    """Token rows times `embedding_scale`, plus rows of learned positions where the config asks for them.
+    """Token embeddings times `embedding_scale`, plus learned position embeddings if configured.
 
-    A tied table starts at std d_model**-0.5 (it is also the head), a free one at 1, so that the scaled
-    rows have unit size before the first norm.
+    A tied table, which is also the output head, is initialized with std d_model**-0.5. An untied one is
+    initialized with std 1 / embedding_scale, so that scaled rows have unit variance before the first norm.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -93,7 +104,7 @@ class Embedding(nnx.Module):
         if self.positions is not None:
             if positions_BT is None:
                 positions_BT = jnp.arange(tokens_BT.shape[-1])[None]
-            # Padding may stand before the first position; its row is never seen.
+            # Left padding has negative positions; what it embeds to is masked later.
             x_BTD += self.positions[...][jnp.maximum(positions_BT + self.offset, 0)]
         return x_BTD
 
@@ -101,9 +112,9 @@ class Embedding(nnx.Module):
 def rope_frequencies(config: ModelConfig, *, sliding: bool) -> np.ndarray:
     """Radians per position of each rotated pair, float32 [R].
 
-    Source: RoFormer (arXiv 2104.09864), equation 15; "llama3" scaling as in the Llama 3.1 release:
-    wavelengths above `rope_original / rope_low` are slowed by `rope_factor`, those below `rope_original /
-    rope_high` kept, the others interpolated linearly in their frequency.
+    Source: RoFormer (arXiv 2104.09864), equation 15. "llama3" scaling as in the Llama 3.1 release: a
+    frequency is divided by `rope_factor` if its wavelength is above `rope_original / rope_low`, kept if it is
+    below `rope_original / rope_high`, and interpolated between.
     """
     own_base = sliding and config.rope_theta_local > 0
     theta = config.rope_theta_local if own_base else config.rope_theta
@@ -111,8 +122,8 @@ def rope_frequencies(config: ModelConfig, *, sliding: bool) -> np.ndarray:
     if config.rope_scaling != "none" and not own_base:
         kept_R = np.zeros_like(freq_R)
         if config.rope_scaling == "llama3":
-            turns_R = config.rope_original * freq_R / (2 * np.pi)
-            kept_R = np.clip((turns_R - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
+            periods_R = config.rope_original * freq_R / (2 * np.pi)  # within the original context
+            kept_R = np.clip((periods_R - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
         freq_R = kept_R * freq_R + (1 - kept_R) * freq_R / config.rope_factor
     return freq_R.astype(np.float32)
 
@@ -121,24 +132,25 @@ type RopeTable = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 
 
 
 def rope_cos_sin(positions_BT: jax.Array, freq_R: np.ndarray) -> RopeTable:
-    """The rotation of every position."""
+    """Cosine and sine of every position's rotation."""
     angle_BT1R = positions_BT.astype(jnp.float32)[:, :, None, None] * jnp.asarray(freq_R)[None, None, None]
     return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
 
 
-def apply_rope(x_BTNH: jax.Array, turn: RopeTable | None) -> jax.Array:
-    """Turns entry i with entry i + R of the leading 2R entries of each head ("rotate half")."""
-    if turn is None:
+def apply_rope(x_BTNH: jax.Array, rope: RopeTable | None) -> jax.Array:
+    """Rotates the pairs (i, i + R) of the first 2R entries of each head ("rotate half"); None = unchanged."""
+    if rope is None:
         return x_BTNH
-    cos, sin = turn
+    cos, sin = rope
     R = cos.shape[-1]
     a, b, rest = jnp.split(x_BTNH, (R, 2 * R), axis=-1)
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
-    return jnp.concatenate([turned, rest], axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+    return jnp.concatenate([rotated, rest], axis=-1)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
+    """Applies an activation of `mixattn.spec.config.ACTIVATIONS`."""
     match name:
         case "silu":
             return jax.nn.silu(x)
@@ -154,7 +166,7 @@ def activate(x: jax.Array, name: str) -> jax.Array:
 
 
 class FeedForward(nnx.Module):
-    """down(activation(gate x) * up x), or down(activation(up x)) where not gated."""
+    """down(activation(gate x) * up x), or down(activation(up x)) if not gated."""
 
     def __init__(self, config: ModelConfig, d_ff: int, rngs: nnx.Rngs):
         bias, self.activation = config.ffn_bias, config.activation

@@ -1,19 +1,19 @@
-"""The model: embed, blocks, norm, head. Training, prefill and decode are the one function `forward`.
+"""The model: embedding, blocks, final norm, head. `forward` serves training, prefill and decode.
 
-Each layer that owns K/V writes them before any layer reads them; what "write" and "read" mean is the cache's
-affair (`mixattn.cache.contiguous`), and `FullSequence` is the cache of a sequence that is all there.
+Each layer that owns K/V writes them before any layer reads them. The cache defines both operations (see
+`mixattn.cache.protocol`); a complete sequence uses `FullSequence`.
 
 Axes: B rows, T tokens, D model width, V vocabulary, N query heads, H head size, L layers, E experts.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mixattn.attention import Attention
+from mixattn.attention import Attention, ReadKV
 from mixattn.cache import Cache, FullSequence
 from mixattn.layers import Embedding, FeedForward, Linear, Norm, RopeTable, rope_cos_sin, rope_frequencies
 from mixattn.moe import Load, MoE
@@ -21,13 +21,13 @@ from mixattn.spec import Layer, ModelConfig
 
 
 class Forward(NamedTuple):
-    """What `Transformer.forward` returns.
+    """The result of `Transformer.forward`.
 
     Attributes:
-      hidden_BTD: after the final norm; [B, 1, D] with `last_only`.
-      cache: with this step's tokens in it; None if none was given.
-      aux: {} for dense models; else "load_balance" and "z", means over the mixture layers, and
-        "expert_load_LE", each mixture layer's share of choices by expert (see `mixattn.moe.Load`).
+      hidden_BTD: hidden states after the final norm; [B, 1, D] with `last_only`.
+      cache: the cache including this step's tokens; None if none was given.
+      aux: {} for dense models; otherwise "load_balance" and "z", means over the mixture layers, and
+        "expert_load_LE", each mixture layer's share of choices per expert (see `mixattn.moe.Load`).
     """
 
     hidden_BTD: jax.Array
@@ -36,10 +36,10 @@ class Forward(NamedTuple):
 
 
 class Block(nnx.Module):
-    """x + attention(norm x), then x + ffn(norm x); each half a pure function of its own parameters."""
+    """x + attention(norm x), then x + ffn(norm x); the halves can be called separately."""
 
     def __init__(self, config: ModelConfig, layer: Layer, rngs: nnx.Rngs):
-        def norm():
+        def norm() -> Norm:
             return Norm(config.d_model, config)
 
         self.attention_norm, self.ffn_norm = norm(), norm()
@@ -51,17 +51,19 @@ class Block(nnx.Module):
         else:
             self.ffn = FeedForward(config, config.dense_width, rngs)
 
-    def keys_values(self, x_BTD: jax.Array, turn: RopeTable | None) -> tuple[jax.Array, jax.Array]:
-        """The K/V this layer owns, of the residual stream x."""
-        return self.attention.keys_values(self.attention_norm(x_BTD), turn)
+    def keys_values(self, x_BTD: jax.Array, rope: RopeTable | None) -> tuple[jax.Array, jax.Array]:
+        """k_BTKH and v_BTKH of the residual stream x. Owners only."""
+        return self.attention.keys_values(self.attention_norm(x_BTD), rope)
 
-    def attend(self, x_BTD: jax.Array, turn: RopeTable | None, read) -> jax.Array:
-        """The residual stream behind the attention half."""
-        y_BTD = self.attention(self.attention_norm(x_BTD), turn, read)
+    def attend(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
+        """The residual stream after the attention half."""
+        y_BTD = self.attention(self.attention_norm(x_BTD), rope, read_kv)
         return x_BTD + (y_BTD if self.attention_post_norm is None else self.attention_post_norm(y_BTD))
 
-    def feed(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Load | None]:
-        """The residual stream behind the feed-forward half, and the load of a mixture's experts."""
+    def feed_forward(
+        self, x_BTD: jax.Array, real_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Load | None]:
+        """The residual stream after the feed-forward half, and the experts' load of a mixture layer."""
         load = None
         if isinstance(self.ffn, MoE):
             y_BTD, load = self.ffn(self.ffn_norm(x_BTD), real_BT)
@@ -70,19 +72,23 @@ class Block(nnx.Module):
         return x_BTD + (y_BTD if self.ffn_post_norm is None else self.ffn_post_norm(y_BTD)), load
 
 
-def summary(loads: list[Load]) -> dict[str, jax.Array]:
-    """The `aux` of a forward pass, from its mixture layers' loads."""
+def moe_metrics(loads: list[Load]) -> dict[str, jax.Array]:
+    """The `aux` of a forward pass, from the loads of its mixture layers."""
     if not loads:
         return {}
-    both = jax.tree.map(lambda *layers: jnp.stack(layers), *loads)
-    return {"load_balance": jnp.mean(both.balance), "z": jnp.mean(both.z), "expert_load_LE": both.share_E}
+    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *loads)
+    return {
+        "load_balance": jnp.mean(stacked.balance),
+        "z": jnp.mean(stacked.z),
+        "expert_load_LE": stacked.share_E,
+    }
 
 
 class Transformer(nnx.Module):
     """A decoder-only language model.
 
     Parameters: embed.table, blocks.{i}.attention.{q,k,v,o}, blocks.{i}.ffn.{gate,up,down}, the norms,
-    final_norm, and lm_head unless tied. Readers have no k and v. Mixture layers keep {router,gate,up,down}.
+    final_norm, and lm_head unless tied. Readers have no k and v. Mixture layers have a router too.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -93,7 +99,7 @@ class Transformer(nnx.Module):
         self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size, config, rngs)
 
     def __call__(self, tokens_BT: jax.Array, *, segment_BT: jax.Array | None = None) -> jax.Array:
-        """Teacher-forced logits_BTV, float32. `segment_BT` keeps packed documents apart."""
+        """Teacher-forced logits_BTV, float32. `segment_BT` separates packed documents."""
         return self.head(self.forward(tokens_BT, segment_BT=segment_BT).hidden_BTD)
 
     def forward(
@@ -104,51 +110,61 @@ class Transformer(nnx.Module):
         segment_BT: jax.Array | None = None,
         cache: Cache | None = None,
         last_only: bool = False,
-        remat: Callable | None = None,
+        remat: Callable[..., Any] | None = None,
     ) -> Forward:
         """Runs the stack over one step's tokens.
 
         Args:
           tokens_BT: int32.
-          positions_BT: absolute positions when there is no cache (a cache knows its own); default 0..T-1.
-            Negative = padding, seen by nobody.
-          segment_BT: without a cache: only tokens of equal segments see each other.
-          cache: holds the past and takes this step's K/V; None for a sequence that is all there.
-          last_only: return only each row's last token. The layers above the last owner, and that owner but
-            for its K/V, then run on one token a row: what prefill needs.
-          remat: wraps each block's function from residual stream to residual stream (`jax.checkpoint`, say).
+          positions_BT: absolute positions, only without a cache; default 0..T-1. Negative positions are
+            padding and are masked.
+          segment_BT: only without a cache: tokens attend only to tokens of the same segment.
+          cache: holds the past and stores this step's K/V; None for a complete sequence.
+          last_only: return only each row's last token, as prefill needs. The last owner, after writing its
+            K/V, and all layers above it then run on one token per row.
+          remat: wraps each block's function of the residual stream, for example `jax.checkpoint`.
+
+        Raises:
+          ValueError: positions or segments are given together with a cache.
         """
         if cache is not None and (positions_BT is not None or segment_BT is not None):
             raise ValueError(
-                "a cache knows its positions and has one sequence a row; give no positions, no segments"
+                "a cache determines the positions and holds one sequence per row; omit positions_BT and"
+                " segment_BT"
             )
         config = self.config
-        view: Cache = FullSequence({}, positions_BT, segment_BT) if cache is None else cache
+        kv: Cache = FullSequence({}, positions_BT, segment_BT) if cache is None else cache
         T = tokens_BT.shape[1]
-        positions = view.positions(T)
-        turns = self._turns(positions)
+        positions = kv.positions(T)
+        ropes = self._rope_tables(positions)
         x_BTD = self.embed(tokens_BT, positions)
         real_BT = None if positions_BT is None or last_only else positions_BT >= 0
         loads: list[Load] = []
         for block, layer in zip(self.blocks, config.layers):
-            sliding = layer.window is not None
+            sliding = layer.slides
             if layer.owns:
-                view = view.write(layer, *block.keys_values(x_BTD, turns[sliding]))
+                kv = kv.write(layer, *block.keys_values(x_BTD, ropes[sliding]))
             if last_only and layer.index == config.owners[-1]:
-                written, x_BTD, view = view, view.pick_last(x_BTD), view.last(T)
-                turns = self._turns(view.positions(1))
+                written, x_BTD, kv = kv, kv.select_last(x_BTD), kv.at_last(T)
+                ropes = self._rope_tables(kv.positions(1))
 
-            def read(q_BTNH, layer=layer, view=view):
+            def read_kv(q_BTNH: jax.Array, layer: Layer = layer, kv: Cache = kv) -> jax.Array:
                 scale, softcap = config.attention_scale or None, config.attention_softcap or None
-                return view.attend(layer, q_BTNH, scale=scale, softcap=softcap)
+                return kv.attend(layer, q_BTNH, scale=scale, softcap=softcap)
 
-            def both(x_BTD, block=block, turn=turns[sliding], read=read):
-                return block.feed(block.attend(x_BTD, turn, read), real_BT)
+            def run_block(
+                x_BTD: jax.Array,
+                block: Block = block,
+                rope: RopeTable | None = ropes[sliding],
+                read_kv: ReadKV = read_kv,
+            ) -> tuple[jax.Array, Load | None]:
+                return block.feed_forward(block.attend(x_BTD, rope, read_kv), real_BT)
 
-            x_BTD, load = (remat(both) if remat else both)(x_BTD)
+            x_BTD, load = (remat(run_block) if remat else run_block)(x_BTD)
             loads += [load] if load is not None else []
-        after = written if last_only else view
-        return Forward(self.final_norm(x_BTD), None if cache is None else after.advance(T), summary(loads))
+        after = written if last_only else kv
+        new_cache = None if cache is None else after.advance(T)
+        return Forward(self.final_norm(x_BTD), new_cache, moe_metrics(loads))
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
@@ -163,8 +179,8 @@ class Transformer(nnx.Module):
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 
-    def _turns(self, positions_BT: jax.Array) -> dict[bool, RopeTable | None]:
-        """The rotation of full (False) and sliding (True) layers."""
+    def _rope_tables(self, positions_BT: jax.Array) -> dict[bool, RopeTable | None]:
+        """The rotations of full (False) and sliding (True) layers."""
         if self.config.positions != "rope":
             return {False: None, True: None}
         freq = {sliding: rope_frequencies(self.config, sliding=sliding) for sliding in (False, True)}

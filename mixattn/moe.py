@@ -1,10 +1,10 @@
-"""A mixture-of-experts feed-forward: route, sort, grouped matmul, combine.
+"""A mixture-of-experts feed-forward layer: route, sort, grouped matmul, combine.
 
-    gates = the k largest of softmax(x W_router), renormalised;    y = sum of gate_e * expert_e(x)
+    gates = the k largest of softmax(x W_router), renormalized;    y = sum of gate_e * expert_e(x)
 
-The router works in float32 whatever the weights are: bfloat16 logits choose other experts for some tokens.
-Without a capacity no token is ever dropped; with one, tokens beyond it get nothing from that expert, first
-come first served.
+The router computes in float32 whatever the dtype of the weights: bfloat16 logits would choose other experts
+for some tokens. Without a capacity no token is dropped. With one, an expert drops the tokens beyond it, in
+token order.
 
 Source: routing as in Mixtral (arXiv 2401.04088), equation 1; load-balance loss of Switch (arXiv 2101.03961),
 equation 4; z-loss of ST-MoE (arXiv 2202.08906), equation 5.
@@ -26,7 +26,7 @@ from pallas_kernels.grouped import grouped_matmul
 
 class Route(NamedTuple):
     """Attributes:
-    expert_Xk, gate_Xk: chosen experts, best first (ties to the lower index), and their float32 weights.
+    expert_Xk, gate_Xk: chosen experts, best first (the lower index wins ties), and their float32 weights.
     p_XE, logits_XE: router probabilities and logits, float32.
     """
 
@@ -37,11 +37,11 @@ class Route(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a mixture layer reports; means over real tokens.
+    """Load-balance statistics of a mixture layer; means over real tokens.
 
     Attributes:
-      balance: E sum_e f_e P_e, f the share of choices that fell on e, P its mean probability; 1 when uniform.
-        Its gradient flows through P only.
+      balance: E sum_e f_e P_e, where f_e is the share of choices of expert e and P_e its mean probability; 1
+        when uniform. Its gradient flows through P only.
       z: mean squared log-sum-exp of the router's logits.
       share_E: f.
     """
@@ -68,14 +68,15 @@ class MoE(nnx.Module):
         self.down = normal(rngs, (E, F, D), (2 * config.n_layers * F) ** -0.5, config.dtype)
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Load]:
-        """y_BTD, and the load of the tokens that `real_BT` calls real (all, if None)."""
+        """y_BTD, and the load over the tokens that are not padding (`real_BT`; None = all)."""
         x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
         route = self.route(x_XD)
         real_X = jnp.ones(x_XD.shape[0], bool) if real_BT is None else real_BT.reshape(-1)
-        y_XD = self.capped(x_XD, route) if self.capacity_factor else self.dropless(x_XD, route)
+        y_XD = self.with_capacity(x_XD, route) if self.capacity_factor else self.dropless(x_XD, route)
         return y_XD.reshape(x_BTD.shape), load(route, real_X)
 
     def route(self, x_XD: jax.Array) -> Route:
+        """Each token's experts and gates."""
         logits_XE = jnp.dot(x_XD.astype(jnp.float32), self.router[...].astype(jnp.float32))
         p_XE = jax.nn.softmax(logits_XE, axis=-1)
         if self.order == "topk_softmax":
@@ -87,43 +88,43 @@ class MoE(nnx.Module):
         return Route(expert_Xk, gate_Xk, p_XE, logits_XE)
 
     def dropless(self, x_XD: jax.Array, route: Route) -> jax.Array:
-        """Rows sorted by expert, three grouped matmuls, and back."""
+        """y_XD: sorts rows by expert, runs grouped matmuls, and restores the order."""
         expert_M = route.expert_Xk.reshape(-1)
         order_M = jnp.argsort(expert_M, stable=True)
         sizes_E = jnp.bincount(expert_M, length=self.up.shape[0]).astype(jnp.int32)
         x_MD = x_XD[order_M // self.k]
         up_MF = grouped_matmul(x_MD, self.up[...], sizes_E)
         gate_MF = None if self.gate is None else grouped_matmul(x_MD, self.gate[...], sizes_E)
-        y_MD = grouped_matmul(self._activated(gate_MF, up_MF), self.down[...], sizes_E)
-        return self._combined(y_MD[jnp.argsort(order_M)], route.gate_Xk)
+        y_MD = grouped_matmul(self._activate(gate_MF, up_MF), self.down[...], sizes_E)
+        return self._combine(y_MD[jnp.argsort(order_M)], route.gate_Xk)
 
-    def capped(self, x_XD: jax.Array, route: Route) -> jax.Array:
-        """Each expert has ceil(factor k X / E) places, taken in token order; the rest is dropped."""
+    def with_capacity(self, x_XD: jax.Array, route: Route) -> jax.Array:
+        """y_XD: each expert takes its first ceil(factor k X / E) tokens and drops the others."""
         X, E = x_XD.shape[0], self.up.shape[0]
-        places = min(X, math.ceil(self.capacity_factor * self.k * X / E))
+        capacity = min(X, math.ceil(self.capacity_factor * self.k * X / E))
         expert_M = route.expert_Xk.reshape(-1)
-        taken_ME = jnp.cumsum(jax.nn.one_hot(expert_M, E, dtype=jnp.int32), axis=0)
-        place_M = jnp.take_along_axis(taken_ME, expert_M[:, None], axis=1)[:, 0] - 1
-        seat_M = jnp.where(place_M < places, expert_M * places + place_M, E * places)
+        count_ME = jnp.cumsum(jax.nn.one_hot(expert_M, E, dtype=jnp.int32), axis=0)
+        rank_M = jnp.take_along_axis(count_ME, expert_M[:, None], axis=1)[:, 0] - 1
+        slot_M = jnp.where(rank_M < capacity, expert_M * capacity + rank_M, E * capacity)
         x_MD = jnp.repeat(x_XD, self.k, axis=0)
-        x_ECD = jnp.zeros((E * places, x_XD.shape[1]), x_XD.dtype).at[seat_M].set(x_MD, mode="drop")
-        x_ECD = x_ECD.reshape(E, places, -1)
+        x_ECD = jnp.zeros((E * capacity, x_XD.shape[1]), x_XD.dtype).at[slot_M].set(x_MD, mode="drop")
+        x_ECD = x_ECD.reshape(E, capacity, -1)
         up_ECF = jnp.einsum("ECD,EDF->ECF", x_ECD, self.up[...])
         gate_ECF = None if self.gate is None else jnp.einsum("ECD,EDF->ECF", x_ECD, self.gate[...])
-        y_ECD = jnp.einsum("ECF,EFD->ECD", self._activated(gate_ECF, up_ECF), self.down[...])
-        y_MD = y_ECD.reshape(E * places, -1).at[seat_M].get(mode="fill", fill_value=0)
-        return self._combined(y_MD, route.gate_Xk)
+        y_ECD = jnp.einsum("ECF,EFD->ECD", self._activate(gate_ECF, up_ECF), self.down[...])
+        y_MD = y_ECD.reshape(E * capacity, -1).at[slot_M].get(mode="fill", fill_value=0)
+        return self._combine(y_MD, route.gate_Xk)
 
-    def _activated(self, gate: jax.Array | None, up: jax.Array) -> jax.Array:
+    def _activate(self, gate: jax.Array | None, up: jax.Array) -> jax.Array:
         return activate(up, self.activation) if gate is None else activate(gate, self.activation) * up
 
-    def _combined(self, y_MD: jax.Array, gate_Xk: jax.Array) -> jax.Array:
+    def _combine(self, y_MD: jax.Array, gate_Xk: jax.Array) -> jax.Array:
         y_XkD = y_MD.reshape(*gate_Xk.shape, -1)
         return jnp.sum(y_XkD * gate_Xk[..., None].astype(y_MD.dtype), axis=1)
 
 
 def load(route: Route, real_X: jax.Array) -> Load:
-    """The losses and the experts' shares, over real tokens only."""
+    """The auxiliary losses and the experts' shares, over real tokens."""
     E, k = route.p_XE.shape[1], route.expert_Xk.shape[1]
     weight_X = real_X.astype(jnp.float32)
     weight_X /= jnp.maximum(jnp.sum(weight_X), 1)

@@ -1,4 +1,4 @@
-"""How many parameters a config has, without allocating one.
+"""Counts the parameters of a config without allocating them.
 
 python -m mixattn.params --config=configs/paper_5b.py
 python -m mixattn.params --config=configs/paper_5b.py:ma_offset --json
@@ -7,21 +7,23 @@ python -m mixattn.params --config=configs/paper_5b.py:ma_offset --json
 import json
 import math
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from flax import nnx
 
-from mixattn.hf.tensors import abstract, dotted
+from mixattn.hf.tensors import abstract_model, dotted_path
 from mixattn.spec import ModelConfig, itemsize
 from mixattn.tools import cli
+
+_EXPERTS = {("ffn", "gate"), ("ffn", "up"), ("ffn", "down")}
 
 
 class ParameterCounts(NamedTuple):
     """Attributes:
-    total: parameters that exist.
-    active: parameters one token meets; of each mixture's experts, the k it is sent to.
-    by_part: total by part of the model.
+    total: all parameters.
+    active: parameters that one token uses: of each mixture layer's experts, k.
+    by_part: the total by part of the model.
     """
 
     total: int
@@ -30,28 +32,26 @@ class ParameterCounts(NamedTuple):
 
 
 def count(config: ModelConfig) -> ParameterCounts:
-    """Counts from shapes alone."""
+    """Counts parameters from their shapes."""
     by_part: Counter[str] = Counter()
-    idle = 0
-    for path, param in nnx.to_flat_state(abstract(config)[1]):
+    inactive = 0
+    for path, param in nnx.to_flat_state(abstract_model(config)[1]):
         shape = param.get_value().shape
         size = math.prod(shape)
-        expert = path[0] == "blocks" and config.has_experts(int(str(path[1]))) and path[2:] in EXPERTS
-        by_part[_part(path, expert)] += size
-        if expert:
-            idle += size * (config.n_experts - config.experts_per_token) // config.n_experts
+        is_expert = path[0] == "blocks" and config.has_experts(int(str(path[1]))) and path[2:] in _EXPERTS
+        by_part[_part(path, is_expert)] += size
+        if is_expert:
+            inactive += size * (config.n_experts - config.experts_per_token) // config.n_experts
     total = sum(by_part.values())
-    return ParameterCounts(total, total - idle, dict(by_part))
+    return ParameterCounts(total, total - inactive, dict(by_part))
 
 
-EXPERTS = {("ffn", "gate"), ("ffn", "up"), ("ffn", "down")}
-
-
-def _part(path: tuple, expert: bool) -> str:
-    if expert:
+def _part(path: tuple[Any, ...], is_expert: bool) -> str:
+    """The row of the table that a parameter counts in."""
+    if is_expert:
         return "experts"
     name = path[2] if path[0] == "blocks" else path[0]
-    return "norms" if "norm" in dotted(path) else {"ffn": "feed-forward and routers"}.get(name, name)
+    return "norms" if "norm" in dotted_path(path) else {"ffn": "feed-forward and routers"}.get(name, name)
 
 
 def main() -> None:
@@ -68,5 +68,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_bool("json", False, "Print JSON instead.")
+    flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
     cli.run(main)

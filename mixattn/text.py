@@ -1,4 +1,4 @@
-"""Strings in, strings out: the tokenizer around `generate`, and the chat template a checkpoint brings along.
+"""Text generation: `generate` with a tokenizer, and the chat template of a checkpoint.
 
 model, config = hf.load(directory)
 tokenizer = hf.load_tokenizer(directory)
@@ -19,8 +19,7 @@ from mixattn.model import Transformer
 def complete(
     model: Transformer, tokenizer: tokenizers.Tokenizer, prompts: Sequence[str], **options: Any
 ) -> list[str]:
-    """The continuation of each prompt; `options` are those of `generate`. A stop id is not part of the
-    text."""
+    """The continuation of each prompt, without the stop token; `options` are those of `generate`."""
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(prompts))]
     stop = set(options.get("stop_ids", ()))
     new = generate(model, ids, **options)
@@ -28,15 +27,16 @@ def complete(
 
 
 def chat_prompt(directory: str | Path, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
-    """The prompt that a checkpoint's own chat template makes of `{"role": ..., "content": ...}` messages.
+    """Renders `{"role": ..., "content": ...}` messages with a checkpoint's chat template.
 
-    The template is chat_template.jinja, else `chat_template` in tokenizer_config.json, whose special
-    tokens it may name; `variables` are handed to it. It ends where the assistant's answer begins.
+    The template is chat_template.jinja, otherwise `chat_template` of tokenizer_config.json. It can use the
+    special tokens of tokenizer_config.json and `variables`. The prompt ends where the assistant's answer
+    begins.
 
     Raises:
       ValueError: there is no template, it does not render, or it refuses the messages.
     """
-    import jinja2  # an extra; only chat needs it
+    import jinja2  # an optional dependency that only chat needs
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     directory = Path(directory)
@@ -47,19 +47,19 @@ def chat_prompt(directory: str | Path, messages: Sequence[Mapping[str, str]], **
     if not isinstance(template, str):
         raise ValueError(f"{directory} has no chat template (chat_template.jinja or tokenizer_config.json)")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    special = {key: _word(value) for key, value in config.items() if key.endswith("_token")}
+    environment.globals["raise_exception"] = _raise_exception
+    special = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
     try:
-        known = {**special, **variables, "messages": list(messages), "add_generation_prompt": True}
-        return environment.from_string(template).render(known)
+        context = {**special, **variables, "messages": list(messages), "add_generation_prompt": True}
+        return environment.from_string(template).render(context)
     except jinja2.TemplateError as why:
         raise ValueError(f"the chat template of {directory} does not render: {why}") from why
 
 
-def _word(value: Any) -> Any:
-    """tokenizer_config.json spells a special token as a string or as an object with its content."""
+def _token_text(value: Any) -> Any:
+    """The text of a special token, which tokenizer_config.json stores as a string or as an object."""
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise ValueError(f"the chat template refuses these messages: {message}")

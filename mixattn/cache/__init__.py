@@ -1,4 +1,4 @@
-"""Where keys and values live between steps; see `mixattn.cache.protocol`."""
+"""KV caches: contiguous, ring and paged, behind the protocol of `mixattn.cache.protocol`."""
 
 from mixattn.cache.contiguous import Contiguous, Ring
 from mixattn.cache.paged import FULL, PAGE_KINDS, SLIDING, Kind, Paged, PageKind, kind_of

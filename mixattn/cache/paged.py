@@ -1,7 +1,7 @@
-"""The cache of the serving engine: one pool of pages an owner, one page table a kind of owner.
+"""The KV cache of the serving engine: one page pool per owner, one page table per kind of owner.
 
-Full owners share a table, sliding owners another, because a sliding row gives pages back as they leave its
-window. Tables are the host's business (`serving.kvcache.allocator`); this only reads them.
+Full owners share one table and sliding owners another, because a sliding row frees pages as they leave its
+window. The host allocates pages and fills the tables (`serving.kvcache`); this module only reads them.
 
 Axes: B rows, T tokens of this step, P logical pages of a row, N query heads, K key/value heads, H head size.
 """
@@ -10,12 +10,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from mixattn.cache.protocol import ahead, pick
+from mixattn.cache.protocol import select_token, step_positions
 from mixattn.spec import Layer, ModelConfig
 from pallas_kernels import paged
 
@@ -23,53 +24,85 @@ type Kind = str  # the name of a `PageKind`
 
 
 class PageKind(Protocol):
-    """How the K/V of some owner layers lie in pages. Hashable: compiled programs are specific to it.
+    """How the K/V of one kind of owner layers are laid out in pages.
 
-    `table_BP` is the page table of this kind's layers; `start_B` and `count_B` as in `Paged`.
+    Hashable, because it is static under jit. `table_BP` is the page table of this kind's layers; `start_B`
+    and `count_B` are those of `Paged`.
     """
 
     @property
-    def name(self) -> Kind: ...
+    def name(self) -> Kind:
+        """The key of this kind's page table."""
+        ...
 
-    def takes(self, layer: Layer) -> bool:
+    def matches(self, layer: Layer) -> bool:
         """Whether this kind stores the K/V that `layer` reads."""
         ...
 
-    def init(self, config: ModelConfig, layer: Layer, pages: int, page_size: int, dtype: Any) -> paged.Pool:
-        """An empty pool of one owner; the null page is one of its `pages`."""
+    def init(
+        self, config: ModelConfig, layer: Layer, pages: int, page_size: int, dtype: DTypeLike
+    ) -> paged.Pool:
+        """An empty pool of one owner with `pages` pages, including the null page."""
         ...
 
-    def write(self, pool: paged.Pool, table_BP, start_B, count_B, k_BTKH, v_BTKH) -> paged.Pool:
-        """Puts this step's tokens into the pool."""
+    def write(
+        self,
+        pool: paged.Pool,
+        table_BP: jax.Array,
+        start_B: jax.Array,
+        count_B: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+    ) -> paged.Pool:
+        """The pool with this step's K/V written to it."""
         ...
 
     def attend(
-        self, pool: paged.Pool, table_BP, start_B, count_B, layer: Layer, q_BTNH, *, scale, softcap
+        self,
+        pool: paged.Pool,
+        table_BP: jax.Array,
+        start_B: jax.Array,
+        count_B: jax.Array,
+        layer: Layer,
+        q_BTNH: jax.Array,
+        *,
+        scale: float | None,
+        softcap: float | None,
     ) -> jax.Array:
-        """out_BTNH of this step's queries against what the pool holds of each row."""
+        """out_BTNH of this step's queries over each row's K/V in the pool."""
         ...
 
 
 @dataclass(frozen=True)
 class PositionPages:
-    """Logical page j of a row holds positions [j p, (j + 1) p), p the page size.
+    """Pages in order of position: logical page j of a row holds positions [j p, (j + 1) p), p the page size.
 
     Attributes:
-      slides: whether it takes the sliding layers or those of full attention.
+      slides: whether this is the kind of sliding layers or of full ones.
     """
 
     name: Kind
     slides: bool
 
-    def takes(self, layer: Layer) -> bool:
+    def matches(self, layer: Layer) -> bool:
         return layer.slides == self.slides
 
-    def init(self, config: ModelConfig, layer: Layer, pages: int, page_size: int, dtype: Any) -> paged.Pool:
+    def init(
+        self, config: ModelConfig, layer: Layer, pages: int, page_size: int, dtype: DTypeLike
+    ) -> paged.Pool:
         return paged.init(pages, page_size, config.n_kv_heads, config.head_dim, dtype, window=layer.window)
 
-    def write(self, pool: paged.Pool, table_BP, start_B, count_B, k_BTKH, v_BTKH) -> paged.Pool:
+    def write(
+        self,
+        pool: paged.Pool,
+        table_BP: jax.Array,
+        start_B: jax.Array,
+        count_B: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+    ) -> paged.Pool:
         (B, T), P = k_BTKH.shape[:2], table_BP.shape[1]
-        pos_BT = ahead(start_B, T)
+        pos_BT = step_positions(start_B, T)
         logical_BT = pos_BT // pool.page_size
         real_BT = (jnp.arange(T)[None] < count_B[:, None]) & (logical_BT < P)
         page_BT = jnp.take_along_axis(table_BP, jnp.minimum(logical_BT, P - 1), axis=1)
@@ -80,10 +113,20 @@ class PositionPages:
         )
 
     def attend(
-        self, pool: paged.Pool, table_BP, start_B, count_B, layer: Layer, q_BTNH, *, scale, softcap
+        self,
+        pool: paged.Pool,
+        table_BP: jax.Array,
+        start_B: jax.Array,
+        count_B: jax.Array,
+        layer: Layer,
+        q_BTNH: jax.Array,
+        *,
+        scale: float | None,
+        softcap: float | None,
     ) -> jax.Array:
-        options = {"window": layer.window, "scale": scale, "softcap": softcap}
-        return paged.attend(q_BTNH, pool, table_BP, start_B, count_B, **options)
+        return paged.attend(
+            q_BTNH, pool, table_BP, start_B, count_B, window=layer.window, scale=scale, softcap=softcap
+        )
 
 
 FULL, SLIDING = PositionPages("full", slides=False), PositionPages("sliding", slides=True)
@@ -91,15 +134,15 @@ PAGE_KINDS: tuple[PageKind, ...] = (FULL, SLIDING)
 
 
 def kind_of(layer: Layer, kinds: Sequence[PageKind] = PAGE_KINDS) -> PageKind:
-    """The first of `kinds` that takes `layer`.
+    """The first of `kinds` that matches `layer`.
 
     Raises:
-      ValueError: none does.
+      ValueError: no kind matches.
     """
     for kind in kinds:
-        if kind.takes(layer):
+        if kind.matches(layer):
             return kind
-    raise ValueError(f"none of the page kinds {[kind.name for kind in kinds]} takes layer {layer.index}")
+    raise ValueError(f"none of the page kinds {[kind.name for kind in kinds]} matches layer {layer.index}")
 
 
 @functools.partial(
@@ -109,13 +152,13 @@ def kind_of(layer: Layer, kinds: Sequence[PageKind] = PAGE_KINDS) -> PageKind:
 )
 @dataclass(frozen=True)
 class Paged:
-    """Rows whose K/V lie in pages.
+    """Rows whose K/V are stored in pages.
 
     Attributes:
       pools: owner -> its pool.
-      tables: kind -> table_BP, int32; 0 = no page, and what would be written there is dropped.
-      start_B, count_B: int32: tokens held before this step, and this step's real tokens.
-      kinds: static: which layers use which table, and how their K/V lie in pages.
+      tables: kind -> table_BP, int32; 0 = no page, to which writes are dropped.
+      start_B, count_B: int32; tokens held before this step, and this step's real tokens.
+      kinds: static; the kinds of owners and how their K/V are laid out in pages.
     """
 
     pools: dict[int, paged.Pool]
@@ -133,10 +176,16 @@ class Paged:
         page_size: Mapping[Kind, int],
         batch: int,
         table_pages: Mapping[Kind, int],
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         kinds: Sequence[PageKind] = PAGE_KINDS,
     ) -> Self:
-        """Empty pools of `pages` pages per owner, the null page among them; tables that point nowhere."""
+        """Empty pools and tables.
+
+        Args:
+          pages: pages per owner, including the null page.
+          page_size: tokens per page.
+          table_pages: logical pages per row.
+        """
         pools, names = {}, set()
         for owner in config.owners:
             layer = config.layers[owner]
@@ -145,26 +194,28 @@ class Paged:
             sizes = pages[kind.name], page_size[kind.name]
             pools[owner] = kind.init(config, layer, *sizes, dtype or jnp.dtype(config.dtype))
         tables = {name: jnp.zeros((batch, table_pages[name]), jnp.int32) for name in sorted(names)}
-        nothing_B = jnp.zeros(batch, jnp.int32)
-        return cls(pools, tables, nothing_B, nothing_B, tuple(kinds))
+        zero_B = jnp.zeros(batch, jnp.int32)
+        return cls(pools, tables, zero_B, zero_B, tuple(kinds))
 
     def with_rows(self, tables: Mapping[Kind, jax.Array], start_B: jax.Array, count_B: jax.Array) -> Self:
-        """The same pools, asked about other rows: what the engine does before each step."""
+        """The same pools with the tables and counts of one step's rows."""
         return dataclasses.replace(self, tables=dict(tables), start_B=start_B, count_B=count_B)
 
     def nbytes(self) -> dict[int, int]:
-        """Bytes of each owner's pool, the null page included."""
+        """Bytes of each owner's pool, including the null page."""
         return {owner: pool.nbytes for owner, pool in self.pools.items()}
 
     def positions(self, T: int) -> jax.Array:
-        return ahead(self.start_B, T)
+        return step_positions(self.start_B, T)
 
-    def write(self, layer: Layer, k_BTKH, v_BTKH) -> Self:
+    def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         kind, rows = self._rows_of(layer)
         pool = kind.write(self.pools[layer.index], *rows, k_BTKH, v_BTKH)
         return dataclasses.replace(self, pools={**self.pools, layer.index: pool})
 
-    def attend(self, layer: Layer, q_BTNH, *, scale=None, softcap=None) -> jax.Array:
+    def attend(
+        self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
+    ) -> jax.Array:
         kind, rows = self._rows_of(layer)
         return kind.attend(self.pools[layer.owner], *rows, layer, q_BTNH, scale=scale, softcap=softcap)
 
@@ -172,12 +223,12 @@ class Paged:
         kind = kind_of(layer, self.kinds)
         return kind, (self.tables[kind.name], self.start_B, self.count_B)
 
-    def last(self, T: int) -> Self:
+    def at_last(self, T: int) -> Self:
         start_B = self.start_B + jnp.maximum(self.count_B - 1, 0)
         return dataclasses.replace(self, start_B=start_B, count_B=jnp.minimum(self.count_B, 1))
 
-    def pick_last(self, x_BTD) -> jax.Array:
-        return pick(x_BTD, self.count_B - 1)
+    def select_last(self, x_BTD: jax.Array) -> jax.Array:
+        return select_token(x_BTD, self.count_B - 1)
 
     def advance(self, T: int) -> Self:
         return dataclasses.replace(self, start_B=self.start_B + self.count_B)

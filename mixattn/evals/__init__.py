@@ -1,1 +1,1 @@
-"""How good is it? Language models and verifiers are function types here; nothing imports jax."""
+"""Model quality: language models behind one protocol (`mixattn.evals.llm`). Imports no jax."""

@@ -1,10 +1,10 @@
-"""Models from and to disk in the Hugging Face layout.
+"""Loads and saves models in the Hugging Face layout.
 
     model, config = hf.load("runs/demo/model")
     tokenizer = hf.load_tokenizer("runs/demo/model")
     hf.save(model, "elsewhere", tokenizer)
 
-Our own models say `"model_type": "mixattn"` and keep every field of `ModelConfig` in config.json.
+The native layout has `"model_type": "mixattn"` and stores every field of `ModelConfig` in config.json.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from mixattn.hf import checkpoint_dir, tensors, translate
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
+__all__ = ["NATIVE", "load", "load_tokenizer", "native_config", "save", "stop_ids"]
+
 NATIVE = "mixattn"
 
 
@@ -28,23 +30,25 @@ def save(
     architecture: str = NATIVE,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Writes config.json, the weights and, if given, tokenizer.json; the directory is whole or refused by
-    `load`.
+    """Writes config.json, the weights and, if given, tokenizer.json.
+
+    `load` refuses a directory whose save was interrupted.
 
     Args:
       architecture: "mixattn", or a model type of `mixattn.hf.families` that can express the model.
-      extra: what generation needs besides the model (token ids, say), for generation_config.json.
+      extra: further generation settings, for example token ids, for generation_config.json.
+
     Raises:
-      ValueError: the architecture cannot express the model; names the field.
+      ValueError: the architecture cannot express the model; the message names the field.
     """
-    config, text = model.config, None if tokenizer is None else tokenizer.to_str(pretty=True)
+    config, tokenizer_json = model.config, None if tokenizer is None else tokenizer.to_str(pretty=True)
     if architecture == NATIVE:
         raw = {"model_type": NATIVE, **dataclasses.asdict(config)}
-        places: tensors.Places = tensors.native
+        places: tensors.Places = tensors.native_places
     else:
         raw = translate.write_config(architecture, config)
-        places = translate.places(architecture, config)
-    checkpoint_dir.write(Path(directory), raw, tensors.dump(model, places), text, generation=extra)
+        places = translate.family_places(architecture, config)
+    checkpoint_dir.write(Path(directory), raw, tensors.dump(model, places), tokenizer_json, generation=extra)
 
 
 def load(
@@ -53,33 +57,36 @@ def load(
     """Reads a model of any known architecture.
 
     Args:
-      dtype: of the weights in memory; None = the config's.
-      shardings: parameter path and shape -> where it lives; None = the default device.
+      dtype: dtype of the weights in memory; None = the config's.
+      shardings: parameter path and shape -> its sharding; None = the default device.
+
     Raises:
-      ValueError: not a checkpoint, an unknown architecture, or tensors that do not fit (named, with both
-      shapes).
+      ValueError: not a checkpoint, an unknown architecture, or a tensor that does not fit (the message names
+        it and both shapes).
     """
     directory = Path(directory)
     raw = checkpoint_dir.read_json(directory / checkpoint_dir.CONFIG)
     model_type = raw.get("model_type", "")
-    places: tensors.Places = tensors.native
+    places: tensors.Places = tensors.native_places
     if model_type == NATIVE:
         config = native_config(raw)
     else:
         config = translate.read_config(model_type, raw)
-        places = translate.places(model_type, config)
+        places = translate.family_places(model_type, config)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
 
-    def unused(name: str) -> bool:
-        return translate.dormant_tensor(name) or (config.tied and name == "lm_head.weight")
+    def ignored(name: str) -> bool:
+        return translate.is_derived_tensor(name) or (config.tied and name == "lm_head.weight")
 
-    return tensors.load(checkpoint_dir.Tensors(directory), config, places, unused, shardings), config
+    return tensors.load(checkpoint_dir.Tensors(directory), config, places, ignored, shardings), config
 
 
 def stop_ids(directory: str | Path) -> list[int]:
-    """The end-of-text ids a checkpoint declares: generation_config.json's, else config.json's; may be
-    none."""
+    """The end-of-text token ids that a checkpoint declares, possibly none.
+
+    generation_config.json takes precedence over config.json.
+    """
     for name in (checkpoint_dir.GENERATION, checkpoint_dir.CONFIG):
         if (Path(directory) / name).exists():
             ids = checkpoint_dir.read_json(Path(directory) / name).get("eos_token_id")
@@ -89,7 +96,11 @@ def stop_ids(directory: str | Path) -> list[int]:
 
 
 def native_config(raw: dict[str, Any]) -> ModelConfig:
-    """Raises ValueError for a field this version does not know."""
+    """The `ModelConfig` stored in a native config.json.
+
+    Raises:
+      ValueError: a field that `ModelConfig` does not have.
+    """
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     fields: dict[str, Any] = {key: value for key, value in raw.items() if key != "model_type"}
     if unknown := sorted(set(fields) - known):
@@ -99,7 +110,11 @@ def native_config(raw: dict[str, Any]) -> ModelConfig:
 
 
 def load_tokenizer(directory: str | Path) -> tokenizers.Tokenizer:
-    """Raises ValueError where tokenizer.json is missing or unreadable."""
+    """The checkpoint's tokenizer.
+
+    Raises:
+      ValueError: tokenizer.json is missing or unreadable.
+    """
     path = Path(directory) / checkpoint_dir.TOKENIZER
     checkpoint_dir.read_json(path)
     try:

@@ -1,11 +1,9 @@
-"""A directory of named tensors as Hugging Face lays it out, read lazily and written so that it is whole or
-absent.
+"""A checkpoint directory in the Hugging Face layout: tensors are read lazily, writes are atomic.
 
-    config.json  tokenizer.json  model.safetensors            one file
-    config.json  tokenizer.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json     shards
+    config.json  tokenizer.json  model.safetensors                                                one file
+    config.json  tokenizer.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json   shards
 
-`config.json` is the seal: it is removed before anything else is touched and written last, so that a directory
-with one is complete.
+`config.json` marks a complete directory: it is removed before any other file changes, and written last.
 """
 
 import contextlib
@@ -32,10 +30,10 @@ SHARD_BYTES = 4 * 2**30
 
 
 class Tensors:
-    """The tensors of a checkpoint directory, by name; each is read when asked for.
+    """The tensors of a checkpoint directory by name, each read on access.
 
     Raises:
-      ValueError: no weights, or a file that is not whole safetensors.
+      ValueError: the weights are missing, or a file is not valid safetensors.
     """
 
     def __init__(self, directory: Path):
@@ -61,7 +59,7 @@ class Tensors:
     def read(self, name: str) -> np.ndarray:
         return self._reader(self._file[name]).get_tensor(name)
 
-    def _reader(self, file: Path):
+    def _reader(self, file: Path) -> Any:
         if file not in self._open:
             if not file.exists():
                 raise ValueError(
@@ -70,12 +68,16 @@ class Tensors:
             try:
                 self._open[file] = safe_open(file, framework="np")
             except SafetensorError as why:
-                raise ValueError(f"{file} is not a whole safetensors file: {why}") from why
+                raise ValueError(f"{file} is not a complete safetensors file: {why}") from why
         return self._open[file]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError where the file is missing or not a JSON object."""
+    """Parses a JSON object.
+
+    Raises:
+      ValueError: the file is missing, or does not hold a JSON object.
+    """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -95,7 +97,14 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     generation: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a whole checkpoint directory; `tensors` may be a generator and is held one shard at a time."""
+    """Writes a checkpoint directory, replacing one that is there.
+
+    Args:
+      tensors: names and values; a generator is consumed one shard at a time.
+      tokenizer: contents of tokenizer.json; None keeps the file that is there.
+      shard_bytes: maximum size of one weight file.
+      generation: contents of generation_config.json.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
     for old in [*directory.glob("model*.safetensors"), directory / INDEX, directory / GENERATION]:
@@ -110,13 +119,13 @@ def write(
 
 def _write_shards(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
     parts: list[tuple[Path, list[str]]] = []
-    total = 0
+    total_bytes = 0
     for i, shard in enumerate(_shards(tensors, shard_bytes)):
         part = directory / f".model-{i}.partial"
         with _removed_on_error(part):
             save_file(shard, part, metadata={"format": "pt"})
         parts.append((part, list(shard)))
-        total += sum(x.nbytes for x in shard.values())
+        total_bytes += sum(x.nbytes for x in shard.values())
     if len(parts) == 1:
         os.replace(parts[0][0], directory / SINGLE)
         return
@@ -125,7 +134,7 @@ def _write_shards(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], sh
         name = f"model-{i + 1:05}-of-{len(parts):05}.safetensors"
         os.replace(part, directory / name)
         weight_map |= dict.fromkeys(names, name)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
 
 
@@ -140,7 +149,7 @@ def _shards(tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> Iter
 
 
 @contextlib.contextmanager
-def _removed_on_error(part: Path):
+def _removed_on_error(part: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:

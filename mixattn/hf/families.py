@@ -1,15 +1,13 @@
-"""Published architectures as data: how each one's config.json reads as a `ModelConfig`, and what it calls
-its tensors.
+"""Supported architectures: how each one's config.json maps to `ModelConfig`, and its tensor names.
 
-A family is a dict of defaults (config.json leaves them out), a reader, a writer, and a table of names.
-Sources: the configuration and modelling files of Hugging Face transformers 5.23.
+A family is a dict of defaults for the fields that config.json may omit, a reader, a writer, and a tensor-name
+table. Sources: the configuration and modelling files of Hugging Face transformers 5.23.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from mixattn.hf import names
 from mixattn.hf.config_fields import (
     ACTIVATION_OF,
     NAME_OF,
@@ -26,10 +24,10 @@ from mixattn.spec import ModelConfig
 class Family(NamedTuple):
     """Attributes:
     architecture: the class name in config.json.
-    defaults: fields that config.json may leave out.
+    defaults: fields that config.json may omit.
     read: raw config -> ModelConfig fields.
-    write: config -> raw config, as far as the family can say it.
-    tensors: our parameter within the model or a block -> tensor, `{i}` the layer, `{e}` the expert.
+    write: config -> raw config, as far as the family can express it.
+    tensors: our parameter, within the model or a block -> tensor name; `{i}` is the layer, `{e}` the expert.
     """
 
     architecture: str
@@ -88,7 +86,7 @@ def _write_qwen3(config: ModelConfig) -> Raw:
 
 def _read_gemma2(raw: Raw) -> Raw:
     if raw.get("use_bidirectional_attention"):
-        raise ValueError("use_bidirectional_attention is set; only causal models are read")
+        raise ValueError("use_bidirectional_attention is set; only causal models are supported")
     biased = raw["attention_bias"]
     return (
         read_common(raw)
@@ -125,15 +123,15 @@ def _read_gemma3(raw: Raw) -> Raw:
 
 def _read_opt(raw: Raw) -> Raw:
     width = raw["hidden_size"]
-    for field, only in {
+    for field, supported in {
         "do_layer_norm_before": True,
         "_remove_final_layer_norm": False,
         "enable_bias": True,
         "layer_norm_elementwise_affine": True,
         "word_embed_proj_dim": width,
     }.items():
-        if (raw.get(field) if raw.get(field) is not None else only) != only:
-            raise ValueError(f"opt with {field}={raw[field]} is not supported, only {only}")
+        if raw.get(field) is not None and raw[field] != supported:
+            raise ValueError(f"opt with {field}={raw[field]} is not supported, only {supported}")
     return {
         "n_layers": raw["num_hidden_layers"],
         "d_model": width,
@@ -170,6 +168,56 @@ def _write_opt(config: ModelConfig) -> Raw:
     }
 
 
+# Tensor names by parameter. An entry without a parameter in the model is not used.
+_LAYER = "model.layers.{i}."
+_LLAMA_TENSORS = {
+    "embed.table": "model.embed_tokens.weight",
+    "final_norm.gain": "model.norm.weight",
+    "lm_head.kernel": "lm_head.weight",
+    "attention_norm.gain": _LAYER + "input_layernorm.weight",
+    "ffn_norm.gain": _LAYER + "post_attention_layernorm.weight",
+    "attention.q_norm.gain": _LAYER + "self_attn.q_norm.weight",
+    "attention.k_norm.gain": _LAYER + "self_attn.k_norm.weight",
+    **{f"attention.{x}.kernel": _LAYER + f"self_attn.{x}_proj.weight" for x in "qkvo"},
+    **{f"attention.{x}.bias": _LAYER + f"self_attn.{x}_proj.bias" for x in "qkvo"},
+    **{f"ffn.{x}.kernel": _LAYER + f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
+    **{f"ffn.{x}.bias": _LAYER + f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
+}
+_MIXTRAL_TENSORS = _LLAMA_TENSORS | {
+    "ffn.router": _LAYER + "block_sparse_moe.gate.weight",
+    "ffn.gate": _LAYER + "block_sparse_moe.experts.{e}.w1.weight",
+    "ffn.up": _LAYER + "block_sparse_moe.experts.{e}.w3.weight",
+    "ffn.down": _LAYER + "block_sparse_moe.experts.{e}.w2.weight",
+}
+_GEMMA_TENSORS = _LLAMA_TENSORS | {
+    "attention_post_norm.gain": _LAYER + "post_attention_layernorm.weight",
+    "ffn_norm.gain": _LAYER + "pre_feedforward_layernorm.weight",
+    "ffn_post_norm.gain": _LAYER + "post_feedforward_layernorm.weight",
+}
+_DECODER = "model.decoder."
+_OPT_BLOCK = _DECODER + "layers.{i}."
+_OPT_PARTS = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.out_proj",
+    "ffn.up": "fc1",
+    "ffn.down": "fc2",
+}
+_OPT_TENSORS = {
+    "embed.table": _DECODER + "embed_tokens.weight",
+    "embed.positions": _DECODER + "embed_positions.weight",
+    "lm_head.kernel": "lm_head.weight",
+    "final_norm.gain": _DECODER + "final_layer_norm.weight",
+    "final_norm.bias": _DECODER + "final_layer_norm.bias",
+    "attention_norm.gain": _OPT_BLOCK + "self_attn_layer_norm.weight",
+    "attention_norm.bias": _OPT_BLOCK + "self_attn_layer_norm.bias",
+    "ffn_norm.gain": _OPT_BLOCK + "final_layer_norm.weight",
+    "ffn_norm.bias": _OPT_BLOCK + "final_layer_norm.bias",
+    **{f"{ours}.kernel": f"{_OPT_BLOCK}{theirs}.weight" for ours, theirs in _OPT_PARTS.items()},
+    **{f"{ours}.bias": f"{_OPT_BLOCK}{theirs}.bias" for ours, theirs in _OPT_PARTS.items()},
+}
+
 _LLAMA = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -190,8 +238,8 @@ _GEMMA = _LLAMA | {
     "max_position_embeddings": 8192,
 }
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", _LLAMA, _read_llama, _write_llama, names.LLAMA),
-    "mistral": Family("MistralForCausalLM", _MISTRAL, _read_mistral, _write_mistral, names.LLAMA),
+    "llama": Family("LlamaForCausalLM", _LLAMA, _read_llama, _write_llama, _LLAMA_TENSORS),
+    "mistral": Family("MistralForCausalLM", _MISTRAL, _read_mistral, _write_mistral, _LLAMA_TENSORS),
     "mixtral": Family(
         "MixtralForCausalLM",
         _MISTRAL
@@ -199,37 +247,37 @@ FAMILIES: dict[str, Family] = {
         | {"rope_theta": 1e6},
         _read_mixtral,
         _write_mixtral,
-        names.MIXTRAL,
+        _MIXTRAL_TENSORS,
     ),
     "qwen2": Family(
-        "Qwen2ForCausalLM", _QWEN | {"sliding_window": 4096}, _read_qwen2, _write_qwen2, names.LLAMA
+        "Qwen2ForCausalLM", _QWEN | {"sliding_window": 4096}, _read_qwen2, _write_qwen2, _LLAMA_TENSORS
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         _QWEN | {"sliding_window": 4096, "head_dim": 128},
         _read_qwen3,
         _write_qwen3,
-        names.LLAMA,
+        _LLAMA_TENSORS,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         _read_gemma2,
         _write_gemma2,
-        names.GEMMA,
+        _GEMMA_TENSORS,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _GEMMA | {"max_position_embeddings": 131_072, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         _read_gemma3,
         _write_gemma2,
-        names.GEMMA,
+        _GEMMA_TENSORS,
     ),
     "opt": Family(
         "OPTForCausalLM",
         {"max_position_embeddings": 2048, "activation_function": "relu", "tie_word_embeddings": True},
         _read_opt,
         _write_opt,
-        names.OPT,
+        _OPT_TENSORS,
     ),
 }

@@ -1,6 +1,6 @@
-"""What a model is: its config, its K/V wiring, the named patterns, and the memory they take. Imports no jax.
+"""Model configs, K/V wirings, named patterns, and the memory they need. Imports no jax.
 
-Draw a wiring and its memory: `python -m mixattn.spec --pattern=ma_offset --n_layers=24`.
+`python -m mixattn.spec --pattern=ma_offset --n_layers=24` draws a wiring and its memory.
 """
 
 from mixattn.spec.config import ModelConfig, itemsize, kv_bytes, kv_bytes_by_owner

@@ -1,4 +1,4 @@
-"""Draws a wiring layer by layer, or tables every pattern; see `mixattn.spec.drawing`."""
+"""Draws a wiring layer by layer, or tabulates every pattern; see `mixattn.spec.drawing`."""
 
 from absl import flags
 

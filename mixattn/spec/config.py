@@ -1,4 +1,4 @@
-"""What a model is: one flat config, and the K/V bytes that follow from it. Imports no jax."""
+"""The model config, and the K/V bytes that follow from it. Imports no jax."""
 
 from dataclasses import dataclass
 
@@ -20,36 +20,36 @@ _CHOICES = {
 
 @dataclass(unsafe_hash=True)
 class ModelConfig:
-    """A decoder-only transformer: every architecture is a value of these fields, none is asked by name.
+    """A decoder-only transformer. Every supported architecture is a combination of these fields.
 
     Attributes:
-      d_ff: feed-forward width; of one expert where the layer is a mixture.
+      d_ff: feed-forward width; of one expert in mixture layers.
       kv_wiring: wiring string, or the name of a pattern ("" = "standard").
-      window: keys a sliding layer's query sees, itself included.
-      positions: "rope" rotates q and k; "learned" adds a table of `max_positions` rows read at position +
-        `position_offset`; "none".
-      rope_theta, rope_theta_local: base of full and of sliding layers (0 = the same). With a base of their
-        own, sliding layers are not scaled.
-      rope_fraction: share of each head that is rotated, from the front.
+      window: number of keys that a query of a sliding layer attends to, including its own.
+      positions: "rope" rotates q and k; "learned" adds row position + `position_offset` of a table of
+        `max_positions` rows; "none".
+      rope_theta, rope_theta_local: base of full and of sliding layers (0 = the same). `rope_scaling` does not
+        apply to sliding layers with their own base.
+      rope_fraction: leading fraction of each head that is rotated.
       rope_scaling: "linear" divides positions by `rope_factor`; "llama3" divides only low frequencies, with a
         ramp between wavelengths `rope_original / rope_high` and `rope_original / rope_low`.
-      norm, norm_unit_offset: "rms" or "layer" (with bias); the gain is stored as w and used as 1 + w.
-      post_norms: a second norm behind attention and behind the feed-forward, before the residual
-        ("sandwich").
+      norm: "rms", or "layer" (with bias).
+      norm_unit_offset: the gain is stored as w and used as 1 + w.
+      post_norms: further norms after attention and after the feed-forward, before the residual ("sandwich").
       qk_norm: RMS norm with a gain over each head of q and k, before the rotation.
-      gated: activation(x gate) * (x up), else activation(x up).
+      gated: activation(x gate) * (x up), otherwise activation(x up).
       qkv_bias, out_bias, ffn_bias: biases of q, k, v; of o; of the dense feed-forward.
       attention_scale: factor on q k^T (0 = head_dim ** -0.5).
       attention_softcap, logit_softcap: c * tanh(x / c) on scores and on logits (0 = off).
       embedding_scale: factor on embedded tokens.
-      tied: the head is the embedding transposed.
-      n_experts, experts_per_token: 0 experts = dense everywhere; `dense_layers` lists the layers that stay
-        dense, of width `d_ff_dense` (0 = d_ff).
-      router_order: "softmax_topk" renormalises the k kept probabilities (Mixtral), "topk_softmax" takes the
-        softmax of the k kept logits (the same numbers), "softmax_topk_raw" keeps probabilities as they are.
-      capacity_factor: 0 = dropless; else an expert takes at most ceil(factor * k * tokens / n_experts)
+      tied: the output head is the transposed embedding.
+      n_experts, experts_per_token: 0 experts = all layers are dense.
+      dense_layers, d_ff_dense: layers of a mixture model that are dense, and their width (0 = d_ff).
+      router_order: "softmax_topk" renormalizes the k kept probabilities (Mixtral), "topk_softmax" takes the
+        softmax of the k kept logits (the same values), "softmax_topk_raw" uses the probabilities unchanged.
+      capacity_factor: 0 = dropless; otherwise an expert takes at most ceil(factor * k * tokens / n_experts)
         tokens.
-      dtype: of weights and activations; norms, softmax, router and logits are float32 whatever it is.
+      dtype: of weights and activations; norms, softmax, router and logits are always float32.
 
     Raises:
       ValueError: from `check()`, with the two facts that disagree.
@@ -102,10 +102,11 @@ class ModelConfig:
 
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
+        """Raises ValueError if two fields disagree, or one is out of range."""
         for name in (
             "n_layers",
             "d_model",
@@ -138,29 +139,23 @@ class ModelConfig:
 
     @property
     def wiring(self) -> str:
-        """The wiring string, a pattern's name resolved at this depth."""
+        """The wiring string; a pattern's name is resolved at this depth."""
         name = self.kv_wiring or "standard"
         return PATTERNS[name](self.n_layers) if name in PATTERNS else name
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The layers from the bottom up, as the wiring describes them."""
         return parse_wiring(self.wiring, self.window)
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """Layers that store K/V, from the bottom."""
+        """Indices of the layers that store K/V, from the bottom up."""
         return tuple(layer.index for layer in self.layers if layer.owns)
 
     @property
-    def slot_of_owner(self) -> dict[int, int]:
-        """Owner -> its place among the owners of its kind (full or sliding)."""
-        full = [i for i in self.owners if self.layers[i].window is None]
-        sliding = [i for i in self.owners if self.layers[i].window is not None]
-        return {owner: slot for kind in (full, sliding) for slot, owner in enumerate(kind)}
-
-    @property
     def rotated(self) -> int:
-        """Leading entries of a head that RoPE turns."""
+        """Number of leading entries of a head that RoPE rotates."""
         return int(self.head_dim * self.rope_fraction)
 
     @property
@@ -169,6 +164,7 @@ class ModelConfig:
         return self.d_ff_dense or self.d_ff
 
     def has_experts(self, layer: int) -> bool:
+        """Whether the layer's feed-forward is a mixture of experts."""
         return self.n_experts > 0 and layer not in self.dense_layers
 
 
@@ -176,7 +172,7 @@ def itemsize(dtype: str) -> int:
     """Bytes of one element.
 
     Raises:
-      ValueError: unknown name.
+      ValueError: an unknown dtype name.
     """
     try:
         return np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
@@ -187,19 +183,18 @@ def itemsize(dtype: str) -> int:
 def kv_bytes_by_owner(
     config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True
 ) -> dict[int, int]:
-    """K/V bytes of one sequence of `tokens` tokens, by owner. Readers hold none.
+    """K/V bytes of one sequence of `tokens` tokens, by owner.
 
-    A full owner holds every token; a sliding one the last `window` (every token too if not `windowed`, as
-    caches without window support do).
+    A full owner stores every token. A sliding owner stores the last `window` tokens, or every token if not
+    `windowed`, as caches without window support do.
     """
     token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
-    held = {i: config.layers[i].window if windowed else None for i in config.owners}
+    windows = {i: config.layers[i].window if windowed else None for i in config.owners}
     return {
-        i: token_bytes * (tokens if window is None else min(tokens, window)) for i, window in held.items()
+        i: token_bytes * (tokens if window is None else min(tokens, window)) for i, window in windows.items()
     }
 
 
 def kv_bytes(config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True) -> int:
-    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W)). The live caches agree to the
-    byte."""
+    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W)), exactly those of the caches."""
     return sum(kv_bytes_by_owner(config, tokens, dtype, windowed).values())

@@ -1,16 +1,16 @@
-"""Named wirings: which layer's K/V each layer reads, written as one string.
+"""Named wirings: functions from the number of layers to a wiring string (see `mixattn.spec.wiring`).
 
-    0s_0s_2_3s_3s_2        entry i names the layer whose K/V layer i reads; `s` = sliding window
+    0s_0s_2_3s_3s_2        entry i is the layer whose K/V layer i reads; `s` = sliding window
 
-A pattern is a function of the depth. At 24 layers the fifteen `PATTERNS` of the MixAttention paper (arXiv
-2409.15012, figures 2 and 9) come out entry for entry. Other depths follow the same rule:
+At 24 layers, fifteen of the `PATTERNS` are those of the MixAttention paper (arXiv 2409.15012, figures 2 and
+9) entry for entry. Other depths follow the same rules:
 
-* `ma*` cuts the stack into four blocks of equal length (two below 12 layers), with one full layer a block:
-  its first layer (MA, Pairs) or its last (Offset). The sliding layers between are shared in groups of 2, 3,
+* `ma*` divides the stack into four blocks of equal length (two below 12 layers), with one full layer per
+  block: its first layer (MA, Pairs) or its last (Offset). The sliding layers between share in groups of 2, 3,
   2, 3, ...
 * `ma_successive_*` and `ma_noshare_*` place their full layers at the same fraction of the depth.
-* `cla` shares between neighbours (arXiv 2405.12981), `yoco` reads the middle layer in the whole upper half
-  (arXiv 2405.05254), `local_global` is five sliding layers to a full one without sharing (Gemma 3).
+* `cla` shares between neighbors (arXiv 2405.12981). In `yoco` the upper half reads the middle layer (arXiv
+  2405.05254). `local_global` has five sliding layers per full layer, without sharing (Gemma 3).
 """
 
 import itertools
@@ -20,23 +20,23 @@ type Pattern = Callable[[int], str]
 type Reads = dict[int, int]  # layer -> the layer whose K/V it reads
 
 
-def _string(n_layers: int, full: Reads, sliding: Reads) -> str:
+def _wiring_string(n_layers: int, full: Reads, sliding: Reads) -> str:
     return "_".join(f"{sliding[i]}s" if i in sliding else str(full[i]) for i in range(n_layers))
 
 
-def _deep_enough(name: str, n_layers: int, least: int) -> None:
-    if n_layers < least:
-        raise ValueError(f"pattern {name} needs at least {least} layers, not {n_layers}")
+def _require_layers(name: str, n_layers: int, min_layers: int) -> None:
+    if n_layers < min_layers:
+        raise ValueError(f"pattern {name} needs at least {min_layers} layers, not {n_layers}")
 
 
 def _runs(n_layers: int, full: Reads) -> Iterator[range]:
-    """Maximal runs of layers that are not full."""
+    """The maximal runs of layers that are not full."""
     edges = [-1, *sorted(full), n_layers]
     yield from (range(a + 1, b) for a, b in itertools.pairwise(edges) if b - a > 1)
 
 
 def _groups(run: range, first: int = 2) -> Reads:
-    """Cuts a run of sliding layers into groups of `first`, then 3 after a 2 and 2 after anything else."""
+    """Divides a run into groups: the first of size `first`, then 3 after a 2 and 2 after any other size."""
     reads: Reads = {}
     start, size = run.start, first
     while start < run.stop:
@@ -49,11 +49,11 @@ def _one_group(run: range) -> Reads:
     return dict.fromkeys(run, run.start)
 
 
-def _share_sliding(n_layers: int, full: Reads, cut: Callable[[range], Reads] = _groups) -> str:
+def _share_sliding(n_layers: int, full: Reads, group: Callable[[range], Reads] = _groups) -> str:
     sliding: Reads = {}
     for run in _runs(n_layers, full):
-        sliding |= cut(run)
-    return _string(n_layers, full, sliding)
+        sliding |= group(run)
+    return _wiring_string(n_layers, full, sliding)
 
 
 def _blocks(n_layers: int) -> list[range]:
@@ -63,27 +63,27 @@ def _blocks(n_layers: int) -> list[range]:
 
 
 def standard(n_layers: int) -> str:
-    """Every layer full, every layer its own K/V."""
-    _deep_enough("standard", n_layers, 1)
+    """Every layer is full and owns its K/V."""
+    _require_layers("standard", n_layers, 1)
     return "_".join(map(str, range(n_layers)))
 
 
 def swa(n_layers: int) -> str:
-    """Every layer sliding, every layer its own K/V."""
-    _deep_enough("swa", n_layers, 1)
+    """Every layer slides and owns its K/V."""
+    _require_layers("swa", n_layers, 1)
     return "_".join(f"{i}s" for i in range(n_layers))
 
 
 def ma(n_layers: int) -> str:
-    """Full at the first layer of each block and at the very last layer; all read layer 0."""
-    _deep_enough("ma", n_layers, 4)
+    """Full at the first layer of each block and at the last layer of all; all of them read layer 0."""
+    _require_layers("ma", n_layers, 4)
     firsts = [block.start for block in _blocks(n_layers)]
     return _share_sliding(n_layers, dict.fromkeys([*firsts, n_layers - 1], 0))
 
 
 def ma_endslide(n_layers: int) -> str:
-    """`ma` with a sliding last layer."""
-    _deep_enough("ma_endslide", n_layers, 4)
+    """`ma` whose last layer slides."""
+    _require_layers("ma_endslide", n_layers, 4)
     return _share_sliding(n_layers, dict.fromkeys((block.start for block in _blocks(n_layers)), 0))
 
 
@@ -93,41 +93,41 @@ def _offset(n_layers: int) -> Reads:
 
 
 def _pairs(n_layers: int) -> Reads:
-    """The lower half of the blocks reads layer 0, the upper half the first layer of its own."""
+    """Full layers of the lower half of the blocks read layer 0; the others read the upper half's first."""
     firsts = [block.start for block in _blocks(n_layers)]
     half = len(firsts) // 2
     return {layer: firsts[0] if i < half else firsts[half] for i, layer in enumerate(firsts)}
 
 
 def ma_offset(n_layers: int) -> str:
-    """Full at the last layer of each block; all read the first of them: deep K/V, one full owner."""
-    _deep_enough("ma_offset", n_layers, 4)
+    """Full at the last layer of each block; all of them read the first: one full owner, with deeper K/V."""
+    _require_layers("ma_offset", n_layers, 4)
     return _share_sliding(n_layers, _offset(n_layers))
 
 
 def ma_pairs(n_layers: int) -> str:
     """Full at the first layer of each block, shared in pairs of blocks: two full owners."""
-    _deep_enough("ma_pairs", n_layers, 4)
+    _require_layers("ma_pairs", n_layers, 4)
     return _share_sliding(n_layers, _pairs(n_layers))
 
 
 def ma_offset_slideshare(n_layers: int) -> str:
-    """`ma_offset` where the sliding layers of a block are one group."""
-    _deep_enough("ma_offset_slideshare", n_layers, 4)
+    """`ma_offset` whose sliding layers form one group per block."""
+    _require_layers("ma_offset_slideshare", n_layers, 4)
     return _share_sliding(n_layers, _offset(n_layers), _one_group)
 
 
 def ma_pairs_slideshare(n_layers: int) -> str:
-    """`ma_pairs` where the sliding layers of a block are one group."""
-    _deep_enough("ma_pairs_slideshare", n_layers, 4)
+    """`ma_pairs` whose sliding layers form one group per block."""
+    _require_layers("ma_pairs_slideshare", n_layers, 4)
     return _share_sliding(n_layers, _pairs(n_layers), _one_group)
 
 
 def _successive(name: str, first: int, second: int) -> Pattern:
-    """Two couples of neighbouring full layers, starting at `first` and `second` of 24; each couple shares."""
+    """Two pairs of adjacent full layers, at `first` and `second` of 24; the layers of a pair share K/V."""
 
     def pattern(n_layers: int) -> str:
-        _deep_enough(name, n_layers, 6)
+        _require_layers(name, n_layers, 6)
         owners = first * n_layers // 24, min(second * n_layers // 24, n_layers - 2)
         return _share_sliding(n_layers, {a + i: a for a in owners for i in (0, 1)})
 
@@ -135,34 +135,33 @@ def _successive(name: str, first: int, second: int) -> Pattern:
 
 
 def _noshare(name: str, at: int, after: int) -> Pattern:
-    """One full layer, `at` of 24, that nobody else reads; the sliding groups above it start with `after`
-    layers."""
+    """One full layer, `at` of 24, without readers; the first sliding group above it has `after` layers."""
 
     def pattern(n_layers: int) -> str:
-        _deep_enough(name, n_layers, 4)
+        _require_layers(name, n_layers, 4)
         full = at * n_layers // 24
         below, above = range(full), range(full + 1, n_layers)
-        return _string(n_layers, {full: full}, _groups(below) | _groups(above, after))
+        return _wiring_string(n_layers, {full: full}, _groups(below) | _groups(above, after))
 
     return pattern
 
 
 def cla(n_layers: int) -> str:
-    """Cross-layer attention of two: even layers own, odd layers read the one below."""
-    _deep_enough("cla", n_layers, 1)
+    """Cross-layer attention of two: even layers own K/V, odd layers read the layer below."""
+    _require_layers("cla", n_layers, 1)
     return "_".join(str(i - i % 2) for i in range(n_layers))
 
 
 def yoco(n_layers: int) -> str:
-    """Sliding lower half; the whole upper half reads the K/V of its first layer."""
-    _deep_enough("yoco", n_layers, 2)
+    """The lower half slides; the upper half reads the K/V of its first layer."""
+    _require_layers("yoco", n_layers, 2)
     half = n_layers // 2
     return "_".join(f"{i}s" if i < half else str(half) for i in range(n_layers))
 
 
 def local_global(n_layers: int) -> str:
-    """Five sliding layers, then a full one; no sharing."""
-    _deep_enough("local_global", n_layers, 1)
+    """Five sliding layers per full layer, without sharing."""
+    _require_layers("local_global", n_layers, 1)
     return "_".join(f"{i}" if i % 6 == 5 else f"{i}s" for i in range(n_layers))
 
 

@@ -1,8 +1,8 @@
-"""The K/V wiring grammar: which layer computes K/V, which layer reads them, and which attention slides.
+"""The K/V wiring grammar: which layers compute K/V, which layers read them, and which use a sliding window.
 
-One entry per layer, joined by `_`, each `\\d+s?`: the layer whose K/V it reads, `s` if its attention slides.
-An entry equal to its own index is an *owner* (it computes and stores K/V); any other is a *reader* (it has no
-K/V parameters and no cache).
+A wiring has one entry per layer, joined by `_`, each `\\d+s?`: the layer whose K/V it reads, then `s` for a
+sliding window. A layer that reads its own K/V is an *owner*: it computes and stores them. Any other layer is
+a *reader*: it has no K/V parameters and no cache.
 """
 
 import functools
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer attends.
+    """The attention of one layer.
 
     Attributes:
-      index: its place in the stack, from the bottom.
-      owner: the layer whose K/V it reads; its own index if it owns.
-      window: keys a query sees, itself included; None = the whole context.
+      index: the layer's index, from the bottom.
+      owner: index of the layer whose K/V it reads; its own index if it is an owner.
+      window: number of keys that a query attends to, including its own; None = the full context.
     """
 
     index: int
@@ -26,21 +26,22 @@ class Layer:
 
     @property
     def owns(self) -> bool:
+        """Whether the layer computes and stores its own K/V."""
         return self.owner == self.index
 
     @property
     def slides(self) -> bool:
-        """Whether its queries see a window only."""
+        """Whether its queries attend to a window only."""
         return self.window is not None
 
 
 @functools.cache
 def parse_wiring(wiring: str, window: int) -> tuple[Layer, ...]:
-    """Reads a wiring string.
+    """Parses a wiring string.
 
     Raises:
-      ValueError: a malformed entry, a forward reference, a chain (a read of a reader), or a sliding layer
-        that reads a full one's K/V (or the other way round).
+      ValueError: a malformed entry, a forward reference, a chain (a layer that reads a reader), a sliding
+        layer that reads a full layer's K/V, or the reverse.
     """
     entries = wiring.split("_")
     layers: list[Layer] = []
@@ -48,7 +49,7 @@ def parse_wiring(wiring: str, window: int) -> tuple[Layer, ...]:
         match = re.fullmatch(r"(\d+)(s?)", entry, flags=re.ASCII)
         if match is None:
             raise ValueError(
-                f"kv_wiring entry {i} is {entry!r}; it must be a layer index, `s` after it if sliding"
+                f"kv_wiring entry {i} is {entry!r}; it must be a layer index, followed by `s` if sliding"
             )
         owner, slides = int(match[1]), bool(match[2])
         if owner > i:

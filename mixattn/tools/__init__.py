@@ -1,1 +1,1 @@
-"""Tools of the whole house: command lines, whole-file writes, baseline processes, memory fits."""
+"""Shared tools: command lines, atomic file writes, baseline processes, memory checks for absent chips."""

@@ -1,4 +1,4 @@
-"""Another program to measure against: a process of its own environment, met through JSON lines."""
+"""Baseline programs for benchmarks: a process with its own environment, queried through JSON lines."""
 
 import json
 import subprocess
@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-type Asked = Callable[..., dict[str, Any]]
+type QueryFn = Callable[..., dict[str, Any]]  # fields of a query -> its answer
 
 
 @contextmanager
-def peer(name: str, command: Sequence[str]) -> Iterator[Asked]:
-    """Starts the process, which the block's end kills; call what is yielded with the fields of a question.
+def peer(name: str, command: Sequence[str]) -> Iterator[QueryFn]:
+    """Runs a baseline process for the duration of the block and yields a function that queries it.
 
     Args:
-      name: what errors call it.
+      name: the process's name in error messages.
 
     Raises:
-      ValueError: it cannot be started, or it ended.
+      ValueError: the process cannot be started, or it exited.
     """
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -30,7 +30,7 @@ def peer(name: str, command: Sequence[str]) -> Iterator[Asked]:
         process.stdin.write(json.dumps(fields) + "\n")
         process.stdin.flush()
         if not (line := process.stdout.readline()):
-            raise ValueError(f"{name} ended with code {process.wait()}; its words are above")
+            raise ValueError(f"{name} ended with code {process.wait()}; its output is above")
         return json.loads(line)
 
     with process:

@@ -1,7 +1,7 @@
-"""The `mixattn` command: every command of the project with one line each.
+"""The `mixattn` console script, which lists and runs every command of the project.
 
-mixattn                      this list
-mixattn train --config=configs/demo.py --workdir=runs/demo      the same as python -m train.main ...
+mixattn                                                         lists the commands
+mixattn train --config=configs/demo.py --workdir=runs/demo      runs python -m train.main ...
 """
 
 import importlib.util
@@ -11,34 +11,46 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A module that `python -m` runs, and what it does."""
+    """A module that `python -m` runs, and a line of help."""
 
     module: str
-    says: str
+    summary: str
 
 
 COMMANDS: dict[str, Command] = {
-    "spec": Command("mixattn.spec", "draw a K/V wiring and the memory it takes"),
+    "spec": Command("mixattn.spec", "draw a K/V wiring and the memory it needs"),
     "params": Command("mixattn.params", "count a model's parameters"),
     "hf": Command("mixattn.hf", "convert checkpoints from and to Hugging Face layout"),
-    "fits": Command("mixattn.tools.aot_fit", "whether serving a model fits a TPU or GPU, without having one"),
+    "fits": Command(
+        "mixattn.tools.aot_fit", "check whether serving a model fits a TPU or GPU, without the device"
+    ),
     "train": Command("train.main", "train a model from a config"),
     "tokenize": Command("train.data", "tokenize a corpus before training"),
-    "train-fits": Command("train.aot_fit", "whether training a model fits a TPU or GPU, without having one"),
+    "train-fits": Command(
+        "train.aot_fit", "check whether training a model fits a TPU or GPU, without the device"
+    ),
     "recall": Command("train.experiments.recall", "experiment: recall beyond the windows, by wiring"),
     "wiring-quality": Command(
         "train.experiments.wiring_quality", "experiment: loss against KV bytes, by wiring"
     ),
-    "uptrain": Command("train.experiments.uptrain", "experiment: bring a dense model into a wiring"),
-    "serve": Command("serving.main", "serve a checkpoint offline: policies compared, or a file of requests"),
+    "uptrain": Command(
+        "train.experiments.uptrain", "experiment: convert a dense model to a wiring by further training"
+    ),
+    "serve": Command(
+        "serving.main", "serve a checkpoint offline: compare policies, or answer a file of requests"
+    ),
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
-    "bench-model": Command("mixattn.bench", "benchmark: decoding beside transformers, windows"),
-    "bench-train": Command("train.bench", "benchmark: the training loop beside its bare step, and PyTorch"),
-    "bench-serving": Command("serving.bench", "benchmark: the engine, part by part, and its peers"),
-    "aot-record": Command("pallas_kernels.aot_record", "what the TPU and GPU compilers make of every kernel"),
+    "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
+    "bench-train": Command("train.bench", "benchmark: the training loop against its bare step and PyTorch"),
+    "bench-serving": Command(
+        "serving.bench", "benchmark: the engine, part by part and against other programs"
+    ),
+    "aot-record": Command(
+        "pallas_kernels.aot_record", "record what the TPU and GPU compilers produce for every kernel"
+    ),
 }
 
 
@@ -59,12 +71,12 @@ def listing() -> str:
     """One line per command that this installation has."""
     width = max(map(len, COMMANDS))
     lines = [
-        f"  {name:{width}}  {command.says}"
+        f"  {name:{width}}  {command.summary}"
         for name, command in COMMANDS.items()
         if importlib.util.find_spec(command.module.split(".")[0]) is not None
     ]
     return "\n".join(
-        ["usage: mixattn COMMAND [flags]      (mixattn COMMAND --help explains one)", "", *lines]
+        ["usage: mixattn COMMAND [flags]      (mixattn COMMAND --help shows its flags)", "", *lines]
     )
 
 

@@ -6,7 +6,7 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 
-from mixattn.sample import SamplingParams, keep
+from mixattn.sample import SamplingParams, filter_logits
 from serving.bench import Row, Size, row
 
 ROWS = 32
@@ -24,7 +24,7 @@ def draw(size: Size) -> list[Row]:
             ("top-p 0.9", sampling_B._replace(top_p_B=both.top_p_B)),
             ("top-k 50, top-p 0.9", both),
         ):
-            ways = {"halving": jax.jit(keep), "sorting": jax.jit(by_sorting)}
+            ways = {"halving": jax.jit(filter_logits), "sorting": jax.jit(by_sorting)}
             kept = [jnp.isfinite(way(logits_BV, knobs)) for way in ways.values()]
             differ = int(jnp.sum(kept[0] != kept[1]))
             taken: dict[str, list[float]] = {way: [] for way in ways}
@@ -53,7 +53,7 @@ def draw(size: Size) -> list[Row]:
 
 
 def by_sorting(scaled_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
-    """What `keep` does to top-k and top-p, written with a sort."""
+    """What `filter_logits` does to top-k and top-p, written with a sort."""
     V = scaled_BV.shape[1]
     sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
     top_k_B = jnp.where(sampling_B.top_k_B > 0, jnp.minimum(sampling_B.top_k_B, V), V)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mixattn.cache import Contiguous, Paged
-from mixattn.sample import largest
+from mixattn.sample import argmax
 from mixattn.spec import ModelConfig
 from serving.bench import Row, Size, network, row
 from serving.bench.peers import LLAMA
@@ -69,7 +69,7 @@ CACHES: dict[str, Callable[[ModelConfig], Any]] = {"contiguous": _contiguous, "p
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
 def _step(graphdef, params, token_B, cache):
     step = nnx.merge(graphdef, params).forward(token_B[:, None], cache=cache)
-    return largest(nnx.merge(graphdef, params).head(step.hidden_BTD[:, 0])), step.cache
+    return argmax(nnx.merge(graphdef, params).head(step.hidden_BTD[:, 0])), step.cache
 
 
 def _stepper(model, cache) -> Callable[[], tuple[float, list[int]]]:

@@ -187,7 +187,7 @@ def prefill(
     assert isinstance(step.cache, Paged)
     hidden_RD, prompt = step.hidden_BTD[:, 0], None
     if features.prompt:
-        hidden_RD = cache.pick_last(step.hidden_BTD)[:, 0]
+        hidden_RD = cache.select_last(step.hidden_BTD)[:, 0]
         prompt = _of_prompt(model.head(step.hidden_BTD), batch.target_RC, features.top)
     position_R = batch.start_R + batch.count_R
     fresh = SlotRows(

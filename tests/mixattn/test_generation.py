@@ -1,4 +1,4 @@
-"""Generation: equal to teacher forcing, and each row as if it were alone."""
+"""Generation equals teacher forcing, and each row is independent of the others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or refused, and every refusal names what disagrees."""
+"""Checkpoints on disk are complete or refused, and every refusal names what disagrees."""
 
 import dataclasses
 import json
@@ -128,7 +128,7 @@ def test_each_parameter_goes_where_its_sharding_says(saved):
         (lambda d: (d / checkpoint_dir.SINGLE).unlink(), r"has no model\.safetensors"),
         (
             lambda d: (d / checkpoint_dir.SINGLE).write_bytes((d / checkpoint_dir.SINGLE).read_bytes()[:999]),
-            "not a whole safetensors",
+            "not a complete safetensors",
         ),
     ],
 )
@@ -158,13 +158,13 @@ def test_stop_ids_travel_with_the_model(said, ids, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_family_refuses_a_model_it_cannot_say_by_naming_the_field(model_type):
-    with pytest.raises(ValueError, match=f"{model_type} cannot say "):
+def test_a_family_refuses_a_model_it_cannot_express_by_naming_the_field(model_type):
+    with pytest.raises(ValueError, match=f"{model_type} cannot express "):
         write_config(model_type, TINY)
 
 
-def test_llama_says_the_first_field_in_the_way():
-    with pytest.raises(ValueError, match="llama cannot say kv_wiring='0_0'"):
+def test_llama_names_the_first_field_it_cannot_express():
+    with pytest.raises(ValueError, match="llama cannot express kv_wiring='0_0'"):
         write_config("llama", wired("cla", n_layers=2))
 
 
@@ -194,7 +194,7 @@ def test_old_and_new_spellings_of_rope_mean_the_same():
     ("raw", "why"),
     [
         (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not supported"),
-        (LLAMA | {"hidden_act": "mish"}, "hidden_act 'mish'"),
+        (LLAMA | {"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "has no field 'vocab_size'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the stack must do whatever its weights: windows, sharing, packing, and prefill on one token."""
+"""Properties of the stack that hold for any weights: windows, sharing, packing, and prefill on one token."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_readers_have_no_key_or_value_parameters():
 
 
 def test_a_reader_equals_an_owner_with_tied_weights_and_equal_input():
-    """Layer 1 reads layer 0; with layer 0 writing nothing into the stream both see the same input."""
+    """Layer 1 reads layer 0; if layer 0 adds nothing to the residual stream, both get the same input."""
     shared, apart = wired("0_0", n_layers=2), wired("0_1", n_layers=2)
     params = nnx.split(model(apart))[1]
     blocks = params["blocks"]
@@ -146,7 +146,7 @@ def test_last_only_gives_the_last_logits(wiring):
 
 
 def test_last_only_runs_one_token_a_row_above_the_last_owner():
-    """The compiler's own count: with one owner at the bottom nearly the whole stack runs on one token."""
+    """By the compiler's count: with one owner at the bottom, nearly the whole stack runs on one token."""
     config = wired("0_0_0_0_0_0")
     graphdef, params = nnx.split(model(config))
 

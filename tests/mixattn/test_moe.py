@@ -35,7 +35,7 @@ def inputs(X=X) -> jax.Array:
 
 
 def by_hand(moe: MoE, x_XD) -> np.ndarray:
-    """Every token alone, in float64; gates are softmax over the k best logits."""
+    """One token at a time, in float64; gates are the softmax of the k largest logits."""
     router, gate, up, down = (
         np.asarray(p[...], np.float64) for p in (moe.router, moe.gate, moe.up, moe.down)
     )
@@ -66,16 +66,16 @@ def test_enough_capacity_is_dropless():
     capped = layer(capacity_factor=5 / 2)
     route = capped.route(inputs()[0])
     np.testing.assert_allclose(
-        capped.capped(inputs()[0], route), capped.dropless(inputs()[0], route), atol=1e-5
+        capped.with_capacity(inputs()[0], route), capped.dropless(inputs()[0], route), atol=1e-5
     )
 
 
 def test_beyond_capacity_the_latest_tokens_lose_that_expert():
-    """All tokens want experts 0 and 1; each has ceil(1.0 * 2 * 37 / 5) = 15 places."""
+    """All tokens want experts 0 and 1; each has ceil(1.0 * 2 * 37 / 5) = 15 slots."""
     moe = layer(capacity_factor=1.0)
     route = call(moe, inputs()[0], path="route")
     route = route._replace(expert_Xk=jnp.tile(jnp.asarray([0, 1]), (X, 1)))
-    got, want = (call(moe, inputs()[0], route, path=path) for path in ("capped", "dropless"))
+    got, want = (call(moe, inputs()[0], route, path=path) for path in ("with_capacity", "dropless"))
     np.testing.assert_allclose(got[:15], want[:15], atol=1e-5)
     np.testing.assert_array_equal(got[15:], np.zeros_like(got[15:]))
 
@@ -102,7 +102,7 @@ def test_gradients_of_the_dispatch_paths_agree():
         y = getattr(m, path)(inputs()[0], m.route(inputs()[0]))
         return jnp.mean(jnp.sin(y))
 
-    one, other = (jax.grad(loss)(params, path) for path in ("dropless", "capped"))
+    one, other = (jax.grad(loss)(params, path) for path in ("dropless", "with_capacity"))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
         assert np.abs(a).max() > 1e-5

@@ -1,4 +1,4 @@
-"""Strings around generation, and chat templates as checkpoints bring them."""
+"""Text around generation, and the chat templates of checkpoints."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rewiring a trained model: nothing changes where nothing is shared, and groups start where they should."""
+"""Rewiring a trained model: unshared layers are unchanged, and new groups are initialized as documented."""
 
 import jax
 import numpy as np

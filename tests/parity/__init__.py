@@ -1,1 +1,1 @@
-"""Parity with transformers, which lives in an environment of its own (`make parity`)."""
+"""Parity with transformers, which is installed in a separate environment (`make parity`)."""

@@ -3,9 +3,9 @@
     {"model": DIR}                                                -> {"versions": ..., "system": ...}
     {"prompts": [ids, ...], "new": 33, "kv": "f16", "flash": 1}   -> {"step_s": [s, ...], "outputs": [...]}
 
-DIR is a Llama-shaped Hugging Face directory in float32; it is written as GGUF, float32 too, beside the
-weights. Needs llama-cpp-python and gguf, never our packages. One llama.cpp sequence a prompt, greedy; a step
-is the batch filled in, `llama_decode` and the largest logit of each row. Threads as OMP_NUM_THREADS says.
+DIR is a Llama-shaped Hugging Face directory in float32; a float32 GGUF copy is written beside the weights.
+Imports llama-cpp-python and gguf, not our packages. One llama.cpp sequence per prompt, greedy. A step fills
+the batch, calls `llama_decode`, and takes the largest logit of each row. OMP_NUM_THREADS sets the threads.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head
 
 
 def tensors(directory: Path):
-    """Name and array of every float32 tensor of a safetensors file."""
+    """Yields the name and array of every tensor of a float32 safetensors file."""
     raw = (directory / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     head = json.loads(raw[8 : 8 + length])
@@ -46,7 +46,7 @@ def tensors(directory: Path):
 
 
 def interleaved(weight, heads: int):
-    """Rows reordered from rotating halves of a head against each other to rotating neighbours."""
+    """Reorders rows from rotating the halves of a head to rotating adjacent pairs."""
     rows, width = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
@@ -163,7 +163,7 @@ def main() -> None:
         else:
             try:
                 answer = serve(model, vocab, ask)
-            except Exception as why:  # told to the other side, which says it in its table
+            except Exception as why:  # reported in the other side's table
                 answer = {"error": f"{type(why).__name__}: {why}"}
         print(json.dumps(answer), flush=True)
 

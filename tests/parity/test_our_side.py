@@ -1,7 +1,7 @@
-"""Our logits against those of transformers, for checkpoints it wrote: whole, cached, and after a round trip.
+"""Compares our logits with those of transformers on checkpoints that it wrote: whole, cached, round trip.
 
-The cases under `fixtures/` are committed and need no torch; `make parity` sets MIXATTN_PARITY to a directory
-with many more, and has transformers load what `test_...written_back` leaves there.
+The cases under `fixtures/` are committed and need no torch. `make parity` sets MIXATTN_PARITY to a directory
+with more cases, and transformers then loads what `test_what_was_read_can_be_written_back` writes there.
 """
 
 import functools

@@ -3,7 +3,7 @@
     {"model": DIR}                                                        -> {"parameters": n}
     {"batch": 32, "prompt": 300, "new": 17, "cache": "dynamic"}           -> {"prefill_s": s, "step_s": [..]}
 
-Greedy, no stop, float32; threads as OMP_NUM_THREADS says.
+Greedy, no stop, float32; OMP_NUM_THREADS sets the threads.
 """
 
 import json
@@ -21,7 +21,7 @@ logging.disable_progress_bar()
 
 
 class Clock(BaseStreamer):
-    """Notes when `generate` hands over the prompt and then each step's tokens."""
+    """Records when `generate` emits the prompt and then each step's tokens."""
 
     def __init__(self):
         self.seen_s: list[float] = []

@@ -1,13 +1,12 @@
-"""The transformers side of `python -m serving.bench --only=transformers`: serves requests, one JSON line
-each way.
+"""The transformers side of `python -m serving.bench --only=transformers`; one JSON line each way.
 
     {"model": DIR}                                                    -> {"versions": ..., "threads": n}
     {"how": "static", "batch": 16, "requests": [[ids, new], ...]}     -> {"seconds": s, "outputs": [ids, ...]}
     {"how": "continuous", "batch": 32, "attention": "sdpa", "requests": ...}    -> the same
 
-Greedy, nothing stops early, float32; threads as OMP_NUM_THREADS says. `static` pads each batch on the left
-and runs it until its longest request is done; `continuous` is what `generate_batch` runs inside, asked
-request by request, because `generate_batch` itself gives all of them one length.
+Greedy, no early stop, float32; OMP_NUM_THREADS sets the threads. `static` pads each batch on the left and
+runs it until its longest request is done. `continuous` submits requests one by one to the manager that
+`generate_batch` uses, because `generate_batch` itself gives all requests one length.
 """
 
 import json
@@ -87,7 +86,7 @@ def main() -> None:
             try:
                 outputs = (static if ask["how"] == "static" else continuous)(model, ask)
                 answer = {"seconds": time.perf_counter() - begin, "outputs": outputs}
-            except Exception as why:  # told to the other side, which says it in its table
+            except Exception as why:  # reported in the other side's table
                 answer = {"error": f"{type(why).__name__}: {why}"}
         print(json.dumps(answer), flush=True)
 

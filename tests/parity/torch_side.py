@@ -1,11 +1,9 @@
-"""The transformers side of parity: tiny random models out, and back in again. Needs torch, never our
-packages.
+"""The transformers side of parity: writes tiny random models and reads ours. Imports torch, not our packages.
 
     python torch_side.py build DIR [--fixtures]   writes DIR/CASE/{config.json, model.safetensors, want.npz}
-    python torch_side.py check DIR                loads DIR/CASE/back, written by our side, and compares
-    logits
+    python torch_side.py check DIR                loads DIR/CASE/back, written by our side; compares logits
 
-`want.npz` holds tokens and transformers' own float32 logits.
+`want.npz` holds tokens and the float32 logits of transformers.
 """
 
 import sys
@@ -50,7 +48,7 @@ OPT = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-# One case an architecture is committed as a fixture; the rest vary groups, head sizes, ties, windows, biases.
+# The committed fixtures: one case per architecture. `MORE` varies groups, head sizes, ties, windows, biases.
 FIXTURES = {
     "llama": ("llama", {**SMALL, "rope_parameters": LLAMA3}),
     "mistral": ("mistral", {**SMALL, "num_key_value_heads": 4, "sliding_window": 5}),

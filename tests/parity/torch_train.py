@@ -1,12 +1,12 @@
-"""The PyTorch side of `python -m train.bench --torch=...`: trains when asked, one JSON line each way.
+"""The PyTorch side of `python -m train.bench --torch=...`: trains on request, one JSON line each way.
 
     {"key": key, "model": {n_layers, ...}, "kind": "plain" | "transformers", "compiled": false, ...}
                                                                 -> {"parameters": n, "versions": ..., ...}
     {"use": key, "steps": 10, "batch": 4, "length": 256}        -> {"seconds": s, "loss": nats}
 
-Float32, AdamW (fused), gradients clipped by their global norm; threads as OMP_NUM_THREADS says. "plain" is a
-Llama block written straight in PyTorch around scaled_dot_product_attention; "transformers" is
-LlamaForCausalLM with the same attention. Needs torch, never our packages.
+Float32, AdamW (fused), gradients clipped by their global norm; OMP_NUM_THREADS sets the threads. "plain" is a
+Llama block written in PyTorch with scaled_dot_product_attention; "transformers" is LlamaForCausalLM with the
+same attention. Imports torch, not our packages.
 """
 
 import json
@@ -86,7 +86,7 @@ def transformers_model(shape):
 
 
 class Side:
-    """One model with its optimizer and its loop."""
+    """One model with its optimizer and training loop."""
 
     def __init__(self, ask):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Whatever holds the K/V, however the sequence is cut: the logits are those of the whole sequence at once."""
+"""With every cache and every division into steps, the logits equal those of the whole sequence at once."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ PAGE = {"full": 4, "sliding": 2}
 
 
 def paged(config: ModelConfig, batch: int, capacity: int) -> Paged:
-    """Rows whose pages lie scattered over the pools, in another order for every kind."""
+    """Rows whose pages are scattered over the pools, in a different order per kind."""
     table_pages = {kind: -(-capacity // size) for kind, size in PAGE.items()}
     pages = {kind: 1 + batch * n + 3 for kind, n in table_pages.items()}
     cache = Paged.init(config, pages=pages, page_size=PAGE, batch=batch, table_pages=table_pages)
@@ -31,11 +31,11 @@ def paged(config: ModelConfig, batch: int, capacity: int) -> Paged:
     return dataclasses.replace(cache, tables=tables)
 
 
-BODIES = {"contiguous": Contiguous.init, "ring": Ring.init, "paged": paged}
+CACHES = {"contiguous": Contiguous.init, "ring": Ring.init, "paged": paged}
 
 
-def ask(cache, start_B, count_B):
-    """The cache, told how many of the next tokens are real."""
+def prepared(cache, start_B, count_B):
+    """The cache with the start and the number of real tokens of the next step."""
     if isinstance(cache, Paged):
         return cache.with_rows(cache.tables, start_B, count_B)
     return cache.with_counts(count_B)
@@ -53,52 +53,52 @@ def step(config, tokens_BT, cache, last_only=False):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, W - 1, W, W + 1, 2 * W + 3])
-@pytest.mark.parametrize("body", BODIES)
-def test_chunked_prefill_is_the_teacher_forced_forward(body, chunk):
+@pytest.mark.parametrize("kind", CACHES)
+def test_chunked_prefill_is_the_teacher_forced_forward(kind, chunk):
     config, T = SHORT, max(LENGTHS)
     rows = tokens(2, T)
-    cache, got = BODIES[body](config, 2, CAPACITY), []
+    cache, got = CACHES[kind](config, 2, CAPACITY), []
     for at in range(0, T, chunk):
         # The tail is padded to the chunk's size, so that one program serves all chunks.
         part = rows[:, at : at + chunk]
         count_B = jnp.full(2, part.shape[1], jnp.int32)
         padded = jnp.pad(part, ((0, 0), (0, chunk - part.shape[1])))
-        out, cache = step(config, padded, ask(cache, jnp.full(2, at, jnp.int32), count_B))
+        out, cache = step(config, padded, prepared(cache, jnp.full(2, at, jnp.int32), count_B))
         got.append(out[:, : part.shape[1]])
     np.testing.assert_allclose(np.concatenate(got, 1), logits(config, rows), atol=2e-5)
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_rows_of_different_lengths_decode_as_if_alone(body):
-    """Prefill together, padded on the right; then decode, one row pausing now and then (count 0)."""
+@pytest.mark.parametrize("kind", CACHES)
+def test_rows_of_different_lengths_decode_as_if_alone(kind):
+    """One padded prefill, then decode steps in each of which one row pauses (count 0)."""
     prompt_B = np.array(LENGTHS)
     B, T = len(LENGTHS), max(LENGTHS)
     rows = tokens(B, CAPACITY)
     want = logits(SHORT, rows)
-    cache = BODIES[body](SHORT, B, CAPACITY)
+    cache = CACHES[kind](SHORT, B, CAPACITY)
     length_B = jnp.asarray(prompt_B, jnp.int32)
     prompt = jnp.where(jnp.arange(T)[None] < length_B[:, None], rows[:, :T], 60)
-    out, cache = step(SHORT, prompt, ask(cache, jnp.zeros(B, jnp.int32), length_B), last_only=True)
+    out, cache = step(SHORT, prompt, prepared(cache, jnp.zeros(B, jnp.int32), length_B), last_only=True)
     np.testing.assert_allclose(out[:, 0], want[np.arange(B), prompt_B - 1], atol=2e-5)
     for i in range(6):
         live_B = (np.arange(B) != i % B) & (prompt_B < CAPACITY)
         next_B = rows[np.arange(B), np.minimum(prompt_B, CAPACITY - 1)]
         token_B1 = jnp.where(live_B, next_B, 60)[:, None]
         count_B = jnp.asarray(live_B, jnp.int32)
-        out, cache = step(SHORT, token_B1, ask(cache, jnp.asarray(prompt_B, jnp.int32), count_B))
+        out, cache = step(SHORT, token_B1, prepared(cache, jnp.asarray(prompt_B, jnp.int32), count_B))
         assert np.isfinite(out).all()
         at = live_B.nonzero()[0]
         np.testing.assert_allclose(out[at, 0], want[at, prompt_B[at]], atol=2e-5)
         prompt_B = prompt_B + live_B
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_last_only_prefill_leaves_the_same_cache(body):
+@pytest.mark.parametrize("kind", CACHES)
+def test_last_only_prefill_leaves_the_same_cache(kind):
     count_B = jnp.asarray([7, 13], jnp.int32)
     start_B = jnp.zeros(2, jnp.int32)
-    whole, after = step(SHORT, tokens(2, 13), ask(BODIES[body](SHORT, 2, CAPACITY), start_B, count_B))
+    whole, after = step(SHORT, tokens(2, 13), prepared(CACHES[kind](SHORT, 2, CAPACITY), start_B, count_B))
     last, after_last = step(
-        SHORT, tokens(2, 13), ask(BODIES[body](SHORT, 2, CAPACITY), start_B, count_B), True
+        SHORT, tokens(2, 13), prepared(CACHES[kind](SHORT, 2, CAPACITY), start_B, count_B), True
     )
     np.testing.assert_allclose(last[:, 0], whole[jnp.arange(2), count_B - 1], atol=1e-5)
     for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(after_last), strict=True):
@@ -106,7 +106,7 @@ def test_last_only_prefill_leaves_the_same_cache(body):
 
 
 def test_a_ring_that_forgets_one_key_too_early_is_caught():
-    """Negative control: the same run with a ring one slot short differs."""
+    """Negative control: a ring with one slot too few gives other logits."""
     rows, narrow = tokens(2, 13), dataclasses.replace(SHORT, window=W - 1)
     cache = Ring.init(narrow, 2, CAPACITY)
     for at in range(13):
@@ -115,11 +115,11 @@ def test_a_ring_that_forgets_one_key_too_early_is_caught():
 
 
 def test_pages_outside_the_window_may_hold_anything():
-    """After the window has passed, a sliding row's early pages can be given away: null in its table."""
+    """After the window has passed, a sliding row's early pages can be freed: they are null in its table."""
     rows, T = tokens(1, CAPACITY), 12
     cache = paged(SHORT, 1, CAPACITY)
     start_B, count_B = jnp.zeros(1, jnp.int32), jnp.full(1, T, jnp.int32)
-    _, cache = step(SHORT, rows[:, :T], ask(cache, start_B, count_B))
+    _, cache = step(SHORT, rows[:, :T], prepared(cache, start_B, count_B))
     gone = (T - W + 1) // PAGE["sliding"]
     tables = {**cache.tables, "sliding": cache.tables["sliding"].at[:, :gone].set(0)}
     cache = cache.with_rows(tables, count_B, jnp.ones(1, jnp.int32))
@@ -135,8 +135,8 @@ PAPER = ModelConfig(n_layers=24, n_heads=12, n_kv_heads=3, head_dim=128, window=
 @pytest.mark.parametrize("capacity", [700, 1024, 3000])
 def test_live_caches_hold_exactly_the_formulas_bytes(name, capacity):
     config = dataclasses.replace(PAPER, kv_wiring=name, dtype="bfloat16")
-    for body, windowed in ((Ring, True), (Contiguous, False)):
-        cache = jax.eval_shape(functools.partial(body.init, config, 2, capacity))
+    for cache_type, windowed in ((Ring, True), (Contiguous, False)):
+        cache = jax.eval_shape(functools.partial(cache_type.init, config, 2, capacity))
         held = {owner: k.size * 2 + v.size * 2 for owner, (k, v) in cache.kv.items()}
         assert held == {i: 2 * b for i, b in kv_bytes_by_owner(config, capacity, windowed=windowed).items()}
         assert sum(held.values()) == 2 * kv_bytes(config, capacity, windowed=windowed)
@@ -160,7 +160,7 @@ def test_a_paged_cache_holds_pages_times_page_bytes():
 
 
 def test_positions_beside_a_cache_are_refused():
-    with pytest.raises(ValueError, match="a cache knows its positions"):
+    with pytest.raises(ValueError, match="a cache determines the positions"):
         model(TINY).forward(
             tokens(), cache=Ring.init(TINY, 2, 40), positions_BT=jnp.zeros((2, 23), jnp.int32)
         )

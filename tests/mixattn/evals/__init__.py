@@ -1,1 +1,1 @@
-"""Tests of mixattn/evals."""
+"""Tests of `mixattn.evals`."""

@@ -1,4 +1,4 @@
-"""A language model is one async function: the stub, the recorder, and a client of real HTTP."""
+"""Language models: the scripted stub, record and replay, and the client over real HTTP."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def test_a_recording_answers_the_same_questions_without_a_model(tmp_path):
     replay = Replay(path)
     assert [ask(replay, p, client="me", seed=1).text for p in ("a", "b", "a")] == ["<a>", "<b>", "<a>"]
     assert ask(replay, [0, 1, 2], client="me", seed=2).usage == Usage(3, 2)
-    with pytest.raises(Divergence, match="asks more often"):
+    with pytest.raises(Divergence, match="makes more calls than the recording holds"):
         ask(replay, "a", client="me", seed=1)
 
 
@@ -61,7 +61,7 @@ def test_a_failed_call_is_not_recorded(tmp_path):
 # ---- HTTP ---------------------------------------------------------------------------------------------
 @pytest.fixture
 def server():
-    """A real server on this machine: answers with `.answers` in turn and keeps what it was asked."""
+    """A real local server that returns `.answers` in order and keeps its requests in `.asked`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -89,13 +89,11 @@ def test_configs_are_hashable_values():
     assert wired("ma") != wired("ma_offset")
 
 
-def test_owner_slots_count_within_a_kind():
-    config = ModelConfig(n_layers=6, kv_wiring="0s_0s_2_3s_3s_2")
-    assert config.owners == (0, 2, 3)
-    assert config.slot_of_owner == {0: 0, 2: 0, 3: 1}
+def test_owners_are_the_layers_that_store():
+    assert ModelConfig(n_layers=6, kv_wiring="0s_0s_2_3s_3s_2").owners == (0, 2, 3)
 
 
-# The memory table of the paper's shape at 32,000 tokens, bfloat16: bytes a token, MiB unwindowed, MiB
+# The memory table of the paper's shape at 32,000 tokens, bfloat16: bytes per token, MiB unwindowed, MiB
 # windowed.
 TABLE = {
     "standard": (36_864, 1125.0, 1125.0),

@@ -1,4 +1,4 @@
-"""Whether a model fits a chip that is not here."""
+"""Memory checks for chips that this machine does not have."""
 
 import json
 
@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from mixattn import ModelConfig
-from mixattn.hf.tensors import abstract
+from mixattn.hf.tensors import abstract_model
 from mixattn.spec import kv_bytes
 from mixattn.tools import aot_fit
 from pallas_kernels import aot
@@ -37,7 +37,7 @@ def steps(chip, **sizes):
 @pytest.mark.aot
 @pytest.mark.parametrize("chip", KERNEL)
 def test_a_small_model_fits_with_the_kernels_of_the_chip(chip):
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract(SMALL)[1]))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_model(SMALL)[1]))
     held += kv_bytes(SMALL, 4 * 1024)
     for name, lower in steps(chip).items():
         lowered = lower()
@@ -74,12 +74,12 @@ def test_a_program_that_needs_a_byte_too_many_does_not_fit():
 
 
 @pytest.mark.parametrize("chip", ["v5e", "h100"])
-def test_a_missing_compiler_is_left_out_by_name(chip, monkeypatch, capsys):
+def test_a_target_without_its_compiler_is_skipped_by_name(chip, monkeypatch, capsys):
     monkeypatch.setattr(aot, "missing", lambda asked: "no compiler" if asked == chip else None)
     monkeypatch.setattr(aot, "compiled_memory", lambda asked, lower: aot.CompiledMemory(1, 2, 3, 4))
     assert aot_fit.report(["v5e", "h100"], lambda chip: {"decode": None}, as_json=True)
     said = capsys.readouterr()
-    assert f"{chip}: left out, no compiler" in said.err
+    assert f"{chip}: skipped, no compiler" in said.err
     (row,) = map(json.loads, said.out.splitlines())
     assert row["fits"]
     assert row["target"] != chip

@@ -1,4 +1,4 @@
-"""A process of another environment that answers questions, one JSON line each way."""
+"""A process of another environment that answers queries, one JSON line each way."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every command's front door: overrides by name, one sentence and a code on bad input."""
+"""The entry point of every command: overrides by name, one sentence and an exit code on bad input."""
 
 import sys
 import textwrap
@@ -27,6 +27,8 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     name: str = "x"
 def get_config(variant=""):
+    if variant == "none":
+        raise ValueError("there is no variant 'none'")
     return Outer(name=variant or "plain")
 """
 
@@ -68,6 +70,8 @@ def test_fields_are_overridden_by_name_and_variants_by_colon(run):
         (["--config=config.py", "--config.inner.rat=1"], "pass", "Field rat not found"),
         (["--config=config.py", "--config.inner.rate=-1"], "pass", "rate is -1.0; it cannot be negative"),
         (["--config=config.py"], "raise OSError('disk full')", "disk full"),
+        (["--confog=config.py"], "pass", "Unknown command line flag 'confog'"),
+        (["--config=config.py:none"], "pass", "no variant 'none'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_nonzero_code(run, args, body, sentence):
@@ -91,16 +95,16 @@ def test_ctrl_c_is_130_and_says_so(run):
 
 
 def test_ctrl_c_is_not_lost_in_the_garbage_collectors_callback(run):
-    """As jax's callback while it traces: what is raised there, Python swallows."""
+    """Python swallows exceptions raised in a garbage-collector callback, such as jax's during tracing."""
     body = """
     import gc, signal, time
-    heard = []
+    calls = []
     def _xla_gc_callback(*_):
-        if not heard:
-            heard.append(signal.raise_signal(signal.SIGINT))
+        if not calls:
+            calls.append(signal.raise_signal(signal.SIGINT))
     gc.callbacks.append(_xla_gc_callback)
     gc.collect()
-    assert heard
+    assert calls
     time.sleep(20)
     """
     done = run("--config=config.py", body=textwrap.indent(textwrap.dedent(body), "    "))

@@ -21,7 +21,7 @@ def test_every_runnable_module_is_listed_and_every_listed_module_runs():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_one_line(name):
     assert importlib.util.find_spec(COMMANDS[name].module)
-    assert len(COMMANDS[name].says) <= 80
+    assert len(COMMANDS[name].summary) <= 80
     assert name in listing()
 
 

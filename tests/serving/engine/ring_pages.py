@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from mixattn.cache.protocol import ahead, held
+from mixattn.cache.protocol import slot_positions, step_positions
 from pallas_kernels import paged
 from pallas_kernels.attention import attention
 
@@ -17,7 +17,7 @@ class RingPages:
     slots: int
     name: str = "ring"
 
-    def takes(self, layer) -> bool:
+    def matches(self, layer) -> bool:
         return layer.slides
 
     def init(self, config, layer, pages, page_size, dtype) -> paged.Pool:
@@ -25,7 +25,7 @@ class RingPages:
 
     def write(self, pool, table_BP, start_B, count_B, k_BTKH, v_BTKH) -> paged.Pool:
         B, T = k_BTKH.shape[:2]
-        slot_BT = ahead(start_B, T) % self.slots
+        slot_BT = step_positions(start_B, T) % self.slots
         page_BT = jnp.take_along_axis(table_BP, slot_BT // pool.page_size, axis=1)
         page_BT = jnp.where(jnp.arange(T)[None] < count_B[:, None], page_BT, pool.pages)
         rows = (k_BTKH, v_BTKH, page_BT, slot_BT % pool.page_size)
@@ -42,6 +42,6 @@ class RingPages:
             window=layer.window,
             scale=scale,
             softcap=softcap,
-            q_pos_BT=ahead(start_B, T),
-            k_pos_BS=held(start_B + count_B, self.slots),
+            q_pos_BT=step_positions(start_B, T),
+            k_pos_BS=slot_positions(start_B + count_B, self.slots),
         )
