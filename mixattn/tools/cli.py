@@ -75,8 +75,8 @@ def check_tree(node: Any) -> None:
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
     """Parses flags, runs `main`, and reports a user's mistake in one sentence with exit code 2.
 
-    Ctrl-C exits with code 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks. In `argv`, the arguments of
-    a subcommand, anything that is not a flag is a mistake.
+    Ctrl-C exits with code 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks. In `argv`, the arguments
+    of a subcommand, anything that is not a flag is a mistake.
     """
 
     def start(rest: list[str]) -> None:
