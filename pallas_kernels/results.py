@@ -18,7 +18,9 @@ VIRTUAL = "none (virtual time)"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
-def write_csv(path: str | Path, rows: Sequence[dict[str, Any]], **recipe: Any) -> None:
+def write_csv(
+    path: str | Path, rows: Sequence[dict[str, Any]], *, quiet: bool = False, **recipe: Any
+) -> None:
     """Writes rows (the columns are those of all rows, in order of appearance) under `# key: value` lines.
 
     What neither `recipe` nor a column says of the surroundings is asked for. The file is whole or absent.
@@ -38,13 +40,21 @@ def write_csv(path: str | Path, rows: Sequence[dict[str, Any]], **recipe: Any) -
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    print(f"wrote {path}", file=sys.stderr)
+    if not quiet:
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """The rows, without the recipe above them."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def read_recipe(path: str | Path) -> dict[str, str]:
+    """The `# key: value` lines above the rows."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    pairs = (line[2:].partition(": ") for line in lines if line.startswith("# "))
+    return {key: value for key, _, value in pairs}
 
 
 def surroundings(but: Collection[str] = ()) -> dict[str, str]:

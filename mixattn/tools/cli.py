@@ -76,13 +76,29 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
     """Parses flags, runs `main`, and reports a user's mistake in one sentence with exit code 2.
 
     Ctrl-C exits with code 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks.
+
+    Args:
+      argv: program name and flags of a subcommand, without other arguments; None = the process's arguments.
     """
-    app.run(lambda _: _run_guarded(main), argv=argv, flags_parser=_parse)
+
+    def start(rest: list[str]) -> None:
+        if argv is not None and len(rest) > 1:
+            _fail(ValueError(f"unexpected argument {rest[1]!r}; flags start with --"))
+        _run_guarded(main)
+
+    app.run(start, argv=argv, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as why:
+        if os.environ.get("MIXATTN_DEBUG"):
+            raise
+        reason = str(why).strip()
+        if "Traceback" in reason:  # a config file raised; the flag's message quotes all of it
+            reason = reason.splitlines()[-1].removeprefix("ValueError: ")
+        _fail(ValueError(f"{reason.rstrip('.')}; --help lists the flags"))
     except (KeyError, AttributeError, TypeError, ValueError, OSError, ImportError) as why:
         if os.environ.get("MIXATTN_DEBUG"):
             raise

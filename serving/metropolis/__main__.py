@@ -1,15 +1,15 @@
 """Runs agents out of order with the results of lock-step execution.
 
-    python -m serving.metropolis run --workdir=runs/town             a small town with a stub model
-    python -m serving.metropolis run --workdir=runs/town --resume    resume after Ctrl-C or a crash
-    python -m serving.metropolis replay --workdir=runs/town          write runs/town/replay.html
-    python -m serving.metropolis check --workdir=runs/town           audit its commit log
-    python -m serving.metropolis trace --out=day.jsonl --agents=25   write a synthetic trace
-    python -m serving.metropolis simulate --trace=day.jsonl          every mode on a trace, in virtual time
-    python -m serving.metropolis experiment --config=configs/metropolis_e2.py
-    python -m serving.metropolis gantt --out=gantt.png               a Gantt chart of each mode
-    python -m serving.metropolis live --config=configs/metropolis_e7.py      the town on our own engine
-    python -m serving.metropolis bench                            the cost of a commit, by number of agents
+    python -m serving.metropolis run --workdir=runs/town                       a small town, scripted answers
+    python -m serving.metropolis run --workdir=runs/town --resume              resume after Ctrl-C or a crash
+    python -m serving.metropolis replay --workdir=runs/town                    draw it: runs/town/replay.html
+    python -m serving.metropolis check --workdir=runs/town                     audit its commit log
+    python -m serving.metropolis trace --out=day.jsonl --agents=25             write a synthetic trace
+    python -m serving.metropolis simulate --trace=day.jsonl                    every scheduler, virtual time
+    python -m serving.metropolis experiment --config=configs/metropolis.py:E2  the paper's experiments
+    python -m serving.metropolis gantt --out=gantt.png                         agent-steps over time, by mode
+    python -m serving.metropolis live --config=configs/metropolis.py:E7        the town on our own engine
+    python -m serving.metropolis bench                                         the graph's cost per commit
 
 `--help` after a command lists its flags.
 """

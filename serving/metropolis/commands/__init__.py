@@ -1,1 +1,1 @@
-"""The commands of `python -m serving.metropolis`, one file each: flags in, one call, words out."""
+"""The commands of `python -m serving.metropolis`, one module each, whose docstring is its `--help`."""

@@ -1,10 +1,13 @@
-"""Draws a town run as one HTML file: map, slider over commits, who runs, who waits for whom, who speaks."""
+"""Draws a town run as one HTML page: a map, a slider over commits, who runs, waits and speaks.
+
+python -m serving.metropolis replay --workdir=runs/town
+"""
 
 from pathlib import Path
 
 from absl import flags
 
-from mixattn.tools import cli
+from serving.metropolis.commands import command_line
 from serving.metropolis.commands.check import open_run
 from serving.metropolis.runtime import replay_page
 
@@ -12,9 +15,9 @@ FLAGS = flags.FLAGS
 
 
 def start(argv: list[str]) -> None:
-    flags.DEFINE_string("workdir", "runs/town", "A run's directory.")
-    flags.DEFINE_string("out", "", "The file to write; WORKDIR/replay.html if empty.")
-    cli.run(_main, argv)
+    flags.DEFINE_string("workdir", "runs/town", "The directory of the run.")
+    flags.DEFINE_string("out", "", "The HTML file to write; WORKDIR/replay.html if empty.")
+    command_line.run(__name__, _main, argv)
 
 
 def _main() -> None:

@@ -1,7 +1,11 @@
-"""Runs the town and logs it to WORKDIR/run.db; Ctrl-C stops it cleanly and `--resume` goes on.
+"""Runs the town and logs it to WORKDIR/run.db. Ctrl-C stops it cleanly; `--resume` resumes it.
 
-Without a server (`--llm=stub`) answers are scripted and time is virtual: a simulated server makes the calls
-take as long as they would. With `--llm=http` any OpenAI-compatible endpoint speaks for the residents.
+    python -m serving.metropolis run --workdir=runs/town
+    python -m serving.metropolis run --workdir=runs/town --steps=1440 --resume
+    python -m serving.metropolis run --workdir=runs/real --llm=http --url=http://127.0.0.1:8000/v1
+
+With `--llm=stub` answers are scripted and time is virtual: a simulated server gives every call its duration.
+With `--llm=http` any OpenAI-compatible endpoint answers for the residents.
 """
 
 import asyncio
@@ -14,37 +18,38 @@ from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mixattn.evals.llm import OpenAI
-from mixattn.tools import cli, files
+from mixattn.tools import files
+from serving.metropolis.commands import command_line
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation, SimulationRun
 from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import Commit, SqliteStore
-from serving.metropolis.town import prompts, town
+from serving.metropolis.town import make_town, stub_model
 
 FLAGS = flags.FLAGS
 
 
 def start(argv: list[str]) -> None:
-    flags.DEFINE_string("workdir", "runs/town", "Where run.db and run.json go.")
-    flags.DEFINE_integer("residents", 12, "People in town, 1 to 25.")
-    flags.DEFINE_integer("steps", 720, "Steps to run; 360 are an hour of the town.")
-    live = ("metropolis", "parallel_sync", "single_thread")  # the two other modes only replay traces
-    flags.DEFINE_enum("mode", "metropolis", live, "Who may run when.")
-    flags.DEFINE_integer("seed", 0, "Of the town and of every call.")
-    flags.DEFINE_enum("llm", "stub", ("stub", "http"), "Who speaks for the residents.")
-    flags.DEFINE_string("url", "http://127.0.0.1:8000/v1", "Of the server, for --llm=http.")
-    flags.DEFINE_string("model", "mixattn", "Model name to ask the server for.")
+    flags.DEFINE_string("workdir", "runs/town", "Directory of run.db and run.json.")
+    flags.DEFINE_integer("residents", 12, "Number of residents, 1 to 25.")
+    flags.DEFINE_integer("steps", 720, "Steps to run; 360 steps are an hour of the town.")
+    live = ("metropolis", "parallel_sync", "single_thread")  # the other modes need a recorded trace
+    flags.DEFINE_enum("mode", "metropolis", live, "The scheduler.")
+    flags.DEFINE_integer("seed", 0, "Seed of the town and of every call.")
+    flags.DEFINE_enum("llm", "stub", ("stub", "http"), "Answers from a script or from a server.")
+    flags.DEFINE_string("url", "http://127.0.0.1:8000/v1", "URL of the server, for --llm=http.")
+    flags.DEFINE_string("model", "mixattn", "Name of the model on the server.")
     flags.DEFINE_bool("chat", False, "Use the chat protocol instead of plain completions.")
-    flags.DEFINE_string("api_key_env", "", "Environment variable that holds the server's key.")
-    flags.DEFINE_integer("replicas", 2, "Replicas of the simulated server, for --llm=stub.")
-    flags.DEFINE_integer("max_in_flight", 64, "Calls at the model at once; 0 means no cap.")
-    flags.DEFINE_float("timeout_s", 120.0, "Of one call; 0 waits for ever.")
-    flags.DEFINE_integer("retries", 3, "After a failed call.")
-    flags.DEFINE_bool("resume", False, "Go on from WORKDIR/run.db.")
-    flags.DEFINE_integer("upto", -1, "With --resume: go on from this many commits.")
-    flags.DEFINE_bool("json", False, "Print the figures as JSON.")
-    cli.run(_main, argv)
+    flags.DEFINE_string("api_key_env", "", "Environment variable with the API key of the server.")
+    flags.DEFINE_integer("replicas", 2, "Number of replicas of the simulated server, for --llm=stub.")
+    flags.DEFINE_integer("max_in_flight", 64, "Maximum number of concurrent calls; 0 means no maximum.")
+    flags.DEFINE_float("timeout_s", 120.0, "Deadline of one attempt of a call; 0 means none.")
+    flags.DEFINE_integer("retries", 3, "Retries of a failed call.")
+    flags.DEFINE_bool("resume", False, "Resume the run in WORKDIR/run.db.")
+    flags.DEFINE_integer("upto", -1, "With --resume: resume after this many commits; -1 means all.")
+    flags.DEFINE_bool("json", False, "Print JSON instead of sentences.")
+    command_line.run(__name__, _main, argv)
 
 
 def _main() -> None:
@@ -63,18 +68,18 @@ def _main() -> None:
     if FLAGS.json:
         print(json.dumps(figures))
         return
-    meter = result.stats
+    stats = result.stats
     kind = "virtual seconds on a simulated server" if FLAGS.llm == "stub" else "seconds"
     print(
-        f"{meter.agent_steps} agent-steps in {meter.commits} commits, {meter.calls} calls"
-        f" ({meter.reused} more from the log) in {meter.elapsed_s:.1f} {kind};"
-        f" {meter.parallelism:.2f} calls in flight on average, largest lead {max(meter.leads, default=0)}"
+        f"{stats.agent_steps} agent-steps in {stats.commits} commits, {stats.calls} calls"
+        f" ({stats.reused} more from the log) in {stats.elapsed_s:.1f} {kind};"
+        f" {stats.parallelism:.2f} calls in flight on average, largest lead {max(stats.leads, default=0)}"
     )
     print(f"draw it: python -m serving.metropolis replay --workdir={workdir}")
 
 
 def _run(store: SqliteStore) -> SimulationRun:
-    world, agents = town(FLAGS.residents)
+    world, agents = make_town(FLAGS.residents)
     upto = None if FLAGS.upto < 0 else FLAGS.upto
     with _progress() as progress:
         task = progress.add_task("", total=FLAGS.steps, lead=0, flight=0, calls=0)
@@ -84,10 +89,9 @@ def _run(store: SqliteStore) -> SimulationRun:
             nonlocal last
             if time.monotonic() - last > 0.1:
                 last = time.monotonic()
-                base = sim.schedule.base_step
+                base, stats = sim.schedule.base_step, sim.stats
                 lead = max(sim.schedule.step) - base
-                meter = sim.stats
-                progress.update(task, completed=base, lead=lead, flight=meter.in_flight, calls=meter.calls)
+                progress.update(task, completed=base, lead=lead, flight=stats.in_flight, calls=stats.calls)
 
         options = {
             "mode": FLAGS.mode,
@@ -99,7 +103,7 @@ def _run(store: SqliteStore) -> SimulationRun:
             "on_commit": show,
         }
         if FLAGS.llm == "stub":
-            server = SimulatedServer(ServerConfig(replicas=FLAGS.replicas), prompts.reply)
+            server = SimulatedServer(ServerConfig(replicas=FLAGS.replicas), stub_model.reply)
             sim = Simulation(world, agents, server, **options)
             result = run_virtual(sim.run(FLAGS.steps, resume=FLAGS.resume, upto=upto))
         else:

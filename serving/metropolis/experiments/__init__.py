@@ -1,1 +1,1 @@
-"""Experiments: schedulers on traces, the controller's cost, the town on a live engine."""
+"""Experiments: schedulers on traces, the cost of the controller, and the town on a live engine."""

@@ -1,31 +1,36 @@
-"""The town on our own engine, for real: same story in every mode, and the wall-clock time of each.
+"""The town on our own engine: the same story in every mode, and the wall-clock time of each mode.
 
-Random weights say nothing sensible, and need not: residents take any answer, and an answer that differed in
-one token would change what everyone sees from then on.
+Random weights suffice: residents accept any answer, and an answer that differs in one token changes what all
+residents perceive from then on.
 """
 
 import asyncio
 import json
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.config import EngineConfig, Limits
 from serving.metropolis.runtime.engine import Simulation
 from serving.metropolis.runtime.inprocess import EngineModel
+from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.store import InMemoryStore, outcome_to_json
 from serving.metropolis.schedule.schedulers import Mode
-from serving.metropolis.town import town
+from serving.metropolis.town import make_town
+
+if TYPE_CHECKING:
+    from serving.engine.engine import Engine
 
 
 @dataclass
-class Live:
-    """A tiny random model, and how long the town lives on it.
+class LiveTownConfig:
+    """A town and a tiny random model that answers for its residents.
 
     Attributes:
-      residents, steps, seed: of the town.
-      layers, d_model, heads, kv_heads, window, wiring: of the model; its tokens are bytes.
-      repeats: runs of each mode, taken in turn.
+      residents, steps, seed: size, length and seed of the town's run.
+      layers, d_model, heads, kv_heads, window, wiring: shape of the model; its tokens are bytes.
+      repeats: runs per mode, interleaved.
+      engine: the engine's configuration.
     """
 
     residents: int = 12
@@ -57,10 +62,12 @@ class Live:
 MODES: tuple[Mode, ...] = ("single_thread", "parallel_sync", "metropolis")
 
 
-def run(config: Live) -> dict[str, Any]:
-    """Lives the town in every mode, `repeats` times in turn.
+def run(config: LiveTownConfig) -> dict[str, Any]:
+    """Runs the town in every mode, `repeats` times, interleaved.
 
-    Returns seconds by mode and whether every run ended with the same story.
+    Returns:
+      calls: number of calls per run; same: whether every run ended with the same story; seconds: wall-clock
+      seconds of every run by mode; parallelism: mean calls in flight by mode.
     """
     config.check()
     model = EngineModel(_engine(config))
@@ -69,15 +76,17 @@ def run(config: Live) -> dict[str, Any]:
     stories = []
     calls = 0
     try:
-        _live(replace(config, steps=2, residents=2), model, "metropolis")  # warm up: programs, threads
+        _run_town(
+            replace(config, steps=2, residents=2), model, "metropolis"
+        )  # warm-up: compiles, starts threads
         for _ in range(config.repeats):
             for mode in MODES:
                 began = time.perf_counter()
-                story, meter = _live(config, model, mode)
+                story, stats = _run_town(config, model, mode)
                 seconds[mode].append(time.perf_counter() - began)
-                parallelism[mode] = meter.parallelism
+                parallelism[mode] = stats.parallelism
                 stories.append(story)
-                calls = meter.calls
+                calls = stats.calls
     finally:
         model.close()
     return {"calls": calls, "same": all(s == stories[0] for s in stories), "seconds": seconds} | {
@@ -85,7 +94,7 @@ def run(config: Live) -> dict[str, Any]:
     }
 
 
-def _engine(config: Live):
+def _engine(config: LiveTownConfig) -> "Engine":
     from flax import nnx
 
     from mixattn import ModelConfig, Transformer
@@ -105,8 +114,9 @@ def _engine(config: Live):
     return Engine(Transformer(model, rngs=nnx.Rngs(config.seed)), config.engine)
 
 
-def _live(config: Live, model: EngineModel, mode: Mode):
-    world, agents = town(config.residents)
+def _run_town(config: LiveTownConfig, model: EngineModel, mode: Mode) -> tuple[str, RunStats]:
+    """The story of one run as text (positions, states and every agent's history), and its statistics."""
+    world, agents = make_town(config.residents)
     store = InMemoryStore()
     sim = Simulation(world, agents, model, mode=mode, seed=config.seed, store=store, max_in_flight=0)
     result = asyncio.run(sim.run(config.steps))
@@ -114,7 +124,7 @@ def _live(config: Live, model: EngineModel, mode: Mode):
     for commit in store.log:
         out = outcome_to_json(commit.outcome)
         for name in commit.members:
-            mine = [out.get("moves", {}).get(name), [w for w in out.get("writes", ()) if w[0] == name]]
-            history.setdefault(name, []).append([commit.step, *mine])
+            move, writes = out.get("moves", {}).get(name), [w for w in out.get("writes", ()) if w[0] == name]
+            history.setdefault(name, []).append([commit.step, move, writes])
     story = json.dumps([result.positions, result.states, history], sort_keys=True)
     return story, result.stats

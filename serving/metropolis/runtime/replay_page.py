@@ -12,8 +12,8 @@ from typing import Any
 from mixattn.tools.files import write_text
 from serving.metropolis.runtime.store import Store
 from serving.metropolis.schedule.rules import in_place
-from serving.metropolis.town import PEOPLE, clock, town
-from serving.metropolis.town.streets import HEIGHT, WATER, WIDTH
+from serving.metropolis.town import PEOPLE, make_town, time_of_day
+from serving.metropolis.town.town_map import HEIGHT, WATER, WIDTH
 from serving.metropolis.town.world import REACH
 
 
@@ -40,7 +40,7 @@ def embed(data: Any) -> str:
 def collect(store: Store) -> dict[str, Any]:
     """Returns the page's data: the map, the residents, and the log as short rows."""
     about = store.about()
-    world, _ = town(about["residents"])
+    world, _ = make_town(about["residents"])
     bodies = world.reset(about["seed"])
     names = sorted(bodies)
     number = {name: i for i, name in enumerate(names)}
@@ -62,11 +62,11 @@ def collect(store: Store) -> dict[str, Any]:
         "start": [list(bodies[n].pos) for n in names],
         "width": WIDTH,
         "height": HEIGHT,
-        "walls": [list(t) for t in sorted(world.map.closed - WATER)],
+        "walls": [list(t) for t in sorted(world.map.blocked - WATER)],
         "water": [list(t) for t in sorted(WATER)],
         "places": [[p.name, p.kind, p.x, p.y, p.width, p.height] for p in world.map.places],
         "perceive": REACH.perceive,
         "rule": {"block": margin.block, "still": margin.still, "move": REACH.move},
-        "clock": [clock(s) for s in range(last + 1)],
+        "clock": [time_of_day(s) for s in range(last + 1)],
         "commits": commits,
     }

@@ -1,29 +1,25 @@
-"""A small town of residents who plan, walk, notice, talk and reflect, each knowing only what is near.
+"""A small town of residents who plan, walk, meet, talk and reflect, each knowing only what is near.
 
-`town(residents)` gives the world and its agents; any `mixattn.evals.llm.LanguageModel` speaks for them, and
-`stub.reply` does where there is none.
+`make_town(residents)` returns the world and its agents. Any `mixattn.evals.llm.LanguageModel` can answer for
+them; `stub_model.reply` gives scripted answers.
 """
 
-from collections.abc import Mapping
-
-from serving.metropolis.town.day import clock, step_at
 from serving.metropolis.town.people import PEOPLE
 from serving.metropolis.town.residents import Resident
-from serving.metropolis.town.world import Town
+from serving.metropolis.town.world import Town, step_at, time_of_day
 from serving.metropolis.world import AgentId
 
 
-def town(residents: int = 12) -> tuple[Town, Mapping[AgentId, Resident]]:
-    """The town with its first `residents` people (1 to 25).
+def make_town(residents: int = 12) -> tuple[Town, dict[AgentId, Resident]]:
+    """The town with its first `residents` people (1 to 25), and an agent per person.
 
     Raises:
       ValueError: more people than the town has beds.
     """
     if not 1 <= residents <= len(PEOPLE):
         raise ValueError(f"residents is {residents}; the town has beds for 1 to {len(PEOPLE)}")
-    names = [person.name for person in PEOPLE[:residents]]
-    world = Town(names)
-    return world, {p.name: Resident(p, world.map, names) for p in PEOPLE[:residents]}
+    world = Town([person.name for person in PEOPLE[:residents]])
+    return world, {person.name: Resident(person, world.map) for person in PEOPLE[:residents]}
 
 
-__all__ = ["PEOPLE", "Resident", "Town", "clock", "step_at", "town"]
+__all__ = ["PEOPLE", "Resident", "Town", "make_town", "step_at", "time_of_day"]

@@ -1,9 +1,11 @@
-"""Who lives in the town: a name and one line about each."""
+"""The people of the town: a name and one line about each."""
 
 from typing import NamedTuple
 
 
 class Person(NamedTuple):
+    """A resident's name and description; the description goes into every prompt."""
+
     name: str
     about: str
 

@@ -1,1 +1,1 @@
-"""Worlds besides the town: recorded traces, synthetic days, a social network."""
+"""Worlds besides the town: recorded traces, synthetic days and a social network."""

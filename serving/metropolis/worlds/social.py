@@ -1,9 +1,9 @@
-"""A network of people who never move: each step one reads what its contacts posted last, and may post.
+"""A social network: people never move, read their contacts' latest posts each step, and may post.
 
-With one version of every post, contacts at the same step must commit together (one would read what the other
-has just written), and in a connected graph that is everybody: lock-step. A network that answers by version
-needs only "step a may run once every contact has committed a steps" (`rules.multi_version`), so a slow
-thinker holds its own circle at first and reaches others hop by hop.
+With one version of every post, contacts at the same step must commit together, because one would read what
+the other has just written. In a connected graph that couples everybody: lock-step. A network that answers by
+version only needs every contact to have committed `a` steps before step `a` runs (`rules.multi_version`). A
+slow person then delays its contacts first and others hop by hop.
 """
 
 import random
@@ -13,19 +13,20 @@ from typing import Any
 
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.schedulers import Sights
-from serving.metropolis.schedule.space import Hops, Space
-from serving.metropolis.world import AgentId, Body, Intent, StepOutcome, Write
+from serving.metropolis.schedule.space import Hops, Position, Space
+from serving.metropolis.world import AgentId, Body, Intent, Json, StepContext, StepOutcome, Write
 
 
 @dataclass(unsafe_hash=True, kw_only=True)
 class NetworkConfig:
-    """A small-world graph and how often its people think.
+    """A small-world graph and how often its people call the model.
 
     Attributes:
-      nodes, contacts: people, and contacts of each before rewiring (even).
-      rewire: share of contacts moved to a random person.
+      nodes, contacts: number of people, and of contacts per person before rewiring (even).
+      rewire: share of edges rewired to a random person.
       steps: length of the run.
-      busy: chance that a step makes calls at all; `longest` bounds a chain (lengths fall off as 1/length).
+      busy: probability that a step makes any calls.
+      longest: maximum number of calls in a step; the probability of a length falls as 1/length.
     """
 
     nodes: int = 1000
@@ -41,8 +42,8 @@ class NetworkConfig:
             raise ValueError(f"contacts={self.contacts} must be even and between 0 and nodes={self.nodes}")
 
 
-def graph(config: NetworkConfig) -> Hops:
-    """A ring of neighbours with some edges rewired; symmetric."""
+def small_world_graph(config: NetworkConfig) -> Hops:
+    """A symmetric ring lattice with some edges rewired (Watts-Strogatz)."""
     config.check()
     draw = random.Random(f"graph {config.seed}")
     edges: dict[int, set[int]] = {i: set() for i in range(config.nodes)}
@@ -57,13 +58,13 @@ def graph(config: NetworkConfig) -> Hops:
 
 
 class SocialNetwork:
-    """Everyone's posts by version. Reads reach one hop, writes none, nobody moves."""
+    """Every person's posts by version. Reads reach one hop, writes zero hops, and nobody moves."""
 
     def __init__(self, config: NetworkConfig):
         self.config = config
-        self.contacts = graph(config)
+        self.contacts = small_world_graph(config)
         self.space: Space = self.contacts
-        self.posts: dict[Any, list[list[Any]]] = {}  # of a person: [version, post], oldest first
+        self.posts: dict[Position, list[list[Any]]] = {}  # person -> [version, post], oldest first
 
     def name(self, node: int) -> AgentId:
         return f"p{node:05}"
@@ -72,35 +73,35 @@ class SocialNetwork:
         self.posts = {i: [[0, ""]] for i in range(self.config.nodes)}
         return {self.name(i): Body(i, Reach(1, 0)) for i in range(self.config.nodes)}
 
-    def view(self, agent: AgentId, step: int) -> tuple:
+    def view(self, agent: AgentId, step: int) -> tuple[tuple[Position, str], ...]:
         me = int(agent[1:])
         return tuple((i, self._read(i, step)) for i in (me, *self.contacts.neighbours[me]))
 
-    def _read(self, person: Any, version: int) -> Any:
-        return next(post for since, post in reversed(self.posts[person]) if since <= version)
+    def _read(self, person: Position, version: int) -> str:
+        return next(post for first_version, post in reversed(self.posts[person]) if first_version <= version)
 
     def resolve(self, step: int, intents: Mapping[AgentId, Intent]) -> StepOutcome:
-        wrote = [Write(n, int(n[1:]), i.action) for n, i in intents.items() if i.action is not None]
-        return StepOutcome(writes=wrote)
+        writes = [Write(n, int(n[1:]), i.action) for n, i in intents.items() if i.action is not None]
+        return StepOutcome(writes=writes)
 
     def apply(self, step: int, outcome: StepOutcome) -> None:
         for _, node, post in outcome.writes:
             self.posts[node].append([step + 1, post])
 
-    def snapshot(self) -> Any:
+    def snapshot(self) -> Json:
         return list(self.posts.values())
 
-    def restore(self, snapshot: Any) -> None:
+    def restore(self, snapshot: Json) -> None:
         self.posts = dict(enumerate(snapshot))
 
 
 @dataclass(frozen=True)
 class Poster:
-    """Thinks in chains of calls of heavy-tailed length, then posts a digest of what it has read."""
+    """Makes a chain of calls of heavy-tailed length, then posts a digest of what it has read."""
 
     config: NetworkConfig
 
-    async def proceed(self, view, ctx) -> Intent:
+    async def proceed(self, view: tuple[tuple[Position, str], ...], ctx: StepContext) -> Intent:
         draw = ctx.rng
         if draw.random() >= self.config.busy:
             return Intent()
@@ -110,7 +111,7 @@ class Poster:
 
 
 def network_sights(world: SocialNetwork) -> Sights:
-    """Who reads whom: the same at every step."""
+    """The contacts whose posts each person reads; the same at every step."""
     return {
         (i, step): world.contacts.neighbours[i]  # type: ignore[misc]
         for i in range(world.config.nodes)

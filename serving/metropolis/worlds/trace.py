@@ -1,13 +1,13 @@
-"""Recorded simulations: where everyone was at each step and which calls each step made.
+"""Recorded simulations: the position of every agent and the model calls it made, by step.
 
-A trace fixes movement and calls, so that schedulers and servers can be compared on the same work. File
-format, JSON lines: one `about` line, then one line an agent's move and one line a call, in any order:
+A trace fixes movement and calls, so that schedulers and servers can be compared on the same work. The file
+format is JSON lines: one `about` line, then one line per move and one line per call, in any order:
 
     {"about": {"steps": 360, "perceive": 4, "move": 1, ...}}
     {"agent": "v0a3", "step": 0, "pos": [17, 4]}                 position after `step` steps; absent = unmoved
     {"agent": "v0a3", "step": 5, "seq": 0, "fn": "utterance", "prompt_tokens": 850, "output_tokens": 48}
 
-Calls of one (agent, step) run one after another in the order of `seq`; unknown keys are kept out.
+Calls of one (agent, step) run one after another in the order of `seq`; unknown keys are ignored.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from mixattn.tools import files
 from serving.metropolis.schedule.rules import Reach
 from serving.metropolis.schedule.space import Grid, Space
-from serving.metropolis.world import AgentId, Body, Intent, StepOutcome
+from serving.metropolis.world import AgentId, Body, Intent, StepContext, StepOutcome
 
 
 class RecordedCall(NamedTuple):
@@ -35,38 +35,39 @@ class RecordedCall(NamedTuple):
 
 @dataclass
 class AgentTrace:
-    """A run of `steps` steps on a grid.
+    """A recorded run of `steps` steps on a grid.
 
     Attributes:
-      x, y: position of each agent before step s at index s; `steps + 1` entries.
-      calls: of each agent, its calls by step.
-      names: of the agents; their sorted order numbers them.
-      reach: of every agent.
+      reach: reach of every agent.
+      names: names of the agents; their sorted order numbers them.
+      x, y: per agent, its position before step s at index s; `steps + 1` entries.
+      calls: per agent, its calls by step.
+      about: where the trace comes from; written to the first line of its file.
     """
 
     steps: int
     reach: Reach
     names: list[AgentId]
-    x: list[array]
-    y: list[array]
+    x: list[array[int]]
+    y: list[array[int]]
     calls: list[dict[int, tuple[RecordedCall, ...]]]
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def call_count(self) -> int:
-        return sum(len(chain) for mine in self.calls for chain in mine.values())
+        return sum(len(chain) for by_step in self.calls for chain in by_step.values())
 
     def tokens(self) -> tuple[int, int]:
         """Prompt and output tokens of all calls."""
-        asks = [ask for mine in self.calls for chain in mine.values() for ask in chain]
-        return sum(a.prompt_tok for a in asks), sum(a.output_tok for a in asks)
+        calls = [call for by_step in self.calls for chain in by_step.values() for call in chain]
+        return sum(c.prompt_tok for c in calls), sum(c.output_tok for c in calls)
 
 
 class TraceWorld:
-    """Movement as recorded; nothing to see and nothing to resolve.
+    """Moves agents as recorded; views are empty and conflicts do not occur.
 
     Args:
-      reach: replaces the trace's own, for ablations.
+      reach: replaces the trace's reach, for ablations.
     """
 
     def __init__(self, trace: AgentTrace, *, reach: Reach | None = None):
@@ -99,7 +100,7 @@ class TraceWorld:
 
 
 class TraceAgent:
-    """Makes the recorded calls of a step, one after another, or all at once if not `chained`."""
+    """Makes the recorded calls of a step: one after another if `chained`, else all at once."""
 
     def __init__(
         self, trace: AgentTrace, number: int, *, chained: bool = True, promises: list[int] | None = None
@@ -107,25 +108,27 @@ class TraceAgent:
         self._calls, self._chained = trace.calls[number], chained
         self._promises = promises
 
-    async def proceed(self, view: Any, ctx: Any) -> Intent:
+    async def proceed(self, view: None, ctx: StepContext) -> Intent:
         chain = self._calls.get(ctx.step)
         if chain is not None:
             if self._chained:
-                for ask in chain:
-                    await ctx.llm(range(ask.prompt_tok), max_tokens=ask.output_tok)
+                for call in chain:
+                    await ctx.llm(range(call.prompt_tok), max_tokens=call.output_tok)
             else:
-                await asyncio.gather(*(ctx.llm(range(a.prompt_tok), max_tokens=a.output_tok) for a in chain))
-        return _NOTHING if self._promises is None else Intent(still_until=self._promises[ctx.step])
+                await asyncio.gather(*(ctx.llm(range(c.prompt_tok), max_tokens=c.output_tok) for c in chain))
+        return _NO_INTENT if self._promises is None else Intent(still_until=self._promises[ctx.step])
 
 
-_NOTHING = Intent()
+_NO_INTENT = Intent()
 
 
-def agents(trace: AgentTrace, *, chained: bool = True, still: bool = False) -> dict[AgentId, TraceAgent]:
-    """An agent for every name.
+def trace_agents(
+    trace: AgentTrace, *, chained: bool = True, still: bool = False
+) -> dict[AgentId, TraceAgent]:
+    """The agents of a trace, by name.
 
-    With `still`, each promises to stay for as long as the trace shows it staying: more than a live agent can
-    know, so an upper bound on what declared immobility gives.
+    With `still`, each agent promises to stay as long as the trace shows it staying. A live agent cannot know
+    that, so the result is an upper bound on the gain from promised immobility.
     """
     return {
         name: TraceAgent(trace, i, chained=chained, promises=stays_until(trace, i) if still else None)
@@ -134,7 +137,7 @@ def agents(trace: AgentTrace, *, chained: bool = True, still: bool = False) -> d
 
 
 def stays_until(trace: AgentTrace, number: int) -> list[int]:
-    """For each step s, the first step after s in which the agent moves again."""
+    """For each step s, the first step after s in which the agent moves, or the number of steps."""
     x, y, until = trace.x[number], trace.y[number], [0] * trace.steps
     following = trace.steps
     for step in range(trace.steps - 1, -1, -1):
@@ -145,8 +148,8 @@ def stays_until(trace: AgentTrace, number: int) -> list[int]:
 
 
 # ---- files ------------------------------------------------------------------------------------------------
-def save(trace: AgentTrace, path: str | os.PathLike[str]) -> None:
-    """Writes the JSON-lines format above, all or nothing."""
+def save_trace(trace: AgentTrace, path: str | os.PathLike[str]) -> None:
+    """Writes the JSON-lines format above; the file is whole or absent."""
     with files.whole(Path(path)) as unfinished, unfinished.open("w") as out:
         reach = {"perceive": trace.reach.perceive, "move": trace.reach.move, "write": trace.reach.write}
         out.write(json.dumps({"about": {**trace.about, "steps": trace.steps, **reach}}) + "\n")
@@ -161,16 +164,16 @@ def _lines(trace: AgentTrace) -> Iterator[dict[str, Any]]:
             if step == 0 or x[step] != x[step - 1] or y[step] != y[step - 1]:
                 yield {"agent": name, "step": step, "pos": [x[step], y[step]]}
         for step, chain in sorted(trace.calls[i].items()):
-            for seq, ask in enumerate(chain):
-                sizes = {"prompt_tokens": ask.prompt_tok, "output_tokens": ask.output_tok}
-                yield {"agent": name, "step": step, "seq": seq, "fn": ask.fn, **sizes}
+            for seq, call in enumerate(chain):
+                sizes = {"prompt_tokens": call.prompt_tok, "output_tokens": call.output_tok}
+                yield {"agent": name, "step": step, "seq": seq, "fn": call.fn, **sizes}
 
 
-def load(path: str | os.PathLike[str]) -> AgentTrace:
+def load_trace(path: str | os.PathLike[str]) -> AgentTrace:
     """Reads the JSON-lines format above.
 
     Raises:
-      ValueError: a line that is neither a move nor a call, or an agent without a starting position.
+      ValueError: a line is neither a move nor a call, or an agent has no position at step 0.
     """
     about: dict[str, Any] = {}
     moves: list[tuple[AgentId, int, list[int]]] = []
@@ -184,17 +187,19 @@ def load(path: str | os.PathLike[str]) -> AgentTrace:
                 elif "pos" in line:
                     moves.append((line["agent"], line["step"], line["pos"]))
                 else:
-                    ask = RecordedCall(line["fn"], line["prompt_tokens"], line["output_tokens"])
-                    calls.append((line["agent"], line["step"], line["seq"], ask))
+                    call = RecordedCall(line["fn"], line["prompt_tokens"], line["output_tokens"])
+                    calls.append((line["agent"], line["step"], line["seq"], call))
             except (KeyError, TypeError, ValueError) as why:
                 raise ValueError(f"{path}, line {number} is neither a move nor a call: {why!r}") from why
     if not {"steps", "perceive", "move"} <= about.keys():
-        raise ValueError(f"{path} has no line that tells steps, perceive and move")
+        raise ValueError(f"{path} has no `about` line with steps, perceive and move")
     write = about.get("write", about["move"])
-    return build(about["steps"], Reach(about["perceive"], about["move"], write), moves, calls, about=about)
+    return build_trace(
+        about["steps"], Reach(about["perceive"], about["move"], write), moves, calls, about=about
+    )
 
 
-def build(
+def build_trace(
     steps: int,
     reach: Reach,
     moves: Iterable[tuple[AgentId, int, Any]],
@@ -202,17 +207,21 @@ def build(
     *,
     about: dict[str, Any] | None = None,
 ) -> AgentTrace:
-    """A trace from loose moves and calls. Every agent needs a position at step 0."""
+    """Builds a trace from moves (agent, step, position) and calls (agent, step, seq, call), in any order.
+
+    Raises:
+      ValueError: an agent has no position at step 0, or a call has no agent or no step of the run.
+    """
     places: dict[AgentId, dict[int, Any]] = {}
     for name, step, pos in moves:
         places.setdefault(name, {})[step] = pos
     names = sorted(places)
     number = {name: i for i, name in enumerate(names)}
     chains: list[dict[int, list[tuple[int, RecordedCall]]]] = [{} for _ in names]
-    for name, step, seq, ask in calls:
+    for name, step, seq, call in calls:
         if name not in number or not 0 <= step < steps:
             raise ValueError(f"a call of {name!r} at step {step} has no agent or lies outside 0..{steps - 1}")
-        chains[number[name]].setdefault(step, []).append((seq, ask))
+        chains[number[name]].setdefault(step, []).append((seq, call))
     xs, ys = [], []
     for name in names:
         if 0 not in places[name]:
@@ -233,16 +242,16 @@ def build(
 def import_events(
     llm_data: Mapping[str, Any], location_data: Mapping[str, Any], *, reach: Reach
 ) -> AgentTrace:
-    """Reads what the instrumented Generative Agents fork of the paper's first author exports.
+    """Imports the export of the instrumented Generative Agents fork by the paper's first author.
 
     Args:
       llm_data: `"persona:step:function:start"` -> record with `persona_name, step, function_name, input,
         output, start_time, end_time`, all strings.
       location_data: `"location:persona:step"` -> record with `location`, the tile moved to, as "[x, y]".
 
-    That log has one event a prompt *function*, retries inside; some inputs are template arguments rather than
-    the prompt. Token counts are therefore estimates (four characters a token, at least one), and events of no
-    duration (failed or stubbed calls) are dropped.
+    That log has one event per prompt function, which includes its retries; some inputs are template arguments
+    rather than the prompt. Token counts are therefore estimates (four characters per token, at least one).
+    Events without duration (failed or stubbed calls) are dropped.
     """
     moves: list[tuple[AgentId, int, Any]] = []
     for key, record in location_data.items():
@@ -260,10 +269,12 @@ def import_events(
         if end - start <= 1e-3:
             continue
         sizes = [max(1, len(str(record[side])) // 4) for side in ("input", "output")]
-        ask = RecordedCall(record["function_name"], *sizes)
-        by_step.setdefault((record["persona_name"], int(record["step"])), []).append((start, ask))
+        call = RecordedCall(record["function_name"], *sizes)
+        by_step.setdefault((record["persona_name"], int(record["step"])), []).append((start, call))
         last = max(last, int(record["step"]) + 1)
     for (name, at), events in by_step.items():
-        for seq, (_, ask) in enumerate(sorted(events)):
-            calls.append((name, at, seq, ask))
-    return build(last, reach, moves, calls, about={"source": "instrumented fork, token counts estimated"})
+        for seq, (_, call) in enumerate(sorted(events)):
+            calls.append((name, at, seq, call))
+    return build_trace(
+        last, reach, moves, calls, about={"source": "instrumented fork, token counts estimated"}
+    )

@@ -27,6 +27,8 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     name: str = "x"
 def get_config(variant=""):
+    if variant == "none":
+        raise ValueError("there is no variant 'none'")
     return Outer(name=variant or "plain")
 """
 
@@ -68,6 +70,8 @@ def test_fields_are_overridden_by_name_and_variants_by_colon(run):
         (["--config=config.py", "--config.inner.rat=1"], "pass", "Field rat not found"),
         (["--config=config.py", "--config.inner.rate=-1"], "pass", "rate is -1.0; it cannot be negative"),
         (["--config=config.py"], "raise OSError('disk full')", "disk full"),
+        (["--confog=config.py"], "pass", "Unknown command line flag 'confog'"),
+        (["--config=config.py:none"], "pass", "no variant 'none'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_nonzero_code(run, args, body, sentence):

@@ -4,7 +4,7 @@ import pytest
 
 from serving.metropolis import InMemoryStore, Simulation, in_place, multi_version
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, graph
+from serving.metropolis.worlds.social import NetworkConfig, Poster, SocialNetwork, small_world_graph
 from tests.serving.metropolis.example_worlds import RandomLatencyModel
 
 SMALL = NetworkConfig(nodes=40, steps=20, longest=8)
@@ -24,22 +24,22 @@ def talk(mode, rule=in_place):
 
 def test_by_version_everyone_reads_what_lock_step_shows_and_waits_for_contacts_only():
     want, lockstep = talk("parallel_sync")
-    got, meter = talk("metropolis", multi_version)
+    got, stats = talk("metropolis", multi_version)
     assert got == want
-    assert meter.elapsed_s < lockstep.elapsed_s
-    assert max(meter.leads) > 1
+    assert stats.elapsed_s < lockstep.elapsed_s
+    assert max(stats.leads) > 1
 
 
 def test_with_one_version_a_connected_graph_is_lock_step():
     want, lockstep = talk("parallel_sync")
-    got, meter = talk("metropolis", in_place)
+    got, stats = talk("metropolis", in_place)
     assert got == want
-    assert meter.clusters == lockstep.clusters
+    assert stats.clusters == lockstep.clusters
 
 
 def test_a_graph_is_symmetric_and_drawn_from_its_seed():
-    space = graph(SMALL)
+    space = small_world_graph(SMALL)
     assert all(i in space.neighbours[j] for i in space.neighbours for j in space.neighbours[i])
-    assert graph(SMALL) == space
+    assert small_world_graph(SMALL) == space
     with pytest.raises(ValueError, match="even and between"):
-        graph(NetworkConfig(nodes=3, contacts=4))
+        small_world_graph(NetworkConfig(nodes=3, contacts=4))

@@ -1,4 +1,4 @@
-"""The map: what stands where, who can walk where, and the way to every place."""
+"""The map of the town: places, walkable tiles and shortest paths."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class TownPlace:
     height: int
     walls: bool = True
 
-    def inside(self) -> list[Tile]:
+    def interior_tiles(self) -> list[Tile]:
         inset = 1 if self.walls else 0
         return [
             (i, j)
@@ -28,7 +28,7 @@ class TownPlace:
             for i in range(self.x + inset, self.x + self.width - inset)
         ]
 
-    def wall(self) -> set[Tile]:
+    def wall_tiles(self) -> set[Tile]:
         if not self.walls:
             return set()
         right, bottom = self.x + self.width - 1, self.y + self.height - 1
@@ -56,56 +56,58 @@ WATER = frozenset((i, j) for i in range(28, 35) for j in range(17, 21) if (i, j)
 
 
 @dataclass
-class Streets:
-    """Walkable tiles and shortest ways (four directions)."""
+class TownMap:
+    """Walkable tiles and shortest paths in four directions."""
 
     places: tuple[TownPlace, ...] = PLACES
-    closed: frozenset[Tile] = field(init=False)
+    blocked: frozenset[Tile] = field(init=False)
 
-    def __post_init__(self):
-        walls = set().union(*(place.wall() for place in self.places))
-        self.closed = frozenset(walls | WATER)
+    def __post_init__(self) -> None:
+        walls = set().union(*(place.wall_tiles() for place in self.places))
+        self.blocked = frozenset(walls | WATER)
 
-    def open(self, tile: Tile) -> bool:
-        return 0 <= tile[0] < WIDTH and 0 <= tile[1] < HEIGHT and tile not in self.closed
+    def is_walkable(self, tile: Tile) -> bool:
+        return 0 <= tile[0] < WIDTH and 0 <= tile[1] < HEIGHT and tile not in self.blocked
 
     def place(self, name: str) -> TownPlace:
         return next(p for p in self.places if p.name == name)
 
-    def spots(self, name: str) -> list[Tile]:
-        return [tile for tile in self.place(name).inside() if self.open(tile)]
+    def walkable_tiles(self, name: str) -> list[Tile]:
+        """The walkable tiles of a place, row by row."""
+        return [tile for tile in self.place(name).interior_tiles() if self.is_walkable(tile)]
 
-    def where(self, tile: Tile) -> str:
-        """The place a tile lies in, or "street"."""
+    def place_name_at(self, tile: Tile) -> str:
+        """The name of the place that contains a tile, or "street"."""
         return next((p.name for p in self.places if tile in _tiles(p)), "street")
 
-    def toward(self, here: Tile, goal: Tile) -> list[Tile]:
-        """Tiles one step nearer to `goal`, best first; empty if there."""
-        far = _distances(self, goal)
-        ways = [t for t in around(here) if t in far and far[t] < far.get(here, 0)]
-        return sorted(ways, key=lambda t: (far[t], t))
+    def next_tiles(self, here: Tile, goal: Tile) -> list[Tile]:
+        """Neighbours of `here` that are nearer to `goal`, nearest first; empty at the goal."""
+        distance = _distances(self, goal)
+        nearer = [t for t in neighbour_tiles(here) if t in distance and distance[t] < distance.get(here, 0)]
+        return sorted(nearer, key=lambda t: (distance[t], t))
 
-    def __hash__(self):
+    def __hash__(self) -> int:  # identity, so that paths can be cached by map
         return id(self)
 
 
-def around(tile: Tile) -> list[Tile]:
+def neighbour_tiles(tile: Tile) -> list[Tile]:
     x, y = tile
     return [(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)]
 
 
 @lru_cache(maxsize=64)
 def _tiles(place: TownPlace) -> frozenset[Tile]:
-    return frozenset(place.inside())
+    return frozenset(place.interior_tiles())
 
 
 @lru_cache(maxsize=512)
-def _distances(streets: Streets, goal: Tile) -> dict[Tile, int]:
-    far, queue = {goal: 0}, deque([goal])
+def _distances(town_map: TownMap, goal: Tile) -> dict[Tile, int]:
+    """Steps to `goal` from every tile that has a path (breadth-first search)."""
+    distance, queue = {goal: 0}, deque([goal])
     while queue:
         here = queue.popleft()
-        for tile in around(here):
-            if tile not in far and streets.open(tile):
-                far[tile] = far[here] + 1
+        for tile in neighbour_tiles(here):
+            if tile not in distance and town_map.is_walkable(tile):
+                distance[tile] = distance[here] + 1
                 queue.append(tile)
-    return far
+    return distance

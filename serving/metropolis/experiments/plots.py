@@ -1,6 +1,6 @@
-"""Pictures of experiments: completion times by mode, ablations, and who ran which step when.
+"""Plots of experiments: completion times by mode, ablations, and a Gantt chart of agent-steps.
 
-The only module here that asks for matplotlib (the extra `report`).
+The only module here that imports matplotlib (the extra `report`).
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pallas_kernels.results import read_csv
-from serving.metropolis.experiments.replay import replay
-from serving.metropolis.experiments.suite import summarise
+from serving.metropolis.experiments.simulate import simulate_trace
+from serving.metropolis.experiments.summary import summarise
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.runtime.store import Commit
 from serving.metropolis.worlds.synthetic import CALLS_PER_HOUR
@@ -34,7 +36,7 @@ RATIOS = "; on metropolis: speed-up over parallel-sync, share of the oracle"
 
 
 def draw(name: str, path: Path) -> Path:
-    """Draws an experiment's picture beside its CSV and returns its path."""
+    """Draws the plot of an experiment beside its CSV and returns the path of the PNG."""
     rows = summarise(read_csv(path))
     match name.split("_")[0]:
         case "e4":
@@ -56,7 +58,7 @@ def draw(name: str, path: Path) -> Path:
     return out
 
 
-def _panel_key(row: dict[str, Any]) -> tuple:
+def _panel_key(row: dict[str, Any]) -> tuple[str, int]:
     return row["server"], int(row["hour"])
 
 
@@ -65,18 +67,20 @@ def _title(server: str, hour: int) -> str:
     return f"{server}, {when}"
 
 
-def _times(rows: list[dict[str, Any]]):
-    """One panel a server and hour; groups are (agents, replicas), bars are modes."""
+def _times(rows: list[dict[str, Any]]) -> Figure:
+    """One panel per server and hour, one group of bars per (agents, replicas), one bar per mode."""
     panels = sorted({_panel_key(r) for r in rows}, key=lambda p: (p[0], -p[1]))
     figure, axes = plt.subplots(len(panels), 1, figsize=(9.5, 3.4 * len(panels) + 0.4), squeeze=False)
     modes = [m for m in COLOURS if any(r["mode"] == m for r in rows)]
     for axis, panel in zip(axes[:, 0], panels):
-        here = [r for r in rows if _panel_key(r) == panel]
-        groups = sorted({(int(r["agents"]), int(r["replicas"])) for r in here})
+        panel_rows = [r for r in rows if _panel_key(r) == panel]
+        groups = sorted({(int(r["agents"]), int(r["replicas"])) for r in panel_rows})
         for m, mode in enumerate(modes):
             for g, group in enumerate(groups):
                 found = [
-                    r for r in here if r["mode"] == mode and (int(r["agents"]), int(r["replicas"])) == group
+                    r
+                    for r in panel_rows
+                    if r["mode"] == mode and (int(r["agents"]), int(r["replicas"])) == group
                 ]
                 if found:
                     _bar(axis, g + (m - (len(modes) - 1) / 2) * 0.8 / len(modes), found[0], 0.8 / len(modes))
@@ -86,7 +90,9 @@ def _times(rows: list[dict[str, Any]]):
         axis.set_title(_title(*panel), fontsize=10, loc="left")
         axis.set_ylabel("completion time (s)")
         axis.set_yscale("log")
-        axis.set_ylim(bottom=0.12 * min(r["elapsed_s"] for r in here))  # room to write in the bars
+        axis.set_ylim(
+            bottom=0.12 * min(r["elapsed_s"] for r in panel_rows)
+        )  # room for the labels in the bars
         axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[m]) for m in modes]
     top = 1 - 0.35 / (3.4 * len(panels) + 0.4)
@@ -97,19 +103,25 @@ def _times(rows: list[dict[str, Any]]):
     return figure
 
 
-def _bar(axis, x: float, row: dict[str, Any], width: float) -> None:
+def _bar(axis: Axes, x: float, row: dict[str, Any], width: float) -> None:
     spread = row["elapsed_s_sd"] or None
     axis.bar(x, row["elapsed_s"], width, color=COLOURS[row["mode"]], yerr=spread, error_kw={"lw": 0.8})
     if row["mode"] == "metropolis" and "vs_sync" in row:
         words = f"{row['vs_sync']:.2f}x"
         if "of_oracle" in row:
             words += f", {100 * row['of_oracle']:.0f}%"
-        style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7.5, "color": "white"}
+        style: dict[str, Any] = {
+            "rotation": 90,
+            "ha": "center",
+            "va": "bottom",
+            "fontsize": 7.5,
+            "color": "white",
+        }
         axis.text(x, 0.03, words, transform=axis.get_xaxis_transform(), weight="bold", **style)
 
 
-def _network(rows: list[dict[str, Any]]):
-    """Speed-up over parallel-sync on the graph: the rule for one version, by versions, and the oracle."""
+def _network(rows: list[dict[str, Any]]) -> Figure:
+    """Speed-up over parallel-sync on the social network: one version, many versions, and the oracle."""
     figure, axis = plt.subplots(figsize=(7.5, 3.2))
     kinds = (("metropolis", "paper"), ("metropolis", "versions"), ("oracle", "paper"))
     names = ("metropolis, one version", "metropolis, by version", "oracle")
@@ -135,8 +147,8 @@ def _network(rows: list[dict[str, Any]]):
     return figure
 
 
-def _priority(rows: list[dict[str, Any]]):
-    """Gain from serving earlier steps first, by slots a replica has."""
+def _priority(rows: list[dict[str, Any]]) -> Figure:
+    """Time saved by serving earlier steps first, by slots per replica."""
     figure, axis = plt.subplots(figsize=(7.5, 3.8))
     groups = sorted({(int(r["agents"]), int(r["slots"])) for r in rows})
     for m, mode in enumerate(("metropolis", "oracle")):
@@ -155,7 +167,7 @@ def _priority(rows: list[dict[str, Any]]):
             place = (g + (m - 0.5) * 0.36, max(gain, 0))
             axis.annotate(f"{gain:.1f}", place, (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axis.axhline(0, color="#444444", lw=0.8)
-    axis.set_xticks(range(len(groups)), [f"{a} agents\n{s} slots a replica" for a, s in groups], fontsize=8)
+    axis.set_xticks(range(len(groups)), [f"{a} agents\n{s} slots per replica" for a, s in groups], fontsize=8)
     axis.set_ylabel("time saved by priority (%)")
     axis.set_title(f"Earlier steps first, busy hour, {rows[0]['replicas']} replicas", fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
@@ -164,8 +176,8 @@ def _priority(rows: list[dict[str, Any]]):
     return figure
 
 
-def _hours(rows: list[dict[str, Any]]):
-    """Calls an hour of 25 agents, generated and aimed at; published points marked."""
+def _hours(rows: list[dict[str, Any]]) -> Figure:
+    """Calls of 25 agents by hour, generated and targeted; published points are marked."""
     figure, axis = plt.subplots(figsize=(8.5, 3.8))
     by_hour = {int(r["hour"]): r for r in rows}
     hours = range(24)
@@ -177,7 +189,7 @@ def _hours(rows: list[dict[str, Any]]):
         error_kw={"lw": 0.8},
         label="generated",
     )
-    axis.step(hours, CALLS_PER_HOUR, where="mid", color="#444444", lw=1, label="aimed at (interpolated)")
+    axis.step(hours, CALLS_PER_HOUR, where="mid", color="#444444", lw=1, label="target (interpolated)")
     published = (1, 2, 3, 6, 12)
     axis.plot(
         published, [CALLS_PER_HOUR[h] for h in published], "*", color="#b4451f", ms=11, label="published"
@@ -197,16 +209,16 @@ def _hours(rows: list[dict[str, Any]]):
     return figure
 
 
-def _variants(rows: list[dict[str, Any]]):
-    """Speed-up over parallel-sync of each variant, beside the oracle's."""
+def _variants(rows: list[dict[str, Any]]) -> Figure:
+    """Speed-up over parallel-sync of each variant and of the oracle."""
     sizes = sorted({int(r["agents"]) for r in rows})
     figure, axes = plt.subplots(1, len(sizes), figsize=(4.2 * len(sizes) + 1.5, 3.6), squeeze=False)
     for axis, agents in zip(axes[0], sizes):
-        mine = [r for r in rows if int(r["agents"]) == agents]
+        panel_rows = [r for r in rows if int(r["agents"]) == agents]
         known = ["paper", "see 2", "see 8", "move 2", "versions", "still", "versions, still"]
-        bars = {r["variant"]: r for r in mine if r["mode"] == "metropolis"}
+        bars = {r["variant"]: r for r in panel_rows if r["mode"] == "metropolis"}
         names = [n for n in known if n in bars]
-        oracle = next(r for r in mine if r["mode"] == "oracle")
+        oracle = next(r for r in panel_rows if r["mode"] == "oracle")
         for y, name in enumerate(names):
             axis.barh(
                 y,
@@ -237,13 +249,13 @@ def _variants(rows: list[dict[str, Any]]):
 def gantt(
     trace: AgentTrace, server: ServerConfig, out: Path, *, modes: Sequence[str], until_s: float
 ) -> Path:
-    """Who runs which step when: a row an agent, a bar an agent-step that waits for its model, by mode."""
+    """Draws agent-steps over time: a panel per mode, a row per agent, a bar per agent-step with calls."""
     figure, axes = plt.subplots(len(modes), 1, figsize=(11, 2.9 * len(modes)), sharex=True, squeeze=False)
     palette = matplotlib.colormaps["viridis"]
     names = sorted(trace.names)
     for axis, mode in zip(axes[:, 0], modes):
         log: list[Commit] = []
-        elapsed = replay(trace, mode, server, on_commit=log.append).elapsed_s  # type: ignore[arg-type]
+        elapsed = simulate_trace(trace, mode, server, on_commit=log.append).elapsed_s  # type: ignore[arg-type]
         for commit in log:
             if not commit.calls or commit.start_s > until_s:
                 continue
