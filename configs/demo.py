@@ -1,13 +1,13 @@
-"""The demo: a MixAttention model of 1.3 M parameters learns Python from the standard library's own sources.
+"""The demo: a MixAttention model with 1.3 M parameters learns Python from the standard library's sources.
 
     python -m train.main --config=configs/demo.py --workdir=runs/demo             about 2.5 minutes, 2 cores
     python -m train.main --config=configs/demo.py:fast --workdir=runs/fast        well under a minute
 
-Six layers wired `0s_0s_2_3s_3s_2`: one full owner (layer 2, read again by layer 5) and two sliding owners, so
-three of six layers store K/V and two of the three only their window.
-Expected: validation loss near 3.7 nats a token after 900 steps, below the Kneser-Ney bigram (4.32) and about
-the trigram's (3.81). `fast` shows that everything runs: it reads a tenth of the text, takes 120 steps and is
-only held to the unigram.
+Six layers wired `0s_0s_2_3s_3s_2`: one full owner (layer 2, also read by layer 5) and two sliding owners, so
+three of six layers store K/V, and two of the three store only their window.
+Expected: validation loss near 3.7 nats per token after 900 steps, below the Kneser-Ney bigram (4.32) and
+close to the trigram (3.81). `fast` shows that everything runs: it reads a tenth of the text, takes 120
+steps and must only beat the unigram.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from mixattn import ModelConfig
 from serving.config import EngineConfig, Limits
 from serving.offline.clients import ClientProfile, Workload
 from serving.offline.experiment import Serve
-from train.data import Data
-from train.experiment import Saving, Stage, Train, TrainingExperiment
+from train.data import DataConfig
+from train.experiment import CheckpointConfig, Stage, TrainConfig, TrainingExperiment
 
 
 def _model() -> ModelConfig:
@@ -35,19 +35,19 @@ def _model() -> ModelConfig:
         gated=False,
         qk_norm=True,
         tied=True,
-        # Without it token rows are lost beside what the first blocks add: 0.29 nats worse after 200 steps.
+        # Without it the first blocks' output dwarfs the token rows: 0.29 nats worse after 200 steps.
         embedding_scale=128**0.5,
     )
 
 
-def _train() -> Train:
-    # As many steps as fit 110 s, between a machine half as fast as planned and the measured recipe.
-    stage = Stage(name="demo", seconds=110, least_steps=450, most_steps=900, batch_size=4, seq_len=256)
-    return Train(stages=[stage], evaluate_every=100, evaluate_windows=64, gate="bigram")
+def _train() -> TrainConfig:
+    # The steps that fit 110 s. The bounds are half of the measured recipe and the recipe itself.
+    stage = Stage(name="demo", seconds=110, min_steps=450, max_steps=900, batch_size=4, seq_len=256)
+    return TrainConfig(stages=[stage], evaluate_every=100, evaluate_windows=64, must_beat="bigram")
 
 
 def _serve(scale: int) -> Serve:
-    # A pool of 48 pages of 16 tokens for requests of up to 8 pages: memory is scarce, so order matters.
+    # A pool of 48 pages of 16 tokens for requests of up to 8 pages: scarce memory makes the order matter.
     engine = EngineConfig(
         max_slots=8,
         page_size=16,
@@ -56,7 +56,7 @@ def _serve(scale: int) -> Serve:
         limits=Limits(chunk_tok=64, step_tok=128),
     )
     flood = ClientProfile(name="flood", bursts=1, size=24 * scale, prompt_tok=(32, 64), output_tok=(32, 48))
-    # Bursts of one tenant, all beginning with the same 80 tokens.
+    # Bursts of one client whose prompts share their first 80 tokens.
     bursty = ClientProfile(
         name="bursty",
         bursts=scale,
@@ -75,18 +75,18 @@ def _serve(scale: int) -> Serve:
 
 @dataclass
 class Demo(TrainingExperiment):
-    data: Data = field(default_factory=Data)
+    data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=_model)
-    train: Train = field(default_factory=_train)
-    checkpoints: Saving = field(default_factory=lambda: Saving(every=100))
+    train: TrainConfig = field(default_factory=_train)
+    checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=100))
     serve: Serve = field(default_factory=lambda: _serve(scale=4))
 
 
 def get_config(variant: str = "") -> Demo:
-    """The whole demo, or with "fast" a small one for CI.
+    """Returns the whole demo, or with "fast" a small one for CI.
 
     Raises:
-      ValueError: another variant.
+      ValueError: there is no such variant.
     """
     demo = Demo()
     match variant:
@@ -97,7 +97,7 @@ def get_config(variant: str = "") -> Demo:
             demo.model.vocab_size = 1024
             demo.train.stages[0] = Stage(name="fast", steps=120, batch_size=4, seq_len=128)
             demo.train.evaluate_every, demo.train.evaluate_windows = 40, 32
-            demo.train.gate = "unigram"
+            demo.train.must_beat = "unigram"
             demo.checkpoints.every = 40
             demo.serve = _serve(scale=1)
             demo.serve.engine.prefill_rows = (4,)  # two programs fewer to compile

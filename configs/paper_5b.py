@@ -1,14 +1,13 @@
 """The shape of the MixAttention paper: 24 layers, 5.21 B parameters, 1.64 B active, and its three stages.
 
-    python -m mixattn.params --config=configs/paper_5b.py                counts, nothing is allocated
-    python -m mixattn.params --config=configs/paper_5b.py:ma_offset      a variant: any pattern's name
-    python -m train.main --config=configs/paper_5b.py:ma_pairs --workdir=DIR     on a cluster, with your
-    own corpus
+    python -m mixattn.params --config=configs/paper_5b.py                        counts; allocates nothing
+    python -m mixattn.params --config=configs/paper_5b.py:ma_offset              with any pattern's name
+    python -m train.main --config=configs/paper_5b.py:ma_pairs --workdir=DIR     on a cluster, with a corpus
 
 Stated in the paper (arXiv 2409.15012, sections 3 and 4.1): 24 layers, 12 query and 3 key/value heads,
-window 1,024, both parameter counts, and the stages. **Derived, a best guess**: width 1,536, heads of 128,
-16 experts of which 4 per token, expert width 2,688, vocabulary 100,352, an untied head; together they give
-both counts to the last printed digit. Optimizer, learning rate and batch size are not published; those
+window 1,024, both parameter counts, and the stages. **Derived, a best guess**: width 1,536, head size 128,
+16 experts with 4 per token, expert width 2,688, vocabulary 100,352, an untied head; together they reproduce
+both counts to the last printed digit. Optimizer, learning rate and batch size are not published; the values
 here are ours.
 
 Expected of the first command: 5,206,844,928 parameters, 1,639,589,376 active, 9.7 GiB.
@@ -17,8 +16,8 @@ Expected of the first command: 5,206,844,928 parameters, 1,639,589,376 active, 9
 from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
-from train.data import Data
-from train.experiment import Stage, Train, TrainingExperiment
+from train.data import DataConfig
+from train.experiment import Stage, TrainConfig, TrainingExperiment
 
 
 def model(pattern: str = "standard") -> ModelConfig:
@@ -40,7 +39,7 @@ def model(pattern: str = "standard") -> ModelConfig:
 
 
 def stages() -> list[Stage]:
-    long = {"seq_len": 32_768, "rope_theta": 8e6, "trains": "attention", "batch_size": 96}
+    long = {"seq_len": 32_768, "rope_theta": 8e6, "trainable": "attention", "batch_size": 96}
     return [
         Stage(name="pretrain", tokens=101_000_000_000, seq_len=4096, rope_theta=5e5, batch_size=768),
         Stage(name="extend", tokens=9_000_000_000, **long),
@@ -50,9 +49,9 @@ def stages() -> list[Stage]:
 
 @dataclass
 class Paper(TrainingExperiment):
-    data: Data = field(default_factory=Data)
+    data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=model)
-    train: Train = field(default_factory=lambda: Train(stages=stages()))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(stages=stages()))
 
 
 def get_config(pattern: str = "standard") -> Paper:

@@ -3,13 +3,14 @@
     python -m train.main --config=configs/paper_stages.py --workdir=DIR --config.data.path=TOKENS ...
     python -m train.main --config=configs/paper_stages.py:small --workdir=runs/stages      about a minute
 
-1. pretrain: 101 B tokens in rows of 4k, RoPE base 0.5 M. 2. extend: 9 B tokens in rows of 32k, base 8 M, only
-attention is trained. 3. questions: 0.5 B tokens of long documents with questions at their end, loss on the
-answers only (a .jsonl of prompts and answers), attention only.
+1. pretrain: 101 B tokens in rows of 4k, RoPE base 0.5 M.
+2. extend: 9 B tokens in rows of 32k, RoPE base 8 M; trains attention only.
+3. questions: 0.5 B tokens of long documents with questions at their end, loss on the answers only (a .jsonl
+   of prompts and answers); trains attention only.
 
-The paper gives stages, window, heads and layers; width, experts, batch and optimizer are our guesses (width
-and experts reproduce its 1.64 B active and 5.21 B total parameters). It wants a cluster and has not been run.
-"small" walks the same three stages on a laptop, with arithmetic for questions; it shows the machinery, and
+The paper gives stages, window, heads and layers. Width, experts, batch and optimizer are our guesses; width
+and experts reproduce its 1.64 B active and 5.21 B total parameters. It needs a cluster and has not been
+run. "small" runs the same three stages on a laptop, with arithmetic as questions. It exercises the code;
 its loss says nothing about the paper.
 """
 
@@ -17,18 +18,18 @@ import json
 from pathlib import Path
 
 from mixattn import ModelConfig
-from train.data import Data
-from train.experiment import Saving, Stage, Train, TrainingExperiment
+from train.data import DataConfig
+from train.experiment import CheckpointConfig, Stage, TrainConfig, TrainingExperiment
 from train.mesh import MeshShape
-from train.optimizer import Optimizer
-from train.step import Compute
+from train.optimizer import OptimizerConfig
+from train.step import ComputeConfig
 
 
 def get_config(variant: str = "") -> TrainingExperiment:
-    """The paper's recipe, or "small".
+    """Returns the paper's recipe, or "small".
 
     Raises:
-      ValueError: another variant.
+      ValueError: there is no such variant.
     """
     match variant:
         case "":
@@ -53,31 +54,31 @@ def _paper() -> TrainingExperiment:
         n_experts=16,
         experts_per_token=4,
     )
-    long = {"seq_len": 32_768, "batch_size": 128, "rope_theta": 8e6, "trains": "attention"}
+    long = {"seq_len": 32_768, "batch_size": 128, "rope_theta": 8e6, "trainable": "attention"}
     stages = [
         Stage(name="pretrain", tokens=101_000_000_000, seq_len=4096, batch_size=1024),
         Stage(name="extend", tokens=9_000_000_000, **long),
         Stage(name="questions", tokens=500_000_000, path="data/long_questions.jsonl", **long),
     ]
     return TrainingExperiment(
-        data=Data(path="data/pretrain"),
+        data=DataConfig(path="data/pretrain"),
         model=model,
-        train=Train(
+        train=TrainConfig(
             stages=stages,
-            optimizer=Optimizer(
-                rule="adamw", rate=3e-4, schedule="cosine", warmup=2000, clip=1.0, weight_decay=0.1
+            optimizer=OptimizerConfig(
+                name="adamw", learning_rate=3e-4, schedule="cosine", warmup=2000, clip=1.0, weight_decay=0.1
             ),
-            compute=Compute(dtype="bfloat16", remat="weights", accumulate=4),
+            compute=ComputeConfig(dtype="bfloat16", remat="weights", accumulate=4),
             evaluate_every=1000,
         ),
         mesh=MeshShape(fsdp=8),
-        checkpoints=Saving(every=1000),
+        checkpoints=CheckpointConfig(every=1000),
     )
 
 
 def _small() -> TrainingExperiment:
     experiment = _paper()
-    experiment.data = Data(limit_bytes=1_000_000)
+    experiment.data = DataConfig(limit_bytes=1_000_000)
     experiment.model = ModelConfig(
         n_layers=4,
         d_model=64,
@@ -93,26 +94,26 @@ def _small() -> TrainingExperiment:
         n_experts=4,
         experts_per_token=2,
     )
-    long = {"seq_len": 256, "batch_size": 2, "rope_theta": 1e5, "trains": "attention"}
-    experiment.train = Train(
+    long = {"seq_len": 256, "batch_size": 2, "rope_theta": 1e5, "trainable": "attention"}
+    experiment.train = TrainConfig(
         stages=[
             Stage(name="pretrain", steps=60, seq_len=64, batch_size=8),
             Stage(name="extend", steps=20, **long),
             Stage(name="questions", steps=20, path=str(_questions()), **long),
         ],
-        optimizer=Optimizer(
-            rule="adamw", rate=3e-3, schedule="cosine", warmup=10, clip=1.0, weight_decay=0.1
+        optimizer=OptimizerConfig(
+            name="adamw", learning_rate=3e-3, schedule="cosine", warmup=10, clip=1.0, weight_decay=0.1
         ),
-        compute=Compute(accumulate=2),
+        compute=ComputeConfig(accumulate=2),
         evaluate_every=20,
         evaluate_windows=8,
     )
-    experiment.mesh, experiment.checkpoints = MeshShape(), Saving(every=25)
+    experiment.mesh, experiment.checkpoints = MeshShape(), CheckpointConfig(every=25)
     return experiment
 
 
 def _questions() -> Path:
-    """A few hundred sums as prompts and answers."""
+    """Writes 1,800 sums as prompts and answers, unless they exist; returns their path."""
     path = Path("runs/sums.jsonl")
     if not path.exists():
         path.parent.mkdir(exist_ok=True)

@@ -3,29 +3,34 @@
     python -m train.experiments.recall --config=configs/recall.py --workdir=runs/recall --workers=4
     python -m train.experiments.recall --config=configs/recall.py:deep --workdir=runs/deep --workers=4
 
-About 75 minutes of one core in all (20 minutes on four), and 30 more for `deep`, where nothing else runs.
+Takes about 75 minutes of one core in total (20 minutes on four), and `deep` 30 more, on an idle machine.
 
 Twelve layers with windows of 3 reach 12 * 2 + 1 = 25 tokens back by relaying; rows are 48 tokens long.
 Expected and found: wirings whose full layers read deep K/V (standard, offset, pairs, noshare) recall
-everywhere; those whose only full K/V are the first layer's (ma, ma_endslide) or that have none (swa) recall
-nothing beyond 25 in 900 steps, unless the first layer's keys are given the token before (ma+previous).
-Not as in the paper: noshare_1, whose one full layer is early, succeeds. One seed of standard ends at 0.94
-beyond 25: it leaves the plateau late. results/recall.csv has every run. The same at the paper's 24 layers and
-exact strings (windows of 2, results/recall_deep.csv, one seed): both SlideShare forms recall, ma does not.
+everywhere. Wirings whose only full K/V are the first layer's (ma, ma_endslide), or that have none (swa),
+recall nothing beyond 25 in 900 steps, unless the first layer's keys also see the previous token
+(ma+previous). Unlike in the paper, noshare_1, whose one full layer is early, succeeds. One seed of standard
+ends at 0.94 beyond 25, because it leaves the plateau late. results/recall.csv has every run. With the
+paper's 24 layers and exact wiring strings (windows of 2, results/recall_deep.csv, one seed), both
+SlideShare forms recall and ma does not.
 
-The head has one column a value and starts at half the usual size. A head over the whole vocabulary spends the
-warm-up on learning which tokens are answers at all, and ma_pairs then stays on the plateau of guessing.
+The head has one column per value and starts at half the usual size. A head over the whole vocabulary spends
+the warm-up on learning which tokens can be answers, and ma_pairs then stays on the plateau of guessing.
 """
 
 from mixattn import ModelConfig
-from train.experiments.recall import Comparison
-from train.experiments.recall_task import Task
-from train.optimizer import Optimizer
+from train.experiments.recall import RecallExperiment
+from train.experiments.recall_task import RecallTask
+from train.optimizer import OptimizerConfig
 
 
-def get_config(variant: str = "") -> Comparison:
-    """The whole comparison; "short" is two variants, one seed and 250 steps; "deep" the paper's 24 layers."""
-    comparison = Comparison(
+def get_config(variant: str = "") -> RecallExperiment:
+    """Returns the whole comparison; "short" is two variants, one seed, 250 steps; "deep" has 24 layers.
+
+    Raises:
+      ValueError: there is no such variant.
+    """
+    comparison = RecallExperiment(
         variants=(
             "ma_offset",
             "ma_pairs",
@@ -38,7 +43,7 @@ def get_config(variant: str = "") -> Comparison:
             "ma_endslide",
         ),
         seeds=(0, 1, 2),
-        task=Task(pairs=16, keys=32, values=32),
+        task=RecallTask(pairs=16, keys=32, values=32),
         model=ModelConfig(
             n_layers=12,
             d_model=64,
@@ -55,14 +60,14 @@ def get_config(variant: str = "") -> Comparison:
             attention_scale=1.5 * 16**-0.5,
         ),
         head_size=0.5,
-        optimizer=Optimizer(
-            rule="adamw",
-            rate=3e-3,
+        optimizer=OptimizerConfig(
+            name="adamw",
+            learning_rate=3e-3,
             beta1=0.9,
             beta2=0.99,
             schedule="wsd",
             warmup=50,
-            final=0.0,
+            final_lr_ratio=0.0,
             decay_share=0.3,
             clip=1.0,
         ),

@@ -1,1 +1,1 @@
-"""Where weights come from: data, objective, optimizer, loop, checkpoints."""
+"""The trainer: data, objective, optimizer, loop, checkpoints; its experiments are in `train.experiments`."""

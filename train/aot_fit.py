@@ -1,12 +1,12 @@
-"""Whether a training step fits a chip, found by compiling it for the chip: no chip, weights or data needed.
+"""Checks whether a training step fits a chip by compiling it for the chip; needs no chip, weights or data.
 
     python -m train.aot_fit --config=configs/paper_stages.py --target=v6e,h100
     python -m train.aot_fit --config=configs/demo.py --json
 
-One line for each stage of the experiment: parameters, moments, gradients and activations of one step on one
-device, at the stage's batch size and length, with the experiment's optimizer, micro-batches and remat. Needs
-the compilers of the aot-tpu / aot-cuda extras, as `python -m mixattn.tools.aot_fit` does; exit code 1 if a
-stage does not fit.
+Prints one line per stage of the experiment: parameters, optimizer state, gradients and activations of one
+step on one device, at the stage's batch size and sequence length, with the experiment's optimizer,
+micro-batches and remat. Needs the compilers of the aot-tpu / aot-cuda extras, as
+`python -m mixattn.tools.aot_fit` does. The exit code is 1 if a stage does not fit.
 """
 
 import functools
@@ -23,41 +23,33 @@ from pallas_kernels import aot
 from train import objective
 from train.experiment import Stage, TrainingExperiment
 from train.mesh import AXES
-from train.step import Steps
+from train.prepare import compile_stage
 
 
 def training_steps(experiment: TrainingExperiment, chip: str) -> dict[str, aot_fit.Lower]:
-    """What to lower for `chip`, by the stage's name."""
+    """Returns the function that lowers each stage's step for `chip`, by stage name."""
     stages = experiment.train.stages
     return {stage.name: functools.partial(_lower, experiment, stage, chip) for stage in stages}
 
 
-def _lower(experiment: TrainingExperiment, stage: Stage, chip: str):
+def _lower(experiment: TrainingExperiment, stage: Stage, chip: str) -> jax.stages.Lowered:
     one = np.array([aot.device(chip)]).reshape((1,) * len(AXES))
     mesh = Mesh(one, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    compute, mask = experiment.train.compute, experiment.data.document_mask
-    steps = Steps(
-        experiment.model,
-        experiment.train.optimizer,
-        compute,
-        mesh,
-        trains=stage.trains,
-        document_mask=mask,
-    )
+    compiled = compile_stage(experiment, stage, mesh)
     params = jax.eval_shape(functools.partial(objective.init_params, experiment.model, 0))
     rows = stage.batch_size, stage.seq_len
     batch = {f"{name}_BT": jax.ShapeDtypeStruct(rows, jnp.int32) for name in ("tokens", "target", "segment")}
-    batch["learn_BT"] = jax.ShapeDtypeStruct(rows, jnp.float32)
+    batch["loss_mask_BT"] = jax.ShapeDtypeStruct(rows, jnp.float32)
     with aot.target(chip):
-        state = jax.eval_shape(steps.start, params)
-        traced = steps.train.trace(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        state = jax.eval_shape(compiled.init_state, params)
+        traced = compiled.train.trace(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
         return traced.lower(lowering_platforms=(aot.CHIPS[chip].platform,))
 
 
 def main() -> None:
     experiment = cli.config()
     if not isinstance(experiment, TrainingExperiment):
-        raise ValueError(f"--config holds a {type(experiment).__name__}, not an experiment with stages")
+        raise ValueError(f"--config holds a {type(experiment).__name__}, not a TrainingExperiment")
     steps_of = functools.partial(training_steps, experiment)
     sys.exit(0 if aot_fit.report(flags.FLAGS.target, steps_of, as_json=flags.FLAGS.json) else 1)
 

@@ -29,7 +29,7 @@ from train import bench_torch, data, loop, malloc_tuning, mesh, prepare, progres
 from train.bench_torch import Side
 from train.checkpoint import Checkpoints
 from train.experiment import Stage, TrainingExperiment
-from train.experiments import table
+from train.experiments import sweep
 from train.objective import init_params
 
 
@@ -44,7 +44,7 @@ def measure(
     stage = dataclasses.replace(experiment.train.stages[0], seconds=0, tokens=0, steps=steps)
     experiment.train.stages, experiment.train.evaluate_every = [stage], 0
     corpus = _corpus(stage, experiment.model.vocab_size, folder)
-    compiled = prepare.compiled(experiment, stage, mesh.make(experiment.mesh))
+    compiled = prepare.compile_stage(experiment, stage, mesh.make(experiment.mesh))
     params = init_params(experiment.model, 0)
     windows = data.Windows(corpus.train, None, seq_len=stage.seq_len, seed=0)
     batch = jax.device_put(next(data.batches(windows, stage.batch_size)), compiled.rows)
@@ -64,7 +64,7 @@ def _corpus(stage: Stage, vocab_size: int, folder: Path) -> tokens.TokenizedCorp
 
 
 def _bare(compiled, params, batch, steps: int) -> float:
-    state, total = compiled.start(params), jnp.int32(steps)
+    state, total = compiled.init_state(params), jnp.int32(steps)
     state, _ = compiled.train(state, batch, total)
     jax.block_until_ready(state)
     began = time.perf_counter()
@@ -89,7 +89,7 @@ def _looped(experiment, stage: Stage, compiled, corpus, params, folder: Path) ->
 
 
 def _main() -> None:
-    malloc_tuning.keep()
+    malloc_tuning.keep_freed_memory()
     experiment = cli.config()
     sizes = flags.FLAGS.steps, flags.FLAGS.rounds
     facts: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def _main() -> None:
         }
     rows = [{**row, **results.surroundings()} for row in rows]
     out = flags.FLAGS.out or ("results/train_torch.csv" if flags.FLAGS.torch else "results/train_loop.csv")
-    table.write_csv(Path(out), rows, config=experiment, **facts)
+    sweep.write_table(Path(out), rows, config=experiment, **facts)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def sides(python: str, experiment: TrainingExperiment) -> Iterator[tuple[dict[st
     stage, rule = experiment.train.stages[0], experiment.train.optimizer
     shape = {name: getattr(experiment.model, name) for name in _SHAPE} | {"length": stage.seq_len}
     ours = params.count(experiment.model).total
-    fields = {name: getattr(rule, name) for name in ("rate", "beta1", "beta2", "clip")}
+    fields = {name: getattr(rule, name) for name in ("beta1", "beta2", "clip")} | {"rate": rule.learning_rate}
     with peer("the PyTorch side", [python, str(_SCRIPT)]) as ask:
         made: dict[str, Side] = {}
         for kind in ("plain", "transformers"):
@@ -57,8 +57,8 @@ def check(experiment: TrainingExperiment) -> None:
         raise ValueError(
             "the model to compare must be a plain Llama: only sizes may differ from the defaults"
         )
-    if (rule := experiment.train.optimizer).rule != "adamw" or rule.weight_decay:
-        raise ValueError(f"the other side trains with adamw without decay, this experiment with {rule.rule}")
+    if (rule := experiment.train.optimizer).name != "adamw" or rule.weight_decay:
+        raise ValueError(f"the other side trains with adamw without decay, this experiment with {rule.name}")
 
 
 def _step_s(ask: QueryFn, steps: int, **fields: Any) -> float:

@@ -1,12 +1,13 @@
-"""Checkpoints by orbax: asynchronous, atomic, the newest n and the best one kept, movable to another mesh.
+"""Checkpoints with orbax: asynchronous, atomic, newest n and best n kept, restorable onto another mesh.
 
-A checkpoint is whole or it is not there: orbax writes under a temporary name and renames. One that was
-damaged afterwards is refused in one sentence; an older one is used only when a user names it.
+Orbax writes a checkpoint under a temporary name and renames it, so it is complete or absent. A checkpoint
+that was damaged afterwards is refused; an older one is used only when a user names its step.
 """
 
 import contextlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,30 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from train.step import TrainState
 
-type Hook = Callable[[Any], Any]
+type Hook = Callable[["sys.UnraisableHookArgs"], Any]
 
 
-def without_late_answers(hook: Hook) -> Hook:
-    """`hook`, for `sys.unraisablehook`, but deaf to what tensorstore's threads say after a write that failed.
+def ignore_closed_loop_errors(hook: Hook) -> Hook:
+    """Wraps a `sys.unraisablehook` so that it skips what tensorstore's threads report after a failed write.
 
-    They answer an event loop that orbax has closed by then; why it failed is raised by `Checkpoints`.
+    They answer to an event loop that orbax has closed by then. `Checkpoints` raises the cause of the failure.
     """
 
-    def heard(unraisable) -> None:
-        why = unraisable.exc_value
-        if not (isinstance(why, RuntimeError) and str(why) == "Event loop is closed"):
+    def wrapped(unraisable: "sys.UnraisableHookArgs") -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
             hook(unraisable)
 
-    return heard
+    return wrapped
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: is made.
-      keep_last: newest checkpoints kept.
-      keep_best: checkpoints of lowest validation loss kept besides.
+      folder: created if missing.
+      keep_last: number of newest checkpoints to keep.
+      keep_best: number of checkpoints with the lowest validation loss to keep in addition.
     """
 
     def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1):
@@ -68,22 +69,22 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, meta: dict[str, Any], validation: float | None = None
     ) -> None:
-        """Copies `state` away and returns; writing goes on in the background.
+        """Copies `state` off the devices and returns; the write continues in the background.
 
         Args:
-          step: over all stages.
-          meta: JSON: where the data, the clock and the stages stand.
-          validation: loss in nats, if one was measured at this step.
+          step: counted over all stages.
+          meta: JSON: positions of the data iterator, the clock and the evaluations.
+          validation: loss in nats per token, if measured at this step.
 
         Raises:
-          OSError: this one or the one before could not be written.
+          OSError: this checkpoint or the one before could not be written.
         """
-        self._refuse_full_disk(state)
-        with self._unwritten():
+        self._check_disk(state)
+        with self._write_errors():
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.StandardSave(_to_tree(state)), meta=ocp.args.JsonSave(meta)
                 ),
                 metrics=None if validation is None else {"validation": validation},
                 force=True,
@@ -95,66 +96,75 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; nothing of it is left.
         """
-        with self._unwritten():
+        with self._write_errors():
             self.manager.wait_until_finished()
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What `save` was given beside the state.
+        """Returns the `meta` that was saved at `step`.
 
         Raises:
           ValueError: it cannot be read.
         """
-        with self._damaged(step):
+        with self._read_errors(step):
             return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
     def restore(self, step: int, like: TrainState, shardings: TrainState) -> TrainState:
-        """The state saved at `step`, laid out as `shardings` says.
+        """Returns the state saved at `step`, sharded by `shardings`.
 
         Raises:
-          ValueError: it cannot be read, or has other parameters or shapes than `like`.
+          ValueError: it cannot be read, or its parameters or shapes differ from those of `like`.
         """
         wanted = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like, shardings
         )
-        with self._damaged(step):
+        with self._read_errors(step):
             restored = self.manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted._asdict()))
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_to_tree(wanted)))
             )
-        return TrainState(**restored.state)
+        return _from_tree(restored.state)
 
-    def forget_after(self, step: int) -> None:
-        """Removes checkpoints newer than `step`: the run is about to make them again."""
+    def remove_after(self, step: int) -> None:
+        """Removes checkpoints newer than `step`; the run is about to write them again."""
         for newer in [s for s in self.steps if s > step]:
             self.manager.delete(newer)
 
     def close(self) -> None:
-        """Waits for what is being written, and lets go of the folder."""
-        with self._unwritten():
+        """Waits for pending writes and releases the folder."""
+        with self._write_errors():
             self.manager.close()
 
-    def _refuse_full_disk(self, state: TrainState) -> None:
-        """Asks before writing: the libraries' own words for a full disk are long and many."""
+    def _check_disk(self, state: TrainState) -> None:
+        """Refuses a full disk before writing: the libraries report it in many long messages."""
         need = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise OSError(f"a checkpoint takes {need >> 20} MiB and {self.folder} has {free >> 20} MiB left")
 
     @contextlib.contextmanager
-    def _unwritten(self):
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as why:  # orbax and tensorstore raise what they like, for a write begun earlier too
+        except Exception as why:  # orbax and tensorstore raise many types, also for an earlier write
             reason = " ".join(str(why).split())
             raise OSError(f"a checkpoint could not be written to {self.folder}: {reason[-120:]}") from why
 
     @contextlib.contextmanager
-    def _damaged(self, step: int):
+    def _read_errors(self, step: int) -> Iterator[None]:
         try:
             yield
         except (ValueError, KeyError, TypeError, OSError) as why:
             older = [s for s in self.steps if s < step]
-            advice = f"--step={older[-1]} goes on from the one before" if older else "there is no older one"
+            advice = f"--step={older[-1]} resumes from the one before" if older else "there is no older one"
             reason = " ".join(str(why).split())[:120]
             raise ValueError(
                 f"the checkpoint of step {step} in {self.folder} cannot be used ({reason}); {advice}"
             ) from why
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+    """The tree that orbax stores, where the optimizer state has the name that the first version gave it."""
+    return {"step": state.step, "params": state.params, "moments": state.opt_state}
+
+
+def _from_tree(tree: dict[str, Any]) -> TrainState:
+    return TrainState(tree["step"], tree["params"], tree["moments"])

@@ -1,7 +1,7 @@
-"""Which text there is, and which of its documents are trained on, validated on, or kept for prompts.
+"""The documents of a corpus, and their split into training, validation and held-out prompts.
 
-A corpus is the standard library of the running interpreter (real text that every machine has), or a file,
-folder or glob. A document goes to a part by a hash of its relative name, so that adding or removing files
+A corpus is the source of the running interpreter's standard library (real text that every machine has), or a
+file, folder or glob. A hash of its relative name decides the part of a document, so adding or removing files
 never moves another one.
 """
 
@@ -17,9 +17,9 @@ from typing import Literal
 type Part = Literal["train", "validation", "heldout"]
 PARTS: tuple[Part, ...] = ("train", "validation", "heldout")
 
-_BUCKETS = 20  # one validation, one held out, the other eighteen trained on
+_BUCKETS = 20  # one for validation, one held out, eighteen for training
 _FEW_FILES, _PIECE_CHARS = 100, 16384
-_TEXT = (
+_SUFFIXES = (
     "txt",
     "md",
     "rst",
@@ -37,13 +37,13 @@ _TEXT = (
     "json",
     "jsonl",
 )
-# Tests and vendored packages are absent on many installs; the code-page tables are numbers, not text.
-_LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+# Many installs lack tests and vendored packages; the code-page tables are numbers, not text.
+_EXCLUDED = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One unit of the split. `pieces` are (text, whether its tokens are learnt), in order."""
+    """One unit of the split. `pieces` are (text, whether its tokens count in the loss), in order."""
 
     name: str
     pieces: tuple[tuple[str, bool], ...]
@@ -54,25 +54,25 @@ class Document:
 
 
 def part(name: str) -> Part:
-    """The part of the split that the document called `name` belongs to."""
+    """Returns the part of the split that the document `name` belongs to."""
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % _BUCKETS
     return {0: "validation", 1: "heldout"}.get(bucket, "train")  # type: ignore[return-value]
 
 
-def files(path: str) -> list[tuple[str, Path]]:
-    """The (relative name, file) pairs of a corpus, sorted by name.
+def list_files(path: str) -> list[tuple[str, Path]]:
+    """Returns the (relative name, file) pairs of a corpus, sorted by name.
 
     Args:
       path: "" for the standard library; a folder (its text files, recursively), a file, or a glob.
 
     Raises:
-      ValueError: nothing is there.
+      ValueError: there is no such file.
     """
     if not path:
         root, found = _standard_library()
     elif Path(path).is_dir():
         root = Path(path)
-        found = [f for ending in _TEXT for f in root.rglob(f"*.{ending}")]
+        found = [f for suffix in _SUFFIXES for f in root.rglob(f"*.{suffix}")]
     else:
         found = [Path(f) for f in glob.glob(path, recursive=True)]
         root = Path(glob.escape(path)).parent if len(found) == 1 else _common_parent(found)
@@ -82,27 +82,27 @@ def files(path: str) -> list[tuple[str, Path]]:
             )
     found = sorted({f for f in found if f.is_file()})
     if not found:
-        raise ValueError(f"the corpus {path or root} holds no text file ({', '.join(_TEXT)})")
+        raise ValueError(f"the corpus {path or root} holds no text file ({', '.join(_SUFFIXES)})")
     return sorted((f.relative_to(root).as_posix(), f) for f in found)
 
 
 def documents(path: str, limit_bytes: int = 0) -> Iterator[Document]:
-    """Reads the corpus at `path`, document after document, in the order of their names.
+    """Reads the documents of the corpus at `path`, in the order of their names.
 
-    A line of a .jsonl file is a document: {"text": ...}, or {"prompt": ..., "answer": ...} of which only the
-    answer is learnt. Any other file is one, except in a corpus of under 100 files: there each is cut at line
-    ends into pieces of about 16 thousand characters, so that every part of the split gets some.
-    Files that are not UTF-8 are passed over.
+    A line of a .jsonl file is a document: {"text": ...}, or {"prompt": ..., "answer": ...}, where only the
+    answer counts in the loss. Any other file is one document. In a corpus of fewer than 100 files, each file
+    is cut at line ends into documents of about 16 thousand characters, so that every part of the split gets
+    some. Files that are not UTF-8 are skipped.
 
     Args:
-      path: see `files`.
-      limit_bytes: stop after that much text and a file of every part; 0 reads all. Files are then taken in
-        the order of their hashes, so that the sample is spread over the corpus.
+      path: see `list_files`.
+      limit_bytes: stop after that much text and one file of every part; 0 reads all. With a limit, files are
+        read in the order of their hashes, which spreads the sample over the corpus.
 
     Raises:
-      ValueError: nothing is there, or a line of a .jsonl file is not such a record.
+      ValueError: there is no such file, or a line of a .jsonl file is not such a record.
     """
-    found = files(path)
+    found = list_files(path)
     if limit_bytes:
         found.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).digest()[4:])
     cut = len(found) < _FEW_FILES
@@ -120,7 +120,7 @@ def documents(path: str, limit_bytes: int = 0) -> Iterator[Document]:
         if file.suffix == ".jsonl":
             yield from _records(name, text)
         elif text and cut:
-            yield from (Document(f"{name}#{i}", ((p, True),)) for i, p in enumerate(_lines_grouped(text)))
+            yield from (Document(f"{name}#{i}", ((p, True),)) for i, p in enumerate(_split_at_lines(text)))
         elif text:
             yield Document(name, ((text, True),))
 
@@ -129,7 +129,7 @@ def _standard_library() -> tuple[Path, list[Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     kept = []
     for folder, below, names in root.walk():
-        below[:] = [name for name in below if name not in _LEFT_OUT and not name.startswith("config-")]
+        below[:] = [name for name in below if name not in _EXCLUDED and not name.startswith("config-")]
         kept += [folder / n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata")]
     return root, kept
 
@@ -162,7 +162,7 @@ def _records(name: str, text: str) -> Iterator[Document]:
         yield Document(f"{name}#{number}", pieces)
 
 
-def _lines_grouped(text: str) -> Iterator[str]:
+def _split_at_lines(text: str) -> Iterator[str]:
     lines, size = [], 0
     for line in text.splitlines(keepends=True):
         lines.append(line)

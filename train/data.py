@@ -1,11 +1,11 @@
-"""From token arrays to batches: windows of the stream, shuffled anew each epoch, the same in every run.
+"""From token arrays to batches: windows of the token stream, shuffled per epoch, deterministic.
 
-Batch number n is a function of (seed, n): a run that goes on from a checkpoint sees what it would have seen.
-The stream is one row of documents with a separator before each, so a window is packed by itself.
+Batch n is a function of (seed, n), so a resumed run sees the batches it would have seen. The stream is a
+sequence of documents with a separator before each, so windows are packed.
 
     python -m train.data tokenize --input='books/**/*.txt' --out=runs/books --vocab_size=8192
 
-writes such arrays once, on all cores; killed and called again it goes on where it was. Train from them with
+writes token arrays on all cores. It resumes when it is interrupted and started again. Train from them with
 `--config.data.path=runs/books`.
 """
 
@@ -20,18 +20,18 @@ from absl import flags
 from mixattn.tools import cli, files
 from train import tokens
 
-_EPOCHS = 1 << 32  # without end for us; grain's own "without end" overflows when batches hold one row
+_EPOCHS = 1 << 32  # endless in practice; grain's own endless repeat overflows when batches hold one row
 
 
 @dataclass
-class Data:
-    """Where text comes from.
+class DataConfig:
+    """The corpus.
 
     Attributes:
-      path: "" = the standard library's own source files; a folder, file or glob of text; or a folder that
+      path: "" = the sources of Python's standard library; a folder, file or glob of text; or a folder that
         `python -m train.data tokenize` wrote.
-      limit_bytes: read no more text than that (0 = all).
-      document_mask: whether attention stays inside a document where a window holds several.
+      limit_bytes: maximum size of the text that is read (0 = all).
+      document_mask: whether attention stays inside a document when a window holds several.
     """
 
     path: str = ""
@@ -43,31 +43,32 @@ class Data:
             raise ValueError(f"data.limit_bytes is {self.limit_bytes}; 0 reads everything")
 
 
-# `tokens_BT` and `target_BT` int32: what is read, and what is to be said there (in text: the next token).
-# `learn_BT` float32 weighs the targets. `segment_BT` int32 numbers the documents that share a row.
+# tokens_BT int32: inputs. target_BT int32: what to predict there (for text, the next token). loss_mask_BT
+# float32: weights of the targets. segment_BT int32: index of the document within its row.
 type Batch = dict[str, np.ndarray]
 
 
 def prepare(
-    data: Data,
+    data: DataConfig,
     folder: Path,
     vocab_size: int,
-    report: Callable[[str], None] = lambda words: None,
+    report: Callable[[str], None] = lambda line: None,
     *,
     tokenizer: Path | None = None,
 ) -> tokens.TokenizedCorpus:
-    """Opens the tokens of a run, writing them into `folder` first if they are not there.
+    """Opens the tokens of a run; writes them into `folder` first if they are missing.
 
     Args:
-      vocab_size: of the model; a tokenizer trained here gets as many entries.
+      vocab_size: of the model, and of a tokenizer trained here.
+      report: called with progress messages.
       tokenizer: a tokenizer.json to use instead of training one.
 
     Raises:
-      ValueError: no corpus, an empty one, or one tokenized with more ids than the model has.
+      ValueError: the corpus is missing, is empty, or is tokenized with more ids than the model has.
     """
-    given = Path(data.path) if data.path else None
-    if given and tokens.is_whole(given):
-        opened = tokens.open_folder(given)
+    tokenized = Path(data.path) if data.path else None
+    if tokenized and tokens.is_whole(tokenized):
+        opened = tokens.open_folder(tokenized)
     elif tokens.is_whole(folder):
         opened = tokens.open_folder(folder)
     else:
@@ -88,32 +89,52 @@ def prepare(
 
 
 class Windows:
-    """Cuts the stream into windows of T + 1 tokens; the grid starts elsewhere in every epoch."""
+    """Cuts the stream into windows of T + 1 tokens, from another offset in every epoch.
+
+    Args:
+      stream: token ids.
+      loss_mask: weights of the tokens as targets; None = 1.
+      seq_len: T.
+      document_mask: whether `segment_BT` numbers the documents of a window; else it is 0.
+
+    Raises:
+      ValueError: the stream is shorter than one window.
+    """
 
     def __init__(
-        self, stream: np.ndarray, learn: np.ndarray | None, *, seq_len: int, seed: int, mask: bool = False
+        self,
+        stream: np.ndarray,
+        loss_mask: np.ndarray | None,
+        *,
+        seq_len: int,
+        seed: int,
+        document_mask: bool = False,
     ):
         if len(stream) < seq_len + 1:
             raise ValueError(
                 f"a window takes {seq_len + 1} tokens, this part of the corpus has {len(stream)}"
             )
-        self.stream, self.learn, self.seq_len, self.seed, self.mask = stream, learn, seq_len, seed, mask
+        self.stream, self.loss_mask, self.seq_len, self.seed = stream, loss_mask, seq_len, seed
+        self.document_mask = document_mask
         self.count = max(1, (len(stream) - seq_len) // seq_len)
 
     def offset(self, epoch: int) -> int:
+        """First token of window 0 in `epoch`; 0 for epoch -1."""
         slack = len(self.stream) - 1 - self.count * self.seq_len
         return int(np.random.default_rng((self.seed, epoch)).integers(slack + 1)) if epoch >= 0 else 0
 
     def cut(self, window: int, epoch: int) -> Batch:
-        """Window `window` of epoch `epoch` (-1: the grid starts at 0), without the batch axis."""
+        """Returns window `window` of epoch `epoch`, without the batch axis."""
         at = slice(start := self.offset(epoch) + window * self.seq_len, start + self.seq_len + 1)
         token = np.asarray(self.stream[at], dtype=np.int32)
-        learn = np.ones(self.seq_len) if self.learn is None else self.learn[at][1:]
-        segment = (token[:-1] == tokens.SEPARATOR_ID).cumsum() if self.mask else np.zeros(self.seq_len)
+        loss_mask = np.ones(self.seq_len) if self.loss_mask is None else self.loss_mask[at][1:]
+        segment = (
+            (token[:-1] == tokens.SEPARATOR_ID).cumsum() if self.document_mask else np.zeros(self.seq_len)
+        )
         return {
             "tokens_BT": token[:-1],
             "target_BT": token[1:],
-            "learn_BT": np.asarray(learn, dtype=np.float32),
+            "loss_mask_BT": np.asarray(loss_mask, dtype=np.float32),
             "segment_BT": segment.astype(np.int32),
         }
 
@@ -121,45 +142,46 @@ class Windows:
 def batches(
     windows: Windows, batch_size: int, *, process: int = 0, processes: int = 1
 ) -> grain.DatasetIterator:
-    """An endless iterator over shuffled batches; `get_state` / `set_state` move it.
+    """Returns an endless iterator over shuffled batches; `get_state` and `set_state` move it.
 
     Args:
-      batch_size: rows of the whole batch; a process reads its `batch_size // processes` of them.
-      process, processes: which one, of how many.
+      batch_size: rows of the global batch; each process reads `batch_size // processes` of them.
+      process, processes: index of this process, and their number.
 
     Raises:
-      ValueError: the rows do not split over the processes.
+      ValueError: the rows do not divide over the processes.
     """
     if batch_size % processes:
         raise ValueError(f"a batch of {batch_size} rows does not split over {processes} processes")
     order = grain.MapDataset.range(windows.count).shuffle(seed=windows.seed).repeat(_EPOCHS)
     rows = order.map_with_index(lambda i, window: windows.cut(window, i // windows.count))
-    mine = rows[process::processes].batch(batch_size // processes)
-    return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+    local = rows[process::processes].batch(batch_size // processes)
+    return iter(local.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
-def whole_pass(windows: Windows, batch_size: int) -> Iterator[Batch]:
-    """Every token once, in order, in windows that do not overlap; the last batch is filled with weight 0."""
+def sequential_batches(windows: Windows, batch_size: int) -> Iterator[Batch]:
+    """Yields every target once, in order, in batches; the last batch is padded with rows of loss mask 0."""
     count = (len(windows.stream) - 1) // windows.seq_len
     for start in range(0, count, batch_size):
         rows = [windows.cut(min(i, count - 1), -1) for i in range(start, start + batch_size)]
-        for extra in rows[count - start :]:
-            extra["learn_BT"] = np.zeros_like(extra["learn_BT"])
+        for padding in rows[count - start :]:
+            padding["loss_mask_BT"] = np.zeros_like(padding["loss_mask_BT"])
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _tokenize() -> None:
-    path, out = flags.FLAGS.input, Path(flags.FLAGS.out)
-    given = Path(flags.FLAGS.tokenizer) if flags.FLAGS.tokenizer else None
-    asked = {"input": path, "vocab_size": flags.FLAGS.vocab_size, "tokenizer": str(given or "")}
+    path, out, vocab_size = flags.FLAGS.input, Path(flags.FLAGS.out), flags.FLAGS.vocab_size
+    tokenizer = Path(flags.FLAGS.tokenizer) if flags.FLAGS.tokenizer else None
+    request = {"input": path, "vocab_size": vocab_size, "tokenizer": str(tokenizer or "")}
+    record = out / "asked.json"
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "asked.json").exists() and (before := files.read_json(out / "asked.json")) != asked:
-        raise ValueError(f"{out} was started for {before}, now asked for {asked}; name another --out")
-    files.write_json(out / "asked.json", asked)
+    if record.exists() and (before := files.read_json(record)) != request:
+        raise ValueError(f"{out} was started for {before}, now asked for {request}; name another --out")
+    files.write_json(record, request)
     done = (
         tokens.open_folder(out)
         if tokens.is_whole(out)
-        else tokens.write(path, out, vocab_size=flags.FLAGS.vocab_size, tokenizer=given, report=print)
+        else tokens.write(path, out, vocab_size=vocab_size, tokenizer=tokenizer, report=print)
     )
     for part, counts in done.manifest["parts"].items():
         print(f"{part}: {counts['documents']} documents, {counts['bytes']} bytes, {counts['tokens']} tokens")

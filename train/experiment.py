@@ -1,42 +1,44 @@
-"""The configuration of a training run: data, model, stages, checkpoints. Config files return a
-`TrainingExperiment`."""
+"""The configuration of a training run: data, model, stages, checkpoints.
+
+Config files return a `TrainingExperiment`.
+"""
 
 from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
 from mixattn.uptrain import INITS
-from train.data import Data
+from train.data import DataConfig
 from train.mesh import MeshShape
-from train.optimizer import Optimizer
-from train.step import Compute
+from train.optimizer import OptimizerConfig
+from train.step import ComputeConfig
 
 
 @dataclass
 class Stage:
-    """One stretch of training. Exactly one of `steps`, `tokens` and `seconds` says how long it is.
+    """One stage of training. Its length is given by exactly one of `steps`, `tokens` and `seconds`.
 
     Attributes:
-      seconds: as many steps as fit that time, by the fastest of five steps timed first, but no fewer than
-        `least_steps` and no more than `most_steps`. The choice is kept when the run goes on later.
-      batch_size: rows a step, over all micro-batches and devices.
-      rope_theta: 0 keeps the model's.
-      trains: "all" parameters, or only those of "attention".
-      path: a corpus of its own ("" = `data.path`).
-      rate: factor on the optimizer's peak rates.
+      seconds: takes as many steps as fit that time, judged by the fastest of five timed steps, within
+        `min_steps` and `max_steps`. A resumed run keeps the number.
+      batch_size: rows per step, over all micro-batches and devices.
+      rope_theta: RoPE base of this stage (0 = the model's).
+      trainable: "all" parameters, or only those of "attention".
+      path: corpus of this stage ("" = `data.path`).
+      lr_scale: factor on the optimizer's peak learning rates.
     """
 
     name: str = "pretrain"
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    least_steps: int = 1
-    most_steps: int = 1_000_000
+    min_steps: int = 1
+    max_steps: int = 1_000_000
     batch_size: int = 4
     seq_len: int = 256
     rope_theta: float = 0.0
-    trains: str = "all"
+    trainable: str = "all"
     path: str = ""
-    rate: float = 1.0
+    lr_scale: float = 1.0
 
     def check(self) -> None:
         given = [n for n in ("steps", "tokens", "seconds") if getattr(self, n) > 0]
@@ -48,41 +50,45 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r} has batches of {self.batch_size} rows of {self.seq_len} tokens"
             )
-        if not 1 <= self.least_steps <= self.most_steps:
+        if not 1 <= self.min_steps <= self.max_steps:
             raise ValueError(
-                f"stage {self.name!r}: least_steps {self.least_steps} > most_steps {self.most_steps}"
+                f"stage {self.name!r} needs 1 <= min_steps <= max_steps;"
+                f" they are {self.min_steps} and {self.max_steps}"
             )
-        if self.trains not in ("all", "attention"):
-            raise ValueError(f"stage {self.name!r} trains {self.trains!r}; it must be 'all' or 'attention'")
+        if self.trainable not in ("all", "attention"):
+            raise ValueError(
+                f"stage {self.name!r}: trainable is {self.trainable!r}; it must be 'all' or 'attention'"
+            )
 
 
 @dataclass
-class Train:
-    """What is done with data and model.
+class TrainConfig:
+    """How the model is trained.
 
     Attributes:
+      init_from: folder of an exported model to start from, rewired to this model's K/V wiring ("" = random
+        initialization). Text is then tokenized with that model's tokenizer.
+      kv_init: with `init_from`, how newly shared K/V are initialized (`mixattn.uptrain`): "mean", "owner" or
+        "random".
       evaluate_every: steps between validations (0 = only at the end).
-      evaluate_windows: how many windows these take (0 = all there are).
-      gate: the n-gram entropy that the final validation loss must beat: "unigram", "bigram", "trigram" or
+      evaluate_windows: windows per validation (0 = the whole split).
+      must_beat: n-gram baseline that the final validation loss must beat: "unigram", "bigram", "trigram" or
         "none".
-      start: folder of an exported model to start from, brought into this model's wiring ("" = from nothing);
-        text is then cut by that model's tokenizer.
-      start_kv: what its new groups' K/V start from (`mixattn.uptrain`): "mean", "owner" or "random".
     """
 
     seed: int = 0
-    start: str = ""
-    start_kv: str = "mean"
+    init_from: str = ""
+    kv_init: str = "mean"
     stages: list[Stage] = field(default_factory=lambda: [Stage(steps=100)])
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    compute: Compute = field(default_factory=Compute)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluate_every: int = 100
     evaluate_windows: int = 64
-    gate: str = "none"
+    must_beat: str = "none"
 
     def check(self) -> None:
         if not self.stages:
-            raise ValueError("train.stages is empty; there is nothing to do")
+            raise ValueError("train.stages is empty; there is nothing to train")
         for stage in self.stages:
             stage.check()
             if stage.batch_size % self.compute.accumulate:
@@ -90,15 +96,23 @@ class Train:
                     f"stage {stage.name!r}: {stage.batch_size} rows do not split into"
                     f" {self.compute.accumulate} micro-batches"
                 )
-        if self.start_kv not in INITS:
-            raise ValueError(f"train.start_kv is {self.start_kv!r}; it must be one of {', '.join(INITS)}")
-        if self.gate not in ("none", "unigram", "bigram", "trigram"):
-            raise ValueError(f"train.gate is {self.gate!r}; it must be none, unigram, bigram or trigram")
+        if self.kv_init not in INITS:
+            raise ValueError(f"train.kv_init is {self.kv_init!r}; it must be one of {', '.join(INITS)}")
+        if self.must_beat not in ("none", "unigram", "bigram", "trigram"):
+            raise ValueError(
+                f"train.must_beat is {self.must_beat!r}; it must be none, unigram, bigram or trigram"
+            )
 
 
 @dataclass
-class Saving:
-    """Steps between checkpoints, and how many are kept: the newest, and those of lowest validation loss."""
+class CheckpointConfig:
+    """Which checkpoints are written and kept.
+
+    Attributes:
+      every: steps between checkpoints.
+      keep_last: number of newest checkpoints to keep.
+      keep_best: number of checkpoints with the lowest validation loss to keep in addition.
+    """
 
     every: int = 100
     keep_last: int = 2
@@ -113,10 +127,10 @@ class Saving:
 
 @dataclass
 class TrainingExperiment:
-    """Everything a training run reads. `data`, `model`, `train` decide the result; the rest only the way."""
+    """A training run. `data`, `model` and `train` decide its result; `mesh` and `checkpoints` do not."""
 
-    data: Data = field(default_factory=Data)
+    data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    train: Train = field(default_factory=Train)
+    train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshShape = field(default_factory=MeshShape)
-    checkpoints: Saving = field(default_factory=Saving)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

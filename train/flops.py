@@ -1,8 +1,9 @@
-"""Floating-point operations that the mathematics of a training step asks for, and the devices' peak.
+"""Model FLOPs of a training step, and the peak FLOP/s of the devices.
 
-Two for each multiply-add. A matmul's weight meets every token once forward and twice backward, a visible pair
-of query and key takes two inner products of head size forward and twice that backward. Recomputation, norms,
-softmax and the update are not counted: model FLOPs, not hardware FLOPs (PaLM, arXiv 2204.02311, appendix B).
+A multiply-add counts two. Each matmul weight is used once per token in the forward pass and twice in the
+backward pass; each visible pair of query and key takes two inner products of the head size forward and twice
+that backward. Recomputation, norms, softmax and the update are not counted: these are model FLOPs, not
+hardware FLOPs (PaLM, arXiv 2204.02311, appendix B).
 """
 
 import functools
@@ -11,7 +12,7 @@ import jax
 
 from mixattn import ModelConfig, params
 
-# Dense FLOP/s of one device in bfloat16, by the vendors' data sheets; a processor has no such single figure.
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets. CPUs have no such single figure.
 PEAKS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
@@ -25,12 +26,12 @@ PEAKS = {
 
 @functools.cache
 def step(config: ModelConfig, rows: int, length: int) -> float:
-    """Of one training step on `rows` rows of `length` tokens, each a document of its own."""
+    """FLOPs of one training step on `rows` rows of `length` tokens, one document per row."""
     return 3.0 * rows * (2 * weights(config) * length + sum(pairs(config, length)) * 4 * heads(config))
 
 
 def weights(config: ModelConfig) -> int:
-    """Weights that a token is multiplied with: of each mixture its k experts, of tables only the head."""
+    """Weights that multiply one token: k experts of each mixture, and of the tables only the head."""
     counted = params.count(config)
     table = 0 if config.tied else config.vocab_size * config.d_model
     positions = config.max_positions + config.position_offset if config.positions == "learned" else 0
@@ -43,16 +44,16 @@ def heads(config: ModelConfig) -> int:
 
 
 def pairs(config: ModelConfig, length: int) -> list[int]:
-    """Visible pairs of query and key of a row, by layer: sum over t of min(t + 1, window)."""
+    """Visible (query, key) pairs of a row in each layer: sum over t of min(t + 1, window)."""
     windows = [min(layer.window or length, length) for layer in config.layers]
     return [window * (window + 1) // 2 + (length - window) * window for window in windows]
 
 
-def peak(asked: float = 0.0) -> float | None:
-    """FLOP/s of all devices together; None where it is neither given nor known.
+def peak(device_flops: float = 0.0) -> float | None:
+    """Returns the peak FLOP/s of all devices together, or None if it is unknown.
 
     Args:
-      asked: of one device; 0 looks the device up.
+      device_flops: peak of one device; 0 looks it up in `PEAKS`.
     """
-    one = asked or PEAKS.get(jax.devices()[0].device_kind)
+    one = device_flops or PEAKS.get(jax.devices()[0].device_kind)
     return None if one is None else one * jax.device_count()

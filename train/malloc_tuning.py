@@ -1,6 +1,6 @@
-"""Keeps freed memory in the process, because XLA on the CPU takes its temporaries from malloc each step.
+"""Keeps freed memory in the process: XLA on the CPU allocates its temporaries with malloc every step.
 
-With glibc's defaults every large temporary is mapped, faulted in page by page and unmapped again, once a
+With glibc's defaults every large temporary is mapped, faulted in page by page and unmapped again in each
 step. Keeping it on the heap saves those page faults. Nothing here changes a result.
 """
 
@@ -14,11 +14,11 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _TUNABLE, _HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
-def keep() -> bool:
-    """Tells malloc never to map single blocks and never to give the heap's top back.
+def keep_freed_memory() -> bool:
+    """Sets malloc to never map single blocks and never trim the top of the heap.
 
     Returns:
-      Whether the C library took both settings (False off glibc: slower, not wrong).
+      Whether the C library accepted both settings. False without glibc, which is slower but correct.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is None:
@@ -27,9 +27,9 @@ def keep() -> bool:
 
 
 def restart_with_huge_pages() -> None:
-    """Replaces this process by itself with huge pages asked for; returns if that is done or impossible.
+    """Restarts this process with huge pages for the heap; returns if they are set already or not available.
 
-    Call it first in a main, before jax is imported: whatever was done until then is done again.
+    Call it first in a main, before jax is imported, because everything before it runs twice.
     """
     if not sys.platform.startswith("linux") or not hasattr(_libc(), "gnu_get_libc_version"):
         return

@@ -1,4 +1,4 @@
-"""One mesh, four named axes, and a table that says how each kind of parameter is laid over it.
+"""The device mesh, its four named axes, and the table that shards each kind of parameter over it.
 
 `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads and feed-forward
 width; `expert` splits experts. The compiler inserts the communication (all axes are of type Auto).
@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor", "expert")
 
-# First match wins; axes that do not divide a dimension are dropped. Matrices are [in, out]; experts' weights
-# have the expert first.
+# The first match applies; axes that do not divide a dimension are dropped. Matrices are [in, out]; expert
+# weights have the expert axis first.
 RULES: tuple[tuple[str, P], ...] = (
     (r"ffn\.(gate|up)$|ffn\.(gate|up)\.", P("fsdp", "tensor")),
     (r"ffn\.down", P("tensor", "fsdp")),
@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, P], ...] = (
 
 @dataclass
 class MeshShape:
-    """Devices along each axis; `data=0` takes whatever is left."""
+    """Devices along each axis; `data=0` takes all remaining devices."""
 
     data: int = 0
     fsdp: int = 1
@@ -40,7 +40,7 @@ class MeshShape:
 
 
 def make(shape: MeshShape) -> Mesh:
-    """A mesh over every device there is.
+    """Builds a mesh over all devices.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
@@ -56,7 +56,7 @@ def make(shape: MeshShape) -> Mesh:
 
 
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where the parameter (or an optimizer's moment) at `path` lives."""
+    """Returns the sharding of the parameter at `path`, and of optimizer state of its shape."""
     rule = next((spec for pattern, spec in RULES if re.search(pattern, path)), P())
     names = list(rule)[: len(shape)]
     if len(shape) == 3 and "ffn" in path:
@@ -66,20 +66,20 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over data and fsdp; every tensor and expert rank sees its group's rows."""
+    """Returns the sharding of a batch: rows over data and fsdp, replicated over tensor and expert."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-    """Joins the other processes of a run, before anything else touches a device.
+    """Connects to the other processes of a run. Call it before anything touches a device.
 
     Raises:
-      ValueError: several processes and no coordinator, or a number out of range.
+      ValueError: there are several processes but no coordinator, or `process` is out of range.
     """
     if processes == 1:
         return
     if not coordinator:
         raise ValueError(f"--processes={processes} needs --coordinator=HOST:PORT")
     if not 0 <= process < processes:
-        raise ValueError(f"--process={process} of --processes={processes}: numbers start at 0")
+        raise ValueError(f"--process={process} of --processes={processes}: numbers are 0 to {processes - 1}")
     jax.distributed.initialize(coordinator, processes, process)

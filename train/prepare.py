@@ -1,150 +1,221 @@
-"""What a run needs before its first step: parameters, tokens, bars, compiled stages, checkpoints."""
+"""What a run needs before its first step: parameters, tokens, baselines, compiled stages, checkpoints."""
 
 import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from tokenizers import Tokenizer
 
 from mixattn import ModelConfig, hf
 from mixattn.tools import files
 from mixattn.uptrain import rewire
-from train import baselines, data, mesh, objective, progress, tokens
+from train import baselines, data, mesh, objective, progress
 from train.checkpoint import Checkpoints
 from train.experiment import Stage, TrainingExperiment
-from train.loop import Trainer
-from train.run_directory import difference
-from train.step import Steps
+from train.loop import Evaluator, Trainer, stage_batches
+from train.objective import Params
+from train.recipe import difference
+from train.step import CompiledStage
+from train.tokens import TokenizedCorpus
+
+_TIMED_STEPS = 5
+
+type _Report = Callable[[str], None]
 
 
-def starting_params(experiment: TrainingExperiment) -> objective.Params:
-    """Drawn from the seed; or those of the model in `train.start`, brought into this experiment's wiring.
+def initial_params(experiment: TrainingExperiment) -> Params:
+    """Returns parameters drawn from the seed, or those of `train.init_from` in this experiment's wiring.
 
     Raises:
-      ValueError: there is no model, or it differs in more than wiring and window.
+      ValueError: there is no such model, or it differs in more than wiring and window.
     """
     train, model = experiment.train, experiment.model
-    if not train.start:
+    if not train.init_from:
         return objective.init_params(model, train.seed)
-    source, config = hf.load(train.start)
+    source, config = hf.load(train.init_from)
     same = dataclasses.replace(config, kv_wiring=model.kv_wiring, window=model.window)
     if found := difference(vars(same), vars(model)):
         name, before, now = found
-        raise ValueError(f"the model in {train.start} has {name} {before!r}, this experiment {now!r}")
-    rewired = rewire(source, model.wiring, window=model.window, init=train.start_kv, seed=train.seed)  # type: ignore[arg-type]
+        raise ValueError(f"the model in {train.init_from} has {name} {before!r}, this experiment {now!r}")
+    rewired = rewire(source, model.wiring, window=model.window, init=train.kv_init, seed=train.seed)  # type: ignore[arg-type]
     return objective.flatten(rewired)[1]
 
 
-def prepared(
-    experiment: TrainingExperiment, folder: Path, step: int | None, evaluators, params
+def prepare_run(
+    experiment: TrainingExperiment,
+    folder: Path,
+    params: Params,
+    *,
+    step: int | None = None,
+    tensorboard: bool = False,
+    evaluators: tuple[Evaluator, ...] = (),
 ) -> tuple[Trainer, int]:
-    """Data, bars, compiled stages and checkpoints of a run, and the step it starts after."""
+    """Builds the trainer of a run in `folder`; returns it and the step it resumes from (0 = none).
+
+    Args:
+      params: initial parameters, for timing steps.
+      step: checkpoint to resume from instead of the newest; newer ones are removed.
+
+    Raises:
+      ValueError: the corpus cannot be used, or there is no readable checkpoint of `step`.
+    """
     train, first = experiment.train, jax.process_index() == 0
-    say = print if first else lambda words: None
-    corpora = [_corpus(experiment, stage, folder, i, say) for i, stage in enumerate(train.stages)]
-    bars = _bars(corpora[-1], experiment.model.vocab_size, folder / "bars.json", first)
+    report: _Report = print if first else lambda line: None
+    corpora = [_open_corpus(experiment, i, folder, report) for i in range(len(train.stages))]
+    entropies = _measure_baselines(corpora[-1], experiment.model.vocab_size, folder)
     devices = mesh.make(experiment.mesh)
-    stages = [compiled(experiment, stage, devices) for stage in train.stages]
-    saving = experiment.checkpoints
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=saving.keep_last, keep_best=saving.keep_best)
-    start = _start(checkpoints, step, folder)
-    run = Trainer(
-        experiment,
-        [],
-        stages,
-        corpora,
-        checkpoints,
-        None,
-        progress.TrainingLine(0, quiet=True),
+    stages = [compile_stage(experiment, stage, devices) for stage in train.stages]
+    keep = experiment.checkpoints
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
+    start_step = _choose_checkpoint(checkpoints, step, folder)
+    steps = _choose_steps(experiment, stages, corpora, params, folder / "steps.json", report)
+    board = progress.Board(folder / "tensorboard", start_step) if first and tensorboard else None
+    metrics = progress.MetricsFile(folder / "metrics.csv", start_step) if first else None
+    if start_step:
+        report(f"resuming from the checkpoint of step {start_step}")
+    trainer = Trainer(
+        experiment=experiment,
+        steps=steps,
+        stages=stages,
+        corpora=corpora,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        line=progress.TrainingLine(sum(steps), quiet=not first),
+        baselines=entropies,
         evaluators=evaluators,
+        board=board,
     )
-    run.steps = _steps(run, params, folder / "steps.json", say)
-    run.metrics = progress.MetricsFile(folder / "metrics.csv", start) if first else None
-    if train.gate in bars:
-        run.bars = f" ({train.gate} {bars[train.gate]:.3f})"
-    if start:
-        say(f"going on from the checkpoint of step {start}")
-    run.line = progress.TrainingLine(sum(run.steps), quiet=not first)
-    return run, start
+    return trainer, start_step
 
 
-def _corpus(
-    experiment: TrainingExperiment, stage: Stage, folder: Path, index: int, say
-) -> tokens.TokenizedCorpus:
+def _open_corpus(
+    experiment: TrainingExperiment, index: int, folder: Path, report: _Report
+) -> TokenizedCorpus:
+    """Opens the tokens of stage `index`, written by the first process if they are not there."""
+    stage = experiment.train.stages[index]
     source = dataclasses.replace(experiment.data, path=stage.path or experiment.data.path)
     own = folder / (f"data{index}" if stage.path else "data")
-    # Stages with a corpus of their own keep the first one's tokenizer, a model to start from brings its own.
-    given = folder / "data" / "tokenizer.json" if stage.path and index else None
-    if start := experiment.train.start:
-        given = Path(start) / "tokenizer.json"
+    # A later stage with its own corpus uses the first one's tokenizer; an initial model brings its own.
+    tokenizer = folder / "data" / "tokenizer.json" if stage.path and index else None
+    if init_from := experiment.train.init_from:
+        tokenizer = Path(init_from) / "tokenizer.json"
+    vocab_size = experiment.model.vocab_size
     if jax.process_index() == 0:
-        opened = data.prepare(source, own, experiment.model.vocab_size, say, tokenizer=given)
+        corpus = data.prepare(source, own, vocab_size, report, tokenizer=tokenizer)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"tokens of stage {index}")
-        opened = data.prepare(source, own, experiment.model.vocab_size, say)
-    if given and opened.tokenizer.to_str() != Tokenizer.from_file(str(given)).to_str():
-        raise ValueError(f"the tokens in {opened.folder} are not those of {given}")
-    return opened
+        corpus = data.prepare(source, own, vocab_size, report)
+    if tokenizer and corpus.tokenizer.to_str() != Tokenizer.from_file(str(tokenizer)).to_str():
+        raise ValueError(f"the tokens in {corpus.folder} are not those of {tokenizer}")
+    return corpus
 
 
-def _bars(corpus: tokens.TokenizedCorpus, vocab_size: int, path: Path, first: bool) -> dict[str, float]:
-    """The n-gram entropies of the last stage's validation tokens, computed once."""
-    if path.exists():
-        return files.read_json(path)
-    bars = baselines.entropies(corpus.train, corpus.validation, vocab_size)._asdict()
-    if first:
-        files.write_json(path, bars)
-    return bars
+def _measure_baselines(corpus: TokenizedCorpus, vocab_size: int, folder: Path) -> dict[str, float]:
+    """Returns the n-gram entropies of the last stage's validation tokens, computed once per run."""
+    if _baselines_path(folder).exists():
+        return read_baselines(folder)
+    entropies = baselines.entropies(corpus.train, corpus.validation, vocab_size)._asdict()
+    if jax.process_index() == 0:
+        files.write_json(folder / "baselines.json", entropies)
+    return entropies
 
 
-def read_bars(folder: Path) -> dict[str, float]:
-    """The n-gram entropies of a run's validation tokens, in nats a token."""
-    return files.read_json(folder / "bars.json")
+def read_baselines(folder: Path) -> dict[str, float]:
+    """Reads the n-gram entropies of a run's validation tokens, in nats per token."""
+    return files.read_json(_baselines_path(folder))
 
 
-def compiled(experiment: TrainingExperiment, stage: Stage, devices: jax.sharding.Mesh) -> Steps:
-    config = ModelConfig(
-        **{**vars(experiment.model), "rope_theta": stage.rope_theta or experiment.model.rope_theta}
-    )
-    rule = dataclasses.replace(experiment.train.optimizer)
-    rule.rate, rule.adam_rate = rule.rate * stage.rate, rule.adam_rate * stage.rate
-    return Steps(
-        config,
-        rule,
+def _baselines_path(folder: Path) -> Path:
+    """baselines.json, or bars.json in a folder of an older version."""
+    old = folder / "bars.json"
+    return old if old.exists() else folder / "baselines.json"
+
+
+def compile_stage(experiment: TrainingExperiment, stage: Stage, devices: jax.sharding.Mesh) -> CompiledStage:
+    """Builds the compiled functions of `stage`, with its RoPE theta and learning rates."""
+    model, optimizer = experiment.model, experiment.train.optimizer
+    return CompiledStage(
+        ModelConfig(**{**vars(model), "rope_theta": stage.rope_theta or model.rope_theta}),
+        dataclasses.replace(
+            optimizer,
+            learning_rate=optimizer.learning_rate * stage.lr_scale,
+            adam_learning_rate=optimizer.adam_learning_rate * stage.lr_scale,
+        ),
         experiment.train.compute,
         devices,
-        trains=stage.trains,
+        trainable=stage.trainable,
         document_mask=experiment.data.document_mask,
     )
 
 
-def _start(checkpoints: Checkpoints, step: int | None, folder: Path) -> int:
-    """The step of the checkpoint to go on from; 0 without any."""
-    there = checkpoints.steps
+def _choose_checkpoint(checkpoints: Checkpoints, step: int | None, folder: Path) -> int:
+    """Returns the step of the checkpoint to resume from (0 = none) and removes newer ones."""
+    available = checkpoints.steps
     if step is None:
-        return there[-1] if there else 0
-    if step not in there:
+        return available[-1] if available else 0
+    if step not in available:
         raise ValueError(
-            f"--step={step}: {checkpoints.folder} has checkpoints of the steps {there or 'none'}"
+            f"--step={step}: {checkpoints.folder} has checkpoints of the steps {available or 'none'}"
         )
-    checkpoints.meta(step)  # readable, before anything newer is removed
-    checkpoints.forget_after(step)
+    checkpoints.meta(step)  # raises before anything newer is removed
+    checkpoints.remove_after(step)
     (folder / "summary.json").unlink(missing_ok=True)
     return step
 
 
-def _steps(run: Trainer, params, path: Path, say) -> list[int]:
-    """Steps of each stage, chosen once and kept for the time the run goes on."""
+def _choose_steps(
+    experiment: TrainingExperiment,
+    stages: list[CompiledStage],
+    corpora: list[TokenizedCorpus],
+    params: Params,
+    path: Path,
+    report: _Report,
+) -> list[int]:
+    """Returns the number of steps of each stage, chosen once per run and kept in `path`."""
     if path.exists():
         return files.read_json(path)
-    train = run.experiment.train
-    chosen = [run.choose_steps(i, params) for i in range(len(train.stages))]
-    chosen = (
-        [int(n) for n in multihost_utils.broadcast_one_to_all(chosen)] if jax.process_count() > 1 else chosen
-    )
+    chosen = []
+    for index, (stage, compiled) in enumerate(zip(experiment.train.stages, stages)):
+        time_step = functools.partial(_step_seconds, experiment, index, compiled, corpora[index], params)
+        chosen.append(_stage_steps(stage, time_step))
+    if jax.process_count() > 1:
+        chosen = [int(n) for n in multihost_utils.broadcast_one_to_all(chosen)]
     if jax.process_index() == 0:
         files.write_json(path, chosen)
-    for stage, steps in zip(train.stages, chosen):
-        say(f"stage {stage.name}: {steps} steps of {stage.batch_size} x {stage.seq_len} tokens")
+    for stage, steps in zip(experiment.train.stages, chosen):
+        report(f"stage {stage.name}: {steps} steps of {stage.batch_size} x {stage.seq_len} tokens")
     return chosen
+
+
+def _stage_steps(stage: Stage, time_step: Callable[[], float]) -> int:
+    if stage.steps:
+        return stage.steps
+    if stage.tokens:
+        return math.ceil(stage.tokens / (stage.batch_size * stage.seq_len))
+    return min(max(int(stage.seconds / time_step()), stage.min_steps), stage.max_steps)
+
+
+def _step_seconds(
+    experiment: TrainingExperiment,
+    index: int,
+    compiled: CompiledStage,
+    corpus: TokenizedCorpus,
+    params: Params,
+) -> float:
+    """Returns the seconds of the fastest of a few steps on a copy of `params`."""
+    stage = experiment.train.stages[index]
+    batch = compiled.place(next(stage_batches(experiment, index, corpus)))
+    state, fastest_s = compiled.init_state(params), math.inf
+    for attempt in range(_TIMED_STEPS + 1):
+        began = time.monotonic()
+        state, metrics = compiled.train(state, batch, jnp.int32(stage.max_steps))
+        metrics.loss.block_until_ready()
+        if attempt:  # the first one compiles
+            fastest_s = min(fastest_s, time.monotonic() - began)
+    return fastest_s

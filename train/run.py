@@ -1,4 +1,4 @@
-"""From an experiment and a folder to a trained model in it: claim, prepare, train, judge, export."""
+"""From an experiment and a folder to a trained model: lock, prepare, train, validate, export."""
 
 import contextlib
 import math
@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from mixattn import ModelConfig, hf
 from mixattn.tools import files
 from pallas_kernels import results
-from train import objective, optimizer, progress, tokens
+from train import objective, optimizer, progress
 from train.experiment import TrainingExperiment
 from train.loop import Diverged, Evaluator, Trainer
-from train.prepare import prepared, read_bars, starting_params
-from train.run_directory import claimed, recipe
+from train.objective import Params
+from train.prepare import initial_params, prepare_run
+from train.recipe import recipe
+from train.run_directory import claimed
+from train.tokens import TokenizedCorpus
 
 
 def run(
@@ -27,15 +31,16 @@ def run(
     tensorboard: bool = False,
     evaluators: tuple[Evaluator, ...] = (),
 ) -> dict[str, Any]:
-    """Trains `experiment` into `workdir`, or goes on doing so; returns what summary.json says.
+    """Trains `experiment` in `workdir`, or resumes it; returns the content of summary.json.
 
     Args:
-      step: go on from this checkpoint instead of the newest; newer ones are then made again.
-      tensorboard: also write the metrics as events into `workdir`/tensorboard.
+      step: checkpoint to resume from instead of the newest; newer ones are removed.
+      profile: writes a profiler trace of five steps to `workdir`/profile.
+      tensorboard: also writes the metrics as events to `workdir`/tensorboard.
 
     Raises:
-      ValueError: the folder holds another experiment, the corpus is no corpus, a checkpoint is damaged, the
-        loss left the finite numbers, or the final loss misses `train.gate`.
+      ValueError: the folder holds another experiment, the corpus cannot be used, a checkpoint is damaged, the
+        loss is not finite, or the final loss is not below the baseline `train.must_beat`.
       OSError: the folder cannot be written.
     """
     folder = Path(workdir)
@@ -43,75 +48,80 @@ def run(
         if (folder / "summary.json").exists() and step is None:
             summary = files.read_json(folder / "summary.json")
             print(
-                f"{folder} is trained already: {_verdict(summary)}; remove it, or name --step, to train again"
+                f"{folder} is trained already: {_verdict(summary)}; remove it or pass --step to train again"
             )
             return summary
-        params = starting_params(experiment)
-        run, start = prepared(experiment, folder, step, evaluators, params)
+        params = initial_params(experiment)
+        trainer, start_step = prepare_run(
+            experiment, folder, params, step=step, tensorboard=tensorboard, evaluators=evaluators
+        )
         with contextlib.ExitStack() as closing:
-            closing.callback(run.line.close)
-            if run.metrics:
-                closing.callback(run.metrics.close)
-                if tensorboard:
-                    run.board = progress.Board(folder / "tensorboard", start)
-                    closing.callback(run.board.close)
-            closing.callback(run.checkpoints.close)
-            params = run.train(params, start, folder / "profile" if profile else None)
-            run.checkpoints.wait()
-            return _finish(run, params, folder)
+            for part in (trainer.line, trainer.metrics, trainer.board, trainer.checkpoints):
+                if part:
+                    closing.callback(part.close)
+            params = trainer.train(params, start_step, folder / "profile" if profile else None)
+            trainer.checkpoints.wait()
+            return _finish(trainer, params, folder)
 
 
-def _finish(run: Trainer, params: dict[str, jax.Array], folder: Path) -> dict[str, Any]:
-    """Full validation, export, summary; then the gate."""
-    last = len(run.stages) - 1
-    loss = run.validate(last, params)
+def _finish(trainer: Trainer, params: Params, folder: Path) -> dict[str, Any]:
+    """Validates on the whole split, exports the model, writes the summary, compares with the baseline."""
+    loss = trainer.validate(len(trainer.stages) - 1, params)
     if not math.isfinite(loss):
         raise Diverged(f"the final validation loss is {loss}")
-    corpus, experiment = run.corpora[-1], run.experiment
-    params = run.gather(params)
+    params = _gather(params)
     if jax.process_index():
         return {}
-    _export(experiment, params, corpus, folder)
-    bars = read_bars(folder)
-    rows = progress.read(folder / "metrics.csv")
-    summary = {
-        "validation_nats": loss,
-        "validation_bits_per_byte": loss / math.log(2) / corpus.bytes_per_token,
-        "bars_nats": bars,
-        "gate": experiment.train.gate,
-        "passed": experiment.train.gate == "none" or loss < bars[experiment.train.gate],
-        "parameters": optimizer.count(params),
-        "steps": run.steps,
-        "tokens": int(rows[-1]["tokens"]),
-        "train_seconds": float(rows[-1]["seconds"]),
-        "corpus": {"path": experiment.data.path or "the standard library", **corpus.manifest},
-        "evaluated": run.evaluated,
-        "curve": [
-            {
-                name: float(row[name])
-                for name in ("step", "loss", "validation", "seconds", "tokens")
-                if row[name]
-            }
-            for row in rows
-        ],
-        "environment": results.surroundings(),
-        "config": recipe(experiment),
-    }
+    _export(trainer.experiment, params, trainer.corpora[-1], folder)
+    summary = _summary(trainer, params, loss, progress.read(folder / "metrics.csv"))
     files.write_json(folder / "summary.json", summary)
-    run.line.close()
+    trainer.line.close()
     print(_verdict(summary))
     if not summary["passed"]:
-        gate = experiment.train.gate
+        name = trainer.experiment.train.must_beat
         raise ValueError(
-            f"the model misses its bar: {loss:.3f} nats a token against the {gate}'s {bars[gate]:.3f}"
+            f"the model does not beat its baseline: {loss:.3f} nats per token, "
+            f"the {name} has {trainer.baselines[name]:.3f}"
         )
     return summary
 
 
-def _export(
-    experiment: TrainingExperiment, params: dict[str, jax.Array], corpus: tokens.TokenizedCorpus, folder: Path
-) -> None:
-    """model/ and heldout.jsonl; each appears whole."""
+def _gather(params: Params) -> Params:
+    """Returns the whole parameters on every process."""
+    if jax.process_count() == 1:
+        return params
+    return multihost_utils.process_allgather(params, tiled=True)
+
+
+def _summary(trainer: Trainer, params: Params, loss: float, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """The content of summary.json.
+
+    `bars_nats` holds the baselines and `gate` is `train.must_beat`, under the names of the first version, so
+    that readers take files of all versions.
+    """
+    experiment, corpus = trainer.experiment, trainer.corpora[-1]
+    must_beat = experiment.train.must_beat
+    curve = ("step", "loss", "validation", "seconds", "tokens")
+    return {
+        "validation_nats": loss,
+        "validation_bits_per_byte": loss / math.log(2) / corpus.bytes_per_token,
+        "bars_nats": trainer.baselines,
+        "gate": must_beat,
+        "passed": must_beat == "none" or loss < trainer.baselines[must_beat],
+        "parameters": optimizer.count_params(params),
+        "steps": trainer.steps,
+        "tokens": int(rows[-1]["tokens"]),
+        "train_seconds": float(rows[-1]["seconds"]),
+        "corpus": {"path": experiment.data.path or "the standard library", **corpus.manifest},
+        "evaluated": trainer.evaluated,
+        "curve": [{name: float(row[name]) for name in curve if row[name]} for row in rows],
+        "environment": results.surroundings(),
+        "config": recipe(experiment),
+    }
+
+
+def _export(experiment: TrainingExperiment, params: Params, corpus: TokenizedCorpus, folder: Path) -> None:
+    """Writes model/ and heldout.jsonl, each whole or not at all."""
     stages = experiment.train.stages
     theta = stages[-1].rope_theta or experiment.model.rope_theta
     config = ModelConfig(**{**vars(experiment.model), "rope_theta": theta})
@@ -120,7 +130,7 @@ def _export(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         hf.save(model, unfinished, tokenizer=corpus.tokenizer)
-    except Exception as why:  # the writer of safetensors has an exception type of its own
+    except Exception as why:  # safetensors raises an exception type of its own
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"the model could not be written to {folder}: {why}") from why
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -130,8 +140,9 @@ def _export(
 
 
 def _verdict(summary: dict[str, Any]) -> str:
-    bars = "  ".join(f"{name} {nats:.3f}" for name, nats in summary["bars_nats"].items())
+    baselines = "  ".join(f"{name} {nats:.3f}" for name, nats in summary["bars_nats"].items())
     return (
-        f"validation loss {summary['validation_nats']:.3f} nats a token "
-        f"({summary['validation_bits_per_byte']:.3f} bits a byte); Kneser-Ney bars of the same tokens: {bars}"
+        f"validation loss {summary['validation_nats']:.3f} nats per token "
+        f"({summary['validation_bits_per_byte']:.3f} bits per byte); "
+        f"Kneser-Ney baselines of the same tokens: {baselines}"
     )

@@ -1,17 +1,15 @@
 """A folder belongs to one experiment, and to one process at a time."""
 
 import contextlib
-import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from mixattn.tools import files
 from train.experiment import TrainingExperiment
+from train.recipe import difference, recipe, upgrade
 
 
 @contextlib.contextmanager
@@ -33,31 +31,13 @@ def claimed(folder: Path, experiment: TrainingExperiment) -> Iterator[None]:
             raise ValueError(
                 f"another process is training in {folder}; wait for it or name another --workdir"
             ) from why
-        asked = json.loads(json.dumps(recipe(experiment)))
+        asked = recipe(experiment)
         if not (folder / "config.json").exists():
             files.write_json(folder / "config.json", asked)
-        elif found := difference(files.read_json(folder / "config.json"), asked):
+        elif found := difference(upgrade(files.read_json(folder / "config.json")), asked):
             name, before, now = found
             raise ValueError(
                 f"{folder} holds a run of another config: {name} is {before!r} there and {now!r} here; "
                 "name another --workdir or remove that one"
             )
         yield
-
-
-def recipe(experiment: TrainingExperiment) -> dict[str, Any]:
-    """The part of an experiment that decides its result."""
-    return {name: dataclasses.asdict(getattr(experiment, name)) for name in ("data", "model", "train")}
-
-
-def difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first leaf in which two trees differ: (name, one, other)."""
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        before, now = dict(enumerate(before)), dict(enumerate(now))
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return None if before == now else (name, before, now)
-    for key in [*before, *(k for k in now if k not in before)]:
-        inner = f"{name}.{key}" if name else str(key)
-        if found := difference(before.get(key), now.get(key), inner):
-            return found
-    return None

@@ -1,11 +1,11 @@
-"""Token arrays on disk, memory-mapped when read.
+"""Tokenized corpora on disk, memory-mapped when read.
 
-A folder of tokens is: `tokenizer.json` (byte-level BPE; id 0 separates documents), for the parts train and
-validation a `PART.bin` (little-endian token ids, a separator before every document) and, where some tokens
-are not to be learnt, `PART.learn.bin` (one byte a token); `heldout.jsonl` (one {"path", "ids"} a document);
-and `manifest.json`, written last: a folder without it is not taken for whole.
+A token folder holds `tokenizer.json` (byte-level BPE; id 0 separates documents); for each of the parts train
+and validation a `PART.bin` (little-endian token ids, a separator before every document) and, if some tokens
+do not count in the loss, a `PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one
+{"path", "ids"} per document); and `manifest.json`, which is written last: a folder without it is incomplete.
 
-Tokenizing is resumable: documents are grouped into shards, a finished shard is kept.
+Tokenizing is resumable: documents are grouped into shards, and finished shards are kept.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,20 +24,21 @@ from train import corpus
 
 SEPARATOR = "<|file|>"
 SEPARATOR_ID = 0
+_MASK = "_learn"  # names the loss mask inside shards; as older versions wrote it
 _SHARD_CHARS = 4 << 20
-_TOKENIZER_CHARS = 64 << 20  # text that the vocabulary is learnt from
+_TOKENIZER_CHARS = 64 << 20  # text that the tokenizer is trained on
 
 
 @dataclass(frozen=True)
 class TokenizedCorpus:
-    """An opened folder. `learn` is None where every token is learnt."""
+    """An opened token folder. The loss masks are None if every token counts in the loss."""
 
     folder: Path
     train: np.ndarray
     validation: np.ndarray
-    train_learn: np.ndarray | None
-    validation_learn: np.ndarray | None
-    manifest: dict
+    train_loss_mask: np.ndarray | None
+    validation_loss_mask: np.ndarray | None
+    manifest: dict[str, Any]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -44,38 +46,39 @@ class TokenizedCorpus:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of validation text a token stands for; turns nats a token into bits a byte."""
+        """Bytes of validation text per token; converts nats per token to bits per byte."""
         counts = self.manifest["parts"]["validation"]
         return counts["bytes"] / counts["tokens"]
 
 
 def is_whole(folder: Path) -> bool:
+    """Whether `folder` is a complete token folder."""
     return (folder / "manifest.json").is_file()
 
 
 def open_folder(folder: Path) -> TokenizedCorpus:
-    """Maps a folder that `write` left.
+    """Opens a folder that `write` wrote.
 
     Raises:
-      ValueError: it is not whole, or a file is not as long as the manifest says.
+      ValueError: it is incomplete, or the size of a file differs from the manifest.
     """
     if not is_whole(folder):
         raise ValueError(
-            f"{folder} has no manifest.json: it is no folder of tokens, or its writing was cut short"
+            f"{folder} has no manifest.json: it is not a token folder, or writing it was interrupted"
         )
     manifest = files.read_json(folder / "manifest.json")
     mapped: dict[str, np.ndarray | None] = {}
     for part in ("train", "validation"):
         length = manifest["parts"][part]["tokens"]
         mapped[part] = _map(folder / f"{part}.bin", np.dtype(manifest["dtype"]), length)
-        mapped[f"{part}_learn"] = (
+        mapped[f"{part}_loss_mask"] = (
             _map(folder / f"{part}.learn.bin", np.dtype("uint8"), length) if manifest["learn"] else None
         )
     return TokenizedCorpus(folder=folder, manifest=manifest, **mapped)  # type: ignore[arg-type]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` entries, id 0 being the separator."""
+    """Trains a byte-level BPE tokenizer of at most `vocab_size` entries; id 0 is the separator."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -100,14 +103,14 @@ def write(
     tokenizer: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> TokenizedCorpus:
-    """Tokenizes the corpus at `path` into `folder`, going on where an earlier call was cut short.
+    """Tokenizes the corpus at `path` into `folder`, resuming an interrupted call.
 
     Args:
       path, limit_bytes: see `corpus.documents`.
-      folder: is made; may hold shards of an earlier call for the same corpus.
+      folder: created if missing; may hold shards of an earlier call for the same corpus.
       vocab_size: of the tokenizer to train.
       tokenizer: a tokenizer.json to use instead.
-      report: is told in words what is being done.
+      report: called with progress messages.
 
     Raises:
       ValueError: the corpus is missing, has no text, or is too small to fill every part of the split.
@@ -152,7 +155,7 @@ def _grouped(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docum
 
 
 def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -> Path:
-    """Encodes one group into an .npz named by its content, unless it is there already."""
+    """Encodes one group of documents into an .npz named by its content, unless it exists."""
     folder.mkdir(exist_ok=True)
     content = hashlib.sha256(encoder.to_str().encode())
     for document in documents:
@@ -162,19 +165,17 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
         return path
     texts = [text for document in documents for text, _ in document.pieces]
     encoded = iter(encoder.encode_batch_fast(texts, add_special_tokens=False))
-    arrays: dict[str, list[np.ndarray]] = {f"{p}{kind}": [] for p in corpus.PARTS for kind in ("", "_learn")}
+    arrays: dict[str, list[np.ndarray]] = {f"{p}{kind}": [] for p in corpus.PARTS for kind in ("", _MASK)}
     names, sizes = [], dict.fromkeys(corpus.PARTS, (0, 0))
     for document in documents:
         part = corpus.part(document.name)
-        ids, learn = (
-            [np.array([SEPARATOR_ID], np.int32)],
-            [np.array([all(learnt for _, learnt in document.pieces)])],
-        )
-        for _, learnt in document.pieces:
+        ids = [np.array([SEPARATOR_ID], np.int32)]
+        loss_mask = [np.array([all(in_loss for _, in_loss in document.pieces)])]
+        for _, in_loss in document.pieces:
             ids.append(np.asarray(next(encoded).ids, dtype=np.int32))
-            learn.append(np.full(len(ids[-1]), learnt))
+            loss_mask.append(np.full(len(ids[-1]), in_loss))
         arrays[part].append(np.concatenate(ids))
-        arrays[f"{part}_learn"].append(np.concatenate(learn))
+        arrays[part + _MASK].append(np.concatenate(loss_mask))
         sizes[part] = (sizes[part][0] + 1, sizes[part][1] + len(document.text.encode()))
         if part == "heldout":
             names.append((document.name, len(arrays[part][-1])))
@@ -189,10 +190,10 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
 
 
 def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorpus:
-    """Concatenates the shards into the final files, the manifest last, and removes them."""
+    """Concatenates the shards into the final files, the manifest last, and removes the shards."""
     dtype = np.dtype("<u2" if encoder.get_vocab_size() <= 1 << 16 else "<u4")
     parts = {part: {"documents": 0, "bytes": 0, "tokens": 0} for part in corpus.PARTS}
-    learns_all = True
+    all_in_loss = True
     outputs = {f"{p}{k}": folder / f"{p}{k}" for p in ("train", "validation") for k in (".bin", ".learn.bin")}
     for path in outputs.values():
         path.unlink(missing_ok=True)
@@ -204,26 +205,25 @@ def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorp
                     parts[part]["bytes"] += size
                     parts[part]["tokens"] += len(arrays[part])
                 for part in ("train", "validation"):
-                    learns_all &= bool(arrays[f"{part}_learn"].all())
+                    all_in_loss &= bool(arrays[part + _MASK].all())
                     with outputs[f"{part}.bin"].open("ab") as file:
                         arrays[part].astype(dtype).tofile(file)
                     with outputs[f"{part}.learn.bin"].open("ab") as file:
-                        arrays[f"{part}_learn"].astype(np.uint8).tofile(file)
+                        arrays[part + _MASK].astype(np.uint8).tofile(file)
                 start = 0
                 for name, length in json.loads(str(arrays["heldout_names"])):
-                    ids = arrays["heldout"][
-                        start + 1 : start + length
-                    ].tolist()  # the separator is the server's to add
+                    # Without the separator, which the server adds.
+                    ids = arrays["heldout"][start + 1 : start + length].tolist()
                     heldout.write(json.dumps({"path": name, "ids": ids}) + "\n")
                     start += length
     _refuse_empty(parts)
-    if learns_all:
+    if all_in_loss:
         for part in ("train", "validation"):
             outputs[f"{part}.learn.bin"].unlink()
     manifest = {
         "dtype": dtype.str,
         "vocab_size": encoder.get_vocab_size(),
-        "learn": not learns_all,
+        "learn": not all_in_loss,
         "parts": parts,
     }
     files.write_json(folder / "manifest.json", manifest)

@@ -1,4 +1,4 @@
-"""Whether a training step fits a chip that is not here."""
+"""Compiling a training step for an absent chip tells whether it fits."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_a_stage_holds_its_parameters_and_two_moments_of_each():
         pytest.skip(why)
     experiment = demo.get_config("fast")
     experiment.model.n_layers, experiment.model.kv_wiring = 1, "0s"
-    experiment.train.optimizer.rule = "adamw"
+    experiment.train.optimizer.name = "adamw"
     (lower,) = aot_fit.training_steps(experiment, "v5e").values()
     lowered = lower()
     assert "tpu_custom_call" in lowered.as_text()

@@ -1,4 +1,4 @@
-"""Kneser-Ney bars against the definition written as dictionaries of counts."""
+"""Kneser-Ney baselines against the definition written as dictionaries of counts."""
 
 import collections
 import itertools
@@ -13,7 +13,7 @@ from train import baselines
 
 
 class Oracle:
-    """The same smoothing, one probability at a time."""
+    """The same smoothing from its definition, one probability at a time."""
 
     def __init__(self, train, vocab_size):
         self.V = vocab_size
@@ -56,7 +56,7 @@ streams = st.lists(st.integers(0, 4), min_size=3, max_size=40)
 
 
 @given(streams, streams)
-def test_the_bars_are_the_entropies_of_the_definition(train, valid):
+def test_the_baselines_are_the_entropies_of_the_definition(train, valid):
     oracle, triples = Oracle(train, 6), list(zip(valid, valid[1:], valid[2:]))
     want = [
         -sum(math.log(oracle.unigram(c)) for _, _, c in triples) / len(triples),
@@ -69,10 +69,10 @@ def test_the_bars_are_the_entropies_of_the_definition(train, valid):
 @given(streams, st.integers(0, 5), st.integers(0, 5))
 def test_every_conditional_distribution_sums_to_one(train, a, b):
     V = 6
-    # Entropies of one-trigram streams are minus logs of single probabilities.
-    bars = [baselines.entropies(np.array(train), np.array([a, b, c]), V) for c in range(V)]
+    # The entropy of a stream of one trigram is minus the log of one probability.
+    entropies = [baselines.entropies(np.array(train), np.array([a, b, c]), V) for c in range(V)]
     for order in range(3):
-        assert sum(math.exp(-bar[order]) for bar in bars) == pytest.approx(1, abs=1e-9)
+        assert sum(math.exp(-one[order]) for one in entropies) == pytest.approx(1, abs=1e-9)
 
 
 def test_a_stream_too_short_for_a_trigram_is_refused():

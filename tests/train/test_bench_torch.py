@@ -16,7 +16,7 @@ def test_the_other_side_is_asked_only_for_what_it_does():
     with pytest.raises(ValueError, match="plain Llama: only sizes may differ"):
         bench_torch.check(experiment)
     experiment = llama.get_config()
-    experiment.train.optimizer.rule = "muon"
+    experiment.train.optimizer.name = "muon"
     with pytest.raises(ValueError, match="this experiment with muon"):
         bench_torch.check(experiment)
 

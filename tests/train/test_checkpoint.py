@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is kept, what is refused."""
+"""Checkpoints: what is restored, what is kept, what is refused."""
 
 from types import SimpleNamespace
 
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.checkpoint import Checkpoints, without_late_answers
+from train.checkpoint import Checkpoints, ignore_closed_loop_errors
 from train.step import TrainState
 
 
 def state(n: float) -> TrainState:
     params = {"embed.table": jnp.full((8, 4), n), "blocks.0.attention.q.kernel": jnp.full((4, 4), -n)}
-    moments = jax.tree.map(lambda x: x + 1, params)
-    return TrainState(jnp.int32(n), params, {"mu": moments, "count": jnp.int32(n)})
+    opt_state = jax.tree.map(lambda x: x + 1, params)
+    return TrainState(jnp.int32(n), params, {"mu": opt_state, "count": jnp.int32(n)})
 
 
 def restore(checkpoints, step):
@@ -34,7 +34,7 @@ def checkpoints(tmp_path):
     made.manager.close()
 
 
-def test_a_state_comes_back_as_it_was_though_training_went_on(checkpoints):
+def test_a_saved_state_is_restored_although_training_continued(checkpoints):
     @jax.jit
     def double(x):
         return jax.tree.map(lambda y: y * 2, x)
@@ -56,11 +56,11 @@ def test_the_newest_and_the_best_are_kept(checkpoints):
     assert checkpoints.steps == [2, 5, 6]
 
 
-def test_what_is_newer_than_a_named_step_is_forgotten(checkpoints):
+def test_what_is_newer_than_a_named_step_is_removed(checkpoints):
     for step in (1, 2):
         checkpoints.save(step, state(step), {})
     checkpoints.wait()
-    checkpoints.forget_after(1)
+    checkpoints.remove_after(1)
     assert checkpoints.steps == [1]
     checkpoints.save(2, state(7), {})
     checkpoints.wait()
@@ -74,11 +74,11 @@ def test_other_shapes_are_refused_with_the_step_and_an_older_one_named(checkpoin
     like = state(0)
     like.params["embed.table"] = jnp.zeros((9, 4))
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    with pytest.raises(ValueError, match=r"step 2 .* cannot be used .*--step=1 goes on from the one before"):
+    with pytest.raises(ValueError, match=r"step 2 .* cannot be used .*--step=1 resumes from the one before"):
         checkpoints.restore(2, like, shardings)
 
 
-def test_a_disk_without_room_is_noticed_before_anything_is_written(checkpoints, monkeypatch):
+def test_a_full_disk_is_refused_before_anything_is_written(checkpoints, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("train.checkpoint.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"a checkpoint takes 0 MiB and .* has 0 MiB left"):
@@ -86,7 +86,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(checkpoints, 
     assert checkpoints.steps == []
 
 
-def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
+def test_an_interrupted_write_is_removed(tmp_path):
     left = tmp_path / "c" / "5.orbax-checkpoint-tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("")
@@ -95,9 +95,9 @@ def test_a_write_that_was_cut_off_is_swept_away(tmp_path):
     opened.close()
 
 
-def test_late_answers_of_a_failed_write_are_not_heard_and_all_else_is():
-    heard = []
-    hook = without_late_answers(heard.append)
+def test_errors_of_the_closed_event_loop_are_ignored_and_others_are_not():
+    passed_on = []
+    hook = ignore_closed_loop_errors(passed_on.append)
     for why in (RuntimeError("Event loop is closed"), RuntimeError("something else"), OSError("disk")):
         hook(SimpleNamespace(exc_value=why))
-    assert [str(one.exc_value) for one in heard] == ["something else", "disk"]
+    assert [str(one.exc_value) for one in passed_on] == ["something else", "disk"]

@@ -1,4 +1,4 @@
-"""Documents: which there are, and which part of the split each belongs to."""
+"""Documents of a corpus, and the part of the split that each belongs to."""
 
 import collections
 import json
@@ -16,14 +16,14 @@ def write(folder, **texts):
 
 
 def test_the_standard_library_is_a_corpus_without_tests_and_vendored_code():
-    names = [name for name, _ in corpus.files("")]
+    names = [name for name, _ in corpus.list_files("")]
     assert len(names) > 300
     assert "enum.py" in names
     assert names == sorted(names)
     assert not [n for n in names if "site-packages" in n or n.startswith(("test/", "encodings/"))]
 
 
-def test_a_document_stays_in_its_part_when_others_come_and_go(tmp_path):
+def test_a_document_stays_in_its_part_when_others_are_added_or_removed(tmp_path):
     write(tmp_path, **{f"f{i}_txt": "x" for i in range(40)})
     before = {d.name: corpus.part(d.name) for d in corpus.documents(str(tmp_path))}
     (tmp_path / "f7.txt").unlink()
@@ -52,16 +52,16 @@ def test_a_corpus_of_few_files_is_cut_at_line_ends_without_losing_a_character(tm
 
 def test_a_glob_names_files_from_their_common_folder(tmp_path):
     write(tmp_path, a__one_txt="1", b__two_txt="2", c__three_jsonl="")
-    assert [name for name, _ in corpus.files(str(tmp_path / "**/*.txt"))] == ["a/one.txt", "b/two.txt"]
+    assert [name for name, _ in corpus.list_files(str(tmp_path / "**/*.txt"))] == ["a/one.txt", "b/two.txt"]
 
 
-def test_files_that_are_not_utf8_are_passed_over(tmp_path):
+def test_files_that_are_not_utf8_are_skipped(tmp_path):
     write(tmp_path, good_txt="good\n")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     assert [d.text for d in corpus.documents(str(tmp_path))] == ["good\n"]
 
 
-def test_of_a_prompt_and_its_answer_only_the_answer_is_learnt(tmp_path):
+def test_of_a_prompt_and_its_answer_only_the_answer_is_in_the_loss(tmp_path):
     lines = [{"text": "abc"}, {"prompt": "2+2=", "answer": "4"}]
     write(tmp_path, q_jsonl="\n".join(map(json.dumps, lines)) + "\n\n")
     first, second = corpus.documents(str(tmp_path))
@@ -70,7 +70,7 @@ def test_of_a_prompt_and_its_answer_only_the_answer_is_learnt(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"other": 1}'])
-def test_a_record_of_another_form_is_named_by_its_line(tmp_path, line):
+def test_a_malformed_record_is_named_by_its_line(tmp_path, line):
     write(tmp_path, q_jsonl='{"text": "a"}\n' + line)
     with pytest.raises(ValueError, match=r"q\.jsonl line 2 is not"):
         list(corpus.documents(str(tmp_path)))
@@ -83,8 +83,8 @@ def test_a_byte_limit_samples_files_by_hash_not_by_name():
     assert limited == [d.name for d in corpus.documents("", limit_bytes=500_000)]
 
 
-def test_a_corpus_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_corpus_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither a folder nor a file"):
-        corpus.files(str(tmp_path / "nowhere"))
+        corpus.list_files(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="holds no text file"):
-        corpus.files(str(tmp_path))
+        corpus.list_files(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Batches: every token once an epoch, the same in every run, shared out between processes."""
+"""Batches: every token once per epoch, the same in every run, divided between processes."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def test_windows_of_an_epoch_do_not_overlap_and_miss_less_than_two_windows(lengt
         np.testing.assert_array_equal(row["tokens_BT"] + 1, row["target_BT"])
 
 
-def test_the_grid_starts_elsewhere_in_another_epoch():
+def test_windows_start_at_another_offset_in_another_epoch():
     cut = windows(1000, 32)
     assert len({cut.offset(epoch) for epoch in range(20)}) > 5
 
@@ -45,7 +45,7 @@ def test_an_epoch_shows_each_window_once_and_the_next_in_another_order():
     assert [int(r[0, 0]) // 32 for r in first] != [int(r[0, 0]) // 32 for r in second]
 
 
-def test_an_iterator_set_to_a_state_goes_on_from_there():
+def test_an_iterator_set_to_a_state_resumes_there():
     iterator = data.batches(windows(999, 8), 4)
     take(iterator, 5)
     state = iterator.get_state()
@@ -55,7 +55,7 @@ def test_an_iterator_set_to_a_state_goes_on_from_there():
     np.testing.assert_array_equal(take(again, 40), want)
 
 
-def test_processes_share_out_exactly_the_rows_of_one_process():
+def test_processes_divide_exactly_the_rows_of_one_process():
     whole = take(data.batches(windows(999, 8), 6), 9)
     shared = [take(data.batches(windows(999, 8), 6, process=p, processes=3), 9) for p in range(3)]
     for n, batch in enumerate(whole):
@@ -63,24 +63,24 @@ def test_processes_share_out_exactly_the_rows_of_one_process():
         assert sorted(rows.tolist()) == sorted(batch.tolist())
 
 
-def test_a_whole_pass_weighs_every_target_once():
+def test_sequential_batches_weigh_every_target_once():
     cut = windows(8 * 7 + 3, 8)
-    batches = list(data.whole_pass(cut, 4))
+    batches = list(data.sequential_batches(cut, 4))
     assert {b["tokens_BT"].shape for b in batches} == {(4, 8)}
-    learnt = [b["target_BT"][b["learn_BT"] > 0] for b in batches]
-    assert list(itertools.chain(*learnt)) == list(range(1, 8 * 7 + 1))
+    targets = [b["target_BT"][b["loss_mask_BT"] > 0] for b in batches]
+    assert list(itertools.chain(*targets)) == list(range(1, 8 * 7 + 1))
 
 
 def test_segments_number_the_documents_of_a_window():
     stream = np.array([0, 5, 6, 0, 7, 0, 0, 8, 9], dtype=np.uint16)
-    cut = data.Windows(stream, None, seq_len=8, seed=0, mask=True)
+    cut = data.Windows(stream, None, seq_len=8, seed=0, document_mask=True)
     assert cut.cut(0, -1)["segment_BT"].tolist() == [1, 1, 1, 2, 2, 3, 4, 4]
 
 
 def test_weights_of_targets_follow_their_tokens():
-    learn = np.array([1, 0, 0, 1, 1], dtype=np.uint8)
-    cut = data.Windows(np.arange(5), learn, seq_len=4, seed=0)
-    assert cut.cut(0, -1)["learn_BT"].tolist() == [0, 0, 1, 1]
+    loss_mask = np.array([1, 0, 0, 1, 1], dtype=np.uint8)
+    cut = data.Windows(np.arange(5), loss_mask, seq_len=4, seed=0)
+    assert cut.cut(0, -1)["loss_mask_BT"].tolist() == [0, 0, 1, 1]
 
 
 def test_a_part_shorter_than_a_window_is_refused():
@@ -98,10 +98,10 @@ def test_the_tokenize_command_is_resumable_and_its_folder_is_a_corpus(run_module
     done = run_module("train.data", "tokenize", *arguments, "--vocab_size=300")
     assert done.returncode == 0, done.stderr
     assert "train: " in done.stdout
-    opened = data.prepare(data.Data(path=str(out)), tmp_path / "unused", 300)
+    opened = data.prepare(data.DataConfig(path=str(out)), tmp_path / "unused", 300)
     assert opened.folder == out
     with pytest.raises(ValueError, match=r"uses \d+ token ids, model.vocab_size is 200"):
-        data.prepare(data.Data(path=str(out)), tmp_path / "unused", 200)
+        data.prepare(data.DataConfig(path=str(out)), tmp_path / "unused", 200)
     other = run_module("train.data", "tokenize", *arguments, "--vocab_size=500")
     assert other.returncode == 2
     assert "was started for" in other.stderr

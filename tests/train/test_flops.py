@@ -1,4 +1,4 @@
-"""FLOPs of a step are what the formula says by hand, and what XLA counts in the compiled forward pass."""
+"""FLOPs of a step agree with a count by hand and with what XLA counts in the compiled forward pass."""
 
 import functools
 
@@ -54,8 +54,8 @@ def test_xla_counts_about_as_many_in_the_forward_pass():
     assert flops.step(config, 4, 16) / 3 == pytest.approx(counted, rel=0.1)
 
 
-def test_the_peak_is_given_or_known_by_name_and_else_nothing(monkeypatch):
-    assert flops.peak() is None  # a processor has no such figure
+def test_the_peak_is_given_or_looked_up_by_name_or_none(monkeypatch):
+    assert flops.peak() is None  # CPUs have no such figure
     assert flops.peak(2e12) == 2e12 * jax.device_count()
     monkeypatch.setitem(flops.PEAKS, jax.devices()[0].device_kind, 5e12)
     assert flops.peak() == 5e12 * jax.device_count()

@@ -1,4 +1,4 @@
-"""A run stopped at any point and started again ends as if nothing had happened: real processes, killed."""
+"""A run that is killed at any step and restarted gives the bits of an uninterrupted one: real processes."""
 
 import os
 import random
@@ -58,7 +58,7 @@ def stop(workdir, at_step, number):
 
 
 def trace(workdir):
-    """metrics.csv without the columns that depend on the clock."""
+    """Returns the rows of metrics.csv without the columns that depend on the clock."""
     return [
         {k: v for k, v in row.items() if k not in TIMING} for row in progress.read(workdir / "metrics.csv")
     ]
@@ -82,8 +82,8 @@ def test_five_kills_and_a_ctrl_c_at_random_steps_change_no_bit(unbroken, tmp_pat
     assert "stopped by Ctrl-C" in process.err
     assert "Traceback" not in process.err
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert saved == int(trace(tmp_path)[-1]["step"])  # nothing that was finished is done again
-    assert f"going on from the checkpoint of step {saved}" in finish(tmp_path)
+    assert saved == int(trace(tmp_path)[-1]["step"])  # no finished step is repeated
+    assert f"resuming from the checkpoint of step {saved}" in finish(tmp_path)
     assert trace(tmp_path) == trace(unbroken)
     assert len(trace(tmp_path)) == 300
     one, other = (load_file(w / "model" / "model.safetensors") for w in (tmp_path, unbroken))

@@ -1,4 +1,4 @@
-"""Stages, the guard against numbers that are none, the choice of a length by time, and their bookkeeping."""
+"""Stages: their order and frozen parameters, non-finite losses, lengths given in seconds, evaluators."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.train import tiny
 from train import loop, mesh, prepare, progress, run, step
 from train.experiment import Stage
 from train.objective import init_params
-from train.optimizer import Optimizer
+from train.optimizer import OptimizerConfig
 
 
 def staged(tmp_path):
@@ -23,7 +23,7 @@ def staged(tmp_path):
     records = [{"prompt": f"{a}+{b}=", "answer": f"{a + b}"} for a in range(30) for b in range(30)]
     questions.write_text("\n".join(map(json.dumps, records)))
     config = tiny.get_config()
-    long = {"batch_size": 2, "seq_len": 64, "rope_theta": 1e5, "trains": "attention"}
+    long = {"batch_size": 2, "seq_len": 64, "rope_theta": 1e5, "trainable": "attention"}
     config.train.stages = [
         Stage(name="pretrain", steps=5, batch_size=2, seq_len=16),
         Stage(name="extend", tokens=2 * 64 * 3, **long),
@@ -49,25 +49,25 @@ def test_stages_follow_each_other_and_freeze_what_they_do_not_train(tmp_path):
         assert moved == [".attention" in path] * 2, path
     _, config = hf.load(tmp_path / "run" / "model")
     assert config.rope_theta == 1e5
-    # From inside a later stage it goes on with that stage's parameters, and ends the same.
+    # Resuming in a later stage restores that stage's parameters and ends with the same model.
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-    for at in (10, 8):  # inside a stage, and on the border of two
+    for at in (10, 8):  # inside a stage, and at the boundary of two
         run.run(staged(tmp_path), tmp_path / "run", step=at)
         assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = tiny.get_config()
     config.train.stages[0].steps = 9
     config.checkpoints.every = 2
-    compiled = step.Steps._train
+    compiled = step.CompiledStage._train
 
     def poisoned(self, state, batch, steps):
         state, metrics = compiled(self, state, batch, steps)
         bad = jax.numpy.where(state.step >= 6, jax.numpy.nan, 1.0)
         return state, metrics._replace(loss=metrics.loss * bad)
 
-    monkeypatch.setattr(step.Steps, "_train", poisoned)
+    monkeypatch.setattr(step.CompiledStage, "_train", poisoned)
     with pytest.raises(
         loop.Diverged, match=r"step 6 gave loss nan .* the checkpoint of step 4 is the last good"
     ):
@@ -77,9 +77,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_a_stage_given_in_seconds_keeps_the_length_it_chose(tmp_path):
+def test_a_stage_given_in_seconds_keeps_its_number_of_steps(tmp_path):
     config = tiny.get_config()
-    config.train.stages = [Stage(seconds=0.001, least_steps=3, most_steps=7, batch_size=2, seq_len=32)]
+    config.train.stages = [Stage(seconds=0.001, min_steps=3, max_steps=7, batch_size=2, seq_len=32)]
     assert run.run(config, tmp_path)["steps"] == [3]
     (tmp_path / "steps.json").write_text("[4]")  # as if an earlier start had found a faster machine
     (tmp_path / "summary.json").unlink()
@@ -108,7 +108,7 @@ def test_a_trace_is_written_on_demand(tmp_path):
 
 
 @pytest.mark.parametrize("config", [demo.get_config(), demo.get_config("fast"), paper_stages.get_config()])
-def test_the_configs_of_the_house_pass_their_own_checks(config):
+def test_the_shipped_configs_pass_their_own_checks(config):
     cli.check_tree(config)
 
 
@@ -128,14 +128,14 @@ def test_a_wrong_variant_is_refused():
 
 
 def test_interrupted_twice_stops_at_once():
-    with loop.interrupts() as asked:
+    with loop.deferred_interrupts() as asked:
         os.kill(os.getpid(), 2)
         assert asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), 2)
 
 
-def test_the_metrics_file_goes_on_from_whole_rows_only(tmp_path):
+def test_the_metrics_file_resumes_from_whole_rows_only(tmp_path):
     path = tmp_path / "metrics.csv"
     metrics = progress.MetricsFile(path, 0)
     row = progress.Row(1, "s", 1.5, 0.1, 0.01, 64, 0.5, 128.0)
@@ -143,7 +143,7 @@ def test_the_metrics_file_goes_on_from_whole_rows_only(tmp_path):
         metrics.write(progress.Row(**{**vars(row), "step": n, "loss": 1 / 3 / n}))
     metrics.close()
     with path.open("a") as file:
-        file.write("6,s,0.")  # cut off by a kill
+        file.write("6,s,0.")  # the process was killed here
     progress.MetricsFile(path, 3).close()
     rows = progress.read(path)
     assert [int(r["step"]) for r in rows] == [1, 2, 3]
@@ -152,8 +152,11 @@ def test_the_metrics_file_goes_on_from_whole_rows_only(tmp_path):
 
 def test_the_optimizer_of_a_stage_is_scaled_without_touching_the_config():
     config = tiny.get_config()
-    config.train.optimizer = Optimizer(rule="muon", rate=0.02, adam_rate=0.004)
+    config.train.optimizer = OptimizerConfig(name="muon", learning_rate=0.02, adam_learning_rate=0.004)
     devices = mesh.make(config.mesh)
-    compiled = prepare.compiled(config, Stage(steps=1, rate=0.5), devices)
-    assert (compiled.rule.rate, compiled.rule.adam_rate) == (0.01, 0.002)
-    assert config.train.optimizer.rate == 0.02
+    compiled = prepare.compile_stage(config, Stage(steps=1, lr_scale=0.5), devices)
+    assert (compiled.optimizer_config.learning_rate, compiled.optimizer_config.adam_learning_rate) == (
+        0.01,
+        0.002,
+    )
+    assert config.train.optimizer.learning_rate == 0.02

@@ -1,4 +1,4 @@
-"""`python -m train.main` as a user meets it: what is refused, in which words, and what is left behind."""
+"""`python -m train.main`: the files of a finished run, refused arguments and their error messages."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def refused(done, *words, code=2):
         assert word in said, said
 
 
-def test_a_run_leaves_a_model_prompts_and_a_summary(trained):
+def test_a_run_writes_a_model_prompts_and_a_summary(trained):
     workdir, out = trained
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["validation_nats"] > 0
@@ -92,17 +92,17 @@ def test_a_wrong_argument_is_refused_in_one_sentence(run_module, tmp_path, argum
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("train.gate", "fourgram", "train.gate is 'fourgram'"),
-        ("train.optimizer.rule", "sgd", "sgd.* adamw, lion, muon"),
+        ("train.must_beat", "fourgram", "train.must_beat is 'fourgram'"),
+        ("train.optimizer.name", "sgd", "sgd.* adamw, lion, muon"),
         ("train.optimizer.schedule", "steps", "'steps'.* cosine"),
-        ("train.optimizer.rate", -1.0, "rate is -1.0"),
+        ("train.optimizer.learning_rate", -1.0, "learning_rate is -1.0"),
         ("train.compute.accumulate", 3, "2 rows do not split into 3 micro-batches"),
         ("train.compute.dtype", "int8", "int8"),
         ("train.compute.remat", "all", "'all'.* everything"),
-        ("train.stages", [], "nothing to do"),
+        ("train.stages", [], "nothing to train"),
         ("train.stages", [Stage(steps=1, tokens=1)], r"\['steps', 'tokens'\].*exactly one"),
         ("train.stages", [Stage()], "none of steps"),
-        ("train.stages", [Stage(steps=1, trains="heads")], "'heads'"),
+        ("train.stages", [Stage(steps=1, trainable="heads")], "'heads'"),
         ("checkpoints.every", 0, "every 0 steps"),
         ("mesh.tensor", 0, "axis without devices"),
         ("data.limit_bytes", -1, "-1"),
@@ -186,7 +186,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_taken_only_when_na
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
     done = run_module("train.main", CONFIG, SHORT, f"--workdir={workdir}")
-    refused(done, "the checkpoint of step 4", "cannot be used", "--step=2 goes on from the one before")
+    refused(done, "the checkpoint of step 4", "cannot be used", "--step=2 resumes from the one before")
     assert (workdir / "checkpoints" / "4").exists()
     done = run_module("train.main", CONFIG, SHORT, f"--workdir={workdir}", "--step=2")
     assert done.returncode == 0, done.stderr
@@ -194,7 +194,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_taken_only_when_na
     assert one == other
 
 
-def test_a_model_that_misses_its_bar_is_exported_and_the_command_fails(run_module, tmp_path):
-    done = run_module("train.main", CONFIG, SHORT, f"--workdir={tmp_path}", "--config.train.gate=bigram")
-    refused(done, "misses its bar", "bigram")
+def test_a_model_that_does_not_beat_its_baseline_is_exported_and_the_command_fails(run_module, tmp_path):
+    done = run_module("train.main", CONFIG, SHORT, f"--workdir={tmp_path}", "--config.train.must_beat=bigram")
+    refused(done, "does not beat its baseline", "bigram")
     assert json.loads((tmp_path / "summary.json").read_text())["passed"] is False

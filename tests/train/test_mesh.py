@@ -52,11 +52,11 @@ def one_device(tmp_path_factory):
     return workdir
 
 
-def test_eight_devices_go_on_from_a_checkpoint_of_one_with_the_same_losses(one_device, tmp_path):
+def test_eight_devices_resume_a_checkpoint_of_one_with_the_same_losses(one_device, tmp_path):
     workdir = tmp_path / "moved"
     shutil.copytree(one_device, workdir)
     out = finish(start(workdir, *EIGHT, "--step=6", devices=8))
-    assert "going on from the checkpoint of step 6" in out
+    assert "resuming from the checkpoint of step 6" in out
     np.testing.assert_allclose(losses(workdir), losses(one_device), atol=TOLERANCE)
 
 
@@ -91,7 +91,7 @@ def test_two_processes_give_the_losses_of_one(one_device, tmp_path):
 
 
 @pytest.mark.long
-def test_when_one_of_two_processes_is_killed_a_restart_goes_on(one_device, tmp_path):
+def test_when_one_of_two_processes_is_killed_a_restart_resumes(one_device, tmp_path):
     processes = pair(tmp_path, steps=400)
     deadline = time.monotonic() + 240
     folder = tmp_path / "checkpoints"
@@ -99,12 +99,12 @@ def test_when_one_of_two_processes_is_killed_a_restart_goes_on(one_device, tmp_p
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGKILL)
     time.sleep(2)
-    # The survivor waits for its partner or has given up; whoever runs it stops it.
+    # The survivor may wait for its partner for long, so it is killed too.
     processes[0].send_signal(signal.SIGKILL)
     for process in processes:
         process.communicate(timeout=60)
     assert not (tmp_path / "summary.json").exists()
-    assert "going on from the checkpoint of step" in finish(*pair(tmp_path, steps=400))
+    assert "resuming from the checkpoint of step" in finish(*pair(tmp_path, steps=400))
     unbroken = tmp_path / "unbroken"
     finish(start(unbroken, steps=400))
     np.testing.assert_allclose(losses(tmp_path)[:12], losses(unbroken)[:12], atol=TOLERANCE)
@@ -125,7 +125,7 @@ def test_when_one_of_two_processes_is_killed_a_restart_goes_on(one_device, tmp_p
         ("blocks.3.attention.q_norm.gain", (32,), P()),
     ],
 )
-def test_the_table_lays_out_each_kind_of_parameter(path, shape, want):
+def test_the_table_shards_each_kind_of_parameter(path, shape, want):
     devices = jax.sharding.AbstractMesh((1, 2, 2, 2), mesh.AXES)
     got = mesh.parameter_sharding(devices, path, shape).spec
     assert P(*got, *[None] * (len(shape) - len(got))) == P(*want, *[None] * (len(shape) - len(want)))

@@ -1,4 +1,4 @@
-"""Token folders: what was written comes back, a folder is whole or refused, a cut-off writing goes on."""
+"""Token folders: what was written is read back, incomplete folders are refused, interrupted writes resume."""
 
 import json
 
@@ -22,7 +22,7 @@ def written(texts, tmp_path_factory):
 
 
 def split(stream):
-    """The documents of a stream, without their separators."""
+    """Returns the documents of a stream, without their separators."""
     starts = np.flatnonzero(stream == tokens.SEPARATOR_ID)
     assert starts[0] == 0
     return [part[1:].tolist() for part in np.split(stream, starts[1:])]
@@ -50,9 +50,7 @@ def test_writing_twice_gives_the_same_bytes(texts, written, tmp_path):
         assert (again.folder / name).read_bytes() == (written.folder / name).read_bytes()
 
 
-def test_a_writing_cut_short_is_not_taken_for_whole_and_goes_on_at_its_shard(
-    texts, written, tmp_path, monkeypatch
-):
+def test_an_interrupted_write_is_incomplete_and_resumes_at_its_shard(texts, written, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "_SHARD_CHARS", 3000)
     calls, encode = [], tokens._shard
 
@@ -65,7 +63,7 @@ def test_a_writing_cut_short_is_not_taken_for_whole_and_goes_on_at_its_shard(
     monkeypatch.setattr(tokens, "_shard", counted)
     with pytest.raises(KeyboardInterrupt):
         tokens.write(str(texts), tmp_path, vocab_size=400)
-    with pytest.raises(ValueError, match="no folder of tokens, or its writing was cut short"):
+    with pytest.raises(ValueError, match="not a token folder, or writing it was interrupted"):
         tokens.open_folder(tmp_path)
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
     assert len(kept) == 4
@@ -87,16 +85,16 @@ def test_a_file_of_another_length_than_the_manifest_says_is_refused(texts, tmp_p
         tokens.open_folder(done.folder)
 
 
-def test_prompts_are_kept_out_of_what_is_learnt(tmp_path):
+def test_prompts_are_kept_out_of_the_loss_mask(tmp_path):
     records = [{"prompt": f"{i} + 1 =", "answer": f" {i + 1}"} for i in range(300)]
     (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, records)))
     done = tokens.write(str(tmp_path / "qa.jsonl"), tmp_path / "out", vocab_size=300)
-    assert done.train_learn is not None
-    learnt = done.tokenizer.decode(done.train[done.train_learn.astype(bool)].tolist())
-    assert "=" not in learnt
-    assert "+" not in learnt
+    assert done.train_loss_mask is not None
+    text = done.tokenizer.decode(done.train[done.train_loss_mask.astype(bool)].tolist())
+    assert "=" not in text
+    assert "+" not in text
     wanted = [i + 1 for i in range(300) if corpus.part(f"qa.jsonl#{i}") == "train"]
-    assert [int(number) for number in learnt.split()] == wanted
+    assert [int(number) for number in text.split()] == wanted
 
 
 def test_a_corpus_too_small_for_every_part_is_refused(tmp_path):

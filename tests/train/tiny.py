@@ -1,19 +1,20 @@
-"""A run of seconds, for tests: two layers, 300 tokens, a sample of the standard library.
+"""A run of a few seconds, for tests: two layers, 300 tokens, a sample of the standard library.
 
-Used as a user would: `python -m train.main --config=tests/train/tiny.py --workdir=...`.
+As a user runs it: `python -m train.main --config=tests/train/tiny.py --workdir=...`.
 """
 
 import os
+from typing import Any
 
 from mixattn import ModelConfig
-from train.data import Data
-from train.experiment import Saving, Stage, Train, TrainingExperiment
-from train.optimizer import Optimizer
+from train.data import DataConfig
+from train.experiment import CheckpointConfig, Stage, TrainConfig, TrainingExperiment
+from train.optimizer import OptimizerConfig
 
 
 def get_config() -> TrainingExperiment:
     return TrainingExperiment(
-        data=Data(limit_bytes=400_000),
+        data=DataConfig(limit_bytes=400_000),
         model=ModelConfig(
             n_layers=2,
             d_model=32,
@@ -26,16 +27,16 @@ def get_config() -> TrainingExperiment:
             window=8,
             tied=True,
         ),
-        train=Train(
+        train=TrainConfig(
             stages=[Stage(name="tiny", steps=300, batch_size=2, seq_len=32)],
-            optimizer=Optimizer(rule="adamw", rate=0.01, warmup=10),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, warmup=10),
             evaluate_every=50,
             evaluate_windows=8,
         ),
-        checkpoints=Saving(every=20),
+        checkpoints=CheckpointConfig(every=20),
     )
 
 
-def where_am_i(name: str, seed: int) -> dict:
-    """A run that only says where it ran."""
+def report_process(variant: str, seed: int) -> dict[str, Any]:
+    """A task for sweeps: returns the process and cores it ran on."""
     return {"process": os.getpid(), "cores_seen": sorted(os.sched_getaffinity(0))}

@@ -1,1 +1,1 @@
-"""Experiments that train many small models: recall, language modelling by wiring, uptraining."""
+"""Experiments that train many small models: key-value recall, loss by K/V wiring, uptraining."""

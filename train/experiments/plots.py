@@ -1,5 +1,6 @@
-"""Pictures of language modelling: loss against KV bytes, and loss on the way from several starts."""
+"""Plots of language modelling: loss against KV bytes, and loss by step after several initializations."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,50 +8,56 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from mixattn.tools import files
 
-_ABOVE = 0.4  # nats of the picture of starts above the dense model
+_HEADROOM = 0.4  # nats shown above the dense model's loss
 _COLOURS = plt.get_cmap("tab10").colors
 
 
-def against_bytes(path: Path, rows: list[dict[str, Any]], tokens: int, bars: dict[str, float]) -> None:
-    """Every run as a dot, each wiring's mean as a named ring, n-gram bars that are in sight as lines."""
+def loss_by_kv_bytes(
+    path: Path, rows: list[dict[str, Any]], tokens: int, baselines: dict[str, float]
+) -> None:
+    """Draws runs as dots, the mean of each wiring as a labelled ring, n-gram baselines in range as lines."""
     figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for i, (name, mine) in enumerate(_groups(rows).items()):
-        kib = [row["kv_bytes"] / 1024 for row in mine]
-        nats = [row["nats"] for row in mine]
-        axis.scatter(kib, nats, s=14, color=_COLOURS[i % 10], lw=0)
-        axis.scatter(kib[0], _mean(nats), s=90, facecolors="none", edgecolors=[_COLOURS[i % 10]], label=name)
+    for i, (name, group) in enumerate(_groups(rows).items()):
+        kib = [row["kv_bytes"] / 1024 for row in group]
+        losses = [row["nats"] for row in group]
+        axis.scatter(kib, losses, s=14, color=_COLOURS[i % 10], lw=0)
+        axis.scatter(
+            kib[0], _mean(losses), s=90, facecolors="none", edgecolors=[_COLOURS[i % 10]], label=name
+        )
     seen = [row["nats"] for row in rows]
-    room = max(max(seen) - min(seen), 0.02)
-    axis.set_ylim(min(seen) - 0.4 * room, max(seen) + 0.4 * room)
-    for name, bar in bars.items():
-        if axis.get_ylim()[0] < bar < axis.get_ylim()[1]:
-            axis.axhline(bar, color="grey", lw=0.8, ls="--")
-            axis.annotate(f"{name} counts", (axis.get_xlim()[1], bar), ha="right", va="bottom", fontsize=8)
+    span = max(max(seen) - min(seen), 0.02)
+    axis.set_ylim(min(seen) - 0.4 * span, max(seen) + 0.4 * span)
+    for name, nats in baselines.items():
+        if axis.get_ylim()[0] < nats < axis.get_ylim()[1]:
+            axis.axhline(nats, color="grey", lw=0.8, ls="--")
+            axis.annotate(f"{name} counts", (axis.get_xlim()[1], nats), ha="right", va="bottom", fontsize=8)
     axis.set_xlim(left=0)
-    axis.set(xlabel=f"KV cache of {tokens} tokens, KiB (bfloat16)", ylabel="validation loss, nats a token")
+    axis.set(xlabel=f"KV cache of {tokens} tokens, KiB (bfloat16)", ylabel="validation loss, nats per token")
     figure.legend(fontsize=8, frameon=False, loc="outside right center")
-    _finish(figure, axis, path, "Language modelling: what a wiring of K/V keeps and what it costs")
+    _finish(figure, axis, path, "Language modelling: validation loss and KV bytes by wiring")
 
 
-def of_starts(path: Path, rows: list[dict[str, Any]], dense: float, wiring: str) -> None:
-    """Validation loss by step, the mean over seeds as a line and every seed as a thin one.
+def loss_by_init(path: Path, rows: list[dict[str, Any]], dense: float, wiring: str) -> None:
+    """Draws validation loss by step: the mean over seeds as a line, every seed as a thin one.
 
-    The axis ends a little above the dense model before; the legend has every end, also of lines beyond it.
+    The axis ends a little above the dense model's loss; the legend gives the final loss of every line.
     """
     figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for i, (name, mine) in enumerate(_groups(rows).items()):
-        steps = sorted(int(key.split("_")[1]) for key in mine[0] if key.startswith("nats_"))
-        lines = [[row[f"nats_{step}"] for step in steps] for row in mine]
+    for i, (name, group) in enumerate(_groups(rows).items()):
+        steps = sorted(int(key.split("_")[1]) for key in group[0] if key.startswith("nats_"))
+        lines = [[row[f"nats_{step}"] for step in steps] for row in group]
         for line in lines:
             axis.plot(steps, line, color=_COLOURS[i % 10], lw=0.6, alpha=0.5)
         mean = [_mean(at) for at in zip(*lines)]
         axis.plot(steps, mean, color=_COLOURS[i % 10], lw=1.8, label=f"{name}, {mean[-1]:.3f} at the end")
     axis.axhline(dense, color="grey", lw=0.8, ls="--")
     axis.annotate(
-        "the dense model before",
+        "the dense model before rewiring",
         (0.02, dense),
         xycoords=("axes fraction", "data"),
         ha="left",
@@ -58,10 +65,10 @@ def of_starts(path: Path, rows: list[dict[str, Any]], dense: float, wiring: str)
         fontsize=8,
     )
     axis.set_xlim(left=0)
-    axis.set_ylim(top=dense + _ABOVE)
-    axis.set(xlabel="steps after rewiring", ylabel="validation loss, nats a token")
-    figure.legend(fontsize=8, frameon=False, loc="outside right center", title="start")
-    _finish(figure, axis, path, f"A dense model brought into {wiring}: what the shared K/V start from")
+    axis.set_ylim(top=dense + _HEADROOM)
+    axis.set(xlabel="steps after rewiring", ylabel="validation loss, nats per token")
+    figure.legend(fontsize=8, frameon=False, loc="outside right center", title="initialization")
+    _finish(figure, axis, path, f"A dense model rewired to {wiring}, by initialization of the shared K/V")
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -69,11 +76,11 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {name: [row for row in rows if row["variant"] == name] for name in names}
 
 
-def _mean(values) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _finish(figure, axis, path: Path, title: str) -> None:
+def _finish(figure: Figure, axis: Axes, path: Path, title: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     with files.whole(path) as temporary:

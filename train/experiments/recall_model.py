@@ -1,4 +1,4 @@
-"""The transformers of the recall experiment: a head over the answers alone, and the control's first keys."""
+"""Models of the recall experiment: a head over the values, and a control whose first keys see two tokens."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from flax import nnx
 from mixattn import ModelConfig, Transformer
 from mixattn.layers import Linear
 
-# A plain name or "NAME+previous", where the first layer's keys also see the token before.
+# Suffix of variants whose first layer's keys also see the previous token.
 PREVIOUS = "+previous"
 
 
 @dataclass(frozen=True)
-class Build:
-    """Makes a variant's model (see `train.objective.Build`).
+class RecallModelFactory:
+    """Builds a variant's model (see `train.objective.ModelFactory`).
 
     Attributes:
       answers: columns of the head; targets are the first token ids.
-      head_size: the head starts as N(0, head_size^2 / d_model).
-      previous: whether layer 0's keys know the token before: what embeddings alone cannot say.
+      head_size: the head is initialized as N(0, head_size^2 / d_model).
+      previous: whether layer 0's keys see the previous token, which embeddings alone do not contain.
     """
 
     answers: int
@@ -33,12 +33,12 @@ class Build:
         head.kernel[...] = head.kernel[...] * self.head_size
         model.lm_head = head
         if self.previous:
-            model.blocks[0].attention.k = TwoTokens(config, rngs)  # type: ignore[assignment]
+            model.blocks[0].attention.k = TwoTokenLinear(config, rngs)  # type: ignore[assignment]
         return model
 
 
-class TwoTokens(nnx.Module):
-    """A linear map of each position plus another of the position before it."""
+class TwoTokenLinear(nnx.Module):
+    """A linear map of each position plus a linear map of the previous position."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         width = config.n_kv_heads * config.head_dim

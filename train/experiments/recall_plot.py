@@ -1,4 +1,4 @@
-"""One picture of the recall experiment: accuracy beyond the windows against KV bytes, and by distance."""
+"""The plot of the recall experiment: accuracy beyond the windows against KV bytes, and by distance."""
 
 from pathlib import Path
 from typing import Any
@@ -7,49 +7,51 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from mixattn.tools import files
 
 _COLOURS = plt.get_cmap("tab10").colors
 _MARKERS = "oD^vsP*Xh"
-_NEAR = 1.2  # wirings whose KV bytes differ by no more than this factor share one label
+_SAME_LABEL = 1.2  # wirings whose KV bytes differ by at most this factor may share a label
 
 
-def draw(path: Path, runs: list[dict[str, Any]], far: int, guess: float, length: int) -> None:
-    """Left: far accuracy of every run against KV bytes; right: accuracy by distance, mean and range of seeds.
+def draw(path: Path, rows: list[dict[str, Any]], far: int, guess: float, length: int) -> None:
+    """Draws far accuracy of every run against KV bytes (left) and accuracy by distance over seeds (right).
 
     Args:
       far: first distance of the first bucket beyond the stacked windows' reach.
-      guess: accuracy there of a guesser that sees which values occurred, not whose they are.
+      guess: accuracy there of a guesser that knows the values but not their keys.
+      length: tokens per row.
     """
-    buckets = [name for name in runs[0] if name[0].isdigit() and "-" in name]
+    buckets = [name for name in rows[0] if name[0].isdigit() and "-" in name]
     beyond = [name for name in buckets if int(name.split("-")[0]) >= far]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     places = []
-    for i, variant in enumerate(dict.fromkeys(run["variant"] for run in runs)):
-        mine = [run for run in runs if run["variant"] == variant]
+    for i, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+        group = [row for row in rows if row["variant"] == variant]
         style = {"color": _COLOURS[i % 10], "marker": _MARKERS[i % 9]}
-        kib = mine[0]["kv_bytes"] / 1024
-        recall = [sum(run[b] for b in beyond) / len(beyond) for run in mine]
-        left.scatter([kib] * len(mine), recall, s=30, alpha=0.7, **style)
+        kib = group[0]["kv_bytes"] / 1024
+        recall = [sum(row[b] for b in beyond) / len(beyond) for row in group]
+        left.scatter([kib] * len(group), recall, s=30, alpha=0.7, **style)
         places.append((kib, sum(recall) / len(recall), variant))
-        lines = list(zip(*([run[b] for b in buckets] for run in mine)))
-        label = f"{variant} ({len(mine)} seed{'s' * (len(mine) > 1)})"
+        lines = list(zip(*([row[b] for b in buckets] for row in group)))
+        label = f"{variant} ({len(group)} seed{'s' * (len(group) > 1)})"
         right.plot([sum(at) / len(at) for at in lines], lw=1.3, label=label, **style)
         right.fill_between(range(len(lines)), *([pick(at) for at in lines] for pick in (min, max)), alpha=0.2)
-    _name(left, places)
+    _label_points(left, places)
     for axis in (left, right):
         axis.axhline(guess, color="grey", lw=0.8, ls="--")
         axis.set_ylim(-0.04, 1.04)
         axis.spines[["top", "right"]].set_visible(False)
     corner = {"xycoords": ("axes fraction", "data"), "ha": "right", "fontsize": 8, "color": "grey"}
     left.annotate("guessing among far values", (0.98, guess + 0.02), **corner)
-    left.set(xlabel="KV cache of one row, KiB (float32)", ylabel=f"recall at distance {far} and more")
-    right.set(xlabel="distance of the value, tokens", ylabel="recall, mean and range over seeds")
+    left.set(xlabel="KV cache of one row, KiB (float32)", ylabel=f"accuracy at distance {far} and more")
+    right.set(xlabel="distance of the value, tokens", ylabel="accuracy, mean and range over seeds")
     right.set_xticks(range(len(buckets)), buckets)
     right.axvline(len(buckets) - len(beyond) - 0.5, color="grey", lw=0.8, ls=":")
     figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
-    title = f"Key-value recall in rows of {length} tokens: what a wiring of K/V keeps and what it costs"
+    title = f"Key-value recall in rows of {length} tokens: accuracy and KV bytes by wiring"
     figure.suptitle(title, fontsize=10)
     with files.whole(path) as temporary:
         figure.savefig(
@@ -58,18 +60,18 @@ def draw(path: Path, runs: list[dict[str, Any]], far: int, guess: float, length:
     plt.close(figure)
 
 
-def _name(axis, places: list[tuple[float, float, str]]) -> None:
-    """Writes names beside their points, one list for points that lie together; bytes go logarithmic."""
+def _label_points(axis: Axes, places: list[tuple[float, float, str]]) -> None:
+    """Writes names beside their points, one label for points close together, on a logarithmic byte axis."""
     groups: list[list[tuple[float, float, str]]] = []
     for place in sorted(places):
-        near = (g for g in groups if place[0] <= _NEAR * g[0][0] and abs(place[1] - g[0][1]) < 0.1)
+        near = (g for g in groups if place[0] <= _SAME_LABEL * g[0][0] and abs(place[1] - g[0][1]) < 0.1)
         if (group := next(near, None)) is None:
             groups.append([place])
         else:
             group.append(place)
     for i, group in enumerate(groups):
         up = group[0][1] < 0.5
-        # The leftmost of its row grows to the left, the others to the right: they do not meet.
+        # The leftmost label of a row extends to the left, the others to the right: they do not overlap.
         first = all((other[0][1] < 0.5) != up for other in groups[:i])
         names = "\n".join(name for _, _, name in group)
         axis.annotate(

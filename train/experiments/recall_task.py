@@ -1,9 +1,9 @@
-"""Key-value recall: the smallest task that needs exact memory of what stood far away.
+"""Key-value recall: the smallest task that needs exact memory of a distant token.
 
 A row shows `pairs` keys twice, in random order. The first time a key is followed by its value (a definition);
-the second time it stands alone (a query), and the model must name the value there. Answers are never fed
-back, so a row does not tell which values are still to come. The distance of a query is counted from the
-value's token: what a layer must look back to.
+the second time it stands alone (a query), and the model must predict the value there. Answers are never fed
+back, so a row does not reveal which values are still to be asked for. The distance of a query is counted from
+the value's token, which a layer must attend to.
 
 Tokens: values 0..values-1, then keys. Targets are values.
 """
@@ -14,10 +14,12 @@ import numpy as np
 
 
 @dataclass
-class Task:
-    """Attributes:
-    pairs: keys of a row, each with a value of its own.
-    keys, values: to draw them from.
+class RecallTask:
+    """Sizes of the task.
+
+    Attributes:
+      pairs: keys per row, each with its own value.
+      keys, values: number of distinct keys and values to draw from.
     """
 
     pairs: int = 16
@@ -30,7 +32,7 @@ class Task:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         return 3 * self.pairs
 
     @property
@@ -38,26 +40,26 @@ class Task:
         return self.keys + self.values
 
 
-def rows(task: Task, count: int, seed: int, number: int) -> dict[str, np.ndarray]:
-    """Batch `number` of the stream `seed`.
+def make_batch(task: RecallTask, count: int, seed: int, number: int) -> dict[str, np.ndarray]:
+    """Draws batch `number` of `count` rows from the stream `seed`.
 
     Returns:
-      tokens_BT, target_BT, learn_BT (1 at queries) and segment_BT as in `train.data.Batch`, and distance_BT:
-      how far back a query's value stands, 0 elsewhere.
+      tokens_BT, target_BT, loss_mask_BT (1 at queries) and segment_BT as in `train.data.Batch`, and
+      distance_BT: distance from a query back to its value, 0 elsewhere.
     """
     rng = np.random.default_rng((seed, number))
-    made = [_row(task, rng) for _ in range(count)]
-    tokens, target, distance = (np.array(column, dtype=np.int32) for column in zip(*made))
+    drawn = [_row(task, rng) for _ in range(count)]
+    tokens, target, distance = (np.array(column, dtype=np.int32) for column in zip(*drawn))
     return {
         "tokens_BT": tokens,
         "target_BT": target,
-        "learn_BT": (distance > 0).astype(np.float32),
+        "loss_mask_BT": (distance > 0).astype(np.float32),
         "segment_BT": np.zeros_like(tokens),
         "distance_BT": distance,
     }
 
 
-def _row(task: Task, rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
+def _row(task: RecallTask, rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
     keys = rng.permutation(task.keys)[: task.pairs] + task.values
     values = rng.permutation(task.values)[: task.pairs]
     tokens: list[int] = []
@@ -77,13 +79,12 @@ def _row(task: Task, rng: np.random.Generator) -> tuple[list[int], list[int], li
     return tokens, target, distance
 
 
-def only_recent_values(task: Task, far: int, count: int = 2000, seed: int = 1) -> float:
-    """What guessing gets at distances of at least `far`, by simulation.
+def guess_accuracy(task: RecallTask, far: int, count: int = 2000, seed: int = 1) -> float:
+    """Returns the accuracy of guessing at distances of at least `far`, by simulation.
 
-    The guesser is told that the answer stands at least `far` tokens back, sees which values do, and not which
-    keys they belong to: it draws among them.
+    The guesser knows which values stand at least `far` tokens back, but not their keys. It draws one of them.
     """
-    batch = rows(task, count, seed, 0)
+    batch = make_batch(task, count, seed, 0)
     hits = []
     for tokens, distance in zip(batch["tokens_BT"], batch["distance_BT"]):
         for at in np.flatnonzero(distance >= far):

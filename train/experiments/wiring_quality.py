@@ -1,10 +1,10 @@
-"""What a wiring of K/V costs in language modelling: validation loss against KV bytes.
+"""Language-modelling quality by K/V wiring: validation loss against KV bytes.
 
-    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \
+    python -m train.experiments.wiring_quality --config=configs/language.py --workdir=runs/language \\
         --workers=4
 
-trains one experiment under every wiring and seed, each run on one core and resumable from its checkpoints,
-and writes results/NAME.csv and NAME.svg. Finished runs are kept in the workdir.
+trains one experiment with every wiring and seed, each run on one core, and writes results/NAME.csv and
+NAME.svg. Runs resume from their checkpoints; finished ones are kept in the workdir.
 """
 
 import copy
@@ -17,18 +17,20 @@ from typing import Any
 from mixattn import ModelConfig, kv_bytes
 from train import data, run
 from train.experiment import TrainingExperiment
-from train.experiments import plots, table
-from train.experiments.sweep import command, sweep
-from train.prepare import read_bars
+from train.experiments import plots
+from train.experiments.sweep import command, sweep, write_table
+from train.prepare import read_baselines
 
 
 @dataclass
-class Wirings:
-    """One experiment under several wirings.
+class WiringExperiment:
+    """One experiment with several wirings.
 
     Attributes:
       variants: names of wirings (`mixattn.PATTERNS`).
-      experiment: everything else; its seeds of weights and of data are each run's own.
+      seeds: of weights and data, one run each.
+      experiment: everything else.
+      name: of the result files.
     """
 
     variants: tuple[str, ...] = ("standard", "ma_offset")
@@ -40,32 +42,33 @@ class Wirings:
         for variant in self.variants:
             dataclasses.replace(self.experiment.model, kv_wiring=variant)
         if not self.seeds:
-            raise ValueError("seeds is empty; there is nothing to do")
+            raise ValueError("seeds is empty; there is nothing to run")
 
 
 def tokenized(experiment: TrainingExperiment, workdir: Path) -> TrainingExperiment:
-    """A copy of the experiment that reads its tokens from the workdir, where they are written first."""
+    """Tokenizes the corpus into the workdir; returns a copy of the experiment that reads it there."""
     data.prepare(experiment.data, workdir / "data", experiment.model.vocab_size, print)
     experiment = copy.deepcopy(experiment)
     experiment.data.path = str(workdir / "data")
     return experiment
 
 
-def one_run(experiment: TrainingExperiment, folder: Path, variant: str, seed: int) -> dict[str, Any]:
-    """Trains one wiring from one seed in a folder of its own."""
+def train_variant(experiment: TrainingExperiment, folder: Path, variant: str, seed: int) -> dict[str, Any]:
+    """Trains one wiring from one seed in its own subfolder; returns its row of the table."""
     experiment = copy.deepcopy(experiment)
     experiment.model = dataclasses.replace(experiment.model, kv_wiring=variant)
     experiment.train.seed = seed
-    return row(experiment.model, longest(experiment), run.run(experiment, folder / f"{variant}_{seed}"))
+    summary = run.run(experiment, folder / f"{variant}_{seed}")
+    return table_row(experiment.model, max_seq_len(experiment), summary)
 
 
-def longest(experiment: TrainingExperiment) -> int:
-    """Tokens of the longest rows."""
+def max_seq_len(experiment: TrainingExperiment) -> int:
+    """Longest row of any stage, in tokens."""
     return max(stage.seq_len for stage in experiment.train.stages)
 
 
-def row(config: ModelConfig, tokens: int, summary: dict[str, Any]) -> dict[str, Any]:
-    """What a run's summary says of a wiring. `kv_bytes` are those of one row of `tokens`, in bfloat16."""
+def table_row(config: ModelConfig, tokens: int, summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's row of the table. `kv_bytes` is for one row of `tokens` tokens in bfloat16."""
     return {
         "wiring": config.wiring,
         "owners": len(config.owners),
@@ -79,17 +82,17 @@ def row(config: ModelConfig, tokens: int, summary: dict[str, Any]) -> dict[str, 
     }
 
 
-def compare(config: Wirings, workdir: Path, folder: Path, workers: int = 1) -> None:
-    """Does every run that is not finished yet, then writes the table and the picture of all that are."""
-    jobs = [(variant, seed) for seed in config.seeds for variant in config.variants]
+def compare(config: WiringExperiment, workdir: Path, folder: Path, workers: int = 1) -> None:
+    """Runs everything that is not finished, then writes the table and the plot of all finished runs."""
+    tasks = [(variant, seed) for seed in config.seeds for variant in config.variants]
     experiment = tokenized(config.experiment, workdir)
-    one = functools.partial(one_run, experiment, workdir / "runs")
-    rows = sweep(config, jobs, one, workdir, workers=workers, free=("variants", "seeds"))
+    train = functools.partial(train_variant, experiment, workdir / "runs")
+    rows = sweep(config, tasks, train, workdir, workers=workers, free=("variants", "seeds"))
     folder.mkdir(parents=True, exist_ok=True)
-    bars = read_bars(workdir / "runs" / "{variant}_{seed}".format(**rows[0]))
-    table.write_csv(folder / f"{config.name}.csv", rows, config=config, bars=bars)
-    plots.against_bytes(folder / f"{config.name}.svg", rows, longest(config.experiment), bars)
+    baselines = read_baselines(workdir / "runs" / "{variant}_{seed}".format(**rows[0]))
+    write_table(folder / f"{config.name}.csv", rows, config=config, baselines=baselines)
+    plots.loss_by_kv_bytes(folder / f"{config.name}.svg", rows, max_seq_len(config.experiment), baselines)
 
 
 if __name__ == "__main__":
-    command("Wirings", compare, "runs/language")
+    command("WiringExperiment", compare, "runs/language")

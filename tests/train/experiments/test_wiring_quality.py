@@ -1,4 +1,4 @@
-"""Language modelling under several wirings, uptraining into one: runs are kept, starts are as they say."""
+"""Language modelling with several wirings, uptraining into one: runs are kept, inits are as named."""
 
 import dataclasses
 
@@ -29,12 +29,12 @@ def small() -> TrainingExperiment:
 @pytest.fixture(scope="module")
 def uptrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uptrain")
-    config = uptrain.Uptraining(starts=("mean",), seeds=(0,), dense=small(), steps=2)
+    config = uptrain.UptrainExperiment(inits=("mean",), seeds=(0,), dense=small(), steps=2)
     uptrain.compare(config, folder / "runs", folder / "results")
     return folder, config
 
 
-def test_a_start_is_trained_in_the_new_wiring_and_its_way_recorded(uptrained):
+def test_an_init_is_trained_in_the_new_wiring_and_its_losses_recorded(uptrained):
     folder, _ = uptrained
     (row,) = results.read_csv(folder / "results" / "uptrain.csv")
     assert (row["variant"], row["wiring"], row["steps"]) == ("mean", "0s_1_2s_1", "2")
@@ -42,38 +42,38 @@ def test_a_start_is_trained_in_the_new_wiring_and_its_way_recorded(uptrained):
     assert "<svg" in (folder / "results" / "uptrain.svg").read_text()
 
 
-def test_every_start_begins_as_its_name_says(uptrained):
+def test_every_init_is_as_its_name_says(uptrained):
     folder, config = uptrained
     dense = folder / "runs" / "runs" / "standard_0" / "model"
     model, _ = load(dense)
     old = [block.attention.k.kernel[...] for block in model.blocks]
 
-    def begin(start):
-        experiment = config.after(start, dense)
-        experiment.train.seed = 7  # what is drawn is not what the dense model was drawn from
-        return prepare.starting_params(experiment)
+    def begin(init):
+        experiment = config.uptraining(init, dense)
+        experiment.train.seed = 7  # another seed than the dense model's
+        return prepare.initial_params(experiment)
 
-    new = {start: begin(start) for start in uptrain.STARTS}
-    key = {start: params["blocks.1.attention.k.kernel"] for start, params in new.items()}  # shared by 1 and 3
+    new = {init: begin(init) for init in uptrain.ALL_INITS}
+    key = {init: params["blocks.1.attention.k.kernel"] for init, params in new.items()}  # shared by 1 and 3
     np.testing.assert_array_equal(key["dense"], old[1])
     np.testing.assert_array_equal(key["owner"], old[1])
     np.testing.assert_allclose(key["mean"], (old[1] + old[3]) / 2, rtol=1e-6)
-    for start in ("random", "scratch"):
-        assert not np.allclose(key[start], old[1], atol=0.01)
-    for start, params in new.items():
-        assert ("blocks.3.attention.k.kernel" in params) == (start == "dense")
+    for init in ("random", "scratch"):
+        assert not np.allclose(key[init], old[1], atol=0.01)
+    for init, params in new.items():
+        assert ("blocks.3.attention.k.kernel" in params) == (init == "dense")
         same = np.array_equal(params["embed.table"], model.embed.table[...])
-        assert same == (start != "scratch")
+        assert same == (init != "scratch")
 
 
-def test_a_start_from_another_shape_or_tokenizer_is_refused(uptrained, tmp_path):
+def test_an_init_from_another_shape_or_tokenizer_is_refused(uptrained, tmp_path):
     folder, config = uptrained
     model = folder / "runs" / "runs" / "standard_0" / "model"
-    wide = config.after("mean", model)
+    wide = config.uptraining("mean", model)
     wide.model = dataclasses.replace(wide.model, d_ff=128)
     with pytest.raises(ValueError, match="d_ff 64, this experiment 128"):
-        prepare.starting_params(wide)
-    other = config.after("mean", model)
+        prepare.initial_params(wide)
+    other = config.uptraining("mean", model)
     other.data.path, other.data.limit_bytes = "", 100_000
     data.prepare(other.data, tmp_path / "data", 280)
     other.data.path = str(tmp_path / "data")
@@ -83,7 +83,7 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(uptrained, tmp_path)
 
 @pytest.mark.long
 def test_a_wiring_is_a_row_of_the_table_with_its_bytes_and_loss(tmp_path):
-    config = wiring_quality.Wirings(variants=("ma_offset",), seeds=(0,), experiment=small())
+    config = wiring_quality.WiringExperiment(variants=("ma_offset",), seeds=(0,), experiment=small())
     wiring_quality.compare(config, tmp_path / "runs", tmp_path / "results")
     (row,) = results.read_csv(tmp_path / "results" / "language.csv")
     model = config.experiment.model
@@ -102,11 +102,11 @@ def test_the_experiments_configs_are_sound():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"starts": ("median",)}, "starts has 'median'"),
-        ({"steps": 0}, "0 steps at a rate of 0.5 trains nothing"),
+        ({"inits": ("median",)}, "inits has 'median'"),
+        ({"steps": 0}, "0 steps with lr_scale 0.5 trains nothing"),
         ({"wiring": "sideways"}, "kv_wiring entry 0 is 'sideways'"),
     ],
 )
-def test_an_uptraining_that_makes_no_sense_is_refused(change, words):
+def test_an_invalid_uptraining_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
-        uptrain.Uptraining(dense=small(), **change).check()
+        uptrain.UptrainExperiment(dense=small(), **change).check()
