@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 
 from mixattn.generation import generate
-from mixattn.hf.checkpoint_dir import read_json
+from mixattn.hf import tokenizer_settings
 from mixattn.model import Transformer
 
 
@@ -26,12 +26,12 @@ def complete(
     return tokenizer.decode_batch([row[:-1] if row and row[-1] in stop else row for row in new])
 
 
-def chat_prompt(directory: str | Path, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+def chat_prompt(path: str | Path, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
     """Renders `{"role": ..., "content": ...}` messages with a checkpoint's chat template.
 
-    The template is chat_template.jinja, otherwise `chat_template` of tokenizer_config.json. It can use the
-    special tokens of tokenizer_config.json and `variables`. The prompt ends where the assistant's answer
-    begins.
+    The template is chat_template.jinja, otherwise `chat_template` of tokenizer_config.json, or the one in a
+    GGUF file. It can use the special tokens named beside it and `variables`. The prompt ends where the
+    assistant's answer begins.
 
     Raises:
       ValueError: there is no template, it does not render, or it refuses the messages.
@@ -39,13 +39,10 @@ def chat_prompt(directory: str | Path, messages: Sequence[Mapping[str, str]], **
     import jinja2  # an optional dependency that only chat needs
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    directory = Path(directory)
-    settings = directory / "tokenizer_config.json"
-    config = read_json(settings) if settings.exists() else {}
-    file = directory / "chat_template.jinja"
-    template = file.read_text() if file.exists() else config.get("chat_template")
+    config = tokenizer_settings(path)
+    template = config.get("chat_template")
     if not isinstance(template, str):
-        raise ValueError(f"{directory} has no chat template (chat_template.jinja or tokenizer_config.json)")
+        raise ValueError(f"{path} has no chat template (chat_template.jinja or tokenizer_config.json)")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise_exception
     special = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
@@ -53,7 +50,7 @@ def chat_prompt(directory: str | Path, messages: Sequence[Mapping[str, str]], **
         context = {**special, **variables, "messages": list(messages), "add_generation_prompt": True}
         return environment.from_string(template).render(context)
     except jinja2.TemplateError as why:
-        raise ValueError(f"the chat template of {directory} does not render: {why}") from why
+        raise ValueError(f"the chat template of {path} does not render: {why}") from why
 
 
 def _token_text(value: Any) -> Any:

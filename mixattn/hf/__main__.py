@@ -1,6 +1,7 @@
 """Converts checkpoints between Hugging Face architectures and the native layout, and to other wirings.
 
 python -m mixattn.hf convert --from=DIR --to=DIR                          to the native layout
+python -m mixattn.hf convert --from=FILE.gguf --to=DIR --dtype=bfloat16   a GGUF file, dequantised
 python -m mixattn.hf convert --from=DIR --to=DIR --architecture=llama     to a Hugging Face architecture
 python -m mixattn.hf convert --from=DIR --to=DIR --wiring=ma_offset --window=1024 --init=mean
 python -m mixattn.hf show --from=DIR                                      the parameter count and the config
@@ -16,12 +17,12 @@ from absl import flags
 from flax import nnx
 
 from mixattn import Transformer, hf
-from mixattn.hf import checkpoint_dir
 from mixattn.hf.families import FAMILIES
+from mixattn.hf.sources import open_source
 from mixattn.tools import cli
 from mixattn.uptrain import rewire
 
-flags.DEFINE_string("from", None, "The checkpoint directory to read.")
+flags.DEFINE_string("from", None, "The checkpoint directory or GGUF file to read.")
 flags.DEFINE_string("to", None, "The directory to write; a checkpoint in it is replaced.")
 flags.DEFINE_enum(
     "architecture", hf.NATIVE, [hf.NATIVE, *FAMILIES], "Architecture of the written checkpoint."
@@ -34,7 +35,6 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "init", "mean", ["owner", "mean"], "Initial K/V weights of a new owner: its own, or its group's mean."
 )
-_SETTINGS = (checkpoint_dir.CONFIG, checkpoint_dir.GENERATION)  # the later file takes precedence
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -44,7 +44,7 @@ def _flag(name: str) -> Any:
 
 def _source() -> Path:
     if not _flag("from"):
-        raise ValueError("--from is missing; name a checkpoint directory")
+        raise ValueError("--from is missing; name a checkpoint directory or a GGUF file")
     return Path(_flag("from"))
 
 
@@ -57,12 +57,13 @@ def convert() -> None:
     model, config = hf.load(source, dtype=_flag("dtype"))
     if _flag("wiring"):
         model = rewire(model, _flag("wiring"), window=_flag("window"), init=_flag("init"))
-    tokenizer = hf.load_tokenizer(source) if (source / checkpoint_dir.TOKENIZER).exists() else None
-    settings = [checkpoint_dir.read_json(source / name) for name in _SETTINGS if (source / name).exists()]
-    extra = {key: raw[key] for raw in settings for key in _TOKEN_IDS if raw.get(key) is not None}
-    hf.save(model, target, tokenizer, architecture=_flag("architecture"), extra=extra)
-    model_types = f"{settings[0]['model_type']} -> {_flag('architecture')}"
-    print(f"{source} -> {target} ({model_types}): {_size(model)}, {config.dtype}")
+    tokenizer = hf.load_tokenizer(source) if hf.has_tokenizer(source) else None
+    read = open_source(source)
+    raw = read.config()
+    extra = {key: raw[key] for key in _TOKEN_IDS if raw.get(key) is not None} | read.generation()
+    architecture, settings = _flag("architecture"), read.tokenizer_settings()
+    hf.save(model, target, tokenizer, architecture=architecture, extra=extra, tokenizer_config=settings)
+    print(f"{source} -> {target} ({raw['model_type']} -> {architecture}): {_size(model)}, {config.dtype}")
 
 
 def show() -> None:

@@ -8,11 +8,13 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -20,6 +22,7 @@ from safetensors.numpy import save_file
 from mixattn.tools.files import write_text
 
 GENERATION = "generation_config.json"
+TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 CONFIG, TOKENIZER, SINGLE, INDEX = (
     "config.json",
     "tokenizer.json",
@@ -29,47 +32,85 @@ CONFIG, TOKENIZER, SINGLE, INDEX = (
 SHARD_BYTES = 4 * 2**30
 
 
+# safetensors' names of the types that a model's weights may have
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies: its file, safetensors type, shape, and offset in bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
 class Tensors:
-    """The tensors of a checkpoint directory by name, each read on access.
+    """The tensors of a checkpoint directory by name, each mapped into memory on access.
 
     Raises:
       ValueError: the weights are missing, or a file is not valid safetensors.
     """
 
     def __init__(self, directory: Path):
-        self._open: dict[Path, Any] = {}
-        self._file: dict[str, Path] = {}
+        self._places: dict[str, _Place] = {}
         if (directory / INDEX).exists():
             weight_map = read_json(directory / INDEX).get("weight_map", {})
             files = [directory / name for name in sorted(set(weight_map.values()))]
         else:
             files = [directory / SINGLE]
         for file in files:
-            self._file |= dict.fromkeys(self._reader(file).keys(), file)
+            self._places |= _places(file)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file)
+        return iter(self._places)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._file
+        return name in self._places
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._reader(self._file[name]).get_slice(name).get_shape())
+        return self._places[name].shape
 
-    def read(self, name: str) -> np.ndarray:
-        return self._reader(self._file[name]).get_tensor(name)
+    def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
+        """The values; a view of the file where `dtype` is None or the file's."""
+        place = self._places[name]
+        if place.dtype not in _DTYPES:
+            raise ValueError(f"tensor {name} of {place.file} has type {place.dtype}, which is not supported")
+        stored = np.dtype(getattr(ml_dtypes, _DTYPES[place.dtype], _DTYPES[place.dtype]))
+        if not math.prod(place.shape):
+            return np.empty(place.shape, dtype or stored)
+        # A map per tensor leaves memory with the tensor; one of the whole file would stay.
+        data = np.memmap(place.file, np.uint8, "r", place.offset, math.prod(place.shape) * stored.itemsize)
+        values = np.asarray(data).view(stored).reshape(place.shape)
+        return values if dtype is None else values.astype(dtype, copy=False)
 
-    def _reader(self, file: Path) -> Any:
-        if file not in self._open:
-            if not file.exists():
-                raise ValueError(
-                    f"{file.parent} has no {file.name}; a checkpoint directory needs its weights"
-                )
-            try:
-                self._open[file] = safe_open(file, framework="np")
-            except SafetensorError as why:
-                raise ValueError(f"{file} is not a complete safetensors file: {why}") from why
-        return self._open[file]
+
+def _places(file: Path) -> dict[str, _Place]:
+    """Where the tensors of one file lie. The library checks the header, and that the file is complete."""
+    if not file.exists():
+        raise ValueError(f"{file.parent} has no {file.name}; a checkpoint directory needs its weights")
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except SafetensorError as why:
+        raise ValueError(f"{file} is not a complete safetensors file: {why}") from why
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    return {
+        name: _Place(file, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        for name, about in header.items()
+        if name != "__metadata__"
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,6 +137,7 @@ def write(
     tokenizer: str | None,
     shard_bytes: int = SHARD_BYTES,
     generation: dict[str, Any] | None = None,
+    tokenizer_config: dict[str, Any] | None = None,
 ) -> None:
     """Writes a checkpoint directory, replacing one that is there.
 
@@ -104,6 +146,7 @@ def write(
       tokenizer: contents of tokenizer.json; None keeps the file that is there.
       shard_bytes: maximum size of one weight file.
       generation: contents of generation_config.json.
+      tokenizer_config: contents of tokenizer_config.json; None keeps the file that is there.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
@@ -111,6 +154,8 @@ def write(
         old.unlink(missing_ok=True)
     if tokenizer is not None:
         write_text(directory / TOKENIZER, tokenizer)
+    if tokenizer_config:
+        write_text(directory / TOKENIZER_CONFIG, json.dumps(tokenizer_config, indent=2) + "\n")
     if generation:
         write_text(directory / GENERATION, json.dumps(generation, indent=2) + "\n")
     _write_shards(directory, tensors, shard_bytes)

@@ -4,15 +4,15 @@ A `TensorPlace` gives the place of a parameter in a checkpoint: one tensor, or (
 a stack. Tensors that a checkpoint stores as [out, in] are transposed, because ours are [in, out].
 """
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from mixattn.hf.checkpoint_dir import Tensors
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
@@ -33,6 +33,20 @@ class TensorPlace(NamedTuple):
     stacked: bool = False
 
 
+class TensorSource(Protocol):
+    """The tensors of a checkpoint by name, each read on access."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """Its values in `dtype`; possibly a view of the file."""
+
+
 def native_places(path: ParamPath) -> TensorPlace:
     """The native layout: each parameter is stored under its path."""
     return TensorPlace((path,))
@@ -48,13 +62,15 @@ def dotted_path(path: tuple[Any, ...]) -> ParamPath:
 
 
 def load(
-    tensors: Tensors,
+    tensors: TensorSource,
     config: ModelConfig,
     places: Places,
     ignore: Callable[[str], bool] = lambda name: False,
     shardings: Shardings | None = None,
 ) -> Transformer:
     """Builds a model tensor by tensor, each converted and placed on its own, so that only one copy exists.
+
+    The largest come first: the second copy that one needs for a moment then adds least to the peak.
 
     Args:
       ignore: tensor names that need no parameter in the model.
@@ -68,16 +84,17 @@ def load(
     wanted = [(places(dotted_path(path)), param.get_value().shape) for path, param in flat]
     _check(tensors, wanted, ignore)
     dtype = np.dtype(getattr(ml_dtypes, config.dtype, config.dtype))
-    filled = []
-    for (path, param), (place, shape) in zip(flat, wanted):
+    filled: dict[int, Any] = {}
+    for i in sorted(range(len(flat)), key=lambda i: -math.prod(wanted[i][1])):
+        (path, param), (place, shape) = flat[i], wanted[i]
         sharding = shardings(dotted_path(path), shape) if shardings else None
-        value = _read(tensors, place).astype(dtype, copy=False)
-        filled.append((path, param.replace(jax.device_put(value, sharding))))
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+        value = jax.device_put(_read(tensors, place, dtype), sharding)
+        filled[i] = path, param.replace(jax.block_until_ready(value))  # its source can go now
+    return nnx.merge(graphdef, nnx.from_flat_state([filled[i] for i in range(len(flat))]))
 
 
 def _check(
-    tensors: Tensors, wanted: list[tuple[TensorPlace, tuple[int, ...]]], ignore: Callable[[str], bool]
+    tensors: TensorSource, wanted: list[tuple[TensorPlace, tuple[int, ...]]], ignore: Callable[[str], bool]
 ) -> None:
     """Compares names and shapes before any weight is read."""
     for place, shape in wanted:
@@ -96,8 +113,9 @@ def _check(
         raise ValueError(f"tensor {unused[0]} of shape {shape}{more}: the model has no such parameter")
 
 
-def _read(tensors: Tensors, place: TensorPlace) -> np.ndarray:
-    rows = [tensors.read(name).T if place.transpose else tensors.read(name) for name in place.names]
+def _read(tensors: TensorSource, place: TensorPlace, dtype: np.dtype) -> np.ndarray:
+    values = [tensors.read(name, dtype) for name in place.names]
+    rows = [value.T if place.transpose else value for value in values]
     return np.stack(rows) if place.stacked else rows[0]
 
 

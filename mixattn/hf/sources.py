@@ -1,0 +1,121 @@
+"""Where a model comes from: a directory in the Hugging Face layout, or a GGUF file. Both answer alike."""
+
+import functools
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+
+from mixattn.hf import checkpoint_dir, gguf_config, gguf_tokenizer
+from mixattn.hf.gguf_file import GGUFFile
+from mixattn.hf.gguf_tensors import GGUFTensors
+from mixattn.hf.tensors import TensorSource
+
+GGUF_MAGIC = b"GGUF"
+
+
+class CheckpointSource(Protocol):
+    """A checkpoint's parts, each read when it is asked for."""
+
+    def config(self) -> dict[str, Any]:
+        """Contents of config.json."""
+
+    def generation(self) -> dict[str, Any]:
+        """Contents of generation_config.json, possibly none."""
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """Contents of tokenizer_config.json, possibly none."""
+
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenizer` can be read."""
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer."""
+
+    def tensors(self) -> TensorSource:
+        """The weights."""
+
+
+class DirectorySource:
+    """A directory in the Hugging Face layout."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def config(self) -> dict[str, Any]:
+        return checkpoint_dir.read_json(self._directory / checkpoint_dir.CONFIG)
+
+    def generation(self) -> dict[str, Any]:
+        return self._optional(checkpoint_dir.GENERATION)
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        settings = self._optional(checkpoint_dir.TOKENIZER_CONFIG)
+        template = self._directory / checkpoint_dir.CHAT_TEMPLATE
+        return settings | (
+            {"chat_template": template.read_text(encoding="utf-8")} if template.exists() else {}
+        )
+
+    def has_tokenizer(self) -> bool:
+        return (self._directory / checkpoint_dir.TOKENIZER).exists()
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        path = self._directory / checkpoint_dir.TOKENIZER
+        checkpoint_dir.read_json(path)
+        try:
+            return tokenizers.Tokenizer.from_file(str(path))
+        except Exception as why:  # the library raises a bare Exception
+            raise ValueError(f"{path} is not a tokenizer: {why}") from why
+
+    def tensors(self) -> TensorSource:
+        return checkpoint_dir.Tensors(self._directory)
+
+    def _optional(self, name: str) -> dict[str, Any]:
+        path = self._directory / name
+        return checkpoint_dir.read_json(path) if path.exists() else {}
+
+
+class GGUFSource:
+    """A GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = GGUFFile(path)
+
+    def config(self) -> dict[str, Any]:
+        return gguf_config.read_config(self._file)
+
+    def generation(self) -> dict[str, Any]:
+        return gguf_tokenizer.generation_config(self._file)
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        return gguf_tokenizer.tokenizer_config(self._file)
+
+    def has_tokenizer(self) -> bool:
+        return self._file.metadata.get("tokenizer.ggml.model", "no_vocab") not in ("no_vocab", "none")
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return gguf_tokenizer.read_tokenizer(self._file)
+
+    def tensors(self) -> TensorSource:
+        return GGUFTensors(self._file, self.config())
+
+
+def open_source(path: str | Path) -> CheckpointSource:
+    """The checkpoint at `path`.
+
+    Raises:
+      ValueError: a file that is not GGUF; a GGUF file that is not whole.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return DirectorySource(path)
+    with path.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise ValueError(f"{path} is a file but not GGUF; name a GGUF file or a checkpoint directory")
+    stat = path.stat()
+    return _gguf(path.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _gguf(path: Path, mtime_ns: int, size: int) -> GGUFSource:
+    """The parsed file; parsing takes seconds, so the last one is kept while it does not change."""
+    return GGUFSource(path)
