@@ -1,8 +1,9 @@
-"""Ragged batches over paged pools that earn their keep: tests, benches and compile checks read this list."""
+"""Cases of `paged.attend` for tests: ragged batches over paged pools."""
 
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 
 
 class PagedCase(NamedTuple):
@@ -19,7 +20,7 @@ class PagedCase(NamedTuple):
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
-    share: bool = False  # the first two rows read the same pages where both have them full
+    share: bool = False  # the first two rows share the pages that both fill
 
     @property
     def options(self) -> dict:
@@ -47,9 +48,9 @@ CASES = (
 
 
 class Batch(NamedTuple):
-    """Numpy arguments for one case, and the keys and values each row should find, by position.
+    """Numpy arguments of one case, and the keys and values of each row by position.
 
-    `page` and `offset` of every (row, position) say where `write` puts them.
+    `page_BS` and `offset_BS` are where `write` puts every (row, position).
     """
 
     q_BCNH: np.ndarray
@@ -63,8 +64,8 @@ class Batch(NamedTuple):
     pages: int
 
 
-def batch(case: PagedCase, dtype="float32", seed: int = 0, spare: int = 3) -> Batch:
-    """A random batch. Pages are dealt in random order; unneeded table entries hold rubbish on purpose."""
+def batch(case: PagedCase, dtype: DTypeLike = "float32", seed: int = 0, spare: int = 3) -> Batch:
+    """A random batch. Pages are in random order; table entries that are not needed are invalid on purpose."""
     rng = np.random.default_rng(seed)
     B, P, t = len(case.rows), case.P, case.page_size
     S = P * t

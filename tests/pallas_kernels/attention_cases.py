@@ -1,8 +1,9 @@
-"""The shapes that earn their keep: tests, benches and compile checks all read this list."""
+"""Cases of `attention` for tests and benchmarks."""
 
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 
 
 class AttentionCase(NamedTuple):
@@ -52,7 +53,7 @@ CASES = (
 )
 
 
-def inputs(case: AttentionCase, dtype="float32", seed: int = 0) -> tuple[dict, dict]:
+def inputs(case: AttentionCase, dtype: DTypeLike = "float32", seed: int = 0) -> tuple[dict, dict]:
     """Numpy arguments of `attention`: (q, k, v by name in `dtype`, positions and segments by name)."""
     rng = np.random.default_rng(seed)
     B, T, S = case.B, case.T, case.S
@@ -62,15 +63,15 @@ def inputs(case: AttentionCase, dtype="float32", seed: int = 0) -> tuple[dict, d
         "v_BSKH": (B, S, case.K, case.H),
     }
     arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
-    places = {}
+    positions = {}
     if case.segments:
-        places["segment_k_BS"] = np.sort(rng.integers(0, 4, (B, S)), axis=1).astype(np.int32)
-        places["segment_q_BT"] = places["segment_k_BS"][:, S - T :]
+        positions["segment_k_BS"] = np.sort(rng.integers(0, 4, (B, S)), axis=1).astype(np.int32)
+        positions["segment_q_BT"] = positions["segment_k_BS"][:, S - T :]
     if case.ring:
         written = rng.integers(S // 2, 2 * S, B)  # positions 0..written-1 were put at position mod S
         slot_S = np.arange(S)
         newest_BS = written[:, None] - 1 - (written[:, None] - 1 - slot_S[None]) % S
-        places["k_pos_BS"] = np.where(newest_BS >= 0, newest_BS, -1).astype(np.int32)
-        places["q_pos_BT"] = (written[:, None] - T + np.arange(T)[None]).astype(np.int32)
-        places["q_pos_BT"][0, -1] = -1  # padding
-    return arrays, places
+        positions["k_pos_BS"] = np.where(newest_BS >= 0, newest_BS, -1).astype(np.int32)
+        positions["q_pos_BT"] = (written[:, None] - T + np.arange(T)[None]).astype(np.int32)
+        positions["q_pos_BT"][0, -1] = -1  # padding
+    return arrays, positions
