@@ -7,7 +7,7 @@ from serving.engine.plan import StepPlan
 
 @dataclass
 class StepCost:
-    """Seconds of prefill per token, and of a decode step: `step_s + row_s * rows + context_s * context tokens`.
+    """Seconds of prefill per token, and of a decode step: `step_s + row_s * rows + context_s * context_tok`.
 
     The defaults describe an A10G with a 7B model: a least-squares fit to the profile that the authors of VTC
     published, with `step_s` raised from 16.3 to 20 ms for the work of the host.
@@ -21,16 +21,14 @@ class StepCost:
     def check(self) -> None:
         for name in ("prefill_s", "step_s", "row_s", "context_s"):
             if getattr(self, name) < 0:
-                raise ValueError(
-                    f"cost.{name} is {getattr(self, name)}; it must be at least 0"
-                )
+                raise ValueError(f"cost.{name} is {getattr(self, name)}; it must be at least 0")
 
     def prefill(self, plan: StepPlan) -> float:
         """Seconds to prefill all chunks of a plan."""
         return self.prefill_s * sum(chunk.end - chunk.start for chunk in plan.chunks)
 
     def decode(self, rows: int, context_tok: int, steps: int) -> float:
-        """Seconds of `steps` decode steps of `rows` requests that hold `context_tok` tokens before the first step."""
+        """Seconds of `steps` decode steps of `rows` requests that first hold `context_tok` tokens."""
         if not rows:
             return 0.0
         growth_tok = rows * steps * (steps - 1) // 2

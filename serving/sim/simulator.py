@@ -207,5 +207,6 @@ def prompt_blocks(request: SimulatedRequest) -> list[Block]:
     assert isinstance(tokens, TokenIds)
     ends = range(BLOCK_TOK, request.prompt_tok + BLOCK_TOK, BLOCK_TOK)
     return [
-        (tokens.head(end - BLOCK_TOK, BLOCK_TOK), min(end, request.prompt_tok) - end + BLOCK_TOK) for end in ends
+        (tokens.head(end - BLOCK_TOK, BLOCK_TOK), min(end, request.prompt_tok) - end + BLOCK_TOK)
+        for end in ends
     ]

@@ -48,7 +48,7 @@ class Worker:
         self.requests: dict[RequestId, SimulatedRequest] = {}
 
     def submit(self, request: SimulatedRequest, info: RequestInfo, now_s: float) -> bool:
-        """Queues a request; False if the policy refuses it. Shortens a multi-step decode so that it may be admitted.
+        """Queues a request; False if the policy refuses it. Ends a multi-step decode early for its admission.
 
         Raises:
           ValueError: it does not fit even alone.
@@ -128,8 +128,7 @@ class Worker:
                 produced[request.id] = usual if left > steps else StepResult(left, (), "stop")
 
     def _record_elapsed(self, step: Step, now_s: float) -> None:
-        """Records the decode steps that are over by now: how a policy treats a newcomer depends on the service
-        of others so far."""
+        """Records the decode steps completed by now: policies compare a newcomer with service so far."""
         if step.steps > 1:  # such a step has no chunks
             rows, elapsed_s = len(step.plan.decode), now_s - step.start_s
             elapsed = self.cost.steps_within(rows, step.context_tok, elapsed_s, step.steps) - 1

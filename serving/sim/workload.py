@@ -49,7 +49,9 @@ def draw_length(length: Length, rng: random.Random) -> int:
             return rng.randint(low, high)
         case ("lognormal", median, sigma, maximum):
             return min(maximum, max(1, round(rng.lognormvariate(math.log(median), sigma))))
-    raise ValueError(f"length {length!r} is not a number, (low, high) or ('lognormal', median, sigma, maximum)")
+    raise ValueError(
+        f"length {length!r} is not a number, (low, high) or ('lognormal', median, sigma, maximum)"
+    )
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Source:
       rate: requests per second; `rate_end` if it changes linearly until `end_s`.
       arrivals: `even` has gaps of 1/rate and a random phase, `poisson` exponential gaps, `burst` all at once
         at `start_s` (rate * duration of them).
-      on_s, off_s: sends for `on_s`, then pauses for `off_s`, if both are not 0; arrivals in a pause are dropped.
+      on_s, off_s: sends for `on_s`, then pauses for `off_s` and drops what arrives; 0: never pauses.
       pause_first: starts with the pause.
       prompt, output: lengths in tokens, without the prefix.
       max_output: the output limit it asks for; None: exactly what it will produce.
@@ -137,7 +139,7 @@ class Source:
 
 
 def merged(sources: Iterable[Source], seed: int) -> list[SimulatedRequest]:
-    """All requests in order of arrival. Each source has its own random numbers and does not shift another's."""
+    """All requests in order of arrival. Each source has random numbers of its own."""
     requests: list[SimulatedRequest] = []
     for i, source in enumerate(sources):
         source.check()
@@ -207,7 +209,9 @@ def _request(row: Any) -> tuple[SimulatedRequest, float]:
     if not weight > 0:
         raise ValueError(f"weight is {weight}; it must be above 0")
     tokens = _prompt(row, id)
-    return SimulatedRequest(id, str(row["client"]), arrival_s, tokens, len(tokens), output, max_output), weight
+    return SimulatedRequest(
+        id, str(row["client"]), arrival_s, tokens, len(tokens), output, max_output
+    ), weight
 
 
 def _prompt(row: dict[str, Any], id: RequestId) -> TokenSequence:

@@ -1,7 +1,7 @@
 """The result table of all experiments: one row per experiment, policy, client and metric.
 
-An empty `client` means all clients together. `paper` is the figure of a paper or its logs, where there is one,
-and `ratio` is `value / paper`. Each experiment has a line above the table that says what made its rows.
+An empty `client` means all clients together. `paper` is the figure of a paper or its logs, if any;
+`ratio` is `value / paper`. A line above the table for each experiment says what made its rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,18 @@ class TableRow:
 
 
 def provenance(title: str, **surroundings: str) -> str:
-    """The line above the table for one experiment; what is not given is asked of this process."""
-    return "; ".join([title, *(surroundings | results.surroundings(but=surroundings)).values()])
+    """The line above the table for one experiment: title, device, versions and commit.
+
+    Surroundings that are not given are those of this process.
+    """
+    made = surroundings | results.surroundings(but=surroundings)
+    return f"{title}; {made['device']}; {made['versions']}; commit {made['commit']}"
 
 
 def read(path: Path) -> tuple[dict[str, str], list[TableRow]]:
-    """The provenance line of each experiment, and all rows. Values stay text, as they stand in the file."""
-    head: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("# "):
-            break
-        key, _, text = line[2:].partition(": ")
-        if key not in ("about", *results.SURROUNDINGS):
-            head[key] = text
+    """The provenance line of each experiment, and all rows. Values remain text, exactly as in the file."""
+    recipe = results.read_recipe(path)
+    head = {key: text for key, text in recipe.items() if key not in ("about", *results.SURROUNDINGS)}
     return head, [TableRow(**row) for row in results.read_csv(path)]
 
 
@@ -58,11 +57,12 @@ def update(out: Path, provenance_of: Mapping[str, str], rows: Sequence[TableRow]
             by_experiment[row.experiment].append(row)
     for row in rows:
         by_experiment[row.experiment].append(row)
-    recipe: dict[str, Any] = {"about": ABOUT, **dict.fromkeys(results.SURROUNDINGS, "of each experiment below")}
+    recipe: dict[str, Any] = {
+        "about": ABOUT,
+        **dict.fromkeys(results.SURROUNDINGS, "of each experiment below"),
+    }
     results.write_csv(
         path,
         [vars(row) for rows in by_experiment.values() for row in rows],
-        **recipe,
-        **head,
-        **provenance_of,
+        **{**recipe, **head, **provenance_of},
     )
