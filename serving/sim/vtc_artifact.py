@@ -9,7 +9,6 @@ Source: `fair_bench/plot/visualize.py` of the VTC artifact.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pvariance
-from typing import Any
 
 from serving.fair.metrics import Event
 from serving.request import ClientId, RequestId
@@ -141,8 +140,3 @@ def rate_curves(
 
 def mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
-
-
-def table_row(values: dict[str, Any], digits: int = 5) -> dict[str, Any]:
-    """The same values, with floats rounded to a number of significant digits."""
-    return {k: float(f"{v:.{digits}g}") if isinstance(v, float) else v for k, v in values.items()}

@@ -11,7 +11,6 @@ from pallas_kernels import results
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome, run
 from serving.sim.suites import table
 from serving.sim.suites.table import TableRow
-from serving.sim.vtc_artifact import table_row
 
 MAX_CLIENT_ROWS = 100  # of an experiment with more, only the figures of all clients together are kept
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,7 +77,7 @@ def table_rows(experiment: FairnessExperiment, outcomes: Sequence[PolicyOutcome]
     """The metrics of all runs and their clients, with the paper's figures beside them.
 
     Raises:
-      KeyError: a figure of the paper for a policy, client or metric that has no value.
+      ValueError: a figure of the paper for a policy, client or metric that has no value.
     """
     values: dict[tuple[str, str, str], Any] = {}
     client_rows = [row for outcome in outcomes for row in outcome.client_rows()]
@@ -86,10 +85,10 @@ def table_rows(experiment: FairnessExperiment, outcomes: Sequence[PolicyOutcome]
         client_rows = []
     for row in (*(outcome.row() for outcome in outcomes), *client_rows):
         policy, client = row.pop("run"), row.pop("client", "")
-        values |= {(policy, client, metric): value for metric, value in table_row(row).items()}
+        values |= {(policy, client, metric): _rounded(value) for metric, value in row.items()}
     papers = dict(_paper_figures(experiment))
     if unknown := papers.keys() - values.keys():
-        raise KeyError(f"{experiment.id} has figures of the paper without a value of ours: {sorted(unknown)}")
+        raise ValueError(f"{experiment.id} has paper figures for {sorted(unknown)}, which have no value")
     return [
         TableRow(experiment.id, *key, value, *_compare(value, papers[key]) if key in papers else ())
         for key, value in values.items()
@@ -102,6 +101,11 @@ def _paper_figures(experiment: FairnessExperiment) -> Iterator[tuple[tuple[str, 
         for name, figure in figures.items():
             client, _, metric = name.rpartition(" ")
             yield (policy, client, metric), figure
+
+
+def _rounded(value: Any) -> Any:
+    """The same number; a float with five significant digits."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _compare(value: float, paper: float) -> tuple[float, float]:

@@ -80,11 +80,11 @@ def pass_cost(name: str, waiting: int, clock: Callable[[], float], rounds: int =
     rng = random.Random(0)
     page = 16
     memory = KVCacheManager([FullGroup(400_000)], page_tok=page, max_slots=64, max_tok=4096, span_tok=4096)
-    waiting_of: dict[str, RequestState] = {}
-    policy = fair.make(name, match=CacheLocality(memory, waiting_of), **LOCAL[name])
+    state_of: dict[str, RequestState] = {}
+    policy = fair.make(name, match=CacheLocality(memory, state_of), **LOCAL[name])
     reqs = [_request(i, rng) for i in range(waiting + rounds)]
     for req in reqs[:waiting]:
-        waiting_of[req.info.id] = req
+        state_of[req.info.id] = req
         policy.arrive(req.info, 0.0)
     pick_s, pass_s = [], []
     gc.collect()
@@ -93,18 +93,18 @@ def pass_cost(name: str, waiting: int, clock: Callable[[], float], rounds: int =
         start = clock()
         info = policy.pick(0.0)
         pick_s.append(clock() - start)
-        head = waiting_of[info.id]
+        head = state_of[info.id]
         admitted = memory.admit(head.tokens, "", head.info.prompt_tok + 64, reserve=True)
         assert admitted is not None
         kv, hit = admitted
         policy.admit(info, extend_tok=info.prompt_tok - hit, hit_tok=hit)
-        del waiting_of[info.id]
+        del state_of[info.id]
         memory.unwatch(info.id)
         memory.grow(kv, hit, info.prompt_tok)
         memory.computed(kv, head.tokens, info.prompt_tok, share=True)
         policy.finish(info.id)
         memory.release(kv)
-        waiting_of[req.info.id] = req
+        state_of[req.info.id] = req
         policy.arrive(req.info, 0.0)
         pass_s.append(clock() - start)
     gc.enable()
