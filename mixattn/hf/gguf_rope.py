@@ -34,26 +34,43 @@ def llama3_scaling(file: GGUFFile, theta: float, head_dim: int) -> Raw:
 
 
 def _solve(divisors_R: np.ndarray, cycles_R: np.ndarray) -> Raw | None:
-    """Settings whose ramp goes through the first and the last pair on it; Llama 3.1's with fewer pairs."""
+    """Settings whose ramp goes through the pairs on it; None if all frequencies stay."""
     factor = float(divisors_R.max())
     if factor <= 1 + _TOLERANCE:
         return None
     # kept = 0 where the frequency is divided by the factor, 1 where it stays, and linear between.
     kept_R = (1 / divisors_R - 1 / factor) / (1 - 1 / factor)
-    ramp = np.flatnonzero((kept_R > _TOLERANCE) & (kept_R < 1 - _TOLERANCE))
-    low, high = 1.0, 4.0
-    if len(ramp) >= 2:
-        first, last = ramp[0], ramp[-1]
-        slope = (kept_R[first] - kept_R[last]) / (cycles_R[first] - cycles_R[last])
-        start = cycles_R[last] - kept_R[last] / slope  # where the ramp leaves 0
-        low, high = _ORIGINAL_TOK * start, _ORIGINAL_TOK * (start + 1 / slope)
+    start, end = _ramp(kept_R, cycles_R)
     return {
         "rope_type": "llama3",
         "factor": factor,
-        "low_freq_factor": round(float(low), 4),
-        "high_freq_factor": round(float(high), 4),
+        "low_freq_factor": _snapped(_ORIGINAL_TOK * start),
+        "high_freq_factor": _snapped(_ORIGINAL_TOK * end),
         "original_max_position_embeddings": _ORIGINAL_TOK,
     }
+
+
+def _snapped(value: float) -> float:
+    """The number of three decimals that it stands for; from float32 factors 1 comes back as 1.000001."""
+    return round(value, 3) if abs(value - round(value, 3)) < 1e-5 else value
+
+
+def _ramp(kept_R: np.ndarray, cycles_R: np.ndarray) -> tuple[float, float]:
+    """The frequencies where the ramp leaves 0 and reaches 1; with fewer than two pairs on it, one of many."""
+    on = np.flatnonzero((kept_R > _TOLERANCE) & (kept_R < 1 - _TOLERANCE))
+    start = float(cycles_R[kept_R <= _TOLERANCE].max(initial=0.0))
+    end = float(cycles_R[kept_R >= 1 - _TOLERANCE].min(initial=math.inf))
+    if len(on) >= 2:
+        first, last = on[0], on[-1]
+        slope = (kept_R[first] - kept_R[last]) / (cycles_R[first] - cycles_R[last])
+        start = float(cycles_R[last] - kept_R[last] / slope)
+        return start, float(start + 1 / slope)
+    if len(on) == 1:
+        kept, cycles = float(kept_R[on[0]]), float(cycles_R[on[0]])
+        if (far := start + (cycles - start) / kept) <= end:
+            return start, far
+        return (cycles - kept * end) / (1 - kept), end
+    return start, end if math.isfinite(end) else 2 * start
 
 
 def _divisors(scaling: Raw, cycles_R: np.ndarray) -> np.ndarray:
