@@ -1,14 +1,17 @@
-"""Serves a trained checkpoint offline: either several clients under several policies, with figures in
-WORKDIR/serve, or the requests of a file.
+"""Serves a model offline: the requests of a file, or several clients under several policies, with figures in
+WORKDIR/serve.
 
+    python -m serving.main --model=models/smollm2 --requests=a.jsonl --out=b.jsonl
+    python -m serving.main --model=FILE.gguf --requests=a.jsonl --out=b.jsonl --kv_memory=1GiB --policy=vtc
     python -m serving.main --config=configs/demo.py --workdir=runs/demo
     python -m serving.main --config=configs/demo.py --workdir=runs/demo --requests=a.jsonl --out=b.jsonl
 
 Reads WORKDIR/model and WORKDIR/heldout.jsonl, which `python -m train.main` writes. Writes
 serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (the input of `serving.offline.report`).
 With --requests it answers the lines of that file instead (fields: see `serving.offline.requests_file`) and
-writes one line per answer; the same command resumes a run that was stopped. --model names any Hugging Face
-directory instead of WORKDIR/model.
+writes one line per answer; the same command resumes a run that was stopped. --model names a Hugging Face
+directory or a GGUF file instead of WORKDIR/model. Without --config the engine's sizes follow from the model,
+the requests and --kv_memory, and sampling defaults are those of the model's generation_config.json.
 
 Programs are compiled at the start and listed with their compile times. JAX_COMPILATION_CACHE_DIR=DIR and
 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment keep them between runs.
@@ -17,6 +20,7 @@ JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment keep them betwee
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +29,9 @@ from absl import flags, logging
 
 from mixattn.tools import cli, files
 from mixattn.tools.progress import ProgressLines
+from serving import model_engine
 from serving.config import EngineConfig
-from serving.offline import requests_file
+from serving.offline import chat_lines, requests_file
 from serving.offline.answers import Answers
 from serving.offline.clients import Arrivals
 from serving.offline.console import RequestLine, show_summary
@@ -41,12 +46,33 @@ if TYPE_CHECKING:  # jax is loaded only after flags and files have been checked
 
 _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory to serve instead of WORKDIR/model.")
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or GGUF file to serve.")
+_KV_MEMORY = flags.DEFINE_string(
+    "kv_memory", None, "Without --config: bytes for K/V, e.g. 1GiB; half of the free memory by default."
+)
+_MAX_MODEL_LEN = flags.DEFINE_integer(
+    "max_model_len",
+    None,
+    "Without --config: longest request in tokens; the model's context by default.",
+    lower_bound=2,
+)
+_DTYPE = flags.DEFINE_string(
+    "dtype", None, "Dtype of the weights in memory, e.g. bfloat16; the model's by default."
+)
+_POLICY = flags.DEFINE_string("policy", None, "Without --config: scheduling policy, fcfs by default.")
 _REQUESTS = flags.DEFINE_string("requests", None, "Answer the requests of this file of JSON lines.")
 _OUT = flags.DEFINE_string("out", None, "File for the answers to --requests; an existing one is resumed.")
 
 
 def main() -> None:
+    if flags.FLAGS["config"].value is None and _MODEL.value:
+        answer(None)
+        return
+    for flag in (_KV_MEMORY, _MAX_MODEL_LEN, _POLICY):
+        if flag.value is not None:
+            raise ValueError(
+                f"--{flag.name} is for runs without --config; override the config's field instead"
+            )
     serve = getattr(cli.config(), "serve", None)
     if serve is None:
         raise ValueError("--config has no field `serve`; name one that serves, e.g. configs/demo.py")
@@ -67,28 +93,63 @@ def main() -> None:
         show_summary(summary)
 
 
-def answer(config: EngineConfig) -> None:
-    """Answers the requests of --requests that --out does not hold yet."""
-    folder = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no model; name a training run by --workdir or a folder by --model")
+def answer(config: EngineConfig | None) -> None:
+    """Answers the requests of --requests that --out does not hold yet; None = an engine made for them."""
+    model_path = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
+    if not (_REQUESTS.value and _OUT.value):
+        raise ValueError(f"--requests={_REQUESTS.value} and --out={_OUT.value} go together")
+    if not model_path.is_file() and not (model_path / "config.json").exists():
+        raise ValueError(
+            f"{model_path} holds no model; name a training run by --workdir or a model by --model"
+        )
     if not Path(_REQUESTS.value).exists():
         raise ValueError(f"{_REQUESTS.value} does not exist")
+    budget = _kv_bytes() if config is None else 0  # a wrong size is refused before the model is read
     from mixattn import hf
 
-    tokenizer = hf.load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
-    encode = None if tokenizer is None else (lambda text: tokenizer.encode(text).ids)
+    tokenizer = hf.load_tokenizer(model_path) if hf.has_tokenizer(model_path) else None
+    requests = _read_requests(model_path, tokenizer)
+    if config is None:
+        config = model_engine.engine_config(
+            hf.read_config(model_path),
+            requests,
+            kv_bytes=budget,
+            max_model_tok=_MAX_MODEL_LEN.value or 0,
+            policy=_POLICY.value or "fcfs",
+        )
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
-    config = dataclasses.replace(config, eos_ids=config.eos_ids or tuple(hf.stop_ids(folder)))
-    requests = requests_file.read(Path(_REQUESTS.value), encode)
+    config = dataclasses.replace(config, eos_ids=config.eos_ids or tuple(hf.stop_ids(model_path)))
     answers = Answers(Path(_OUT.value), requests)
     missing = answers.missing
     try:
-        stats = _answer(config, hf.load(folder)[0], tokenizer, missing, answers) if missing else {}
+        model = hf.load(model_path, dtype=_DTYPE.value)[0] if missing else None
+        stats = _answer(config, model, tokenizer, missing, answers) if model else {}
     finally:
         answers.close()
     figures = {"answered": len(missing), "kept": len(requests) - len(missing), **stats}
     print(json.dumps(figures) if _JSON.value else ", ".join(f"{k} {v}" for k, v in figures.items()))
+
+
+def _read_requests(model_path: Path, tokenizer: "Tokenizer | None") -> list[Request]:
+    from mixattn import hf
+
+    if tokenizer is None:
+        return requests_file.read(Path(_REQUESTS.value or ""), None)
+    encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
+    chat = chat_lines.renderer(model_path, tokenizer)
+    defaults = model_engine.sampling_defaults(hf.generation_settings(model_path))
+    return requests_file.read(Path(_REQUESTS.value or ""), encode, chat, defaults)
+
+
+def _kv_bytes() -> int:
+    """The K/V budget; says in one line what it is where nobody named it."""
+    if _KV_MEMORY.value:
+        return model_engine.parse_bytes(_KV_MEMORY.value)
+    free = model_engine.free_bytes()
+    budget = int(free * model_engine.FREE_SHARE)
+    gib = f"{budget / 2**30:.1f} GiB of the {free / 2**30:.1f} GiB that are free"
+    print(f"K/V may take up to {gib} (--kv_memory names another size)", file=sys.stderr)
+    return budget
 
 
 def _answer(

@@ -2,30 +2,44 @@
 
     {"prompt": "def f(", "max_tokens": 32}                    text or token ids ("prompt_ids")
     {"id": "a1", "client": "b", "prompt_ids": [1, 2, 3], "temperature": 0.8, "seed": 7, "n": 2}
+    {"messages": [{"role": "user", "content": "Hello"}]}      by the model's chat template
+    {"custom_id": "c1", "body": {"messages": [...]}}          see `serving.offline.openai_batch`
 
-Fields are those of `Request` and `Sampling`. The default `id` is the line's number.
+Fields are those of `Request` and `Sampling`. The default `id` is the line's number, the default `max_tokens`
+of messages CHAT_TOK.
 """
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from serving.offline import chat_lines, openai_batch
 from serving.request import Request, Sampling
 
 SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
-REQUEST = {"id", "client", "prompt", "prompt_ids", "cache_salt", "deadline_s", "priority"}
+PROMPTS = ("prompt", "prompt_ids", "messages")
+REQUEST = {"id", "client", *PROMPTS, "cache_salt", "deadline_s", "priority"}
+
+CHAT_TOK = 256
 
 type Encode = Callable[[str], Sequence[int]]
 
 
-def read(path: Path, encode: Encode | None) -> list[Request]:
+def read(
+    path: Path,
+    encode: Encode | None,
+    chat: chat_lines.RenderMessages | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> list[Request]:
     """Reads all requests of a file.
 
     Args:
       encode: text -> ids, for prompts that are text.
+      chat: messages -> ids.
+      defaults: sampling of lines that do not say otherwise.
 
     Raises:
       ValueError: bad lines, each named by number; or an id that occurs twice.
@@ -41,7 +55,7 @@ def read(path: Path, encode: Encode | None) -> list[Request]:
         if not line.strip():
             continue
         try:
-            requests.append(parse(json.loads(line), str(number), encode))
+            requests.append(parse(json.loads(line), str(number), encode, chat, defaults))
         except (ValueError, TypeError, RecursionError) as why:
             bad.append(f"line {number}: {why}")
     if bad:
@@ -53,7 +67,13 @@ def read(path: Path, encode: Encode | None) -> list[Request]:
     return requests
 
 
-def parse(fields: Any, id: str, encode: Encode | None) -> Request:
+def parse(
+    fields: Any,
+    id: str,
+    encode: Encode | None,
+    chat: chat_lines.RenderMessages | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Request:
     """One request from decoded JSON; a null field counts as absent.
 
     Raises:
@@ -61,16 +81,19 @@ def parse(fields: Any, id: str, encode: Encode | None) -> Request:
     """
     if not isinstance(fields, dict):
         raise ValueError(f"is a {type(fields).__name__}, not an object")
+    if openai_batch.is_batch_line(fields):
+        fields = openai_batch.request_fields(fields)
     if unknown := sorted(fields.keys() - SAMPLING - REQUEST):
         raise ValueError(f"has unknown fields {', '.join(unknown)}")
     fields = {name: value for name, value in fields.items() if value is not None}
-    sampling = {name: value for name, value in fields.items() if name in SAMPLING}
+    sampling = dict(defaults or {}) | ({"max_tokens": CHAT_TOK} if "messages" in fields else {})
+    sampling |= {name: value for name, value in fields.items() if name in SAMPLING}
     sampling |= {name: read(fields[name]) for name, read in _SPECIAL.items() if name in fields}
     rest = {
         name: fields[name] for name in ("client", "cache_salt", "deadline_s", "priority") if name in fields
     }
     return Request(
-        prompt_ids=_prompt(fields, encode),
+        prompt_ids=_prompt(fields, encode, chat),
         sampling=Sampling(**sampling),
         id=_name(fields.get("id", id)),
         **{"client": "default"} | rest,
@@ -108,14 +131,21 @@ def _logit_bias(value: Any) -> dict[int, float]:
 _SPECIAL: dict[str, Callable[[Any], Any]] = {"stop": _stop, "stop_ids": _stop_ids, "logit_bias": _logit_bias}
 
 
-def _prompt(fields: dict[str, Any], encode: Encode | None) -> list[int]:
-    if ("prompt" in fields) == ("prompt_ids" in fields):
-        raise ValueError("needs either prompt or prompt_ids")
+def _prompt(
+    fields: dict[str, Any], encode: Encode | None, chat: chat_lines.RenderMessages | None
+) -> list[int]:
+    if sum(name in fields for name in PROMPTS) != 1:
+        raise ValueError("needs either prompt, prompt_ids or messages")
     if "prompt_ids" in fields:
         ids = fields["prompt_ids"]
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             raise ValueError("prompt_ids must be a list of integers")
         return ids
+    if "messages" in fields:
+        messages = chat_lines.checked(fields["messages"])
+        if chat is None:
+            raise ValueError("has messages, but the model has no tokenizer; give prompt_ids")
+        return chat(messages)
     if encode is None:
         raise ValueError("prompt is text, but the model has no tokenizer; give prompt_ids")
     if not isinstance(fields["prompt"], str):
