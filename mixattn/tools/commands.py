@@ -20,7 +20,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "spec": Command("mixattn.spec", "draw a K/V wiring and the memory it needs"),
     "params": Command("mixattn.params", "count a model's parameters"),
-    "hf": Command("mixattn.hf", "convert checkpoints from and to Hugging Face layout"),
+    "hf": Command("mixattn.hf", "convert checkpoints from GGUF, and from and to Hugging Face layout"),
     "fits": Command(
         "mixattn.tools.aot_fit", "check whether serving a model fits a TPU or GPU, without the device"
     ),
@@ -36,9 +36,8 @@ COMMANDS: dict[str, Command] = {
     "uptrain": Command(
         "train.experiments.uptrain", "experiment: convert a dense model to a wiring by further training"
     ),
-    "serve": Command(
-        "serving.main", "serve a checkpoint offline: compare policies, or answer a file of requests"
-    ),
+    "chat": Command("serving.chat", "chat with a model on the terminal"),
+    "serve": Command("serving.main", "serve a model offline: answer a file of requests, or compare policies"),
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
