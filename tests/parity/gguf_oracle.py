@@ -6,8 +6,8 @@ Needs .venv-llama (`make parity-gguf` makes it). Rows: the real model as float32
 of every architecture; the real vocabulary under every pre-tokenizer, and a SentencePiece one. Exits with 1 if
 a row fails. Tolerance: logits within 1e-3 of each other, absolute.
 
-llama.cpp reads GELU from a table in float16. Gemma's rows say the difference with our exact GELU, and are judged
-with the same table on our side.
+llama.cpp reads GELU from a table in float16. Gemma's rows say the difference with our exact GELU, and are
+judged with the same table on our side.
 """
 
 import json
