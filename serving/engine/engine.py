@@ -22,6 +22,7 @@ from serving import fair
 from serving.config import STOP_IDS, EngineConfig
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
+from serving.engine.device_state import DeviceState
 from serving.engine.invariants import InvariantChecker
 from serving.engine.kv_layout import KV_KINDS, KVKind, KVLayout, span_tok
 from serving.engine.model_runner import InFlightStep, ModelRunner
@@ -31,7 +32,6 @@ from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.programs import Programs, chunk_sizes, feature_sets
 from serving.engine.scheduler import Scheduler
 from serving.engine.stats import EngineCounters, EngineStats
-from serving.engine.steps import DeviceState
 from serving.kvcache.manager import UNSHARED, KVCacheManager
 from serving.kvcache.tokens import TokenIds
 from serving.request import Delta, Output, Request, RequestId, RequestInfo, Sampling
@@ -94,6 +94,7 @@ class Engine:
             max_steps=max(limits.decode_steps),
             decode_rows=config.decode_rows,
             feature_sets=feature_sets(config, model.config.vocab_size),
+            layers_per_program=config.layers_per_program,
         )
         self.programs.compile(report) if programs is None else self.programs.borrow(programs)
         self.state: DeviceState = self.programs.fresh_state()
