@@ -1,8 +1,8 @@
 """Deep stacks in segments: one program per kind of segment, called once for each segment of layers.
 
-The time to compile a program grows with the layers in it, and the layers of a deep stack are mostly alike. So
-the stack is cut into segments of a few layers; segments of one kind (owners, readers, windows, mixtures in the
-same order) share their programs, and what comes before and after the layers has programs of its own:
+The time to compile a program grows with the layers in it, and the layers of a deep stack are mostly alike.
+So the stack is cut into segments of a few layers; segments of one kind (owners, readers, windows, mixtures in
+the same order) share their programs, and what comes before and after the layers has programs of its own:
 
     prefill = start_prefill, run_segment ..., end_prefill
     decode  = start_decode, then for each step run_segment ..., end_decode; store at the end
@@ -34,8 +34,8 @@ from serving.engine.device_state import (
 )
 from serving.engine.steps import empty_output, finish_decode, finish_prefill, load_rows, store_rows
 
-# What one more distinct layer costs at start-up, over what one more segment costs in every step, as the choice
-# of the segment length weighs them: some 0.3 s of compilation against some 50 us of a call.
+# How the choice of a segment length weighs one more call per step against one more layer to compile: some 50 us
+# in every step against some 0.3 s at start-up.
 SEGMENT_WEIGHT = 0.2
 MAX_SEGMENT = 6
 
@@ -105,14 +105,12 @@ def _segment(model: Transformer, span: range, last_owner: int | None) -> Segment
         graphdef,
         tree,
         tuple(Layer(local[layer.index], local[layer.owner], layer.window) for layer in layers),
-        local[last_owner] if last_owner in span else None,
+        local[last_owner] if last_owner is not None and last_owner in span else None,
     )
     return Segment(kind, params, tuple(layer.index for layer in layers if layer.owns), borrowed)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "kind", "page_kinds"), donate_argnames=("x_RTD", "owned")
-)
+@functools.partial(jax.jit, static_argnames=("config", "kind", "page_kinds"), donate_argnames="owned")
 def run_segment(
     config: ModelConfig,
     kind: SegmentKind,
