@@ -30,8 +30,9 @@ from serving.engine.device_state import (
     StepOutput,
 )
 from serving.engine.logits import PenaltyRows
+from serving.engine.program_cache import ProgramCache
 from serving.engine.segments import SegmentKind
-from serving.engine.stacks import Lower, Name, make_stack
+from serving.engine.stacks import Name, ProgramSpec, make_stack
 from serving.request import Sampling
 
 
@@ -116,16 +117,38 @@ class Programs:
         """Rows of the smallest compiled decode that `live` requests fit in."""
         return next(r for r in self.decode_rows if live <= r)
 
-    def compile(self, report: Callable[[str, float], None] = lambda name, seconds: None) -> None:
-        """Compiles all programs, on all cores; `report` is called with each program's name and seconds."""
+    def compile(
+        self,
+        report: Callable[[str, float], None] = lambda name, seconds: None,
+        cache: ProgramCache | None = None,
+    ) -> None:
+        """Compiles all programs, on all cores, or loads them from `cache`.
+
+        Args:
+          report: called with each program's name and seconds.
+        """
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with ThreadPoolExecutor(count) as cores:
-            building = [_build(cores, name, lower) for name, lower in self.stack.listing(self)]
+            building = [(name, *self._build(cores, spec, cache)) for name, spec in self.stack.listing(self)]
             for name, began_s, built in building:
                 self._compiled[name], ended_s = built.result()
                 label = self._label(name)
                 self.compile_s[label] = ended_s - began_s
                 report(label, self.compile_s[label])
+
+    def _build(
+        self, cores: Executor, spec: ProgramSpec, cache: ProgramCache | None
+    ) -> tuple[float, Future[tuple[Any, float]]]:
+        """Traces one program here and starts to compile it on any core; or loads it there, untraced."""
+        began_s = time.perf_counter()
+        if cache is None:
+            lowered = spec.lower()
+            return began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
+        description = f"{self.stack.config}\n{spec.describe()}"
+        found = cache.load_or_compile
+        return began_s, cores.submit(
+            lambda: (found(description, lambda: spec.lower().compile()), time.perf_counter())
+        )
 
     def _label(self, name: Name) -> str:
         """A program's name for people: segments by number, features by the words that are on."""
@@ -215,13 +238,6 @@ class Programs:
 
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
-
-
-def _build(cores: Executor, name: Name, lower: Lower) -> tuple[Name, float, Future]:
-    """Traces one program here and starts to compile it on any core."""
-    began_s = time.perf_counter()
-    lowered = lower()
-    return name, began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
 
 
 def _is_kind(part: Any) -> bool:

@@ -34,8 +34,8 @@ from serving.engine.device_state import (
 )
 from serving.engine.steps import empty_output, finish_decode, finish_prefill, load_rows, store_rows
 
-# How the choice of a segment length weighs one more call per step against one more layer to compile: some 50 us
-# in every step against some 0.3 s at start-up.
+# How the choice of a segment length weighs one more call per step against one more layer to compile: some
+# 50 us in every step against some 0.3 s at start-up.
 SEGMENT_WEIGHT = 0.2
 MAX_SEGMENT = 6
 
@@ -45,13 +45,19 @@ class SegmentKind(NamedTuple):
 
     Attributes:
       layers: how each layer attends; indices count from the segment's start, owners before it are -1, -2, ...
+      mixtures: of each layer, whether its feed-forward is a mixture of experts.
       last_owner: the layer after which only each row's last token goes on, if it is in this segment.
     """
 
     graphdef: nnx.GraphDef[Any]
     tree: Any
     layers: tuple[Layer, ...]
+    mixtures: tuple[bool, ...]
     last_owner: int | None
+
+    def describe(self) -> str:
+        """The same from run to run, unlike a hash: with the model's configuration it determines the rest."""
+        return repr((self.layers, self.mixtures, self.last_owner))
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ def _segment(model: Transformer, span: range, last_owner: int | None) -> Segment
         graphdef,
         tree,
         tuple(Layer(local[layer.index], local[layer.owner], layer.window) for layer in layers),
+        tuple(model.config.has_experts(i) for i in span),
         local[last_owner] if last_owner is not None and last_owner in span else None,
     )
     return Segment(kind, params, tuple(layer.index for layer in layers if layer.owns), borrowed)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from mixattn.cache import Paged
 from mixattn.model import Transformer
+from mixattn.spec import ModelConfig
 from pallas_kernels.paged import Pool
 from serving.engine import segments, steps
 from serving.engine.device_state import (
@@ -27,13 +28,46 @@ from serving.engine.device_state import (
     SplitModel,
     StepOutput,
 )
-from serving.engine.segments import RowPlaces, Segment
+from serving.engine.segments import RowPlaces, Segment, SegmentKind
 
 MAX_WHOLE = 8  # layers of a stack that compiles fast enough as a whole
 
 type Name = tuple[Any, ...]
-type Lower = Callable[[], Any]  # -> jax.stages.Lowered
 type Compiled = Mapping[Name, Callable[..., Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramSpec:
+    """A program before it is compiled.
+
+    Attributes:
+      function: jitted; called with `fixed`, then `args`, and `options`.
+      fixed: hashable arguments that it is specific to.
+      args: shapes in place of arrays.
+      options: hashable keyword arguments that it is specific to.
+    """
+
+    function: Any
+    fixed: tuple[Any, ...]
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+    def lower(self) -> Any:
+        """Traces it: a `jax.stages.Lowered`."""
+        return self.function.lower(*self.fixed, *self.args, **self.options)
+
+    def describe(self) -> str:
+        """Equal for equal programs of equally configured models. Does not cover sources and versions."""
+        leaves, tree = jax.tree.flatten(self.args)
+        shapes = [f"{leaf.dtype}{leaf.shape}" for leaf in leaves]
+        fixed = [
+            x.describe() if isinstance(x, SegmentKind) else repr(x)
+            for x in self.fixed
+            if not isinstance(x, SplitModel)
+        ]
+        return "\n".join(
+            [self.function.__name__, *fixed, repr(sorted(self.options.items())), str(tree), *shapes]
+        )
 
 
 class Shapes(Protocol):
@@ -49,12 +83,14 @@ class Shapes(Protocol):
 class Stack(Protocol):
     """A model whose programs are listed, compiled elsewhere, and called by name."""
 
+    config: ModelConfig
+
     def identity(self) -> Any:
         """Equal for stacks that can share compiled programs."""
         ...
 
-    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, Lower]]:
-        """Each program's name and how to lower it, the slowest to compile first."""
+    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, ProgramSpec]]:
+        """Each program's name and what it is, the slowest to compile first."""
         ...
 
     def prefill(
@@ -83,21 +119,23 @@ class WholeStack:
     """One program per call."""
 
     def __init__(self, model: Transformer):
+        self.config = model.config
         self._network, self._params = SplitModel.split(model)
 
     def identity(self) -> Any:
         return self._network
 
-    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, Lower]]:
+    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, ProgramSpec]]:
         network, params, state = self._network, abstract(self._params), abstract(shapes.state())
         for decode, features in shapes.decodes():
-            args = (network, params, state, abstract(decode), jax.ShapeDtypeStruct((), np.int32))
+            args = (params, state, abstract(decode), jax.ShapeDtypeStruct((), np.int32))
             options = {"max_steps": shapes.max_steps, "features": features}
-            yield ("decode", len(decode.left_R), features), _lower(steps.decode, *args, **options)
+            name = ("decode", len(decode.left_R), features)
+            yield name, ProgramSpec(steps.decode, (network,), args, options)
         for prefill, features in shapes.prefills():
-            args_ = (network, params, state, abstract(prefill))
+            prefill_args = (params, state, abstract(prefill))
             name = ("prefill", *prefill.tokens_RC.shape, features)
-            yield name, _lower(steps.prefill, *args_, features=features)
+            yield name, ProgramSpec(steps.prefill, (network,), prefill_args, {"features": features})
 
     def prefill(
         self, compiled: Compiled, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
@@ -119,7 +157,7 @@ class SegmentedStack:
     """One program per kind of segment, and those before and after the layers."""
 
     def __init__(self, model: Transformer, size: int):
-        self._config = model.config
+        self.config = model.config
         ends = copy.copy(model)
         ends.blocks = nnx.List([])
         self._ends, self._params = SplitModel.split(ends)
@@ -127,10 +165,10 @@ class SegmentedStack:
         self._last_token = segments.cut(model, size, last_only=True)
 
     def identity(self) -> Any:
-        return self._config, self._ends, tuple(segment.kind for segment in self._last_token)
+        return self.config, self._ends, tuple(segment.kind for segment in self._last_token)
 
-    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, Lower]]:
-        seen: dict[Name, Lower] = {}
+    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, ProgramSpec]]:
+        seen: dict[Name, ProgramSpec] = {}
         state = abstract(shapes.state())
         for prefill, features in shapes.prefills():
             seen |= self._prefill_listing(state, abstract(prefill), features)
@@ -194,34 +232,40 @@ class SegmentedStack:
 
     def _prefill_listing(
         self, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
-    ) -> dict[Name, Lower]:
+    ) -> dict[Name, ProgramSpec]:
         shape = batch.tokens_RC.shape
-        args = (self._ends, abstract(self._params), batch.tokens_RC, batch.start_R, batch.count_R)
-        listed = {("start prefill", *shape): _lower(segments.start_prefill, *args)}
-        x = jax.ShapeDtypeStruct((*shape, self._config.d_model), self._config.dtype)
+        params = abstract(self._params)
+        args = (params, batch.tokens_RC, batch.start_R, batch.count_R)
+        listed: dict[Name, ProgramSpec] = {
+            ("start prefill", *shape): ProgramSpec(segments.start_prefill, (self._ends,), args, {})
+        }
+        x = jax.ShapeDtypeStruct((*shape, self.config.d_model), self.config.dtype)
         chain = self._every_token if features.prompt else self._last_token
         places = RowPlaces(batch.tables, batch.start_R, batch.count_R)
         x = self._segments_listing(chain, x, state.cache, places, listed)
-        end = (self._ends, abstract(self._params), x, state.rows, batch)
-        listed["end prefill", *shape, features] = _lower(segments.end_prefill, *end, features=features)
+        listed["end prefill", *shape, features] = ProgramSpec(
+            segments.end_prefill, (self._ends,), (params, x, state.rows, batch), {"features": features}
+        )
         return listed
 
     def _decode_listing(
         self, state: DeviceState, batch: DecodeBatch, features: SamplingFeatures, max_steps: int
-    ) -> dict[Name, Lower]:
+    ) -> dict[Name, ProgramSpec]:
         R, params = len(batch.left_R), abstract(self._params)
         options = {"max_steps": max_steps, "features": features}
         rows = jax.eval_shape(lambda rows, batch: steps.load_rows(rows, batch, features), state.rows, batch)
         out = jax.eval_shape(lambda: steps.empty_output(max_steps, R, features))
-        x = jax.ShapeDtypeStruct((R, 1, self._config.d_model), self._config.dtype)
+        x = jax.ShapeDtypeStruct((R, 1, self.config.d_model), self.config.dtype)
         one = jax.ShapeDtypeStruct((), jnp.int32)
-        end = (self._ends, params, x, one, rows, batch.left_R, out)
+        only = {"features": features}
         listed = {
-            ("start decode", R, features): _lower(
-                segments.start_decode, self._ends, params, state.rows, batch, **options
+            ("start decode", R, features): ProgramSpec(
+                segments.start_decode, (self._ends,), (params, state.rows, batch), options
             ),
-            ("end decode", R, features): _lower(segments.end_decode, *end, features=features),
-            ("store", R, features): _lower(segments.store, state.rows, batch.slot_R, rows, features=features),
+            ("end decode", R, features): ProgramSpec(
+                segments.end_decode, (self._ends,), (params, x, one, rows, batch.left_R, out), only
+            ),
+            ("store", R, features): ProgramSpec(segments.store, (), (state.rows, batch.slot_R, rows), only),
         }
         places = RowPlaces(batch.tables, batch.left_R, batch.left_R)
         self._segments_listing(self._every_token, x, state.cache, places, listed)
@@ -233,13 +277,14 @@ class SegmentedStack:
         x: jax.ShapeDtypeStruct,
         cache: Paged,
         places: RowPlaces,
-        listed: dict[Name, Lower],
+        listed: dict[Name, ProgramSpec],
     ) -> jax.ShapeDtypeStruct:
         """Adds the segments' programs; the shape of the residual stream after them."""
         for segment in chain:
             pools = [[cache.pools[i] for i in ids] for ids in (segment.owned, segment.borrowed)]
-            args = (self._config, segment.kind, cache.kinds, abstract(segment.params), x, *pools, places)
-            listed["segment", segment.kind, *x.shape[:2]] = _lower(segments.run_segment, *args)
+            fixed = (self.config, segment.kind, cache.kinds)
+            args = (abstract(segment.params), x, *pools, places)
+            listed["segment", segment.kind, *x.shape[:2]] = ProgramSpec(segments.run_segment, fixed, args, {})
             if segment.kind.last_owner is not None:
                 x = jax.ShapeDtypeStruct((x.shape[0], 1, x.shape[2]), x.dtype)
         return x
@@ -251,7 +296,3 @@ _COMPILE_ORDER = ("segment", "end decode", "end prefill", "start decode", "store
 def abstract(tree: Any) -> Any:
     """Shapes and dtypes in place of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def _lower(function: Any, *args: Any, **static: Any) -> Lower:
-    return lambda: function.lower(*args, **static)
