@@ -11,6 +11,7 @@ to is read.
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
@@ -24,13 +25,11 @@ import jax
 from absl import logging
 from jax.experimental import serialize_executable
 
-import mixattn
-import pallas_kernels
-import serving
 from mixattn.tools import files
 
 MAX_BYTES = 2 << 30  # of all files; the least recently used go first
 SUFFIX = ".program"
+TRACED = ("mixattn", "pallas_kernels", "serving")  # packages whose sources determine the programs
 ENVIRONMENT = ("XLA_FLAGS", "NPROC", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
@@ -131,8 +130,9 @@ def _surroundings() -> str:
 
 def _digest_of_sources() -> str:
     digest = hashlib.sha256()
-    for package in (mixattn, pallas_kernels, serving):
-        for folder in package.__path__:
+    for package in TRACED:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
             for path in sorted(Path(folder).rglob("*.py")):
                 digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
