@@ -13,8 +13,8 @@ writes one line per answer; the same command resumes a run that was stopped. --m
 directory or a GGUF file instead of WORKDIR/model. Without --config the engine's sizes follow from the model,
 the requests and --kv_memory, and sampling defaults are those of the model's generation_config.json.
 
-Programs are compiled at the start and listed with their compile times. JAX_COMPILATION_CACHE_DIR=DIR and
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment keep them between runs.
+Programs are compiled at the start, listed with their compile times, and kept in ~/.cache/mixattn/programs; the
+policies' comparison keeps none (JAX_COMPILATION_CACHE_DIR=DIR in the environment does).
 """
 
 import dataclasses
@@ -161,11 +161,13 @@ def _answer(
 ) -> dict[str, Any]:
     """Writes the outputs of `requests` to `answers`; returns figures of the engine."""
     from serving.engine.engine import Engine
+    from serving.engine.program_cache import ProgramCache, default_folder
 
     with ProgressLines() as lines:
         line = RequestLine(lines, "answer", sum(r.sampling.n for r in requests))
         decode = None if tokenizer is None else tokenizer.decode
-        engine = Engine(model, config, report=line.compiled, decode=decode)
+        cache = ProgramCache(default_folder())
+        engine = Engine(model, config, report=line.compiled, decode=decode, program_cache=cache)
         for request in requests:
             engine.check(request)
         queue = iter(requests)

@@ -76,6 +76,7 @@ def start() -> "ChatSession":
     from mixattn import hf
     from serving.chat.session import ChatSession
     from serving.engine.engine import Engine
+    from serving.engine.program_cache import ProgramCache, default_folder
 
     path = _MODEL.value
     tokenizer = hf.load_tokenizer(path)
@@ -101,7 +102,11 @@ def start() -> "ChatSession":
         penalties=chosen.has_penalties,
     )
     engine = Engine(
-        model, config, report=lambda name, seconds: _status(f"compiled {name}"), decode=tokenizer.decode
+        model,
+        config,
+        report=lambda name, seconds: _status(f"compiled {name}"),
+        decode=tokenizer.decode,
+        program_cache=ProgramCache(default_folder()),
     )
     _status("")
     return ChatSession(engine, render, chosen, history)
