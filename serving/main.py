@@ -13,8 +13,8 @@ writes one line per answer; the same command resumes a run that was stopped. --m
 directory or a GGUF file instead of WORKDIR/model. Without --config the engine's sizes follow from the model,
 the requests and --kv_memory, and sampling defaults are those of the model's generation_config.json.
 
-Programs are compiled at the start, listed with their compile times, and kept in ~/.cache/mixattn/programs; the
-policies' comparison keeps none (JAX_COMPILATION_CACHE_DIR=DIR in the environment does).
+Programs are compiled at the start, listed with their compile times, and kept in ~/.cache/mixattn/programs,
+except in a comparison of policies (there JAX_COMPILATION_CACHE_DIR=DIR in the environment keeps them).
 """
 
 import dataclasses

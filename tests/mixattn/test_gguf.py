@@ -17,6 +17,7 @@ from mixattn.hf import gguf_file, gguf_rope
 from mixattn.text import chat_prompt
 from tests.mixattn import gguf_files
 from tests.mixattn.gguf_files import write_gguf, write_vocabulary
+from tests.parity.load_peak import measured
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -272,32 +273,11 @@ def test_conversion_keeps_model_tokenizer_and_settings(byte_level, tmp_path, run
     assert chat_prompt(tmp_path / "out", [{"role": "user", "content": "x"}]) == "<s>x"
 
 
-MEASURE = """
-import sys, jax
-from flax import nnx
-from mixattn import hf
-def status(name):
-    line = next(l for l in open("/proc/self/status") if l.startswith(name))
-    return 1024 * int(line.split()[1])
-jax.block_until_ready(jax.device_put(0))
-before = status("VmRSS")
-model, _ = hf.load(sys.argv[1])
-weights = sum(x.nbytes for x in jax.tree.leaves(nnx.split(model)[1]))
-print((status("VmHWM") - before) / weights)
-"""
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
 def test_peak_memory_at_load_is_at_most_the_weights_and_15_percent(tmp_path):
-    import subprocess
-    import sys
-
     from mixattn import ModelConfig, Transformer
 
     size = {"d_model": 512, "n_heads": 8, "n_kv_heads": 8, "head_dim": 64, "d_ff": 2048, "vocab_size": 16_000}
     config = ModelConfig(n_layers=12, **size, tied=True)  # 233 MB
     hf.save(Transformer(config, rngs=nnx.Rngs(0)), tmp_path / "native")
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "native")], capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout) <= 1.15
+    assert measured(str(tmp_path / "native"))["peak_over_weights"] <= 1.15
