@@ -54,7 +54,7 @@ def write_config(model_type: str, config: ModelConfig) -> Raw:
         "dtype": config.dtype,
         **family.write(config),
     }
-    ours, theirs = _effective_fields(config), _effective_fields(read_config(model_type, raw))
+    ours, theirs = effective_fields(config), effective_fields(read_config(model_type, raw))
     for field, value in ours.items():
         same = math.isclose(value, theirs[field]) if isinstance(value, float) else value == theirs[field]
         if not same:
@@ -62,7 +62,7 @@ def write_config(model_type: str, config: ModelConfig) -> Raw:
     return raw
 
 
-def _effective_fields(config: ModelConfig) -> Raw:
+def effective_fields(config: ModelConfig) -> Raw:
     """The fields that affect what the model computes: aliases are resolved, unused fields dropped."""
     fields = dataclasses.asdict(config) | {
         "kv_wiring": config.wiring,

@@ -4,7 +4,7 @@ The whole conversation goes to the engine each time; the prefix cache holds what
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from serving.engine.engine import Engine
@@ -37,7 +37,7 @@ class ChatSession:
     tok_per_s: float = 0.0
     output: Output | None = None
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str]:
         """Yields the answer in pieces. Closing the iterator stops it; what was said until then is kept.
 
         Raises:

@@ -24,7 +24,8 @@ before = status("VmRSS")
 model, _ = hf.load(sys.argv[1])
 weights = sum(x.nbytes for x in jax.tree.leaves(nnx.split(model)[1]))
 peak = status("VmHWM") - before
-print(json.dumps({"weights_bytes": weights, "peak_bytes": peak, "peak_over_weights": round(peak / weights, 3)}))
+ratio = round(peak / weights, 3)
+print(json.dumps({"weights_bytes": weights, "peak_bytes": peak, "peak_over_weights": ratio}))
 """
 
 
