@@ -2,6 +2,7 @@
 
     python -m mixattn.evals dafny install                 a verifier for Dafny programs
     python -m mixattn.evals dafny check FILE              verify one program
+    python -m mixattn.evals dafnybench run --data=own     give programs their proof hints back
 
 `--help` after a command lists its subcommands and flags.
 """
@@ -11,6 +12,7 @@ import sys
 
 COMMANDS = {
     "dafny": "mixattn.evals.dafny.command",
+    "dafnybench": "mixattn.evals.dafnybench.command",
 }
 
 

@@ -1,7 +1,7 @@
-"""Tells hints from code: the code projection of a program, the spans of its hints, and what hints may not hold.
+"""Tells hints from code: a program's code projection, the spans of its hints, and what hints may not hold.
 
-A hint is what can be added to a program without a change of what it does or promises: loop clauses, assertions,
-calculations, lemma calls, ghost variables with names of their own, and new lemmas and pure functions.
+A hint is what can be added to a program without a change of what it does or promises: loop clauses,
+assertions, calculations, lemma calls, ghost variables with new names, and new lemmas and pure functions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -195,7 +195,7 @@ class _Reader:
         self._ghost = not _LEMMAS.isdisjoint(kind.split()) or kind == "ghost method"
 
     def _is_new(self, name: str, kind: str) -> bool:
-        """Whether hints may add this declaration: nothing in the original has its name, and it is not compiled."""
+        """Whether a hint may declare this: its name is nowhere in the original, and it is not compiled."""
         if self._old is None or name in self._old or name.rpartition(".")[2] in self._old_words:
             return False
         words = set(kind.split())
@@ -230,7 +230,7 @@ class _Reader:
         """The end of a clause with its optional semicolon."""
         if self._text[i] in ("yield", "free"):
             return i + 1
-        start = stop = self._named(i + 1)
+        stop = self._named(i + 1)
         while stop < end:
             stop = self._scan.end(stop, strict=self._text[i] in ("invariant", "decreases"))
             if self._text[stop] != ",":
@@ -585,7 +585,8 @@ _STEPS = frozenset({"==", "!=", "<", "<=", ">", ">=", "==>", "<==", "<==>"})
 
 def _declared(text: list[str]) -> tuple[set[str], set[str]]:
     """Names behind `lemma`, and names behind `method`."""
-    lemmas, methods = set(), set()
+    lemmas: set[str] = set()
+    methods: set[str] = set()
     for i, word in enumerate(text[:-1]):
         if word in _LEMMAS or word == "method":
             j = i + 1

@@ -1,4 +1,4 @@
-"""Ways to make a verifier say yes, each a whole program; and honest solutions that a careless check refuses."""
+"""Ways to make a verifier say yes, each a whole program; and honest solutions."""
 
 TASK = """method Total(n: nat) returns (s: nat)
   ensures s == n * (n + 1) / 2
