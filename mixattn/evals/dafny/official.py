@@ -4,7 +4,7 @@ It compares lines that mention a specification, looks for two substrings, and ta
 anywhere in the verifier's output as success: also in "1 verified, 0 errors, 1 time out".
 """
 
-from mixattn.evals.dafny.reader import Cheat
+from mixattn.evals.dafny.reading import Cheat
 
 FORBIDDEN = ("{:verify false}", "assume false")
 

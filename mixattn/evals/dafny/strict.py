@@ -4,7 +4,8 @@ from collections import Counter
 from functools import lru_cache
 
 from mixattn.evals.dafny.lexer import DafnyTextError, Token
-from mixattn.evals.dafny.reader import Cheat, Reading, read
+from mixattn.evals.dafny.reader import read
+from mixattn.evals.dafny.reading import Cheat, Reading
 from mixattn.evals.dafny.strip import strip
 
 

@@ -1,7 +1,8 @@
 """Removes hints from a program, token by token: what is left does and promises the same."""
 
 from mixattn.evals.dafny.lexer import Token
-from mixattn.evals.dafny.reader import Reading, Span, read
+from mixattn.evals.dafny.reader import read
+from mixattn.evals.dafny.reading import Reading, Span
 
 # What goes. Lemmas, their calls, ghost variables and attributes stay, as in the public benchmark.
 KINDS = frozenset({"assert", "invariant", "decreases", "calc", "forall", "reveal"})

@@ -6,6 +6,7 @@
     python -m mixattn.evals dafnybench run --data=own --model=NAME --url=http://localhost:8000/v1
     python -m mixattn.evals dafnybench run --data=CHECKOUT --model=ground_truth --dialect=auto
     python -m mixattn.evals dafnybench show --workdir=runs/annotator
+    python -m mixattn.evals dafnybench cheats                          what each check lets pass
 
 `check` exits with 0 if the solution is accepted, 1 if not, 2 on bad input. --check=official is the public
 benchmark's own check, which takes many cheats for success; every table prints its rate beside ours. `run`
@@ -25,7 +26,7 @@ from mixattn.evals.dafny.pool import cores
 from mixattn.evals.dafny.protocol import Verify
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.verifier import installed
-from mixattn.evals.dafnybench import layout, models, runner, show, tasks, truth
+from mixattn.evals.dafnybench import cheats, layout, models, runner, show, tasks, truth
 from mixattn.evals.dafnybench.checking import Task, check
 from mixattn.tools import files
 from pallas_kernels import results
@@ -47,13 +48,11 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("seed", 0, "run: of the noisy model.")
     flags.DEFINE_enum("dialect", "none", ["none", "auto"], "auto: rewrite Dafny 4 for Dafny 2.3, both sides.")
     flags.DEFINE_string("workdir", "", "run, show: the folder of the run; default: runs/dafnybench-MODEL.")
-    flags.DEFINE_string("out", "", "run --model=ground_truth, show: also write a CSV.")
-    flags.DEFINE_integer(
-        "time_limit", 20, "Seconds that the solver may spend on one procedure.", lower_bound=1
-    )
+    flags.DEFINE_string("out", "", "run --model=ground_truth, show, cheats: also write a CSV.")
+    flags.DEFINE_integer("time_limit", 20, "Solver seconds for one procedure.", lower_bound=1)
     flags.DEFINE_float("wall_limit", 120.0, "Seconds after which the verifier is killed.", lower_bound=0.1)
     flags.DEFINE_bool("json", False, "Print one JSON object.")
-    subcommands = {"check": _check, "strip": _strip, "run": _run, "show": _show}
+    subcommands = {"check": _check, "strip": _strip, "run": _run, "show": _show, "cheats": _cheats}
     command_line.run(__name__, subcommands, argv)
 
 
@@ -89,8 +88,7 @@ def _run(_: str) -> None:
     folder = Path(FLAGS.workdir or f"runs/dafnybench-{FLAGS.model}")
     journal = runner.Journal(folder, _settings())
     budget = runner.Budget(FLAGS.budget_calls)
-    n = 0
-    for name in runner.run(
+    names = runner.run(
         questions,
         model,
         verify,
@@ -99,8 +97,8 @@ def _run(_: str) -> None:
         parallel=workers,
         mode=FLAGS.check,
         budget=budget,
-    ):
-        n += 1
+    )
+    for n, name in enumerate(names, 1):
         accepted = sum(past[-1].accepted for past in journal.attempts.values() if past)
         _progress(f"{n}/{len(questions)} tasks, {accepted} accepted, last {name[:40]}")
     _progress("")
@@ -129,9 +127,9 @@ def _print_table(questions: list[Task], attempts: dict[str, list[models.Attempt]
     done = [task for task in questions if task.name in attempts]
     usable, dafny = set(), "?"
     for task in _counted(done, "originals verified"):
-        found = verify(task.original)
-        dafny = found.dafny
-        if found.verdict == "verified":
+        original = verify(task.original)
+        dafny = original.dafny
+        if original.verdict == "verified":
             usable.add(task.name)
     found = show.table(questions, attempts, usable, dafny)
     print(json.dumps(found) if FLAGS.json else show.lines(found))
@@ -166,6 +164,26 @@ def _ground_truth() -> None:
     else:
         print(", ".join(f"{n} {verdict}" for verdict, n in sorted(found["verdicts"].items())))
         print(", ".join(f"{name} {good}/{of}" for name, (good, of) in found["verified"].items()))
+
+
+def _cheats(_: str) -> None:
+    """A list of cheats and honest solutions under both checks."""
+    rows = []
+    for row in cheats.judged(_verifier()):
+        rows.append(row)
+        _progress(f"{len(rows)} programs, last {row['name'][:40]}")
+    _progress("")
+    columns = ("exit_0", "public_check_accepts", "ours_accepts")
+    found: dict[str, dict[str, int]] = {}
+    for kind in ("cheat", "honest"):
+        part = [row for row in rows if row["kind"] == kind]
+        found[kind] = {"programs": len(part), **{c: sum(row[c] for row in part) for c in columns}}
+    if FLAGS.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{kind}: {counts}" for kind, counts in found.items()))
+    if FLAGS.out:
+        results.write_csv(FLAGS.out, rows, device=results.processor(), command="dafnybench cheats")
 
 
 def _counted(items: list[Task], what: str) -> list[Task]:
