@@ -17,8 +17,8 @@ _STATEMENTS = frozenset({"assert", "assume", "calc", "reveal", "expect"})
 
 def is_word(text: str) -> bool:
     """Whether a token is an identifier or keyword."""
-    return text[0].isalpha() or (
-        text[0] in "_?'" and len(text) > 1 and not (text[0] == "'" and text[-1] == "'")
+    return text[:1].isalpha() or (
+        text[:1] in ("_", "?", "'") and len(text) > 1 and not (text[0] == "'" and text[-1] == "'")
     )
 
 

@@ -19,7 +19,7 @@ class Statements:
     def __init__(self, tokens: list[Token], partner: list[int]):
         self.tokens, self.partner = tokens, partner
         self.reading = Reading(tokens)
-        self._text = [token[0] for token in tokens] + [""]
+        self._text = [token[0] for token in tokens] + [""] * 4  # what looks ahead finds an end
         self._scan = Scan(tokens, partner)
         self._lemmas, self._methods = declared(self._text)
         self._fresh: set[str] = set()  # ghost locals of the member at hand that the original lacks
