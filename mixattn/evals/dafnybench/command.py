@@ -25,6 +25,7 @@ from mixattn.evals.dafny.command_line import read_program
 from mixattn.evals.dafny.pool import cores
 from mixattn.evals.dafny.protocol import Verify
 from mixattn.evals.dafny.strip import strip
+from mixattn.evals.dafny.tool import find
 from mixattn.evals.dafny.verifier import installed
 from mixattn.evals.dafnybench import cheats, layout, models, runner, show, tasks, truth
 from mixattn.evals.dafnybench.checking import Task, check
@@ -154,6 +155,7 @@ def _ground_truth() -> None:
     found = truth.summary(rows)
     if FLAGS.out:
         recipe = {
+            "verifier": _verifier_words(),
             "dialect": FLAGS.dialect,
             "time_limit_s": FLAGS.time_limit,
             "wall_limit_s": FLAGS.wall_limit,
@@ -164,6 +166,11 @@ def _ground_truth() -> None:
     else:
         print(", ".join(f"{n} {verdict}" for verdict, n in sorted(found["verdicts"].items())))
         print(", ".join(f"{name} {good}/{of}" for name, (good, of) in found["verified"].items()))
+
+
+def _verifier_words() -> str:
+    tool = find()
+    return f"dafny {tool.dafny_version}, z3 {tool.z3_version or 'of its own'}"
 
 
 def _cheats(_: str) -> None:
@@ -183,7 +190,7 @@ def _cheats(_: str) -> None:
     else:
         print("\n".join(f"{kind}: {counts}" for kind, counts in found.items()))
     if FLAGS.out:
-        results.write_csv(FLAGS.out, rows, device=results.processor(), command="dafnybench cheats")
+        results.write_csv(FLAGS.out, rows, device=results.processor(), verifier=_verifier_words())
 
 
 def _counted(items: list[Task], what: str) -> list[Task]:
