@@ -226,13 +226,3 @@ def _progress(line: str) -> None:
     """One line on a terminal that is written over."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-
-SUBCOMMANDS = {
-    "check": _check,
-    "strip": _strip,
-    "run": _run,
-    "show": _show,
-    "cheats": _cheats,
-    "bench": _bench,
-}
