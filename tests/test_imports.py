@@ -20,6 +20,17 @@ MAY: dict[str, set[str]] = {
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
     "mixattn.evals": {"numpy", "httpx2"},
+    "mixattn.evals.dafny": {"mixattn.tools", "absl", "rich"},
+    "mixattn.evals.dafnybench": {
+        *(
+            "mixattn.evals.dafny",
+            "mixattn.evals.llm",
+            "mixattn.tools",
+            "pallas_kernels.results",
+            "absl",
+            "rich",
+        )
+    },
     "train": MODEL
     | HOST
     | {
@@ -188,7 +199,12 @@ def test_pure_rooms_load_without_jax():
 
 
 # Commands inside pure rooms: pictures, and live arrays on request.
-LOADS_JAX = ("mixattn.spec.drawing", "mixattn.spec.__main__", "serving.sim.suites")
+LOADS_JAX = (
+    "mixattn.spec.drawing",
+    "mixattn.spec.__main__",
+    "serving.sim.suites",
+    "mixattn.evals.dafnybench.command",
+)
 
 
 def test_a_public_class_name_means_one_thing():
