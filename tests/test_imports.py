@@ -20,6 +20,17 @@ MAY: dict[str, set[str]] = {
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
     "mixattn.evals": {"numpy", "httpx2"},
+    "mixattn.evals.dafny": {"mixattn.tools", "absl", "rich"},
+    "mixattn.evals.dafnybench": {
+        *(
+            "mixattn.evals.dafny",
+            "mixattn.evals.llm",
+            "mixattn.tools",
+            "pallas_kernels.results",
+            "absl",
+            "rich",
+        )
+    },
     "train": MODEL
     | HOST
     | {

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
+    "evals": Command("mixattn.evals", "model quality: code with proofs that are checked"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
     "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
     "bench-train": Command("train.bench", "benchmark: the training loop against its bare step and PyTorch"),

@@ -1,0 +1,30 @@
+"""Measures models: what they prove, answer and win.
+
+    python -m mixattn.evals dafny install                 a verifier for Dafny programs
+    python -m mixattn.evals dafny check FILE              verify one program
+
+`--help` after a command lists its subcommands and flags.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "dafny": "mixattn.evals.dafny.command",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command named by the first argument; exits with code 2 if there is none of that name."""
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return
+    if argv[1] not in COMMANDS:
+        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    command = importlib.import_module(COMMANDS[argv[1]])
+    command.start([f"{argv[0]} {argv[1]}", *argv[2:]])
+
+
+if __name__ == "__main__":
+    main(sys.argv)
