@@ -1,0 +1,80 @@
+"""Whether a solution is the given program with hints and nothing else, decided on tokens; no verifier needed."""
+
+from collections import Counter
+from functools import lru_cache
+
+from mixattn.evals.dafny.lexer import DafnyTextError, Token
+from mixattn.evals.dafny.reader import Cheat, Reading, read
+from mixattn.evals.dafny.strip import strip
+
+
+@lru_cache(maxsize=64)
+def base(original: str, stripped: str) -> Reading:
+    """The reading that solutions are compared with: that of `stripped`.
+
+    If `stripped` is a fragment, or lost more than hints, ours takes its place: the original, stripped by `strip`.
+
+    Raises:
+      DafnyTextError: neither can be read.
+    """
+    try:
+        given = read(stripped)
+    except DafnyTextError:
+        return read(strip(original))
+    try:
+        whole = read(original, given)
+    except DafnyTextError:
+        return given
+    return given if _texts(given.code) == _texts(whole.code) else read(strip(original))
+
+
+@lru_cache(maxsize=64)
+def _granted(original: str, stripped: str) -> Counter[tuple[str, str]]:
+    """What the original's own hints hold of what is refused: allowed as often as there."""
+    try:
+        return Counter((c.rule, c.text) for c in read(original, base(original, stripped)).cheats)
+    except DafnyTextError:
+        return Counter()
+
+
+def cheats(original: str, stripped: str, solution: str) -> tuple[Cheat, ...]:
+    """Everything for which `solution` is refused; empty if it adds only hints to the program.
+
+    Args:
+      original: the program with its author's hints. What they hold is allowed as often as there.
+      stripped: the task: the program without them.
+    """
+    try:
+        expected = base(original, stripped)
+    except DafnyTextError as why:
+        return (Cheat("unreadable task", why.line, why.why),)
+    try:
+        found = read(solution, expected)
+    except DafnyTextError as why:
+        return (Cheat("unreadable", why.line, why.why),)
+    granted = Counter(_granted(original, stripped))
+    refused = []
+    for cheat in found.cheats:
+        if granted[cheat.rule, cheat.text]:
+            granted[cheat.rule, cheat.text] -= 1
+        else:
+            refused.append(cheat)
+    return (*refused, *_changed(expected.code, found.code))
+
+
+def _texts(code: list[Token]) -> list[str]:
+    return [token[0] for token in code]
+
+
+def _changed(expected: list[Token], found: list[Token]) -> tuple[Cheat, ...]:
+    """The first place where the code differs."""
+    for old, new in zip(expected, found, strict=False):
+        if old[0] != new[0]:
+            return (Cheat("changed", new.line, f"{new.text[:40]!r} instead of {old.text[:40]!r}"),)
+    if len(found) > len(expected):
+        extra = found[len(expected)]
+        return (Cheat("changed", extra.line, f"{extra.text[:40]!r} is new"),)
+    if len(found) < len(expected):
+        lost = expected[len(found)]
+        return (Cheat("changed", found[-1].line if found else 1, f"{lost.text[:40]!r} is missing"),)
+    return ()

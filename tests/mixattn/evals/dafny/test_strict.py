@@ -1,0 +1,16 @@
+"""The strict check refuses every cheat and no honest solution; the public check does neither."""
+
+import pytest
+
+from mixattn.evals.dafny import strict
+from tests.mixattn.evals.dafny.cheats import CHEATS, HONEST, SOLUTION, TASK
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_refused(name):
+    assert strict.cheats(SOLUTION, TASK, CHEATS[name])
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_solution_is_not_refused(name):
+    assert strict.cheats(SOLUTION, TASK, HONEST[name]) == ()
