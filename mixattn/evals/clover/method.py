@@ -2,16 +2,10 @@
 
 from dataclasses import dataclass
 
-from mixattn.evals.clover.tokens import CloverToken, closing, tokens
+from mixattn.evals.dafny.expressions import Scan
+from mixattn.evals.dafny.lexer import Token, lex, partners
 
 CLAUSES = ("requires", "ensures", "modifies", "reads", "decreases")
-DECLARATIONS = frozenset(
-    "method function predicate lemma copredicate colemma twostate inductive least greatest class trait module"
-    " datatype codatatype newtype type const constructor iterator import include export abstract static ghost".split()
-)
-_ENDS_OPERAND = {")", "]", "}"}
-# Words after which an operand starts, so that `{` opens a set and not the body.
-_BEFORE_OPERAND = {*CLAUSES, "in", "then", "else", "if", "multiset", "iset", "as", "is", "set", "map", "imap"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,52 +75,50 @@ def read_method(text: str, name: str = "") -> Method:
     Raises:
       ValueError: the text has no such method, or more than one, or is no Dafny.
     """
-    found = tokens(text)
-    starts = [i for i in _at_top(found) if found[i].text == "method" and found[i].kind == "word"]
+    found = lex(text)
+    ends = partners(found)
+    starts = [i for i in _at_top(ends) if found[i].text == "method"]
     if name:
-        starts = [i for i in starts if _name(found, i) == name]
+        starts = [i for i in starts if _name(found, ends, i) == name]
     if len(starts) != 1:
         what = f"method {name!r}" if name else "method at the top level"
         raise ValueError(f"the program has {len(starts)} declarations of a {what}; exactly one is needed")
-    return _Reader(text, found, starts[0]).method()
+    return _Reader(text, found, ends, starts[0]).method()
 
 
-def _at_top(found: list[CloverToken]) -> list[int]:
+def _at_top(ends: list[int]) -> list[int]:
     """Indices of the tokens outside all brackets."""
     at, i = [], 0
-    while i < len(found):
+    while i < len(ends):
         at.append(i)
-        i = closing(found, i) + 1 if _opens(found[i]) else i + 1
+        i = max(ends[i], i) + 1
     return at
 
 
-def _opens(token: CloverToken) -> bool:
-    return token.kind == "symbol" and token.text in ("(", "[", "{")
-
-
-def _name(found: list[CloverToken], i: int) -> str:
+def _name(found: list[Token], ends: list[int], i: int) -> str:
     i += 1
     while i < len(found) and _is_attribute(found, i):
-        i = closing(found, i) + 1
+        i = ends[i] + 1
     return found[i].text if i < len(found) else ""
 
 
-def _is_attribute(found: list[CloverToken], i: int) -> bool:
+def _is_attribute(found: list[Token], i: int) -> bool:
     return found[i].text == "{" and i + 1 < len(found) and found[i + 1].text == ":"
 
 
 def _texts(text: str) -> list[str]:
-    return [token.text for token in tokens(text)]
+    return [token.text for token in lex(text)]
 
 
 class _Reader:
     """One pass over a method's tokens; `at` is the next one."""
 
-    def __init__(self, text: str, found: list[CloverToken], start: int):
-        self._text, self._found, self._start, self._at = text, found, start, start
+    def __init__(self, text: str, found: list[Token], ends: list[int], start: int):
+        self._text, self._found, self._ends, self._start, self._at = text, found, ends, start, start
+        self._scan = Scan(found, ends)
 
     def method(self) -> Method:
-        name = _name(self._found, self._start)
+        name = _name(self._found, self._ends, self._start)
         while self._word() not in ("(", "<"):
             self._skip()
         generics = self._between() if self._word() == "<" else ""
@@ -149,20 +141,18 @@ class _Reader:
             tuple(c for c in clauses if c.kind != "decreases"),
             tuple(c for c in clauses if c.kind == "decreases"),
             body,
-            others if tokens(others) else "",
+            others if lex(others) else "",
         )
 
     def _word(self) -> str:
         if self._at >= len(self._found):
             return ""
-        token = self._found[self._at]
-        return token.text if token.kind in ("word", "symbol") else ""
+        return self._found[self._at].text
 
     def _skip(self) -> None:
         if self._at >= len(self._found):
             raise ValueError("a method ends before its parameters")
-        here = self._found[self._at]
-        self._at = closing(self._found, self._at) + 1 if _opens(here) else self._at + 1
+        self._at = max(self._ends[self._at], self._at) + 1
 
     def _between(self) -> str:
         """The type parameters, with their angle brackets."""
@@ -177,7 +167,7 @@ class _Reader:
     def _parameters(self) -> tuple[Parameter, ...]:
         if self._word() != "(":
             raise ValueError(f"parameters in brackets are expected, not {self._word()!r}")
-        end = closing(self._found, self._at)
+        end = self._ends[self._at]
         inside, self._at = self._found[self._at + 1 : end], end + 1
         return tuple(_parameter(part) for part in _split(inside))
 
@@ -193,48 +183,23 @@ class _Reader:
     def _expression(self) -> str:
         """One clause's expression; its attributes are dropped."""
         while self._at < len(self._found) and _is_attribute(self._found, self._at):
-            self._at = closing(self._found, self._at) + 1
-        start, matches = self._at, 0
-        while self._at < len(self._found):
-            word = self._word()
-            if self._ends_clause(word, start, matches):
-                break
-            matches += (word == "match") - (word == "{" and matches > 0)
-            self._skip()
+            self._at = self._ends[self._at] + 1
+        start, self._at = self._at, self._scan.end(self._at)
         if start == self._at:
             raise ValueError("a clause of the annotation has no expression")
         return _spaced(self._found[start : self._at])
-
-    def _ends_clause(self, word: str, start: int, matches: int) -> bool:
-        if word in CLAUSES and self._at > start:
-            return self._found[self._at - 1].text != "."  # `f.requires(x)` is an expression
-        if word == ";" or (word in DECLARATIONS and self._found[self._at].kind == "word"):
-            return True
-        if word != "{" or self._at == start or matches or _is_attribute(self._found, self._at):
-            return False
-        before = self._found[self._at - 1]
-        if before.text == "*" and self._at - 1 == start:
-            return True  # `decreases *` and then the body
-        if before.kind == "word":
-            return before.text not in _BEFORE_OPERAND
-        return before.kind != "symbol" or before.text in _ENDS_OPERAND or self._closes_cardinality(start)
-
-    def _closes_cardinality(self, start: int) -> bool:
-        """Whether the `|` before this brace is the second one of `|s|`."""
-        bars = [t for t in self._found[start : self._at] if t.text == "|" and t.kind == "symbol"]
-        return self._found[self._at - 1].text == "|" and len(bars) % 2 == 0
 
     def _body(self) -> str:
         if self._word() != "{":
             return ""
         start = self._at
-        self._at = closing(self._found, self._at) + 1
+        self._at = self._ends[self._at] + 1
         return self._text[self._found[start].start : self._found[self._at - 1].end]
 
 
-def _split(inside: list[CloverToken]) -> list[list[CloverToken]]:
+def _split(inside: list[Token]) -> list[list[Token]]:
     """Parts between commas outside brackets; angle brackets count, for these are types."""
-    parts: list[list[CloverToken]] = [[]]
+    parts: list[list[Token]] = [[]]
     depth = 0
     for token in inside:
         depth += (token.text in ("(", "[", "{", "<")) - (token.text in (")", "]", "}", ">"))
@@ -245,14 +210,14 @@ def _split(inside: list[CloverToken]) -> list[list[CloverToken]]:
     return [part for part in parts if part]
 
 
-def _parameter(part: list[CloverToken]) -> Parameter:
+def _parameter(part: list[Token]) -> Parameter:
     colon = next((i for i, token in enumerate(part) if token.text == ":"), 0)
     if colon == 0 or colon + 1 == len(part):
         raise ValueError(f"a parameter needs a name and a type: {_spaced(part)!r}")
     return Parameter(part[colon - 1].text, _spaced(part[colon + 1 :]), part[0].text == "ghost")
 
 
-def _spaced(part: list[CloverToken]) -> str:
+def _spaced(part: list[Token]) -> str:
     """Tokens as text: a blank where the source had space or a comment between them."""
     text = ""
     for before, token in zip([None, *part], part):
