@@ -49,7 +49,7 @@ def charitable() -> Scripted:
 
 
 def ground_truth(triples: Iterable[Triple]) -> Scripted:
-    """Whatever text of a program it is shown, the answer is the right triple; as a judge it compares texts."""
+    """Whatever text of a program it is shown, the answer is the right triple; the judge compares texts."""
     triples = list(triples)
     right = {t.name: Meaning(t.docstring, t.method, "right") for t in triples if t.kind == "right"}
     readings = []
