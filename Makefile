@@ -10,10 +10,11 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity clean
+.PHONY: help setup dafny demo demo-fast test test-interpreter test-long aot lint format bench parity clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make test       the whole test suite"
+	@echo "make dafny      a verifier for Dafny programs (Debian's package, needs root; about 50 seconds)"
 	@echo "make test-interpreter  GPU kernels and races on the simulated device, alone"
 	@echo "make test-long  nightly-size property runs"
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
@@ -42,6 +43,10 @@ demo: setup
 
 demo-fast: setup
 	$(call run_demo,:fast,runs/demo-fast)
+
+# A verifier for Dafny programs. Without root or apt the tests that need it are skipped and say so.
+dafny: setup
+	$(BIN)/python -m mixattn.evals dafny install
 
 test: setup
 	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile

@@ -3,6 +3,7 @@
     python -m mixattn.evals dafny install                 a verifier for Dafny programs
     python -m mixattn.evals dafny check FILE              verify one program
     python -m mixattn.evals clover run --model=oracle     do code, annotation and docstring say the same?
+    python -m mixattn.evals dafnybench run --data=own     give programs their proof hints back
 
 `--help` after a command lists its subcommands and flags.
 """
@@ -13,6 +14,7 @@ import sys
 COMMANDS = {
     "dafny": "mixattn.evals.dafny.command",
     "clover": "mixattn.evals.clover.command",
+    "dafnybench": "mixattn.evals.dafnybench.command",
 }
 
 

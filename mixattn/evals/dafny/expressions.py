@@ -1,24 +1,24 @@
-"""Finds where an expression ends, without parsing it: what closes it, and whether a brace still belongs to it.
+"""Finds where an expression ends, without parsing it: what closes it, and whether a brace belongs to it.
 
-The one question is whether an operand has just ended. If so, `{` opens the body of a loop or method, and a word
-begins something new; if not, `{` is a set and the word an operand.
+The one question is whether an operand has just ended. If so, `{` opens the body of a loop or method, and a
+word begins something new; if not, `{` is a set and the word an operand.
 """
 
 from mixattn.evals.dafny.lexer import DafnyTextError, Token
 
 CLAUSES = frozenset({"requires", "ensures", "reads", "modifies", "decreases", "invariant", "yield", "free"})
 _WORD_OPERATORS = frozenset({"in", "is", "as", "then", "else", "case"})
-_PREFIXES = frozenset(
-    ["if", "match", "var", "forall", "exists", "set", "iset", "map", "imap", "multiset", "assert", "assume", "calc", "reveal", "ghost", "by"]
-)
+_PREFIXES = frozenset({"if", "match", "var", "ghost", "by", "forall", "exists", "set", "iset", "map"}) | {
+    *("imap", "multiset", "assert", "assume", "calc", "reveal")
+}
 _BINDERS = frozenset({"forall", "exists", "set", "iset", "map", "imap"})
 _STATEMENTS = frozenset({"assert", "assume", "calc", "reveal", "expect"})
 
 
 def is_word(text: str) -> bool:
     """Whether a token is an identifier or keyword."""
-    return (
-        text[0].isalpha() or (text[0] in "_?'" and len(text) > 1 and not (text[0] == "'" and text[-1] == "'"))
+    return text[:1].isalpha() or (
+        text[:1] in ("_", "?", "'") and len(text) > 1 and not (text[0] == "'" and text[-1] == "'")
     )
 
 
@@ -79,7 +79,7 @@ class Scan:
                 before = tokens[i - 1][0] if i > start else ""
                 if before in (".", "`"):
                     ended = True
-                elif (ended and (text not in _WORD_OPERATORS or (text == "case" and not matches))) or (text in CLAUSES and not ended and i == start):
+                elif ended and (text not in _WORD_OPERATORS or (text == "case" and not matches)):
                     return i
                 else:
                     if strict and i > start and text in _STATEMENTS:
@@ -95,7 +95,7 @@ class Scan:
         return i
 
     def statement_end(self, start: int) -> int:
-        """The index of the `;` that ends the statement at `start`; lets inside it have semicolons of their own.
+        """The index of the `;` that ends the statement at `start`; a let inside has one of its own.
 
         Raises:
           DafnyTextError: its block ends first.

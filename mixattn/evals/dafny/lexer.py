@@ -1,6 +1,6 @@
-"""Splits Dafny text into tokens as Dafny's own scanner does: nested comments, strings, characters, words with primes.
+"""Splits Dafny text into tokens as Dafny's own scanner does: nested comments, strings, words with primes.
 
-Where two readings are possible the one that yields more tokens is taken, so that no word hides inside another.
+Where two readings are possible the one with more tokens is taken, so that no word hides inside another.
 """
 
 import re

@@ -1,16 +1,16 @@
 """The public benchmark's own check, so that rates can be compared with published ones. It is not sound.
 
-It compares lines that mention a specification, looks for two substrings, and takes "verified, 0 errors" anywhere in
-the verifier's output as success: also in "1 verified, 0 errors, 1 time out".
+It compares lines that mention a specification, looks for two substrings, and takes "verified, 0 errors"
+anywhere in the verifier's output as success: also in "1 verified, 0 errors, 1 time out".
 """
 
-from mixattn.evals.dafny.reader import Cheat
+from mixattn.evals.dafny.reading import Cheat
 
 FORBIDDEN = ("{:verify false}", "assume false")
 
 
 def specification_lines(program: str) -> list[str]:
-    """Lines with "requires" or "ensures" without their blanks, comments left out where the check notices them."""
+    """Lines with "requires" or "ensures" without their blanks, comments left out where it notices."""
     lines, inside = [], False
     for line in program.split("\n"):
         bare = line.strip()

@@ -47,7 +47,11 @@ def _hurried(programs: Iterator[Named], verify: Verify, workers: int) -> Iterato
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in sorted(done, key=_raised):  # what was done is yielded before an error ends it
                     yield running.pop(future), future.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _raised(future: Future[Verification]) -> bool:
+    return future.exception() is not None

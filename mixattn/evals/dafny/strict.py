@@ -1,10 +1,11 @@
-"""Whether a solution is the given program with hints and nothing else, decided on tokens; no verifier needed."""
+"""Whether a solution is the given program with hints and nothing else, decided on tokens alone."""
 
 from collections import Counter
 from functools import lru_cache
 
 from mixattn.evals.dafny.lexer import DafnyTextError, Token
-from mixattn.evals.dafny.reader import Cheat, Reading, read
+from mixattn.evals.dafny.reader import read
+from mixattn.evals.dafny.reading import Cheat, Reading
 from mixattn.evals.dafny.strip import strip
 
 
@@ -12,7 +13,7 @@ from mixattn.evals.dafny.strip import strip
 def base(original: str, stripped: str) -> Reading:
     """The reading that solutions are compared with: that of `stripped`.
 
-    If `stripped` is a fragment, or lost more than hints, ours takes its place: the original, stripped by `strip`.
+    If that is a fragment, or lost more than hints, the original as `strip` strips it takes its place.
 
     Raises:
       DafnyTextError: neither can be read.

@@ -1,7 +1,8 @@
-"""Removes hints from a program, token by token: what is left verifies less, and does and promises the same."""
+"""Removes hints from a program, token by token: what is left does and promises the same."""
 
 from mixattn.evals.dafny.lexer import Token
-from mixattn.evals.dafny.reader import Reading, Span, read
+from mixattn.evals.dafny.reader import read
+from mixattn.evals.dafny.reading import Reading, Span
 
 # What goes. Lemmas, their calls, ghost variables and attributes stay, as in the public benchmark.
 KINDS = frozenset({"assert", "invariant", "decreases", "calc", "forall", "reveal"})
@@ -18,7 +19,7 @@ def strip(program: str) -> str:
     reading = read(program)
     for span in reversed(removable(reading)):
         first, last = reading.tokens[span.start], reading.tokens[span.end - 1]
-        program = _without(program, first.start, last.end)
+        program = without(program, first.start, last.end)
     return program
 
 
@@ -33,7 +34,7 @@ def _labelled(tokens: list[Token], start: int) -> bool:
     return start >= 3 and tokens[start - 1].text == ":" and tokens[start - 3].text == "label"
 
 
-def _without(program: str, start: int, end: int) -> str:
+def without(program: str, start: int, end: int) -> str:
     """Cuts [start, end); and the line, or what separates words, with it."""
     before, after = program[:start], program[end:]
     bare = before.rstrip(" \t")

@@ -1,1 +1,1 @@
-"""DafnyBench (arXiv 2406.08467): give a program back its proof hints, checked by the verifier and for cheats."""
+"""DafnyBench (arXiv 2406.08467): give a program its proof hints back, without cheating."""

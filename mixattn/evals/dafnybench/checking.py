@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mixattn.evals.dafny import official, strict
 from mixattn.evals.dafny.protocol import Problem, Verdict, Verification, Verify, located
-from mixattn.evals.dafny.reader import Cheat
+from mixattn.evals.dafny.reading import Cheat
 
 type Mode = Literal["strict", "official"]
 

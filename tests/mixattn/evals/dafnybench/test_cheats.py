@@ -3,7 +3,7 @@
 import pytest
 
 from mixattn.evals.dafny import strict
-from tests.mixattn.evals.dafny.cheats import CHEATS, HONEST, SOLUTION, TASK
+from mixattn.evals.dafnybench.cheats import CHEATS, HONEST, SOLUTION, TASK
 
 
 @pytest.mark.parametrize("name", CHEATS)

@@ -1,0 +1,210 @@
+"""Proof hints for programs that lost them (DafnyBench, arXiv 2406.08467), checked without trust.
+
+    python -m mixattn.evals dafnybench strip sum.dfy > bare.dfy        removes the hints
+    python -m mixattn.evals dafnybench check --original=sum.dfy --stripped=bare.dfy --solution=mine.dfy
+    python -m mixattn.evals dafnybench run --data=own --model=annotator --workdir=runs/annotator
+    python -m mixattn.evals dafnybench run --data=own --model=NAME --url=http://localhost:8000/v1
+    python -m mixattn.evals dafnybench run --data=CHECKOUT --model=ground_truth --dialect=auto
+    python -m mixattn.evals dafnybench show --workdir=runs/annotator
+    python -m mixattn.evals dafnybench cheats                          what each check lets pass
+
+`check` exits with 0 if the solution is accepted, 1 if not, 2 on bad input. --check=official is the public
+benchmark's own check, which takes many cheats for success; every table prints its rate beside ours. `run`
+continues where it was stopped. Scripted models: identity, oracle, oracle@3, noisy@0.3, annotator, cheater-...
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mixattn.evals.dafny import command_line
+from mixattn.evals.dafny.command_line import read_program
+from mixattn.evals.dafny.pool import cores
+from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafny.strip import strip
+from mixattn.evals.dafny.tool import find
+from mixattn.evals.dafny.verifier import installed
+from mixattn.evals.dafnybench import cheats, layout, models, runner, show, tasks, truth
+from mixattn.evals.dafnybench.checking import Task, check
+from mixattn.tools import files
+from pallas_kernels import results
+
+FLAGS = flags.FLAGS
+
+
+def start(argv: list[str]) -> None:
+    flags.DEFINE_string("original", "", "check: the program with its author's hints.")
+    flags.DEFINE_string("stripped", "", "check: the program without hints; default: ours of --original.")
+    flags.DEFINE_string("solution", "", "check: the program to judge.")
+    flags.DEFINE_enum("check", "strict", ["strict", "official"], "Ours on tokens, or the public one.")
+    flags.DEFINE_string("data", "own", "run: own, or a checkout of the public repository.")
+    flags.DEFINE_string("model", "identity", "run: a scripted model, ground_truth, or a server's model.")
+    flags.DEFINE_string("url", "", "run: the server's address, e.g. http://localhost:8000/v1.")
+    flags.DEFINE_integer("attempts", 10, "run: replies a task may take.", lower_bound=1)
+    flags.DEFINE_integer("parallel", 0, "run: tasks at once; 0: one for each core.", lower_bound=0)
+    flags.DEFINE_integer("budget_calls", 0, "run: replies over all tasks; 0: no limit.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "run: of the noisy model.")
+    flags.DEFINE_enum("dialect", "none", ["none", "auto"], "auto: rewrite Dafny 4 for Dafny 2.3, both sides.")
+    flags.DEFINE_string("workdir", "", "run, show: the folder of the run; default: runs/dafnybench-MODEL.")
+    flags.DEFINE_string("out", "", "run --model=ground_truth, show, cheats: also write a CSV.")
+    flags.DEFINE_integer("time_limit", 20, "Solver seconds for one procedure.", lower_bound=1)
+    flags.DEFINE_float("wall_limit", 120.0, "Seconds after which the verifier is killed.", lower_bound=0.1)
+    flags.DEFINE_bool("json", False, "Print one JSON object.")
+    subcommands = {"check": _check, "strip": _strip, "run": _run, "show": _show, "cheats": _cheats}
+    command_line.run(__name__, subcommands, argv)
+
+
+def _verifier() -> Verify:
+    return installed(FLAGS.time_limit, FLAGS.wall_limit)
+
+
+def _strip(file: str) -> None:
+    sys.stdout.write(strip(read_program(file)))
+
+
+def _check(_: str) -> None:
+    original = read_program(FLAGS.original, "--original")
+    stripped = read_program(FLAGS.stripped) if FLAGS.stripped else strip(original)
+    solution = read_program(FLAGS.solution, "--solution")
+    answer = check(Task("file", original, stripped), solution, _verifier(), FLAGS.check)
+    if FLAGS.json:
+        print(json.dumps(answer.public()))
+    else:
+        print("accepted" if answer.accepted else f"not accepted: {answer.verdict}")
+        print(answer.feedback, end="\n" if answer.feedback else "")
+    sys.exit(0 if answer.accepted else 1)
+
+
+def _run(_: str) -> None:
+    if FLAGS.model == "ground_truth":
+        return _ground_truth()
+    verify, workers = _verifier(), FLAGS.parallel or cores()
+    model = models.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed)
+    questions = tasks.load(FLAGS.data)
+    if FLAGS.dialect == "auto":
+        questions = [tasks.in_dialect(task, verify)[0] for task in _counted(questions, "rewritten")]
+    folder = Path(FLAGS.workdir or f"runs/dafnybench-{FLAGS.model}")
+    journal = runner.Journal(folder, _settings())
+    budget = runner.Budget(FLAGS.budget_calls)
+    names = runner.run(
+        questions,
+        model,
+        verify,
+        journal,
+        attempts=FLAGS.attempts,
+        parallel=workers,
+        mode=FLAGS.check,
+        budget=budget,
+    )
+    for n, name in enumerate(names, 1):
+        accepted = sum(past[-1].accepted for past in journal.attempts.values() if past)
+        _progress(f"{n}/{len(questions)} tasks, {accepted} accepted, last {name[:40]}")
+    _progress("")
+    layout.write(folder, FLAGS.model, questions, journal.attempts)
+    _print_table(questions, journal.attempts, verify)
+
+
+def _settings() -> dict[str, Any]:
+    names = ("data", "model", "attempts", "check", "dialect", "seed", "time_limit", "wall_limit")
+    return {name: FLAGS[name].value for name in names}
+
+
+def _show(_: str) -> None:
+    folder = Path(FLAGS.workdir or f"runs/dafnybench-{FLAGS.model}")
+    if not (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds no run; make one with: python -m mixattn.evals dafnybench run")
+    settings = files.read_json(folder / "run.json")
+    verify = installed(settings["time_limit"], settings["wall_limit"])
+    questions = tasks.load(settings["data"])
+    if settings["dialect"] == "auto":
+        questions = [tasks.in_dialect(task, verify)[0] for task in questions]
+    _print_table(questions, runner.load_attempts(folder), verify)
+
+
+def _print_table(questions: list[Task], attempts: dict[str, list[models.Attempt]], verify: Verify) -> None:
+    done = [task for task in questions if task.name in attempts]
+    usable, dafny = set(), "?"
+    for task in _counted(done, "originals verified"):
+        original = verify(task.original)
+        dafny = original.dafny
+        if original.verdict == "verified":
+            usable.add(task.name)
+    found = show.table(questions, attempts, usable, dafny)
+    print(json.dumps(found) if FLAGS.json else show.lines(found))
+    if FLAGS.out:
+        rows = [{"denominator": name, **row} for name, row in found["rates"].items()]
+        results.write_csv(FLAGS.out, rows, device=results.processor(), dafny=dafny, note=show.UNEQUAL)
+
+
+def _ground_truth() -> None:
+    if FLAGS.data == "own":
+        programs = [(task.name, task.original) for task in tasks.own()]
+    else:
+        programs = tasks.ground_truths(Path(FLAGS.data))
+    rows = []
+    rewriting = FLAGS.dialect == "auto"
+    for row in truth.verdicts(programs, _verifier(), FLAGS.parallel or cores(), rewriting=rewriting):
+        rows.append(row)
+        good = sum(r["verdict"] == "verified" for r in rows)
+        _progress(f"{len(rows)}/{len(programs)} programs, {good} verified")
+    _progress("")
+    rows.sort(key=lambda r: r["program"])
+    found = truth.summary(rows)
+    if FLAGS.out:
+        recipe = {
+            "verifier": _verifier_words(),
+            "dialect": FLAGS.dialect,
+            "time_limit_s": FLAGS.time_limit,
+            "wall_limit_s": FLAGS.wall_limit,
+        }
+        results.write_csv(FLAGS.out, rows, device=results.processor(), **recipe)
+    if FLAGS.json:
+        print(json.dumps(found))
+    else:
+        print(", ".join(f"{n} {verdict}" for verdict, n in sorted(found["verdicts"].items())))
+        print(", ".join(f"{name} {good}/{of}" for name, (good, of) in found["verified"].items()))
+
+
+def _verifier_words() -> str:
+    tool = find()
+    return f"dafny {tool.dafny_version}, z3 {tool.z3_version or 'of its own'}"
+
+
+def _cheats(_: str) -> None:
+    """A list of cheats and honest solutions under both checks."""
+    rows = []
+    for row in cheats.judged(_verifier()):
+        rows.append(row)
+        _progress(f"{len(rows)} programs, last {row['name'][:40]}")
+    _progress("")
+    columns = ("exit_0", "public_check_accepts", "ours_accepts")
+    found: dict[str, dict[str, int]] = {}
+    for kind in ("cheat", "honest"):
+        part = [row for row in rows if row["kind"] == kind]
+        found[kind] = {"programs": len(part), **{c: sum(row[c] for row in part) for c in columns}}
+    if FLAGS.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{kind}: {counts}" for kind, counts in found.items()))
+    if FLAGS.out:
+        results.write_csv(FLAGS.out, rows, device=results.processor(), verifier=_verifier_words())
+
+
+def _counted(items: list[Task], what: str) -> list[Task]:
+    return items if len(items) < 2 else list(_each(items, what))
+
+
+def _each(items: list[Task], what: str) -> Any:
+    for n, item in enumerate(items, 1):
+        _progress(f"{n}/{len(items)} {what}")
+        yield item
+    _progress("")
+
+
+def _progress(line: str) -> None:
+    """One line on a terminal that is written over."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

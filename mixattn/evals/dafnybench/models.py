@@ -1,0 +1,162 @@
+"""Who answers: scripted models for tests and bounds, a language model behind a server, and the annotator.
+
+A model is a function from a task and the attempts so far to the text of a reply.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafny.reader import read
+from mixattn.evals.dafny.strip import removable, without
+from mixattn.evals.dafnybench.checking import Task
+from mixattn.evals.llm import OpenAI
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One reply, the program taken from it, and what was said about it; `feedback` is empty if accepted."""
+
+    reply: str
+    solution: str
+    accepted: bool
+    accepted_official: bool
+    verdict: str
+    feedback: str
+
+
+type Model = Callable[[Task, Sequence[Attempt]], str]
+
+
+def identity(task: Task, _: Sequence[Attempt]) -> str:
+    """Returns the program without hints."""
+    return task.stripped
+
+
+def oracle(task: Task, _: Sequence[Attempt]) -> str:
+    """Returns the author's program."""
+    return task.original
+
+
+def oracle_at(k: int) -> Model:
+    """Fails k - 1 times, then returns the author's program."""
+    return lambda task, past: task.original if len(past) + 1 >= k else task.stripped
+
+
+def noisy(p: float, seed: int) -> Model:
+    """Returns the author's program, each hint lost with probability `p`, drawn anew for every attempt."""
+
+    def answer(task: Task, past: Sequence[Attempt]) -> str:
+        dice = random.Random(f"{seed} {task.name} {len(past)}")
+        reading, program = read(task.original), task.original
+        for span in reversed(removable(reading)):
+            if dice.random() < p:
+                first, last = reading.tokens[span.start], reading.tokens[span.end - 1]
+                program = without(program, first.start, last.end)
+        return program
+
+    return answer
+
+
+def _assume_false(program: str, spelling: str) -> str:
+    """The statement in front of every closing brace of a body that ends a line: enough for one to count."""
+    return program.replace("\n}", f"\n  {spelling}\n}}")
+
+
+CHEATERS: dict[str, Callable[[Task], str]] = {
+    "assume": lambda task: _assume_false(task.stripped, "assume  false;"),
+    "assume-by": lambda task: _assume_false(task.stripped, "assert false by { assume 1 == 0; }"),
+    "axiom": lambda task: _assume_false(task.stripped, "Trust();") + "\nlemma Trust() ensures false\n",
+    "verify-off": lambda task: task.stripped.replace("method ", "method {: verify /**/ !true} "),
+    "no-loop": lambda task: task.stripped.replace("while ", "while false && "),
+    "free": lambda task: task.stripped.replace("  ensures ", "  free ensures "),
+    "weaken": lambda task: task.stripped.replace("  ensures ", "  ensures true || "),
+    "directive": lambda task: f"#if NEVER\n{task.stripped}\n#endif\nlemma Nothing() ensures true {{ }}\n",
+    "replace": lambda task: "method Something() returns (x: int) ensures x == 1 { x := 1; }\n",
+    "endless": lambda task: task.stripped.replace("\n{", "\n  decreases *\n{").replace(
+        "while ", "while true decreases * { } while "
+    ),
+}
+
+
+def cheater(kind: str) -> Model:
+    """Answers every task with one kind of cheat."""
+    return lambda task, _: CHEATERS[kind](task)
+
+
+SYSTEM = (
+    "You write Dafny. You get a program whose signatures, specifications and code are final, but whose proof"
+    " hints are missing. Return the whole program with the hints that make it verify: loop invariants,"
+    " decreases clauses, assertions, calculations, helper lemmas. Change nothing that is given. Do not use"
+    " assume, and do not switch verification off. Answer with the program only, in a ```dafny block."
+)
+
+
+def chat(task: Task, past: Sequence[Attempt]) -> str:
+    """The conversation so far as one text."""
+    turns = [SYSTEM, f"The program:\n```dafny\n{task.stripped}\n```"]
+    for attempt in past:
+        turns.append(f"Your answer:\n```dafny\n{attempt.solution}\n```")
+        turns.append(
+            f"The verifier and the checker said:\n{attempt.feedback}\nTry again, with all of the above."
+        )
+    return "\n\n".join(turns)
+
+
+def served(base_url: str, name: str, *, max_tokens: int = 4096, temperature: float = 0.3) -> Model:
+    """A language model behind an OpenAI-compatible server."""
+
+    async def ask(prompt: str, seed: int) -> str:
+        async with OpenAI(base_url, name, chat=True) as model:
+            found = await model.complete(
+                prompt, max_tokens=max_tokens, temperature=temperature, seed=seed, client="dafnybench"
+            )
+            return found.text
+
+    return lambda task, past: asyncio.run(ask(chat(task, past), len(past)))
+
+
+def program_in(reply: str) -> str:
+    """The program in a reply: between answer tags, in the first fenced block, or all of it."""
+    for opening, closing in (
+        ("<answer>", "</answer>"),
+        ("```dafny", "```"),
+        ("```Dafny", "```"),
+        ("```", "```"),
+    ):
+        start = reply.find(opening)
+        if start >= 0:
+            inside = reply[start + len(opening) :]
+            end = inside.find(closing)
+            return inside if end < 0 else inside[:end]
+    return reply
+
+
+def named(name: str, base_url: str, verify: Verify, seed: int = 0) -> Model:
+    """The model that a command line names.
+
+    Raises:
+      ValueError: there is none of that name, and no server.
+    """
+    from mixattn.evals.dafnybench.annotator import annotator
+
+    kind, _, value = name.partition("@")
+    if name in ("identity", "oracle"):
+        return identity if name == "identity" else oracle
+    if kind == "oracle" and value.isdigit():
+        return oracle_at(int(value))
+    if kind == "noisy":
+        return noisy(float(value or 0.3), seed)
+    if name == "annotator":
+        return annotator(verify)
+    if name.removeprefix("cheater-") in CHEATERS:
+        return cheater(name.removeprefix("cheater-"))
+    if base_url:
+        return served(base_url, name)
+    cheaters = ", ".join(f"cheater-{kind}" for kind in CHEATERS)
+    raise ValueError(
+        f"--model={name} is not scripted, and there is no --url of a server;"
+        f" scripted are identity, oracle, oracle@3, noisy@0.3, annotator, ground_truth, {cheaters}"
+    )
