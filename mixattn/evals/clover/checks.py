@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from mixattn.evals.clover import prompts
 from mixattn.evals.clover.annotations import Comparison, compare_annotations
@@ -22,12 +22,21 @@ MAX_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the checks need. Without a model five of the six cannot say anything."""
+    """What the checks need. Without a model five of the six cannot say anything.
+
+    Args:
+      blocking: `verify` and `run` take their time and are called in threads; False for scripted ones.
+    """
 
     verify: Verify
     run: RunProgram
     model: LanguageModel | None = None
     temperature: float = 0.0
+    blocking: bool = True
+
+    async def call[T](self, function: Callable[..., T], *args: Any) -> T:
+        """Calls a function that verifies or runs programs."""
+        return await asyncio.to_thread(function, *args) if self.blocking else function(*args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ async def check(
 
 async def _edge(edge: Edge, triple: Triple, tools: Tools, k: int, seed: int) -> EdgeResult:
     if edge == "anno-sound":
-        return await asyncio.to_thread(anno_sound, triple, tools.verify)
+        return await tools.call(anno_sound, triple, tools.verify)
     if tools.model is None:
         return EdgeResult("cannot say", 0, "there is no model to ask")
     result = EdgeResult("fail", 0)
@@ -144,7 +153,7 @@ class _Try:
         asked = prompt
         for _ in range(TURNS):
             answer = await self._ask(asked)
-            found = await asyncio.to_thread(judge, answer)
+            found = await self.tools.call(judge, answer)
             if found.likeness != "malformed":
                 break
             asked = prompts.again(prompt, answer, found.reason)

@@ -162,16 +162,20 @@ def _run(_: str) -> None:
         print(f"left out: {trouble}", file=sys.stderr)
     try:
         _run_all(triples, everything, tools, results, edges)
-    except* CallFailed as why:
-        raise ValueError(
-            f"the model gave no answer: {why.exceptions[0]};"
-            f" {len(results.rows)} finished triples are kept in {FLAGS.out}"
-        ) from None
-    except* OSError as why:
-        raise ValueError(
-            f"{why.exceptions[0]}; {len(results.rows)} finished triples are kept in {FLAGS.out}"
-        ) from None
+    except ExceptionGroup as group:
+        raise _ended_early(group, len(results.rows)) from None
     _print(about, results.rows)
+
+
+def _ended_early(group: ExceptionGroup, kept: int) -> Exception:
+    """The user's sentence if the model or the verifier went away, else the first fault of our own."""
+    why = group.exceptions[0]
+    if isinstance(why, ExceptionGroup):
+        return _ended_early(why, kept)
+    what = "the model gave no answer: " if isinstance(why, CallFailed) else ""
+    if what or isinstance(why, OSError):
+        return ValueError(f"{what}{why}; {kept} finished triples are kept in {FLAGS.out}")
+    return why
 
 
 def _data() -> tuple[list[Triple], list[str]]:

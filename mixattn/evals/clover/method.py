@@ -185,7 +185,7 @@ class _Reader:
         while self._at < len(self._found) and _is_attribute(self._found, self._at):
             self._at = self._ends[self._at] + 1
         start, self._at = self._at, self._scan.end(self._at)
-        if start == self._at:
+        if start == self._at or self._found[start].text in CLAUSES:
             raise ValueError("a clause of the annotation has no expression")
         return _spaced(self._found[start : self._at])
 

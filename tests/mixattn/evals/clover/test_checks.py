@@ -71,7 +71,7 @@ def test_a_triple_is_accepted_if_and_only_if_all_six_checks_pass(by_heart, passi
         return Verification("failed") if is_own and not works["anno-sound"] else by_heart.verify(text)
 
     # The oracle's own code is the program itself; without soundness it cannot be completed either.
-    found = report(CLAMP, Tools(ScriptedVerifier(decide), by_heart.run), Model())
+    found = report(CLAMP, Tools(ScriptedVerifier(decide), by_heart.run, blocking=False), Model())
     wrong = {edge for edge in EDGES if not works[edge]}
     wrong |= {"anno-complete"} if not works["anno-sound"] else set()
     assert failed(found) == wrong
@@ -130,7 +130,9 @@ def test_a_model_is_told_what_the_verifier_said_and_has_three_turns(by_heart):
 
 def test_cheating_completions_are_refused(by_heart):
     cheat = f"{CLAMP.method.signature}\n{{ assume false; }}"
-    tools = Tools(ScriptedVerifier(lambda text: "verified"), lambda text: ProgramRun(True, "same"))
+    tools = Tools(
+        ScriptedVerifier(lambda text: "verified"), lambda text: ProgramRun(True, "same"), blocking=False
+    )
     found = report(CLAMP, tools, Scripted(lambda prompt: cheat), edges=["anno-complete", "doc2code"])
     assert failed(found) == {"anno-complete", "doc2code"}
     assert "assume" in found.edges["anno-complete"].reason

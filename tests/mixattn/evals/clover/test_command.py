@@ -65,3 +65,12 @@ def test_a_run_on_the_own_set_is_shown_and_written(clover, dafny, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "scripted: measures the checks" in again.stdout
     assert "# dafny: " in (tmp_path / "table.csv").read_text()
+
+
+def test_a_model_that_is_not_there_ends_a_run_with_what_is_done_kept(clover, dafny):
+    words = ["--model=x", "--url=http://127.0.0.1:9/v1", "--limit=2", "--edges=anno-sound,doc2code"]
+    done = clover("run", *words, "--out=DIR/run")
+    assert done.returncode == 2
+    assert "the model gave no answer" in done.stderr
+    assert "finished triples are kept" in done.stderr
+    assert "Traceback" not in done.stderr
