@@ -21,6 +21,10 @@ MAY: dict[str, set[str]] = {
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
     "mixattn.evals": {"numpy", "httpx2"},
     "mixattn.evals.dafny": {"mixattn.tools", "absl", "rich"},
+    "mixattn.evals.clover": {
+        *("mixattn.evals.dafny", "mixattn.evals.llm", "mixattn.tools", "pallas_kernels.results"),
+        *("absl", "rich"),
+    },
     "mixattn.evals.dafnybench": {
         *(
             "mixattn.evals.dafny",

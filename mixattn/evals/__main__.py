@@ -2,6 +2,7 @@
 
     python -m mixattn.evals dafny install                 a verifier for Dafny programs
     python -m mixattn.evals dafny check FILE              verify one program
+    python -m mixattn.evals clover run --model=oracle     do code, annotation and docstring say the same?
     python -m mixattn.evals dafnybench run --data=own     give programs their proof hints back
 
 `--help` after a command lists its subcommands and flags.
@@ -12,6 +13,7 @@ import sys
 
 COMMANDS = {
     "dafny": "mixattn.evals.dafny.command",
+    "clover": "mixattn.evals.clover.command",
     "dafnybench": "mixattn.evals.dafnybench.command",
 }
 

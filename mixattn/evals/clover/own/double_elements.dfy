@@ -1,0 +1,69 @@
+//// right
+// Return an array of the same length as a whose elements are twice those of a.
+method Solve(a: array<int>) returns (r: array<int>)
+  ensures r.Length == a.Length
+  ensures forall i :: 0 <= i < a.Length ==> r[i] == 2 * a[i]
+{
+  r := new int[a.Length];
+  var n := 0;
+  while n < a.Length
+    invariant 0 <= n <= a.Length
+    invariant forall i :: 0 <= i < n ==> r[i] == 2 * a[i]
+  {
+    r[n] := 2 * a[n];
+    n := n + 1;
+  }
+}
+
+//// weak
+// Return an array of the same length as a whose elements are even.
+method Solve(a: array<int>) returns (r: array<int>)
+  ensures r.Length == a.Length
+  ensures forall i :: 0 <= i < a.Length ==> r[i] % 2 == 0
+{
+  r := new int[a.Length];
+  var n := 0;
+  while n < a.Length
+    invariant 0 <= n <= a.Length
+    invariant forall i :: 0 <= i < n ==> r[i] % 2 == 0
+  {
+    r[n] := 0;
+    n := n + 1;
+  }
+}
+
+//// changed
+// Return an array of the same length as a whose elements are the squares of those of a.
+method Solve(a: array<int>) returns (r: array<int>)
+  ensures r.Length == a.Length
+  ensures forall i :: 0 <= i < a.Length ==> r[i] == a[i] * a[i]
+{
+  r := new int[a.Length];
+  var n := 0;
+  while n < a.Length
+    invariant 0 <= n <= a.Length
+    invariant forall i :: 0 <= i < n ==> r[i] == a[i] * a[i]
+  {
+    r[n] := a[n] * a[n];
+    n := n + 1;
+  }
+}
+
+//// tests
+method Main() {
+  var a0 := new int[3][1, 2, 3];
+  var r0 := Solve(a0);
+  print r0[..], "\n";
+  var a1 := new int[0];
+  var r1 := Solve(a1);
+  print r1[..], "\n";
+  var a2 := new int[1][-4];
+  var r2 := Solve(a2);
+  print r2[..], "\n";
+  var a3 := new int[2][0, 5];
+  var r3 := Solve(a3);
+  print r3[..], "\n";
+  var a4 := new int[2][10, -1];
+  var r4 := Solve(a4);
+  print r4[..], "\n";
+}

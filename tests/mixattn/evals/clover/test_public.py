@@ -1,0 +1,52 @@
+"""The loader, on a checkout made here in the public layout."""
+
+import pytest
+
+from mixattn.evals.clover.public import load
+
+PROGRAM = "method Twice(x: int) returns (r: int)\n  ensures r == 2 * x\n{\n  r := 2 * x;\n}\n"
+LAYOUT = {
+    "textbook_algo/twice/twice_strong.dfy": PROGRAM,
+    "textbook_algo/twice/twice_spec.txt": "Double\nx.",
+    "textbook_algo_unit_tests/twice/twice_tests.dfy": PROGRAM
+    + "method Main() { var r := Twice(1); print r; }\n",
+    "adversarial_incorrect/C1/twice/twice_C2.txt": "Triple x.",
+    "adversarial_incorrect/C2/twice/twice_C1.dfy": PROGRAM.replace("==", ">="),
+    "adversarial_incorrect/C6/twice/twice.dfy": PROGRAM.replace("2", "3"),
+}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name, text in LAYOUT.items():
+        path = tmp_path / "dataset" / "CloverBench" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_the_public_layout_is_read_and_what_is_missing_is_named(checkout):
+    triples, troubles = load(checkout)
+    found = {t.kind: t for t in triples}
+    assert list(found) == ["right", "C1", "C2", "C6"]
+    assert found["right"].docstring == "Double x."
+    assert found["C1"].docstring == "Triple x."
+    assert found["C2"].annotation == "  ensures r >= 2 * x"
+    assert found["C6"].method.body.split() == ["{", "r", ":=", "3", "*", "x;", "}"]
+    assert found["C6"].tests.strip() == "method Main() { var r := Twice(1); print r; }"
+    assert troubles == ["C3 twice: twice_C1.dfy is missing"]
+
+
+def test_a_path_without_the_files_says_which(tmp_path, checkout):
+    with pytest.raises(ValueError, match="does not exist"):
+        load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no folder dataset/CloverBench/textbook_algo"):
+        load(tmp_path / "empty")
+
+
+def test_a_file_that_is_no_text_is_left_out_with_a_sentence(checkout):
+    (checkout / "dataset/CloverBench/textbook_algo/twice/twice_strong.dfy").write_bytes(b"\xff\xfe\0")
+    triples, troubles = load(checkout)
+    assert {t.kind for t in triples} == {"C2", "C6"}
+    assert len(troubles) == 3
