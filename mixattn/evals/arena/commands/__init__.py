@@ -40,5 +40,9 @@ def start(argv: list[str]) -> None:
     if argv[1] not in COMMANDS:
         print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    command = importlib.import_module(f"mixattn.evals.arena.commands.{argv[1]}")
+    try:
+        command = importlib.import_module(f"mixattn.evals.arena.commands.{argv[1]}")
+    except ModuleNotFoundError as why:
+        print(f"error: {why.name} is not installed: pip install 'mixattn[evals]'", file=sys.stderr)
+        sys.exit(2)
     command.start([f"{argv[0]} {argv[1]}", *argv[2:]])

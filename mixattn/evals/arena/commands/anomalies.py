@@ -39,5 +39,9 @@ def _main() -> None:
         head = {"rule": FLAGS.rule, "alpha": alpha, "judged": len(found), "flagged": len(flagged)}
         command_line.print_json(head | {"voters": [asdict(verdict) for verdict in found]})
         return
-    print(command_line.table(["voter", "votes", "flagged after"], [[v.voter, str(v.votes), str(v.at_vote)] for v in flagged]))
+    print(
+        command_line.table(
+            ["voter", "votes", "flagged after"], [[v.voter, str(v.votes), str(v.at_vote)] for v in flagged]
+        )
+    )
     print(f"{len(flagged)} of {len(found)} voters flagged; rule {FLAGS.rule}, alpha {alpha}", file=sys.stderr)

@@ -29,7 +29,13 @@ def _main() -> None:
     shuffled = permuted(votes, FLAGS.permutations, np.random.default_rng(FLAGS.seed), k=FLAGS.k)
     lower, median, upper = np.quantile(shuffled, [0.025, 0.5, 0.975], axis=0)
     rows = [
-        {"model": votes.models[i], "elo": in_order[i], "median": median[i], "lower": lower[i], "upper": upper[i]}
+        {
+            "model": votes.models[i],
+            "elo": in_order[i],
+            "median": median[i],
+            "lower": lower[i],
+            "upper": upper[i],
+        }
         for i in np.argsort(-median)
     ]
     rows = [{name: x if isinstance(x, str) else float(x) for name, x in row.items()} for row in rows]

@@ -26,5 +26,7 @@ def _main() -> None:
         command_line.print_json({"used": len(votes), "pairs": pairs})
         return
     header = ["model_a", "model_b", "votes", "win_rate", "lower", "upper"]
-    rows = [[p["model_a"], p["model_b"], str(p["votes"]), *(f"{p[n]:.3f}" for n in header[3:])] for p in pairs]
+    rows = [
+        [p["model_a"], p["model_b"], str(p["votes"]), *(f"{p[n]:.3f}" for n in header[3:])] for p in pairs
+    ]
     print(command_line.table(header, rows))

@@ -42,7 +42,9 @@ def draw(report: dict[str, Any], out: Path) -> None:
     error = [[m["rating"] - m["lower"] for m in models], [m["upper"] - m["rating"] for m in models]]
     axes.errorbar(rating, range(len(models)), xerr=error, fmt="o", markersize=4, capsize=2)
     axes.set_yticks(range(len(models)), [f"{m['model']}  ({m['rank'][0]}-{m['rank'][1]})" for m in models])
-    axes.set_xlabel(f"rating, {1 - report['alpha']:.0%} interval ({report['intervals']}, {report['used']} votes)")
+    axes.set_xlabel(
+        f"rating, {1 - report['alpha']:.0%} interval ({report['intervals']}, {report['used']} votes)"
+    )
     axes.grid(axis="x", alpha=0.3)
     with files.whole(out) as draft:
         figure.savefig(draft, format=out.suffix[1:], dpi=150)

@@ -13,7 +13,14 @@ from pathlib import Path
 from absl import flags
 
 from mixattn.evals.arena.commands import command_line
-from mixattn.evals.arena.stats.synthetic import ANOMALIES, WORLDS, SyntheticConfig, json_lines, records, simulate
+from mixattn.evals.arena.stats.synthetic import (
+    ANOMALIES,
+    WORLDS,
+    SyntheticConfig,
+    json_lines,
+    records,
+    simulate,
+)
 from mixattn.tools import files
 
 FLAGS = flags.FLAGS
@@ -23,7 +30,9 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_string("out", None, "File to write: .jsonl or .parquet.")
     flags.DEFINE_integer("models", 10, "Number of models.")
     flags.DEFINE_integer("votes", 10_000, "Number of votes.")
-    flags.DEFINE_enum("world", "spread", WORLDS, "True scores: even, in groups of four alike, all equal, Beta(1/2, 1/2).")
+    flags.DEFINE_enum(
+        "world", "spread", WORLDS, "True scores: even, in groups of four alike, all equal, Beta(1/2, 1/2)."
+    )
     flags.DEFINE_float("width", 2.0, "Distance of the best and the worst score, in natural-log odds.")
     flags.DEFINE_float("tie_rate", 0.2, "Share of ties.")
     flags.DEFINE_float("skew", 0.0, "Above 0, close models meet more often.")

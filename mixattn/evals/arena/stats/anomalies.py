@@ -112,7 +112,11 @@ def _products(history: Ints, outcome: Ints, alpha: float, rng: Generator) -> int
     for side, upper in enumerate((True, False)):
         wins = history[:, [SECOND_WINS, FIRST_WINS]]
         score = (outcome == FIRST_WINS).astype(np.int64)
-        beyond = np.where(score == 1, wins[:, 1], wins.sum(1)) if upper else np.where(score == 0, wins[:, 0], wins.sum(1))
+        beyond = (
+            np.where(score == 1, wins[:, 1], wins.sum(1))
+            if upper
+            else np.where(score == 0, wins[:, 0], wins.sum(1))
+        )
         p = (1 + beyond) / (1 + wins.sum(1))
         grown[side] = np.cumsum(np.where(decided, -np.log(2 * p), 0.0))
     hit = np.flatnonzero((grown >= np.log(1 / alpha)).any(axis=0))

@@ -40,7 +40,13 @@ def of_votes(counts: Counts, found: Fit, resamples: int, rng: Generator) -> Floa
 
 
 def of_clusters(
-    votes: Votes, weights: Floats | None, counts: Counts, found: Fit, cluster: Ints, resamples: int, rng: Generator
+    votes: Votes,
+    weights: Floats | None,
+    counts: Counts,
+    found: Fit,
+    cluster: Ints,
+    resamples: int,
+    rng: Generator,
 ) -> Floats:
     """(R, M) mean-centred scores of resamples of whole clusters; `cluster` (n,) numbers them from 0."""
     m, clusters = len(votes.models), int(cluster.max()) + 1

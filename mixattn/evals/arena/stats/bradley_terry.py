@@ -78,7 +78,9 @@ def _newton(counts: Counts, win: Floats, total: Floats, ground: int) -> tuple[Fl
         step = np.zeros(m)
         step[keep] = cho_solve(factor, gradient[keep])
         xi, best = _line_search(counts, win, total, xi, step, best)
-    raise ValueError(f"the fit did not converge in {STEPS} steps: the largest score is {np.abs(xi).max():.1f}")
+    raise ValueError(
+        f"the fit did not converge in {STEPS} steps: the largest score is {np.abs(xi).max():.1f}"
+    )
 
 
 def _line_search(

@@ -56,7 +56,9 @@ def _read_csv(path: Path, columns: list[str]) -> pa.Table:
 
     def ragged(row: Any) -> str:
         # Arrow counts the header as row 1.
-        torn.append(f"row {(row.number or 1) - 1}: {row.actual_columns} fields, expected {row.expected_columns}")
+        torn.append(
+            f"row {(row.number or 1) - 1}: {row.actual_columns} fields, expected {row.expected_columns}"
+        )
         return "skip"
 
     try:

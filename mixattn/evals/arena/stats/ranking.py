@@ -58,7 +58,9 @@ class Options:
             }
             for name, given in wrong.items():
                 if given:
-                    raise ValueError(f"--ties=davidson has sandwich intervals of single votes only; leave out {name}")
+                    raise ValueError(
+                        f"--ties=davidson has sandwich intervals of single votes only; leave out {name}"
+                    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def _anchor(votes: Votes, name: str) -> int | None:
     if name == "mean":
         return None
     if name not in votes.models:
-        raise ValueError(f"--anchor={name} is neither 'mean' nor one of the models: {', '.join(votes.models)}")
+        raise ValueError(
+            f"--anchor={name} is neither 'mean' nor one of the models: {', '.join(votes.models)}"
+        )
     return votes.models.index(name)
 
 
@@ -127,12 +131,18 @@ def _estimate(
         z = style.features(votes)
         styled = style.fit_style(votes, z, weights, cluster)
         se = np.sqrt(np.diag(styled.covariance)[m:])
-        extra = {"style": {n: {"beta": b, "se": s} for n, b, s in zip(style.FEATURES, styled.beta.tolist(), se.tolist())}}
+        extra = {
+            "style": {
+                n: {"beta": b, "se": s} for n, b, s in zip(style.FEATURES, styled.beta.tolist(), se.tolist())
+            }
+        }
         found = Estimate(styled.xi, styled.covariance[:m, :m], None, extra)
     else:
         plain = fit(counts)
         if cluster is not None:
-            plain = Fit(plain.xi, plain.bread, meat_of_clusters(votes, weights, plain.xi, cluster), plain.ground)
+            plain = Fit(
+                plain.xi, plain.bread, meat_of_clusters(votes, weights, plain.xi, cluster), plain.ground
+            )
         found = Estimate(plain.xi, plain.covariance)
     if options.intervals != "bootstrap":
         return found, {}
@@ -144,7 +154,9 @@ def _estimate(
     else:
         draws = bootstrap.of_clusters(votes, weights, counts, plain, cluster, options.resamples, rng)
     _enough(draws, options.resamples)
-    return Estimate(found.xi, np.cov(draws.T), draws, found.extra), {"bootstrap": time.perf_counter() - started}
+    return Estimate(found.xi, np.cov(draws.T), draws, found.extra), {
+        "bootstrap": time.perf_counter() - started
+    }
 
 
 def _enough(draws: Floats, resamples: int) -> None:
@@ -157,7 +169,12 @@ def _enough(draws: Floats, resamples: int) -> None:
 
 
 def _report(
-    votes: Votes, counts: Counts, estimate: Estimate, anchor: int | None, options: Options, rng: np.random.Generator
+    votes: Votes,
+    counts: Counts,
+    estimate: Estimate,
+    anchor: int | None,
+    options: Options,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     xi, covariance, alpha = estimate.xi, estimate.covariance, options.alpha
     reference = 0.0 if anchor is None else xi[anchor]

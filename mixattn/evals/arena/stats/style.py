@@ -72,7 +72,11 @@ def _amount(value: Any) -> float:
 
 
 def fit_style(
-    votes: Votes, z: Floats, weights: Floats | None = None, cluster: Ints | None = None, start: StyleFit | None = None
+    votes: Votes,
+    z: Floats,
+    weights: Floats | None = None,
+    cluster: Ints | None = None,
+    start: StyleFit | None = None,
 ) -> StyleFit:
     """Joint fit of scores and the coefficients of `z` (n, F), by Newton's method over rows.
 

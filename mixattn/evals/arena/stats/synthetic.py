@@ -55,11 +55,17 @@ class SyntheticConfig:
           ValueError: says which field and why.
         """
         if self.models < 2 or self.votes < 1 or self.voters < 1:
-            raise ValueError(f"{self.models} models, {self.votes} votes, {self.voters} voters: needs 2, 1 and 1")
+            raise ValueError(
+                f"{self.models} models, {self.votes} votes, {self.voters} voters: needs 2, 1 and 1"
+            )
         if self.world not in WORLDS or self.anomaly not in ANOMALIES:
-            raise ValueError(f"world {self.world!r} or anomaly {self.anomaly!r} is not one of {WORLDS}, {ANOMALIES}")
+            raise ValueError(
+                f"world {self.world!r} or anomaly {self.anomaly!r} is not one of {WORLDS}, {ANOMALIES}"
+            )
         if not 0 <= self.tie_rate < 1 or self.anomalous > self.voters:
-            raise ValueError(f"tie_rate {self.tie_rate}, or {self.anomalous} anomalous of {self.voters} voters")
+            raise ValueError(
+                f"tie_rate {self.tie_rate}, or {self.anomalous} anomalous of {self.voters} voters"
+            )
 
 
 def true_scores(config: SyntheticConfig, rng: Generator) -> Floats:
@@ -98,14 +104,21 @@ def simulate(config: SyntheticConfig) -> tuple[Votes, Floats]:
     length = rng.integers(20, 600, (2, config.votes))
     logit = xi[first] - xi[second]
     logit = logit + config.style_beta * (length[0] - length[1]) / (length[0] + length[1] + 1)
-    logit = logit + config.intransitive * np.where((second - first) % config.models * 2 < config.models, 1, -1)
+    logit = logit + config.intransitive * np.where(
+        (second - first) % config.models * 2 < config.models, 1, -1
+    )
     outcome = np.where(rng.random(config.votes) < expit(logit), FIRST_WINS, SECOND_WINS)
     outcome = np.where(rng.random(config.votes) < config.tie_rate, TIE, outcome)
     voter = zipf_voters(config.voters, config.votes, rng)
     outcome = _misvote(config, voter, first, second, xi, outcome, rng)
     names = tuple(f"m{i:02d}" for i in range(config.models))
     judge = np.array([f"arena_user_{v}" for v in range(config.voters)], dtype=object)[voter]
-    columns = {"pair_probability": probability[pair], "judge": judge, "length_a": length[0], "length_b": length[1]}
+    columns = {
+        "pair_probability": probability[pair],
+        "judge": judge,
+        "length_a": length[0],
+        "length_b": length[1],
+    }
     return from_arrays(names, first, second, outcome, **columns), xi
 
 
@@ -127,7 +140,9 @@ def _misvote(
     elif config.anomaly == "opposite":
         other = FIRST_WINS - outcome
     elif config.anomaly == "favourite":
-        other = np.where(first == len(xi) - 1, FIRST_WINS, np.where(second == len(xi) - 1, SECOND_WINS, outcome))
+        other = np.where(
+            first == len(xi) - 1, FIRST_WINS, np.where(second == len(xi) - 1, SECOND_WINS, outcome)
+        )
     else:
         return outcome
     return np.where(odd, other, outcome)

@@ -159,22 +159,24 @@ def test_counts_give_the_covariance_of_rows():
 
 def test_weights_recover_the_uniform_score_of_an_intransitive_population():
     skewed = some_votes(models=6, votes=60_000, skew=4.0, intransitive=0.6, tie_rate=0.0, width=1.0)
-    uniform = fit(count(some_votes(models=6, votes=60_000, skew=0.0, intransitive=0.6, tie_rate=0.0, width=1.0))).xi
+    uniform = fit(
+        count(some_votes(models=6, votes=60_000, skew=0.0, intransitive=0.6, tie_rate=0.0, width=1.0))
+    ).xi
     error = {
         weighting: np.abs(fit(count(skewed, vote_weights(skewed, weighting))).xi - uniform).max()
         for weighting in ("none", "ipw_logged", "ipw_empirical")
     }
     assert error["ipw_logged"] < 0.1
     assert error["ipw_empirical"] < 0.1
-    assert error["none"] > 2 * error["ipw_logged"]  # control: without weights the score depends on the sampling
+    assert (
+        error["none"] > 2 * error["ipw_logged"]
+    )  # control: without weights the score depends on the sampling
 
 
 def test_dependent_votes_need_the_cluster_covariance():
     """Every vote copied three times by the same voter is no new information."""
     votes = some_votes(voters=4000)
-    three = from_arrays(
-        votes.models, *(np.repeat(x, 3) for x in (votes.first, votes.second, votes.outcome))
-    )
+    three = from_arrays(votes.models, *(np.repeat(x, 3) for x in (votes.first, votes.second, votes.outcome)))
     once = fit(count(votes))
     naive = fit(count(three))
     group = np.repeat(np.arange(len(votes)), 3)

@@ -5,7 +5,20 @@ from mixattn.evals.arena.stats.bradley_terry import fit, standard_errors
 from mixattn.evals.arena.stats.counts import count
 from tests.mixattn.evals.arena.worlds import figure_2, some_votes
 
-GOLDEN = [(1, 1), (2, 3), (2, 6), (3, 8), (3, 8), (3, 8), (4, 8), (4, 9), (8, 9), (10, 12), (10, 12), (10, 12)]
+GOLDEN = [
+    (1, 1),
+    (2, 3),
+    (2, 6),
+    (3, 8),
+    (3, 8),
+    (3, 8),
+    (4, 8),
+    (4, 9),
+    (8, 9),
+    (10, 12),
+    (10, 12),
+    (10, 12),
+]
 
 
 def test_figure_2_gives_the_golden_chi_square_ranges():
@@ -53,7 +66,9 @@ def test_ranks_and_errors_of_differences_do_not_depend_on_the_grounded_model():
     c = np.eye(12)
     c[:, 5] -= 1  # the same differences, model 5 grounded
     other = c @ found.covariance @ c.T
-    np.testing.assert_allclose(ranks.difference_errors(other), ranks.difference_errors(found.covariance), atol=1e-9)
+    np.testing.assert_allclose(
+        ranks.difference_errors(other), ranks.difference_errors(found.covariance), atol=1e-9
+    )
     np.testing.assert_allclose(standard_errors(other, None), standard_errors(found.covariance, None))
 
 
