@@ -13,6 +13,7 @@ from mixattn.evals.arena.stats.bradley_terry import Fit, fit, meat_of_clusters, 
 from mixattn.evals.arena.stats.connected import check_connected
 from mixattn.evals.arena.stats.counts import Counts, Floats, Ints, count, tally, vote_weights, without_ties
 from mixattn.evals.arena.stats.davidson import fit_davidson
+from mixattn.evals.arena.stats.influence import cap_weights
 from mixattn.evals.arena.stats.votes import Votes
 
 PER_UNIT = 400 / math.log(10)  # Elo points of one natural-log odds
@@ -73,8 +74,11 @@ class Estimate:
     extra: dict[str, Any] | None = None
 
 
-def rank_models(votes: Votes, options: Options) -> dict[str, Any]:
+def rank_models(votes: Votes, options: Options, cap: float | None = None) -> dict[str, Any]:
     """The report that `arena fit --json` prints, without the time it took to load the votes.
+
+    Args:
+      cap: no voter (column `judge`) counts for more than this many votes.
 
     Raises:
       ValueError: the votes determine no finite ratings, or an option does not fit them.
@@ -86,6 +90,9 @@ def rank_models(votes: Votes, options: Options) -> dict[str, Any]:
     if anchor is not None:
         anchor = _anchor(votes, options.anchor)
     weights = vote_weights(votes, options.weighting, options.min_pair_count)
+    if cap is not None:
+        capped = cap_weights(numbered(votes.columns["judge"]), cap)
+        weights = capped if weights is None else weights * capped
     counts = count(votes, weights)
     check_connected(counts, votes.models)
     cluster = None if options.cluster == "none" else numbered(votes.columns[options.cluster])
