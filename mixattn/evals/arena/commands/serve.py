@@ -58,6 +58,7 @@ def _main() -> None:
     app = make_app(ArenaPlatform(models, store, config))
     server = uvicorn.Server(uvicorn.Config(app, FLAGS.host, FLAGS.port, log_level="warning", server_header=False))
     listening = server.config.bind_socket()
+    listening.listen(2048)  # a visitor who comes before uvicorn is ready waits
     print(f"arena of {len(models)} models on http://{FLAGS.host}:{listening.getsockname()[1]}/", file=sys.stderr, flush=True)
     try:
         server.run([listening])

@@ -1,5 +1,6 @@
 """Does a conversation say which model it is? Such a battle's vote is kept and not counted."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -15,10 +16,15 @@ LOOKALIKES = str.maketrans("аеорсухіјѕԁӏ013457", "aeopcyxijsdloieast
 SHORT = 4  # a part of a name with fewer letters is too common to accuse with
 
 
-def _plain(text: str) -> str:
-    """Letters and digits only: case, accents, full-width forms, spaces and punctuation do not hide a name."""
+def _pieces(text: str) -> list[str]:
+    """Runs of letters and runs of digits; case, accents and full-width forms do not hide a name."""
     text = unicodedata.normalize("NFKD", text).casefold()
-    return "".join(c for c in text if c.isalnum())
+    text = "".join(c for c in text if not unicodedata.combining(c))
+    return re.findall(r"[^\W\d_]+|\d+", text)
+
+
+def _plain(text: str) -> str:
+    return "".join(_pieces(text))
 
 
 def leak_words(names: Iterable[str], aliases: Iterable[str] = ()) -> tuple[str, ...]:
@@ -31,11 +37,30 @@ def leak_words(names: Iterable[str], aliases: Iterable[str] = ()) -> tuple[str, 
 
 
 def find_leak(texts: Sequence[str], words: Sequence[str]) -> str | None:
-    """The first of `words` that some text contains in any spelling, else None."""
+    """The first of `words` that some text contains in any spelling, else None.
+
+    Letters may be spread over pieces ("z-e-b-r-a"), but a word must begin where a piece begins, and end where one
+    ends if it spans several: "open air" does not say "openai".
+    """
     for text in texts:
-        plain = _plain(text)
-        forms = (plain, plain.translate(LOOKALIKES))
-        for word in words:
-            if word in forms[0] or word.translate(LOOKALIKES) in forms[1]:
-                return word
+        pieces = _pieces(text)
+        for form in (pieces, [piece.translate(LOOKALIKES) for piece in pieces]):
+            joined = "".join(form)
+            ends = set(itertools.accumulate(map(len, form)))
+            starts = {0, *ends}
+            for word in words:
+                for sought in {word, word.translate(LOOKALIKES)} if form is not pieces else {word}:
+                    if _stands_in(joined, sought, starts, ends):
+                        return word
     return None
+
+
+def _stands_in(joined: str, word: str, starts: set[int], ends: set[int]) -> bool:
+    at = joined.find(word)
+    while at >= 0:
+        end = at + len(word)
+        inside_one = not any(cut in ends for cut in range(at + 1, end))
+        if not word.isascii() or (at in starts and (end in ends or inside_one)):
+            return True
+        at = joined.find(word, at + 1)
+    return False
