@@ -1,6 +1,7 @@
 """Quality measured in the same tree.
 
-    python -m mixattn.evals arena --help        rankings from pairwise votes, and the platform that collects them
+    python -m mixattn.evals arena --help
+        rankings from pairwise votes, and the platform that collects them
 
 `--help` after a command lists its subcommands.
 """

@@ -34,7 +34,8 @@ def as_votes(records: list[dict[str, Any]]) -> Votes:
 
 @dataclass(frozen=True)
 class Board:
-    """A leaderboard: `models` as `arena fit` reports them, pairs of the win matrix, or why there is no ranking."""
+    """A leaderboard: `models` as `arena fit` reports them, pairs of the win matrix, or why there is no
+    ranking."""
 
     votes: int
     models: list[dict[str, Any]]

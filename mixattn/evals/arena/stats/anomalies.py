@@ -1,13 +1,14 @@
 """Voters who do not vote like the rest (Chiang et al. 2024, section 5.1, and one rule of our own).
 
-paper: p = (1 + #{h >= H'}) / (n + 1), Fisher's sum against chi-square at 5 random votes. Its p-values are discrete and
-too large, so it has almost no power; kept to compare with.
-randomised: ties among h and H' are broken at random, so that p is exactly uniform; both directions at alpha / 2.
-products: two running products of 1 / (2 p) against 1 / alpha, for wins and losses by name order (a test martingale,
-valid at any time).
-betting: bets against the hypothesis that a voter scores models as the others do: one bet for and one against each model and
-each side of the page, all shares of one stake, against 1 / alpha at any time. It has power where the others have little:
-a voter who favours one model, or a side.
+paper: p = (1 + #{h >= H'}) / (n + 1), Fisher's sum against chi-square at 5 random votes. Its p-values are
+discrete and too large, so it has almost no power; kept to compare with.
+randomised: ties among h and H' are broken at random, so that p is exactly uniform; both directions at
+alpha / 2.
+products: two running products of 1 / (2 p) against 1 / alpha, for wins and losses by name order (a test
+martingale, valid at any time).
+betting: bets against the hypothesis that a voter scores models as the others do: one bet for and one
+against each model and each side of the page, all shares of one stake, against 1 / alpha at any time. It
+has power where the others have little: a voter who favours one model, or a side.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,8 @@ class Verdict:
 def find_anomalies(
     votes: Votes, *, rule: str, alpha: float, rng: Generator, min_votes: int = 5
 ) -> list[Verdict]:
-    """Judges each voter of column `judge` against the votes of all others on the same pairs, flagged voters first.
+    """Judges each voter of column `judge` against the votes of all others on the same pairs, flagged
+    voters first.
 
     Raises:
       ValueError: there is no such rule.

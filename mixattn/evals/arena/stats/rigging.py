@@ -43,8 +43,8 @@ class RiggingConfig:
 def rigged_votes(attack: str, n: int, xi: Floats, target: int, rng: Generator) -> tuple[Ints, Ints, Ints]:
     """First model, second model and outcome of n votes that the attacker casts on drawn pairs.
 
-    target_only: abstains unless the target is there, and votes for it. omnipresent: votes everywhere, for the target,
-    against the model just above it, otherwise honestly. always_left: does not look.
+    target_only: abstains unless the target is there, and votes for it. omnipresent: votes everywhere, for
+    the target, against the model just above it, otherwise honestly. always_left: does not look.
 
     Raises:
       ValueError: there is no such attack.
@@ -71,12 +71,12 @@ def rigged_votes(attack: str, n: int, xi: Floats, target: int, rng: Generator) -
 def with_rigged(votes: Votes, attack: str, n: int, xi: Floats, config: RiggingConfig) -> Votes:
     """The honest votes with n rigged ones behind them."""
     rng = np.random.default_rng(config.seed + 1)
-    rigged = rigged_votes(attack, config.most, xi, config.target, rng)  # a longer attack continues a shorter one
+    rigged = rigged_votes(
+        attack, config.most, xi, config.target, rng
+    )  # a longer attack continues a shorter one
     judge = np.array([f"rigger_{i}" for i in range(config.accounts)], dtype=object)
     judges = np.concatenate([votes.columns["judge"], judge[np.arange(n) % config.accounts]])
-    joined = [
-        np.concatenate([a, b[:n]]) for a, b in zip((votes.first, votes.second, votes.outcome), rigged)
-    ]
+    joined = [np.concatenate([a, b[:n]]) for a, b in zip((votes.first, votes.second, votes.outcome), rigged)]
     return from_arrays(votes.models, *joined, judge=judges)
 
 
@@ -96,11 +96,13 @@ def scores(votes: Votes, defence: str, cap: float) -> Floats:
     return fit(count(votes, weights)).xi
 
 
-def votes_to_gain_a_place(attack: str, defence: str, config: RiggingConfig) -> dict[str, float | int | str | None]:
+def votes_to_gain_a_place(
+    attack: str, defence: str, config: RiggingConfig
+) -> dict[str, float | int | str | None]:
     """The fewest rigged votes, by bisection, that move the target a place: by the distance of two neighbours.
 
-    The distance is that of the true scores, measured on the model above, so that chance gaps of the honest votes do
-    not matter. None: more than `most`. `moved_elo`: what `most` votes do, in Elo points.
+    The distance is that of the true scores, measured on the model above, so that chance gaps of the honest
+    votes do not matter. None: more than `most`. `moved_elo`: what `most` votes do, in Elo points.
     """
     world = SyntheticConfig(models=config.models, votes=config.honest, voters=config.voters, seed=config.seed)
     votes, xi = simulate(world)

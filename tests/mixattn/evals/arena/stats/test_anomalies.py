@@ -72,6 +72,8 @@ def test_betting_finds_those_who_favour_a_model_or_a_side(anomaly):
     outcome = np.where(odd, changed, votes.outcome)
     votes = Votes(votes.rows, votes.models, votes.first, votes.second, outcome, votes.row, votes.columns)
     found = anomalies.find_anomalies(votes, rule="betting", alpha=0.05, rng=np.random.default_rng(0))
-    share = {kind: np.mean([v.flagged for v in found if v.voter.startswith(kind)]) for kind in ("odd", "fair")}
+    share = {
+        kind: np.mean([v.flagged for v in found if v.voter.startswith(kind)]) for kind in ("odd", "fair")
+    }
     assert share["fair"] <= 0.05
     assert share["odd"] <= 0.1 if anomaly == "nothing" else share["odd"] >= 0.8

@@ -14,7 +14,9 @@ def test_leaving_a_voter_out_moves_the_scores_as_one_solve_says():
     predicted = leave_one_out(votes, None, found, voter)
     for v in (0, 5, 20):
         without = fit(count(votes.where(voter != v))).xi
-        np.testing.assert_allclose(found.xi - without, predicted[v], atol=0.25 * np.abs(predicted[v]).max() + 1e-3)
+        np.testing.assert_allclose(
+            found.xi - without, predicted[v], atol=0.25 * np.abs(predicted[v]).max() + 1e-3
+        )
 
 
 def test_no_voter_counts_for_more_than_the_cap():

@@ -7,7 +7,9 @@ SMALL = RiggingConfig(models=8, honest=8000, voters=400, target=4, most=3000)
 
 
 def test_a_defence_makes_one_account_need_more_votes():
-    needed = {d: votes_to_gain_a_place("target_only", d, SMALL)["votes_needed"] for d in ("none", "cap", "anomaly")}
+    needed = {
+        d: votes_to_gain_a_place("target_only", d, SMALL)["votes_needed"] for d in ("none", "cap", "anomaly")
+    }
     assert needed["none"] is not None
     assert needed["cap"] is None or needed["cap"] > needed["none"]
     assert needed["anomaly"] is None
