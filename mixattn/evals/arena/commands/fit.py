@@ -6,9 +6,8 @@
     python -m mixattn.evals arena fit --votes=votes.jsonl --category=language=English --style
 
 Votes are parquet, JSON lines, a JSON list or CSV with the fields question_id, model_a, model_b, winner
-(model_a, model_b, tie or tie (bothbad)), judge, anony, language, tstamp. Votes with anony false are read, not used.
-A rating is
-anchor_rating + 400/ln 10 x (score - reference); se and interval are of that difference.
+(model_a, model_b, tie or tie (bothbad)), judge, anony, language, tstamp. Votes with anony false are read, not
+used. A rating is anchor_rating + 400/ln 10 x (score - reference); se and interval are of that difference.
 """
 
 import sys
