@@ -35,6 +35,14 @@ MAY: dict[str, set[str]] = {
             "rich",
         )
     },
+    "mixattn.evals.__main__": set(),
+    "mixattn.evals.arena.stats": {"numpy", "scipy", "pyarrow"},
+    "mixattn.evals.arena.platform": {"mixattn.evals.llm", "mixattn.evals.arena.stats"}
+    | {"numpy", "scipy", "starlette", "jinja2", "httpx2"},
+    "mixattn.evals.arena.commands": {"mixattn.evals.arena", "mixattn.tools", "pallas_kernels.results"}
+    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
+    | {"choix", "evalica"}  # measured beside ours where installed
+    | HOST,
     "train": MODEL
     | HOST
     | {
@@ -208,6 +216,8 @@ LOADS_JAX = (
     "mixattn.spec.__main__",
     "serving.sim.suites",
     "mixattn.evals.dafnybench.command",
+    "mixattn.evals.arena.commands",  # results name the device
+    "serving.sim.suites",
 )
 
 

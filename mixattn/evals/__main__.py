@@ -6,6 +6,12 @@
     python -m mixattn.evals dafnybench run --data=own     give programs their proof hints back
 
 `--help` after a command lists its subcommands and flags.
+"""Quality measured in the same tree.
+
+    python -m mixattn.evals arena --help
+        rankings from pairwise votes, and the platform that collects them
+
+`--help` after a command lists its subcommands.
 """
 
 import importlib
@@ -16,18 +22,21 @@ COMMANDS = {
     "clover": "mixattn.evals.clover.command",
     "dafnybench": "mixattn.evals.dafnybench.command",
 }
+COMMANDS = {"arena": "mixattn.evals.arena.commands"}
 
 
 def main(argv: list[str]) -> None:
     """Runs the command named by the first argument; exits with code 2 if there is none of that name."""
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         print(__doc__.strip())
+        print((__doc__ or "").strip())
         return
     if argv[1] not in COMMANDS:
         print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     command = importlib.import_module(COMMANDS[argv[1]])
     command.start([f"{argv[0]} {argv[1]}", *argv[2:]])
+    importlib.import_module(COMMANDS[argv[1]]).start([f"{argv[0]} {argv[1]}", *argv[2:]])
 
 
 if __name__ == "__main__":
