@@ -17,12 +17,11 @@ from pathlib import Path
 from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mixattn.evals.llm import OpenAI
+from mixattn.evals.llm import OpenAI, RetryPolicy
 from mixattn.tools import files
 from serving.metropolis.commands import command_line
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation, SimulationRun
-from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import Commit, SqliteStore
 from serving.metropolis.town import make_town, stub_model
