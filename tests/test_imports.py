@@ -19,7 +19,7 @@ MAY: dict[str, set[str]] = {
     "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
-    "mixattn.evals": {"numpy", "httpx2"},
+    "mixattn.evals": {"numpy", "httpx2", "scipy", "mixattn.tools"} | HOST,
     "train": MODEL
     | HOST
     | {

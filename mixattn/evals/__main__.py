@@ -1,0 +1,26 @@
+"""Quality measured in the same tree.
+
+    python -m mixattn.evals judge --help        a language model as the judge of answers
+
+`--help` after a command lists its subcommands.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {"judge": "mixattn.evals.judge.commands"}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command named by the first argument; exits with code 2 if there is none of that name."""
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print((__doc__ or "").strip())
+        return
+    if argv[1] not in COMMANDS:
+        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(COMMANDS[argv[1]]).start([f"{argv[0]} {argv[1]}", *argv[2:]])
+
+
+if __name__ == "__main__":
+    main(sys.argv)
