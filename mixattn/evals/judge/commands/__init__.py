@@ -1,7 +1,7 @@
 """Has a language model judge answers, and says how far it can be trusted. Files are in FastChat's layout.
 
     python -m mixattn.evals judge questions --bench=runs/bench             our 80 questions and references
-    python -m mixattn.evals judge answer --bench=runs/bench --model=tiny --url=http://HOST/v1
+    python -m mixattn.evals judge answer --bench=runs/b --model=m --url=http://HOST/v1
     python -m mixattn.evals judge run --bench=runs/bench --judge=big --url=http://HOST/v1
     python -m mixattn.evals judge show --mode=pairwise_all --judgments=runs/bench/model_judgment/big_pair.jsonl
     python -m mixattn.evals judge agreement --judges=big-pair,human --votes=big_pair.jsonl,human.jsonl
