@@ -59,7 +59,9 @@ bench: setup $(PARITY)/.ready
 	$(BIN)/python -m pallas_kernels.bench --out=results/kernels_cpu.csv
 	NPROC=1 taskset -c 0 $(BIN)/python -m mixattn.bench windows
 	NPROC=1 OMP_NUM_THREADS=1 taskset -c 0 $(BIN)/python -m mixattn.bench transformers
+	NPROC=1 taskset -c 0 $(BIN)/python -m train.bench --config=configs/demo.py
 	NPROC=1 taskset -c 0 $(BIN)/python -m serving.bench
+	NPROC=1 taskset -c 0 $(BIN)/python -m serving.metropolis bench --out=results/metropolis/bench.csv
 
 # Compiles the kernels for TPU v5e, v6e and H100 without having one; about a gigabyte of compilers.
 aot: $(VENV)-aot/.ready

@@ -4,17 +4,18 @@
   python -m serving.simulate --config=configs/fair_cluster.py:E17-skew      # one document much more popular
   python -m serving.simulate --config=configs/fair_cluster.py:E17-failure   # a worker is down for 30 s
 
-About a minute each. Expected: D2LPM lies between sticky routing and round robin on the plane of fairness and
-throughput; with skewed popularity sticky overloads the worker of the hot document, D2LPM does not.
+About a minute each. Expected: D2LPM lies between sticky routing and round robin in fairness and throughput.
+With skewed popularity, sticky routing overloads the worker of the hot document and D2LPM does not.
 """
+
+from typing import Any
 
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
 from serving.sim.workload import Source
 
-EXTEND = (1.0, 0.0)
-# The A10G of the other experiments with a model whose query heads share keys and values in fours: a quarter
-# of the KV to read.
+EXTEND = (1.0, 0.0)  # service counts computed prompt tokens only
+# The A10G of the other experiments with four query heads per KV head: a quarter of the KV to read.
 GROUPED = StepCost(context_s=2.02e-6 / 4)
 
 
@@ -30,7 +31,7 @@ def sources(skew: bool) -> tuple[Source, ...]:
     return (hot, *(Source(f"v{i}", 5.0, prefix=documents(f"v{i}", 6), **common) for i in range(5)))
 
 
-def cluster(router: str, **options) -> SimulatedEngine:
+def cluster(router: str, **options: Any) -> SimulatedEngine:
     return SimulatedEngine(
         memory_tok=20_000,
         page_tok=20,
@@ -47,18 +48,22 @@ def cluster(router: str, **options) -> SimulatedEngine:
 def experiment(skew: bool = False, failures: tuple[tuple[int, float, float], ...] = ()) -> FairnessExperiment:
     quantum = {"quantum_tok": 20_000}
     runs = [
-        PolicyRun(local, label=f"round robin + {local}", bill=EXTEND, server=cluster("round_robin"))
+        PolicyRun(local, label=f"round robin + {local}", prompt_weights=EXTEND, server=cluster("round_robin"))
         for local in ("fcfs", "vtc", "lpm")
     ]
     runs += [
-        PolicyRun("lpm", label="least load + lpm", bill=EXTEND, server=cluster("least_load")),
-        PolicyRun("lpm", label="sticky + lpm", bill=EXTEND, server=cluster("sticky")),
-        PolicyRun("lpm", label="preble + lpm", bill=EXTEND, server=cluster("preble")),
-        PolicyRun("dlpm", quantum, label="round robin + dlpm", bill=EXTEND, server=cluster("round_robin")),
-        PolicyRun("dlpm", quantum, label="sticky + dlpm", bill=EXTEND, server=cluster("sticky")),
+        PolicyRun("lpm", label="least load + lpm", prompt_weights=EXTEND, server=cluster("least_load")),
+        PolicyRun("lpm", label="sticky + lpm", prompt_weights=EXTEND, server=cluster("sticky")),
+        PolicyRun("lpm", label="preble + lpm", prompt_weights=EXTEND, server=cluster("preble")),
+        PolicyRun(
+            "dlpm", quantum, label="round robin + dlpm", prompt_weights=EXTEND, server=cluster("round_robin")
+        ),
+        PolicyRun("dlpm", quantum, label="sticky + dlpm", prompt_weights=EXTEND, server=cluster("sticky")),
     ]
     runs += [
-        PolicyRun("dlpm", quantum, label=f"d2lpm {q}", bill=EXTEND, server=cluster("d2lpm", quantum_tok=q))
+        PolicyRun(
+            "dlpm", quantum, label=f"d2lpm {q}", prompt_weights=EXTEND, server=cluster("d2lpm", quantum_tok=q)
+        )
         for q in (2000, 10_000, 50_000, 1_000_000)
     ]
     for run in runs:

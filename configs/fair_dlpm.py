@@ -1,21 +1,23 @@
-"""Experiments E13 to E16: locality against fairness on one worker (arXiv 2501.14312; figures of the paper
-unknown to us).
+"""Experiments E13 to E16: locality against fairness on one worker (arXiv 2501.14312).
+
+The paper's figures as numbers are not known to us.
 
   python -m serving.simulate --config=configs/fair_dlpm.py:E13
 
-About a minute. Requests ask about documents of 3,000 tokens; a third of all documents fits in the cache.
+About a minute each. Requests ask about documents of 3,000 tokens; a third of all documents fits in the cache.
 Expected: DLPM has at least 2.5 times VTC's throughput (the paper: up to 2.87), a hit rate within 3 points
 of LPM's, and a gap below its bound, which LPM does not have.
 """
+
+from typing import Any
 
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
 from serving.sim.structured_workloads import chat, document_questions, judge, tree_of_thought
 from serving.sim.workload import SimulatedRequest, Source
 
-EXTEND = (1.0, 0.0)
-# The A10G of the other experiments with a model whose query heads share keys and values in fours: a quarter
-# of the KV to read.
+EXTEND = (1.0, 0.0)  # service counts computed prompt tokens only
+# The A10G of the other experiments with four query heads per KV head: a quarter of the KV to read.
 GROUPED = StepCost(context_s=2.02e-6 / 4)
 CACHE = SimulatedEngine(
     memory_tok=20_000, page_tok=20, step_tok=4000, admit_every=4, max_slots=64, cost=GROUPED
@@ -34,17 +36,18 @@ def dominant(demand_s: float) -> tuple[Source, ...]:
 
 
 LOCAL = (
-    PolicyRun("fcfs", bill=EXTEND),
-    PolicyRun("vtc", label="vtc, full bill", bill=EXTEND),
-    PolicyRun("vtc", {"cost": "extend"}, label="vtc, extend bill", bill=EXTEND),
-    PolicyRun("lpm", bill=EXTEND),
+    PolicyRun("fcfs", prompt_weights=EXTEND),
+    PolicyRun("vtc", label="vtc, full bill", prompt_weights=EXTEND),
+    PolicyRun("vtc", {"cost": "extend"}, label="vtc, extend bill", prompt_weights=EXTEND),
+    PolicyRun("lpm", prompt_weights=EXTEND),
 )
 
 
-def dlpm(*quanta: int, **options) -> tuple[PolicyRun, ...]:
+def dlpm(*quanta: int, **options: Any) -> tuple[PolicyRun, ...]:
     more = "".join(f", {name} {value}" for name, value in options.items())
     return tuple(
-        PolicyRun("dlpm", {"quantum_tok": q, **options}, label=f"dlpm {q}{more}", bill=EXTEND) for q in quanta
+        PolicyRun("dlpm", {"quantum_tok": q, **options}, label=f"dlpm {q}{more}", prompt_weights=EXTEND)
+        for q in quanta
     )
 
 
@@ -73,16 +76,16 @@ def e14() -> FairnessExperiment:
 def e15() -> FairnessExperiment:
     return FairnessExperiment(
         title="Trees of thought, document questions, chats, judges and one without any locality, together",
-        jobs=_mixed,
+        requests=_mixed,
         server=SimulatedEngine(
             memory_tok=40_000, page_tok=20, step_tok=4000, admit_every=4, max_slots=64, cost=GROUPED
         ),
         runs=(
             *LOCAL,
-            PolicyRun("dfs_weight", bill=EXTEND),
-            PolicyRun("hrrn", bill=EXTEND),
-            PolicyRun("rr", bill=EXTEND),
-            PolicyRun("drr", {"quantum_tok": 2000, "cost": "extend"}, bill=EXTEND),
+            PolicyRun("dfs_weight", prompt_weights=EXTEND),
+            PolicyRun("hrrn", prompt_weights=EXTEND),
+            PolicyRun("rr", prompt_weights=EXTEND),
+            PolicyRun("drr", {"quantum_tok": 2000, "cost": "extend"}, prompt_weights=EXTEND),
             *dlpm(5000, 20_000),
         ),
         demand_s=120.0,
@@ -91,21 +94,48 @@ def e15() -> FairnessExperiment:
 
 
 def _mixed(seed: int) -> list[SimulatedRequest]:
-    jobs = [
+    requests = [
         *tree_of_thought(
-            "tree", problems=40, branch=3, depth=4, prompt=600, thought=60, gap_s=2.0, seed=seed
+            "tree", problems=40, branch=3, depth=4, prompt_tok=600, thought_tok=60, gap_s=2.0, seed=seed
         ),
-        *chat("chat", sessions=60, turns=6, system=400, ask=80, answer=80, gap_s=1.5, seed=seed),
+        *chat(
+            "chat", sessions=60, turns=6, system_tok=400, question_tok=80, answer_tok=80, gap_s=1.5, seed=seed
+        ),
         *document_questions(
-            "docs", documents=12, questions=15, length=3000, ask=60, answer=40, gap_s=0.6, seed=seed
+            "docs",
+            documents=12,
+            questions=15,
+            document_tok=3000,
+            question_tok=60,
+            answer_tok=40,
+            gap_s=0.6,
+            seed=seed,
         ),
-        *judge("judge", requests=200, rubric="rubric", length=2500, ask=120, answer=10, gap_s=0.5, seed=seed),
         *judge(
-            "judge2", requests=200, rubric="rubric", length=2500, ask=120, answer=10, gap_s=0.5, seed=seed
+            "judge",
+            requests=200,
+            rubric="rubric",
+            rubric_tok=2500,
+            case_tok=120,
+            answer_tok=10,
+            gap_s=0.5,
+            seed=seed,
         ),
-        *judge("cold", requests=200, rubric="", length=0, ask=800, answer=40, gap_s=0.5, seed=seed),
+        *judge(
+            "judge2",
+            requests=200,
+            rubric="rubric",
+            rubric_tok=2500,
+            case_tok=120,
+            answer_tok=10,
+            gap_s=0.5,
+            seed=seed,
+        ),
+        *judge(
+            "cold", requests=200, rubric="", rubric_tok=0, case_tok=800, answer_tok=40, gap_s=0.5, seed=seed
+        ),
     ]
-    return sorted(jobs, key=lambda job: job.arrival_s)
+    return sorted(requests, key=lambda request: request.arrival_s)
 
 
 def e16() -> FairnessExperiment:
@@ -120,7 +150,7 @@ def e16() -> FairnessExperiment:
         ),
         server=CACHE,
         runs=(
-            PolicyRun("lpm", bill=EXTEND),
+            PolicyRun("lpm", prompt_weights=EXTEND),
             *dlpm(5000),
             *dlpm(5000, aging_tok=5),
             *dlpm(5000, aging_tok=50),

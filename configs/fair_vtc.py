@@ -4,44 +4,22 @@ its artifact.
   python -m serving.simulate --config=configs/fair_vtc.py:E1
   python -m serving.simulate --suite=fairness            # these and all others, into results/fairness
 
-Seconds each. The server is the artifact's: an A10G with a 7B model, 10,000 tokens of KV less 32 a client
-for adapters, peak admission, a look at the queue every 10 steps. Expected: throughput within 5% and gaps
-within 30% of the artifact's logs (the column `paper`).
+Seconds each. The server is the artifact's: an A10G with a 7B model, 10,000 tokens of KV less 32 per client
+for adapters, peak admission, admission attempts every 10 steps. Expected: throughput within 5% and gaps
+within 30% of the artifact's logs (column `paper` of results/fairness/results.csv).
 """
 
-from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
-from serving.sim.workload import Source
+from typing import Any
 
-# Requests a client sent in the published Arena trace, 1,500 in 600 s.
-ARENA = [
-    296,
-    262,
-    199,
-    120,
-    67,
-    66,
-    56,
-    46,
-    44,
-    43,
-    40,
-    36,
-    31,
-    26,
-    25,
-    23,
-    22,
-    22,
-    19,
-    19,
-    12,
-    11,
-    7,
-    3,
-    2,
-    2,
-    1,
-]
+from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
+from serving.sim.synthetic_tokens import SyntheticTokens
+from serving.sim.workload import SimulatedRequest, Source
+
+# Requests per client in the published Arena trace, 1,500 in 600 s.
+ARENA = (
+    *(296, 262, 199, 120, 67, 66, 56, 46, 44, 43, 40, 36, 31, 26),
+    *(25, 23, 22, 22, 19, 19, 12, 11, 7, 3, 2, 2, 1),
+)
 
 
 def artifact(clients: int, memory_tok: int = 10_000) -> SimulatedEngine:
@@ -58,7 +36,7 @@ FOUR = (
 PAIR = (PolicyRun("fcfs"), PolicyRun("vtc"))
 
 
-def even(client: str, rate: float, **more) -> Source:
+def even(client: str, rate: float, **more: Any) -> Source:
     return Source(client, rate, **more)
 
 
@@ -245,8 +223,8 @@ def e8() -> FairnessExperiment:
         ),
         plots=("gap",),
         paper={
-            name: {"tok_per_s": rate, "max_diff": most, "avg_diff": average}
-            for name, (rate, most, average) in tables.items()
+            name: {"tok_per_s": rate, "max_diff": maximum, "avg_diff": average}
+            for name, (rate, maximum, average) in tables.items()
         },
     )
 
@@ -292,7 +270,7 @@ FIGURE_15 = {
 def e11() -> FairnessExperiment:
     return FairnessExperiment(
         title="A harmonic profile of lengths: the paper's 2U needs reservation",
-        jobs=_harmonic,
+        requests=_harmonic,
         server=SimulatedEngine(memory_tok=10_000, admission="reserve", admit_every=1),
         runs=tuple(
             PolicyRun(
@@ -306,10 +284,7 @@ def e11() -> FairnessExperiment:
     )
 
 
-def _harmonic(seed: int, memory: int = 10_000, longest: int = 1000) -> list:
-    from serving.sim.synthetic_tokens import SyntheticTokens
-    from serving.sim.workload import SimulatedRequest
-
+def _harmonic(seed: int, memory: int = 10_000, longest: int = 1000) -> list[SimulatedRequest]:
     def burst(client: str, count: int, first: int, prompt: int, output: int) -> list[SimulatedRequest]:
         return [
             SimulatedRequest(
@@ -324,11 +299,11 @@ def _harmonic(seed: int, memory: int = 10_000, longest: int = 1000) -> list:
             for i in range(first, first + count)
         ]
 
-    jobs = burst("g", 40, 0, memory * 9 // 10, 1)
+    requests = burst("g", 40, 0, memory * 9 // 10, 1)
     for output in range(longest, 0, -1):
         longer = 0 if output == longest else memory // (output + 2)
-        jobs += burst("f", memory // (output + 1) - longer, len(jobs), 1, output)
-    return jobs + burst("f", 200, len(jobs), 1, longest)
+        requests += burst("f", memory // (output + 1) - longer, len(requests), 1, output)
+    return requests + burst("f", 200, len(requests), 1, longest)
 
 
 def e12() -> FairnessExperiment:

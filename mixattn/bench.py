@@ -1,14 +1,13 @@
-"""Decode and prefill on this machine: against transformers on the same weights, and against the machine
-itself.
+"""Decode and prefill on this machine: against transformers with the same weights, and by context length.
 
     NPROC=1 OMP_NUM_THREADS=1 taskset -c 3 python -m mixattn.bench transformers --model=small
     NPROC=1 OMP_NUM_THREADS=1 taskset -c 3 python -m mixattn.bench windows
 
-`transformers` saves a random Llama-shaped model, lets both sides generate from it in turns within one run,
-and times their decode steps as each comes: transformers' one by one, ours by strides of 16, between which the
-host does not look. Beside them stands the floor: the step's weight matmuls alone, and its weight and K/V
-bytes at the bandwidth measured here. `windows` shows that a sliding layer's decode step does not grow with
-the context. Both write a CSV under results/.
+`transformers` saves a random Llama-shaped model and lets both sides generate from it in interleaved rounds.
+It times every decode step of transformers, and ours in strides of 16, within which the host does not
+synchronize. The floor beside them is the step's weight matmuls alone, and its weight and K/V bytes at the
+bandwidth measured here. `windows` shows that a sliding layer's decode step does not grow with the context.
+Both write a CSV under results/.
 """
 
 import functools
@@ -17,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,22 +28,13 @@ from flax import nnx
 
 from mixattn import ModelConfig, Transformer, hf
 from mixattn.cache import Ring
-from mixattn.generation import STRIDE, decode, pad, prefill, rounded
+from mixattn.generation import STRIDE, GenerationState, decode, pad, prefill, rounded
 from mixattn.sample import SamplingParams
 from mixattn.spec import kv_bytes
 from mixattn.tools import cli
-from mixattn.tools.baseline_process import peer
-from pallas_kernels import results
+from mixattn.tools.baseline_process import QueryFn, peer
+from pallas_kernels import measure, results
 
-flags.DEFINE_enum("model", "small", ["small", "half_billion"], "Shape for `transformers`.")
-flags.DEFINE_string(
-    "torch", ".venv-parity/bin/python", "The interpreter that has transformers (`make parity`)."
-)
-flags.DEFINE_list("batches", "1,32", "Batch sizes for `transformers`.")
-flags.DEFINE_integer("repeats", 5, "Interleaved repeats; medians and minima are reported.", lower_bound=1)
-flags.DEFINE_string(
-    "out", None, "CSV to write (default results/decode_MODEL.csv, results/decode_windows.csv)."
-)
 FLAGS = flags.FLAGS
 
 MODELS = {
@@ -70,20 +62,11 @@ PROMPT, STRIDES = 300, 2
 NEW = 1 + STRIDES * STRIDE
 
 
-def best_and_median(seconds: list[float]) -> dict[str, float]:
-    return {"median_ms": round(1e3 * median(seconds), 3), "min_ms": round(1e3 * min(seconds), 3)}
-
-
-def timed(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - begin
-
-
 def against_transformers() -> None:
+    """Times both sides and writes results/decode_MODEL.csv."""
     config = MODELS[FLAGS.model]
     model = Transformer(config, rngs=nnx.Rngs(0))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         hf.save(model, folder, architecture="llama")
         with peer(_SCRIPT, [FLAGS.torch, _SCRIPT]) as ask:
@@ -96,51 +79,47 @@ def against_transformers() -> None:
         "their threads": theirs["threads"],
         "parameters": theirs["parameters"],
     }
-    results.write_csv(FLAGS.out or f"results/decode_{FLAGS.model}.csv", rows, config=config, seed=0, **note)
+    out = Path(FLAGS.out or f"results/decode_{FLAGS.model}.csv")
+    results.write_csv(out, rows, config=config, seed=0, **note)
 
 
-def compare(model: Transformer, ask, batch: int) -> list[dict]:
-    """Two rows, decode step and prefill: ours, theirs with either cache, and the ratio to the better of
-    them."""
+def compare(model: Transformer, ask: QueryFn, batch: int) -> list[dict[str, Any]]:
+    """Rows for decode step and prefill: ours, theirs with each of two caches, the ratio to the better one."""
     prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, PROMPT)).tolist()
-    sides = {"ours": ours(model, prompts)}
+    sides: dict[str, Callable[[], dict[str, Any]]] = {"ours": ours(model, prompts)}
     for cache in ("dynamic", "static"):
         sides[cache] = functools.partial(ask, batch=batch, prompt=PROMPT, new=NEW, cache=cache)
-    step: dict[str, list[float]] = {name: [] for name in sides}
-    prefill_s: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(FLAGS.repeats + 1):
-        for name, side in sides.items():
-            found = side()
-            if repeat:  # the first time compiles ours and warms theirs
-                step[name] += found["step_s"]
-                prefill_s[name].append(found["prefill_s"])
+    taken = measure.interleave(sides, FLAGS.repeats)
+    step_s = {name: [s for found in rounds for s in found["step_s"]] for name, rounds in taken.items()}
+    prefill_s = {name: [found["prefill_s"] for found in rounds] for name, rounds in taken.items()}
     rows = []
-    for what, times in (("decode step", step), (f"prefill {PROMPT}", prefill_s)):
-        row: dict = {"what": what, "batch": batch}
+    for what, times in (("decode step", step_s), (f"prefill {PROMPT}", prefill_s)):
+        row: dict[str, Any] = {"what": what, "batch": batch}
         for name in sides:
-            row |= {f"{name}_{key}": value for key, value in best_and_median(times[name]).items()}
-        for key in ("median_ms", "min_ms"):
-            row[f"ratio_{key[:-3]}"] = round(
-                min(row[f"dynamic_{key}"], row[f"static_{key}"]) / row[f"ours_{key}"], 2
-            )
+            row |= {f"{name}_{key}": value for key, value in measure.milliseconds(times[name]).items()}
+        for statistic in measure.STATISTICS:
+            theirs = min(row[f"{cache}_{statistic}_ms"] for cache in ("dynamic", "static"))
+            row[f"ratio_{statistic}"] = round(theirs / row[f"ours_{statistic}_ms"], 2)
         rows.append(row | (floor(model, batch) if what == "decode step" else {}))
     return rows
 
 
-def ours(model: Transformer, prompts: list[list[int]]) -> Callable[[], dict]:
-    """What `generate` does, with the clock read behind prefill and each of its strides of decode steps."""
+def ours(model: Transformer, prompts: list[list[int]]) -> Callable[[], dict[str, Any]]:
+    """The steps of `generate`, with the clock read after prefill and after each stride of decode steps."""
     graphdef, params = nnx.split(model)
-    knobs_B, stop_X = SamplingParams.greedy(len(prompts), np), jnp.zeros(0, jnp.int32)
+    sampling_B, stop_X = SamplingParams.greedy(len(prompts), np), jnp.zeros(0, jnp.int32)
     tokens_BT, count_B = pad(prompts, model.config.vocab_size)
     sizes = {"cache": Ring, "capacity": rounded(PROMPT + NEW)}
 
-    def run() -> dict:
+    def run() -> dict[str, Any]:
         begin = time.perf_counter()
-        state = jax.block_until_ready(prefill(graphdef, params, tokens_BT, count_B, knobs_B, stop_X, **sizes))
+        state = jax.block_until_ready(
+            prefill(graphdef, params, tokens_BT, count_B, sampling_B, stop_X, **sizes)
+        )
         prefill_s, step_s = time.perf_counter() - begin, []
         for _ in range(STRIDES):
             begin = time.perf_counter()
-            state, new_SB = decode(graphdef, params, state, knobs_B, stop_X, STRIDE)
+            state, new_SB = decode(graphdef, params, state, sampling_B, stop_X, STRIDE)
             np.asarray(new_SB)
             step_s.append((time.perf_counter() - begin) / STRIDE)
         return {"prefill_s": prefill_s, "step_s": step_s}
@@ -149,24 +128,25 @@ def ours(model: Transformer, prompts: list[list[int]]) -> Callable[[], dict]:
 
 
 def floor(model: Transformer, batch: int) -> dict[str, float]:
-    """What one decode step cannot go below here: its weight matmuls alone, and its bytes at this machine's
-    speed."""
+    """Lower bounds of one decode step: its weight matmuls alone, and its bytes at the measured bandwidth."""
     kernels = [p.get_value() for _, p in nnx.to_flat_state(nnx.split(model)[1]) if p.get_value().ndim == 2]
     kernels = [k for k in kernels if k.shape[0] != model.config.vocab_size]
     inputs = {k.shape[0]: jnp.ones((batch, k.shape[0])) for k in kernels}
 
     @jax.jit
-    def matmuls(kernels, inputs):
+    def matmuls(kernels: list[jax.Array], inputs: dict[int, jax.Array]) -> list[jax.Array]:
         return [inputs[k.shape[0]] @ k for k in kernels]
 
     @jax.jit
-    def read(kernels):
+    def read(kernels: list[jax.Array]) -> list[jax.Array]:
         return [jnp.sum(k) for k in kernels]
 
-    for call in (lambda: matmuls(kernels, inputs), lambda: read(kernels)):
-        timed(call)
-    matmul_s = min(timed(lambda: matmuls(kernels, inputs)) for _ in range(9))
-    read_s = min(timed(lambda: read(kernels)) for _ in range(9))
+    sides = {
+        "matmuls": measure.timed(lambda: matmuls(kernels, inputs)),
+        "read": measure.timed(lambda: read(kernels)),
+    }
+    taken = measure.interleave(sides, rounds=9)
+    matmul_s, read_s = min(taken["matmuls"]), min(taken["read"])
     weight_bytes = sum(k.nbytes for k in kernels)
     kv = batch * kv_bytes(model.config, PROMPT + NEW // 2, "float32")
     bandwidth = weight_bytes / read_s
@@ -191,37 +171,62 @@ def windows() -> None:
     )
     model = Transformer(config, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
-    stop_X, knobs_B, states = jnp.zeros(0, jnp.int32), SamplingParams.greedy(1, np), {}
+    stop_X, sampling_B, states = jnp.zeros(0, jnp.int32), SamplingParams.greedy(1, np), {}
     for context in (2048, 8192, 32_768):
         tokens = jnp.zeros((1, context), jnp.int32)
         sizes = {"cache": Ring, "capacity": context + 1024}
-        args = (tokens, jnp.asarray([context], jnp.int32), knobs_B, stop_X)
+        args = (tokens, jnp.asarray([context], jnp.int32), sampling_B, stop_X)
         begin = time.perf_counter()
         state = jax.block_until_ready(prefill(graphdef, params, *args, **sizes))
         states[context] = state
         print(f"context {context}: prefilled in {time.perf_counter() - begin:.1f} s with compilation")
-    times: dict[int, list[float]] = {context: [] for context in states}
-    for repeat in range(FLAGS.repeats + 1):
-        for context, state in states.items():
-            begin = time.perf_counter()
-            states[context], new_SB = decode(graphdef, params, state, knobs_B, stop_X, 16)
-            jax.block_until_ready(new_SB)
-            if repeat:
-                times[context].append((time.perf_counter() - begin) / 16)
-    rows = []
-    for context, seconds in times.items():
-        row = {"context": context, "window": config.window, **best_and_median(seconds)}
-        rows.append(row | {"over_2k": round(median(seconds) / median(times[2048]), 3)})
+    sides = {str(context): _decoder(graphdef, params, state, sampling_B) for context, state in states.items()}
+    times = measure.interleave(sides, FLAGS.repeats)
+    rows: list[dict[str, Any]] = []
+    for length, seconds in times.items():
+        row = {"context": int(length), "window": config.window, **measure.milliseconds(seconds)}
+        rows.append(row | {"over_2k": round(median(seconds) / median(times["2048"]), 3)})
         print(json.dumps(rows[-1]))
-    results.write_csv(FLAGS.out or "results/decode_windows.csv", rows, config=config, seed=0)
+    results.write_csv(Path(FLAGS.out or "results/decode_windows.csv"), rows, config=config, seed=0)
+
+
+def _decoder(
+    graphdef: nnx.GraphDef, params: nnx.State, state: GenerationState, sampling_B: SamplingParams
+) -> Callable[[], float]:
+    """Seconds per decode step of the next stride from `state` on."""
+    stop_X = jnp.zeros(0, jnp.int32)
+
+    def run() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, new_SB = decode(graphdef, params, state, sampling_B, stop_X, STRIDE)
+        jax.block_until_ready(new_SB)
+        return (time.perf_counter() - start) / STRIDE
+
+    return run
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("model", "small", list(MODELS), "Shape for `transformers`.")
+    flags.DEFINE_string("torch", ".venv-parity/bin/python", "A Python with transformers (`make parity`).")
+    flags.DEFINE_list("batches", "1,32", "Batch sizes for `transformers`.")
+    flags.DEFINE_integer("repeats", 5, "Interleaved rounds; medians and minima are reported.", lower_bound=1)
+    flags.DEFINE_string("out", None, "CSV to write; results/decode_{MODEL,windows}.csv by default.")
 
 
 COMMANDS = {"transformers": against_transformers, "windows": windows}
-COMMAND = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
 
-if __name__ == "__main__":
-    if COMMAND not in COMMANDS and not {"--help", "-h", "--helpfull"} & set(sys.argv):
-        print(f"error: say one of {', '.join(COMMANDS)}, not {COMMAND!r}", file=sys.stderr)
+
+def main(argv: list[str]) -> None:
+    """Runs the command named by the first argument; the others are flags."""
+    command = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else ""
+    if command not in COMMANDS and not {"--help", "-h", "--helpfull"} & set(argv):
+        print(f"error: say one of {', '.join(COMMANDS)}, not {command!r}", file=sys.stderr)
         sys.exit(2)
     jax.config.update("jax_platforms", "cpu")
-    cli.run(COMMANDS.get(COMMAND, windows))
+    define_flags()
+    cli.run(COMMANDS.get(command, windows), [argv[0], *argv[1 + bool(command) :]])
+
+
+if __name__ == "__main__":
+    main(sys.argv)

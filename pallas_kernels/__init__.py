@@ -1,1 +1,1 @@
-"""How the inner loops run: one folder an operation."""
+"""Kernels of the inner loops: one folder per op."""

@@ -1,18 +1,19 @@
-"""Compiling for a chip that is not here: real errors, real memory figures, no device.
+"""Ahead-of-time compilation for a chip that this machine does not have.
 
-    compiled = compile_for("v5e", fn, *shapes)      # TPU: needs the aot-tpu extra; GPU: aot-cuda
-    lowered = lower_for("v5e", fn, *shapes)         # needs nothing
-    memory = fit("v5e", lambda: lowered)            # how much of the chip's memory, and whether it has that
+    compiled = compile_for("v5e", fn, *shapes)             # TPU: needs the aot-tpu extra; GPU: aot-cuda
+    lowered = lower_for("v5e", fn, *shapes)                # needs no extra
+    memory = compiled_memory("v5e", lambda: lowered)       # memory needed on the chip, and whether it fits
 
-A kernel that does not fit VMEM or shared memory, or uses an operation its chip lacks, fails here as it would
-there. Speed and races are not seen.
+A kernel that does not fit VMEM or shared memory, or uses an operation that its chip lacks, fails here as on
+the device. Speed and races are not observed.
 """
 
 import contextlib
 import importlib.util
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +23,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding, PartitionS
 
 
 class Chip(NamedTuple):
-    """A chip by its names: what JAX calls the kind, its platform, and how its topology is asked for.
+    """A chip: its device kind and platform in JAX, its topology, and the wheel that holds its compiler.
 
-    `memory_bytes` is what programs may use of its main memory.
+    `memory_bytes` is the part of its main memory that programs may use.
     """
 
     kind: str
@@ -45,14 +46,14 @@ CHIPS = {
         "NVIDIA H100 80GB HBM3", 132, "gpu", "cuda", "1x1x1", "jax_plugins.xla_cuda13", 84_929_347_584
     ),
 }
-# libtpu looks for a TPU host around it, and for other processes that hold its chips: there are none.
-QUIET = {
+# libtpu looks for a TPU host, and for other processes that hold its chips. There are none.
+LIBTPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# What the compiler wants to know of an H100 SXM (public data sheet and CUDA's occupancy tables).
-H100 = """
+# The compiler's description of an H100 SXM (public data sheet and CUDA's occupancy tables).
+H100_TARGET_CONFIG = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -67,7 +68,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def missing(chip: str) -> str | None:
-    """Why nothing can be compiled for `chip` here, or None."""
+    """The reason why nothing can be compiled for `chip` here, or None."""
     wheel = CHIPS[chip].wheel
     top = wheel.partition(".")[0]
     if importlib.util.find_spec(top) is None or importlib.util.find_spec(wheel) is None:
@@ -76,8 +77,8 @@ def missing(chip: str) -> str | None:
 
 
 @contextlib.contextmanager
-def target(chip: str):
-    """Tracing and lowering inside believe that `chip` is there; ops choose its bodies."""
+def target(chip: str) -> Iterator[None]:
+    """Traces and lowers for `chip` inside the context; ops choose its backends."""
     device = AbstractDevice(
         device_kind=CHIPS[chip].kind, num_cores=CHIPS[chip].cores, platform=CHIPS[chip].family
     )
@@ -85,45 +86,49 @@ def target(chip: str):
         yield
 
 
-def lower_for(chip: str, fn, *shapes, **jit_options):
-    """`fn` lowered for one device of `chip`; shapes are pytrees of `jax.ShapeDtypeStruct`."""
+def lower_for(chip: str, fn: Callable[..., Any], *shapes: Any, **jit_options: Any) -> jax.stages.Lowered:
+    """Lowers `fn` for one device of `chip`; shapes are pytrees of `jax.ShapeDtypeStruct`."""
     with target(chip):
         traced = jax.jit(fn, **jit_options).trace(*shapes)
         return traced.lower(lowering_platforms=(CHIPS[chip].platform,))
 
 
-def compile_for(chip: str, fn, *shapes, **jit_options):
-    """`fn` compiled for one device of `chip`; `jit_options` are those of `jax.jit`.
+def compile_for(chip: str, fn: Callable[..., Any], *shapes: Any, **jit_options: Any) -> jax.stages.Compiled:
+    """Compiles `fn` for one device of `chip`; `jit_options` are those of `jax.jit`.
 
     Raises:
       ModuleNotFoundError: the compiler is not installed; the message names the extra.
-      jax.errors.JaxRuntimeError: it does not fit.
+      jax.errors.JaxRuntimeError: the program does not fit.
     """
-    return finish(lower_for(chip, fn, *on(chip, *shapes), **jit_options))
+    return compile_lowered(lower_for(chip, fn, *shapes_on(chip, *shapes), **jit_options))
 
 
-def on(chip: str, *shapes):
-    """The same shapes, lying on one device of `chip`."""
-    there = NamedSharding(jax.sharding.Mesh(np.array([device(chip)]), ("x",)), PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), shapes)
+def shapes_on(chip: str, *shapes: Any) -> Any:
+    """The same shapes, placed on one device of `chip`."""
+    sharding = NamedSharding(jax.sharding.Mesh(np.array([device(chip)]), ("x",)), PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def device(chip: str):
-    """One device of the absent `chip`, for a mesh. Raises ModuleNotFoundError without its compiler."""
+def device(chip: str) -> jax.Device:
+    """One device of the absent `chip`, for a mesh.
+
+    Raises:
+      ModuleNotFoundError: its compiler is not installed.
+    """
     if why := missing(chip):
         raise ModuleNotFoundError(why)
-    about = CHIPS[chip]
-    for name, value in QUIET.items():
+    description = CHIPS[chip]
+    for name, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if about.family == "gpu":
-        options = {"target_config": H100, "topology": about.topology}
-        return topologies.get_topology_desc("", platform=about.platform, **options).devices[0]
-    return topologies.get_topology_desc(about.topology, platform=about.platform).devices[0]
+    if description.family == "gpu":
+        options = {"target_config": H100_TARGET_CONFIG, "topology": description.topology}
+        return topologies.get_topology_desc("", platform=description.platform, **options).devices[0]
+    return topologies.get_topology_desc(description.topology, platform=description.platform).devices[0]
 
 
-def finish(lowered):
-    """Compiles what was lowered for an absent device."""
-    with _uncached():
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a program that was lowered for an absent device."""
+    with _no_persistent_cache():
         return lowered.compile()
 
 
@@ -131,11 +136,11 @@ class CompiledMemory(NamedTuple):
     """A compiled program's memory on one chip, in bytes.
 
     Attributes:
-      arguments: inputs, and outputs that do not lie in donated inputs.
-      temporaries: what the program needs beside them at its fullest; None where the compiler gave up.
-      total: both together, and the program's own code; where the compiler refused, what it says was needed.
-      capacity: what the chip has.
-      why: the compiler's words where it refused.
+      arguments: inputs, and outputs that do not alias donated inputs; None where compilation failed.
+      temporaries: the peak beside them; None where compilation failed.
+      total: arguments, temporaries and the program's code; where compilation failed, the need it reported.
+      capacity: the memory of the chip.
+      why: the compiler's message where compilation failed.
     """
 
     arguments: int | None
@@ -146,45 +151,48 @@ class CompiledMemory(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether the program compiled and its memory is within the chip's."""
         return not self.why and self.total <= self.capacity
 
 
-def compiled_memory(chip: str, lower) -> CompiledMemory:
+def compiled_memory(chip: str, lower: Callable[[], jax.stages.Lowered]) -> CompiledMemory:
     """The memory of the program that `lower()` lowers for `chip`. Nothing is allocated."""
     capacity = CHIPS[chip].memory_bytes
     try:
-        memory = finish(lower()).memory_analysis()
+        memory: Any = compile_lowered(lower()).memory_analysis()
     except jax.errors.JaxRuntimeError as why:
-        return refused(str(why), capacity)
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    return CompiledMemory(held, memory.temp_size_in_bytes, total, capacity)
+        return parse_out_of_memory(str(why), capacity)
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return CompiledMemory(arguments, memory.temp_size_in_bytes, total, capacity)
 
 
-def refused(said: str, capacity: int) -> CompiledMemory:
-    """What a compiler's refusal tells of main memory: at least so many bytes were needed.
+def parse_out_of_memory(message: str, capacity: int) -> CompiledMemory:
+    """The main memory that the compiler's error message reports as needed.
 
     Raises:
-      jax.errors.JaxRuntimeError: it refused for another reason.
+      jax.errors.JaxRuntimeError: compilation failed for another reason.
     """
-    sizes = re.findall(r"([0-9.]+)([KMGT])\b", said)
-    if "RESOURCE_EXHAUSTED" not in said or not re.search(r"\bhbm\b", said, re.IGNORECASE) or not sizes:
-        raise jax.errors.JaxRuntimeError(said)
+    sizes = re.findall(r"([0-9.]+)([KMGT])\b", message)
+    if "RESOURCE_EXHAUSTED" not in message or not re.search(r"\bhbm\b", message, re.IGNORECASE) or not sizes:
+        raise jax.errors.JaxRuntimeError(message)
     needed = max(float(size) * 1024 ** (1 + "KMGT".index(unit)) for size, unit in sizes)
-    return CompiledMemory(None, None, int(needed), capacity, " ".join(said.split(". HLO module")[0].split()))
+    return CompiledMemory(
+        None, None, int(needed), capacity, " ".join(message.split(". HLO module")[0].split())
+    )
 
 
 @contextlib.contextmanager
-def _uncached():
-    """No persistent cache inside: what is compiled for an absent chip can be stored there, but not loaded."""
-    was = jax.config.jax_enable_compilation_cache
+def _no_persistent_cache() -> Iterator[None]:
+    """Disables the persistent cache: programs for an absent chip can be stored there, but not loaded."""
+    enabled = jax.config.jax_enable_compilation_cache
     try:
-        _switch_cache(False)
+        _set_persistent_cache(False)
         yield
     finally:
-        _switch_cache(was)
+        _set_persistent_cache(enabled)
 
 
-def _switch_cache(on: bool):
-    jax.config.update("jax_enable_compilation_cache", on)
-    compilation_cache.reset_cache()  # a process asks only once whether there is a cache
+def _set_persistent_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # a process checks only once whether there is a cache

@@ -1,7 +1,7 @@
-"""The programs that are compiled for absent chips: every kernel at shapes that a model would ask for.
+"""Programs that are compiled for absent chips: every kernel at the shapes of a model.
 
-A program is a function and the shapes of its arguments; `TPU` and `GPU` name those that their chips' bodies
-take. Axes as in the ops.
+A program is a function and the shapes of its arguments; `TPU` and `GPU` list those of their backends. Axes
+are those of the ops.
 """
 
 import functools
@@ -9,51 +9,87 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.typing import DTypeLike
 
 from pallas_kernels import paged
 from pallas_kernels.attention import attention
+from pallas_kernels.dispatch import Backend
 from pallas_kernels.heavy_hitter import column_sums
 
 
 class Program(NamedTuple):
+    """A function, and the shapes of its arguments as pytrees of `jax.ShapeDtypeStruct`."""
+
     fn: Callable[..., Any]
     arrays: tuple[Any, ...]
 
 
-type Make = Callable[[str], Program]
+type Make = Callable[[Backend], Program]
 
 
-def shape(*dimensions, dtype="bfloat16"):
+def shape(*dimensions: int, dtype: DTypeLike = "bfloat16") -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dimensions, dtype)
 
 
-def prefill(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16", documents=False) -> Program:
+def prefill(
+    backend: Backend,
+    *,
+    T: int = 8192,
+    N: int = 8,
+    K: int = 2,
+    H: int = 128,
+    window: int | None = None,
+    dtype: DTypeLike = "bfloat16",
+    documents: bool = False,
+) -> Program:
     q, k = shape(1, T, N, H, dtype=dtype), shape(1, T, K, H, dtype=dtype)
 
-    def call(q, k, v, *segment_BT):
-        segments = {f"segment_{name}": segment_BT[0] for name in ("q_BT", "k_BS")} if documents else {}
-        return attention(q, k, v, window=window, return_lse=True, backend=backend, **segments)
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *segment_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        options: dict[str, Any] = {"window": window, "backend": backend}
+        if documents:
+            options |= {"segment_q_BT": segment_BT[0], "segment_k_BS": segment_BT[0]}
+        return attention(q, k, v, return_lse=True, **options)
 
     return Program(call, (q, k, k, *[shape(1, T, dtype="int32")] * documents))
 
 
-def training(backend, **sizes) -> Program:
-    """Forward and backward."""
+def training(backend: Backend, **sizes: Any) -> Program:
+    """Forward and backward pass of attention."""
     fn, (q, k, v, *segment) = prefill(backend, **sizes)
 
-    def gradients(q, k, v, dout, *segment):
+    def gradients(q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array, *segment: jax.Array) -> Any:
         return jax.vjp(lambda *x: fn(*x, *segment)[0], q, k, v)[1](dout)
 
     return Program(gradients, (q, k, v, q, *segment))
 
 
-def sums(backend, *, T=8192, N=8, K=2, H=128, window=None, dtype="bfloat16") -> Program:
+def sums(
+    backend: Backend,
+    *,
+    T: int = 8192,
+    N: int = 8,
+    K: int = 2,
+    H: int = 128,
+    window: int | None = None,
+    dtype: DTypeLike = "bfloat16",
+) -> Program:
     arrays = shape(1, T, N, H, dtype=dtype), shape(1, T, K, H, dtype=dtype), shape(1, T, N, dtype="float32")
     return Program(functools.partial(column_sums, window=window, backend=backend), arrays)
 
 
 def decode(
-    backend, *, B=32, C=1, N=8, K=2, H=128, page=16, context=8192, window=None, dtype="bfloat16", **extras
+    backend: Backend,
+    *,
+    B: int = 32,
+    C: int = 1,
+    N: int = 8,
+    K: int = 2,
+    H: int = 128,
+    page: int = 16,
+    context: int = 8192,
+    window: int | None = None,
+    dtype: DTypeLike = "bfloat16",
+    **extras: Any,
 ) -> Program:
     pool = jax.eval_shape(lambda: paged.init(1 + B * 8, page, K, H, dtype, layout="rows"))
     index = shape(B, dtype="int32")
@@ -61,17 +97,27 @@ def decode(
     return Program(functools.partial(paged.attend, window=window, backend=backend, **extras), arrays)
 
 
-def write(backend, *, T=32, K=2, H=128, page=16, pages=4096, dtype="bfloat16") -> Program:
+def write(
+    backend: Backend,
+    *,
+    T: int = 32,
+    K: int = 2,
+    H: int = 128,
+    page: int = 16,
+    pages: int = 4096,
+    dtype: DTypeLike = "bfloat16",
+) -> Program:
     pool = jax.eval_shape(lambda: paged.init(pages, page, K, H, dtype, layout="rows"))
     row, index = shape(T, K, H, dtype=dtype), shape(T, dtype="int32")
     return Program(functools.partial(paged.write, backend=backend), (pool, row, row, index, index))
 
 
-def on(backend: str, **makes: Make) -> dict[str, Callable[[], Program]]:
+def programs_for(backend: Backend, **makes: Make) -> dict[str, Callable[[], Program]]:
+    """The programs of one backend, by name."""
     return {name: functools.partial(make, backend) for name, make in makes.items()}
 
 
-TPU = on(
+TPU = programs_for(
     "tpu",
     prefill=prefill,
     prefill_window=functools.partial(prefill, window=1024),
@@ -91,7 +137,7 @@ TPU = on(
     write=write,
     write_float32=functools.partial(write, T=512, H=64, dtype="float32", page=64),
 )
-GPU = on(
+GPU = programs_for(
     "gpu",
     prefill=prefill,
     prefill_window=functools.partial(prefill, window=1024),
@@ -109,7 +155,7 @@ GPU = on(
     decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
 )
-# By chip: what is compiled for it.
-# Of v6e one of each kernel: what differs between the two TPUs is their tiles and their memory, not our code.
-NEWER = ("prefill_window", "training_window", "sums", "decode", "decode_weights", "chunk", "write")
-PROGRAMS = {"v5e": TPU, "v6e": {name: TPU[name] for name in NEWER}, "h100": GPU}
+# One program per kernel for v6e: the two TPUs differ in tiles and memory, not in the code of the kernels.
+V6E = ("prefill_window", "training_window", "sums", "decode", "decode_weights", "chunk", "write")
+# By chip, the programs compiled for it.
+PROGRAMS = {"v5e": TPU, "v6e": {name: TPU[name] for name in V6E}, "h100": GPU}

@@ -1,39 +1,45 @@
 """Every op beside its floor, on this machine, into a CSV.
 
-  python -m pallas_kernels.bench --out=results/kernels_cpu.csv        # about three minutes on one core
-  python -m pallas_kernels.bench --only=attention --torch=PYTHON      # a Python with torch: one more rival
+    python -m pallas_kernels.bench --out=results/kernels_cpu.csv        # about three minutes on one core
+    python -m pallas_kernels.bench --only=attention --torch=PYTHON      # with torch as another baseline
 
-A floor is what the machine needs for the unavoidable part alone, measured in the same run: matrix products
-over the blocks a window can see, or one read of the bytes a decode step must read. `ratio` is time over the
-time of the row named in `against`. Rivals and floors are interleaved with what they are compared with.
+A floor is the time of the unavoidable part alone, measured in the same run: matrix products over the blocks
+that a window can see, or one read of the bytes that a decode step must read. `ratio` is the time over that of
+the row named in `against`. Baselines and floors are interleaved with what they are compared with.
 """
 
-import argparse
 import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import app, flags
 
-from pallas_kernels import heavy_hitter, paged, results
+from pallas_kernels import heavy_hitter, measure, paged, results
 from pallas_kernels.attention import attention
 
-type Thunk = Callable[[], object]
+FLAGS = flags.FLAGS
+
+type Thunk = Callable[[], Any]
+type Row = dict[str, Any]
 
 LINE = "{op:20} {run:20} {median_ms:10.3f} ms {ratio:7.2f} x {against}"
 
 
 class BenchCase(NamedTuple):
-    """Runs measured together, and which of them each is set against."""
+    """Callables that are timed together.
+
+    Attributes:
+      against: the run that the ratios of all runs divide by.
+    """
 
     name: str
     runs: dict[str, Thunk]
@@ -42,85 +48,76 @@ class BenchCase(NamedTuple):
     rounds: int = 7
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="CSV to write; nothing is written without it")
-    parser.add_argument("--only", default="", help="run groups whose name contains this")
-    parser.add_argument("--torch", help="a Python with torch in it, to measure torch's attention too")
-    parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
-    options = parser.parse_args(argv)
-    rows: list[dict] = []
-    names = [name for name in GROUPS if options.only in name]
+def define_flags() -> None:
+    flags.DEFINE_string("out", None, "CSV to write; nothing is written without it.")
+    flags.DEFINE_string("only", "", "Run the groups whose name contains this.")
+    flags.DEFINE_string("torch", None, "A Python with torch, to measure torch's attention too.")
+    flags.DEFINE_bool("json", False, "Print JSON lines instead of a table.")
+
+
+def main(argv: Sequence[str]) -> None:
+    names = [name for name in GROUPS if FLAGS.only in name]
     if not names:
-        parser.error(f"--only={options.only} matches none of {', '.join(GROUPS)}")
+        print(f"error: --only={FLAGS.only} matches none of {', '.join(GROUPS)}", file=sys.stderr)
+        sys.exit(2)
+    rows: list[Row] = []
     for name in names:
-        group = GROUPS[name]()
-        print(f"{group.name}: {group.note}", file=sys.stderr)
-        found = measure(group)
-        if options.torch and name == "attention_window":
-            found += torch_rows(options.torch, found)
-        for row in found:
-            print(json.dumps(row) if options.json else LINE.format(**row))
+        case = GROUPS[name]()
+        print(f"{case.name}: {case.note}", file=sys.stderr)
+        found = run(case)
+        if FLAGS.torch and name == "attention_window":
+            found += torch_rows(FLAGS.torch, found)
+        for line in found:
+            print(json.dumps(line) if FLAGS.json else LINE.format(**line))
         rows += found
-    if options.out:
-        results.write_csv(options.out, rows, about="python -m pallas_kernels.bench", seed=0)
+    if FLAGS.out:
+        results.write_csv(Path(FLAGS.out), rows, about="python -m pallas_kernels.bench", seed=0)
 
 
-def measure(group: BenchCase) -> list[dict]:
-    """Medians and minima of interleaved runs, after two warm-up calls each."""
-    taken: dict[str, list[float]] = {name: [] for name in group.runs}
-    for run in group.runs.values():
-        jax.block_until_ready(run())
-        jax.block_until_ready(run())
-    for _ in range(group.rounds):
-        for name, run in group.runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    base = statistics.median(taken[group.against])
-    return [row(group.name, name, times, base, group.against, group.note) for name, times in taken.items()]
+def run(case: BenchCase) -> list[Row]:
+    """One row per callable: median and minimum, and the ratio to `case.against`."""
+    sides = {name: measure.timed(call) for name, call in case.runs.items()}
+    taken = measure.interleave(sides, case.rounds, warmup=2)
+    base_s = statistics.median(taken[case.against])
+    return [row(case.name, name, t, base_s, case.against, case.note) for name, t in taken.items()]
 
 
-def row(op, run, times_ms, base_ms, against, note) -> dict:
-    median = statistics.median(times_ms)
+def row(op: str, run: str, seconds: Sequence[float], base_s: float, against: str, note: str) -> Row:
     return {
         "op": op,
         "run": run,
-        "median_ms": round(median, 4),
-        "min_ms": round(min(times_ms), 4),
-        "ratio": round(median / base_ms, 3),
+        **measure.milliseconds(seconds, digits=4),
+        "ratio": round(statistics.median(seconds) / base_s, 3),
         "against": against,
-        "rounds": len(times_ms),
+        "rounds": len(seconds),
         "note": note,
     }
 
 
-def arrays(*shapes, dtype="float32", seed=0):
+def arrays(*shapes: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> tuple[jax.Array, ...]:
     rng = np.random.default_rng(seed)
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-def bind(fn, *args, **options) -> Thunk:
-    """A jitted call with its arguments on the device already."""
+def bind(fn: Callable[..., Any], *args: Any, **options: Any) -> Thunk:
+    """A jitted call whose arguments are on the device already."""
     compiled = jax.jit(functools.partial(fn, **options))
     return lambda: compiled(*args)
 
 
-def dense(q_BTNH, k_BSKH, v_BSKH, window):
-    """What one would write without this package: all scores, a mask, a softmax."""
+def dense(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, window: int | None) -> jax.Array:
+    """Plain masked attention: all scores, a mask, a softmax."""
     B, T, N, H = q_BTNH.shape
     q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H) * H**-0.5
     score = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
     age = jnp.arange(T)[:, None] - jnp.arange(T)[None]
-    seen = (age >= 0) & (age < (window or T))
-    weight = jax.nn.softmax(jnp.where(seen, score, -1e30), axis=-1)
+    visible = (age >= 0) & (age < (window or T))
+    weight = jax.nn.softmax(jnp.where(visible, score, -1e30), axis=-1)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weight, v_BSKH).reshape(B, T, N, H)
 
 
-def products(q_nRH, k_nSH):
-    """The two products of attention over n tiles, one tile after the other, and nothing else."""
+def products(q_nRH: jax.Array, k_nSH: jax.Array) -> jax.Array:
+    """The two matrix products of attention over n tiles, in sequence."""
     return jax.lax.map(lambda qk: (qk[0] @ qk[1].T) @ qk[1], (q_nRH, k_nSH))
 
 
@@ -143,7 +140,9 @@ def attention_window() -> BenchCase:
     )
 
 
-def gradient(fn, q, k, v, dout):
+def gradient(
+    fn: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array
+) -> tuple[jax.Array, ...]:
     return jax.vjp(fn, q, k, v)[1](dout)
 
 
@@ -158,14 +157,16 @@ def attention_training() -> BenchCase:
     return BenchCase("attention_training", runs, "full_dense_masked", note, rounds=21)
 
 
-def pool_of(pages, page, K, H, **options):
+def pool_of(pages: int, page: int, K: int, H: int, **options: Any) -> paged.Pool:
     pool = paged.init(pages, page, K, H, "float32", **options)
     keys, values = arrays(pool.keys.shape, pool.values.shape)
     return paged.Pool(keys, values, pool.layout)
 
 
-def decode_at(context, B, N, K, H, page, window):
-    """A decode step of B rows whose pages lie in random order. With a window only pages in view exist."""
+def decode_at(
+    context: int, B: int, N: int, K: int, H: int, page: int, window: int | None
+) -> tuple[Thunk, paged.Pool]:
+    """A decode step of B rows whose pages are in random order; with a window only visible pages exist."""
     P = context // page
     held = P if window is None else min(P, (window - 2) // page + 2)
     rng = np.random.default_rng(0)
@@ -185,21 +186,21 @@ def decode_window() -> BenchCase:
     return BenchCase("decode_window", runs, "context_2048", note, rounds=21)
 
 
-def contiguous(q_BKGH, k_BKSH, v_BKSH):
+def contiguous(q_BKGH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> jax.Array:
     score = jnp.einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH)
     return jnp.einsum("BKGS,BKSH->BKGH", jax.nn.softmax(score, axis=-1), v_BKSH)
 
 
 def decode_full() -> BenchCase:
     B, N, K, H, context = 32, 8, 4, 32, 2048
-    run, pool = decode_at(context, B, N, K, H, 64, None)
-    gathered, _ = decode_at(context, B, N, K, H, 64, context)  # as if it had a window: rows, copied
+    pagewise, pool = decode_at(context, B, N, K, H, 64, None)
+    gathered, _ = decode_at(context, B, N, K, H, 64, context)  # a window selects the gathering path
     q, k, v = arrays((B, K, N // K, H), (B, K, context, H), (B, K, context, H))
     return BenchCase(
         "decode_full",
         {
             "floor_read": bind(lambda k, v: (k.sum(), v.sum()), pool.keys, pool.values),
-            "xla_pagewise": run,
+            "xla_pagewise": pagewise,
             "xla_gathered": gathered,
             "contiguous": bind(contiguous, q, k, v),
         },
@@ -229,7 +230,7 @@ def slab_decode() -> BenchCase:
     slab = heavy_hitter.Slab(k, v, jnp.zeros((B, K, slots)), position, slots // 2, slots - slots // 2 - 1)
     at = jnp.full(B, slots)
 
-    def step(q, slab, at):
+    def step(q: jax.Array, slab: heavy_hitter.Slab, at: jax.Array) -> tuple[jax.Array, jax.Array]:
         out, slab = heavy_hitter.attend(q, slab, at)
         return out, heavy_hitter.evict(slab).position_BKR
 
@@ -250,7 +251,7 @@ GROUPS: dict[str, Callable[[], BenchCase]] = {
 }
 
 TORCH = """
-import statistics, sys, time, torch
+import sys, time, torch
 torch.set_num_threads(int(sys.argv[1]))
 T, N, H, W = 8192, 4, 64, 1024
 q, k, v = (torch.randn(1, N, T, H) for _ in range(3))
@@ -260,19 +261,20 @@ times = []
 for _ in range(4):
     start = time.perf_counter()
     torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    times.append(1e3 * (time.perf_counter() - start))
+    times.append(time.perf_counter() - start)
 print(*times[1:])
 """
 
 
-def torch_rows(python: str, found: list[dict]) -> list[dict]:
-    """torch's attention with the same window as a mask, in its own interpreter and as many threads."""
+def torch_rows(python: str, found: list[Row]) -> list[Row]:
+    """torch's attention with the window as a mask, in its own interpreter with the same number of threads."""
     threads = str(len(os.sched_getaffinity(0)))
     done = subprocess.run([python, "-c", TORCH, threads], capture_output=True, text=True, check=True)
-    times = [float(x) for x in done.stdout.split()]
-    base = next(r for r in found if r["run"] == found[0]["against"])["median_ms"]
-    return [row("attention_window", "torch_sdpa", times, base, found[0]["against"], found[0]["note"])]
+    seconds = [float(x) for x in done.stdout.split()]
+    base_s = 1e-3 * next(r for r in found if r["run"] == found[0]["against"])["median_ms"]
+    return [row("attention_window", "torch_sdpa", seconds, base_s, found[0]["against"], found[0]["note"])]
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    app.run(main)

@@ -1,8 +1,9 @@
-"""Which body of an op runs, and why not a better one.
+"""Selection of the backend that runs an op.
 
-Every op is a folder: a typed front door, and bodies beside it that compute the same thing. A body is a
-module with a function named like the op and `refuses(ask) -> str | None`, the reason it cannot take a call.
-Asking for a body by name runs that body or raises; asking for none takes the first that does not refuse.
+Every op is a folder: a typed entry point, and backends beside it that compute the same result. A backend is
+a module with a function named like the op and `unsupported(call) -> str | None`, the reason it cannot run a
+call. A backend requested by name runs or raises. Without a name, the first backend that supports the call
+runs.
 """
 
 from collections.abc import Mapping
@@ -19,62 +20,64 @@ KERNELS = ("tpu", "gpu")
 _BEST_FIRST = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "xla"), "cpu": ("xla",)}
 
 
-class Choice(NamedTuple):
-    """The answer of `explain`.
+class BackendChoice(NamedTuple):
+    """The result of `explain`.
 
     Attributes:
-      backend: the body that runs.
+      backend: the backend that runs.
       interpret: whether it runs under the Pallas interpreter.
-      refused: the bodies that were asked before it, each with its reason.
+      unsupported: the backends tried before it, each with the reason it cannot run the call.
     """
 
     backend: str
     interpret: bool
-    refused: Mapping[str, str]
+    unsupported: Mapping[str, str]
 
 
-def dispatch(op: str, backend: Backend | None, ask: Any) -> tuple[ModuleType, Choice]:
-    """The body of `op` (a package name) that takes the call described by `ask`.
+def dispatch(op: str, backend: Backend | None, call: Any) -> tuple[ModuleType, BackendChoice]:
+    """The backend module of `op` (a package name) that runs the call described by `call`.
 
     Raises:
       ValueError: no such backend.
-      NotImplementedError: the named body, or every body of this platform, refuses; the message says why.
+      NotImplementedError: the named backend, or every backend of this platform, does not support the call.
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
-    refused: dict[str, str] = {}
+    unsupported: dict[str, str] = {}
     for name in _candidates(backend):
         try:
-            body = import_module(f"{op}.{name}")
+            implementation = import_module(f"{op}.{name}")
         except ModuleNotFoundError as why:
             if why.name != f"{op}.{name}":
                 raise
-            refused[name] = "not written"
+            unsupported[name] = "not implemented"
             continue
-        reason = body.refuses(ask) or (_spread() if name in KERNELS and backend != "interpret" else None)
+        reason = implementation.unsupported(call)
+        if reason is None and name in KERNELS and backend != "interpret":
+            reason = _sharded_mesh()
         if reason is None:
-            return body, Choice(name, backend == "interpret", refused)
-        refused[name] = reason
-    reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-    raise NotImplementedError(f"no body of {op.rpartition('.')[2]} takes this call ({reasons})")
+            return implementation, BackendChoice(name, backend == "interpret", unsupported)
+        unsupported[name] = reason
+    reasons = "; ".join(f"{name}: {why}" for name, why in unsupported.items())
+    raise NotImplementedError(f"no backend of {op.rpartition('.')[2]} supports this call ({reasons})")
 
 
 def platform() -> str:
-    """What is computed for: "cpu", "tpu" or "gpu". Inside `absent.pretend` that is the absent chip."""
+    """The platform compiled for: "cpu", "tpu" or "gpu". Inside `aot.target` that of the target chip."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-def _spread() -> str | None:
-    """Why no kernel may run under the mesh in force: the compiler can divide XLA's operations, not a kernel.
+def _sharded_mesh() -> str | None:
+    """Why no kernel can run under the current mesh: the compiler partitions XLA operations but not kernels.
 
-    A mesh is in force inside `jax.set_mesh`; shardings of a jit's arguments alone are not seen here, and then
-    lowering a TPU kernel raises NotImplementedError.
+    The current mesh is the one of `jax.set_mesh`. Shardings of a jit's arguments alone are not visible here;
+    lowering a TPU kernel then raises NotImplementedError.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    wide = [name for name in mesh.axis_names if mesh.shape[name] > 1 and name not in mesh.manual_axes]
-    if wide:
-        return f"the mesh has devices along {', '.join(wide)}; a kernel needs jax.shard_map around it"
+    sharded = [name for name in mesh.axis_names if mesh.shape[name] > 1 and name not in mesh.manual_axes]
+    if sharded:
+        return f"the mesh has devices along {', '.join(sharded)}; a kernel needs jax.shard_map around it"
     return None
 
 

@@ -1,5 +1,6 @@
-"""A result is a file with its recipe: a CSV whose head says how it was made, on what, with which versions and
-commit. Every room writes it; it lies in the lowest, and asks jax only where nobody names the device.
+"""Result files: a CSV under a header that names command, config, seed, device, versions and commit.
+
+The one writer and reader of all packages. It imports jax only to name the device.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ def write_csv(
 ) -> None:
     """Writes rows (the columns are those of all rows, in order of appearance) under `# key: value` lines.
 
-    What neither `recipe` nor a column says of the surroundings is asked for. The file is whole or absent.
+    Device, versions and commit are added unless `recipe` or a column names them. The file is written whole.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -58,12 +59,12 @@ def read_recipe(path: str | Path) -> dict[str, str]:
 
 
 def surroundings(but: Collection[str] = ()) -> dict[str, str]:
-    """Where and with what this process runs; what is named in `but` is not asked for."""
-    return {what: ask() for what, ask in SURROUNDINGS.items() if what not in but}
+    """Device, versions and commit of this process, except those named in `but`."""
+    return {name: find() for name, find in SURROUNDINGS.items() if name not in but}
 
 
 def device() -> str:
-    """What jax computes on, the processor, and how many of its cores XLA uses here."""
+    """The jax device, the processor, and the number of cores that XLA uses."""
     import jax
 
     kind, count = jax.devices()[0].device_kind, jax.device_count()
@@ -72,14 +73,14 @@ def device() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use, or fewer if NPROC tells XLA so."""
+    """Cores that this process may use, or NPROC if that is smaller, as XLA counts them."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("NPROC", "")
-    return min(allowed, int(told)) if told.isdigit() and int(told) else allowed
+    nproc = os.environ.get("NPROC", "")
+    return min(allowed, int(nproc)) if nproc.isdigit() and int(nproc) else allowed
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """The processor's name where the system reports it, else "unknown"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -89,7 +90,7 @@ def processor() -> str:
 
 
 def versions() -> str:
-    """Of Python and of what is installed of LIBRARIES."""
+    """Versions of Python and of the installed LIBRARIES."""
     found = [f"python {platform.python_version()}"]
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
@@ -98,7 +99,7 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """The commit checked out, `+` behind it if more than results differs from it; "unknown" without one."""
+    """The commit, with `+` if tracked files outside results/ differ from it; "unknown" outside a checkout."""
     try:
         differs = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
         return _git("rev-parse", "--short=12", "HEAD") + "+" * bool(differs)

@@ -1,13 +1,14 @@
-"""Fair scheduling in virtual time: the papers' experiments, or anyone's workload.
+"""Fair scheduling in virtual time: the papers' experiments, or any workload.
 
-  python -m serving.simulate --config=configs/fair_vtc.py:E1
-  python -m serving.simulate --trace=requests.jsonl --policy=dlpm --admission=reserve --memory_tok=20000
-  --json python -m serving.simulate --suite=fairness         # every experiment, into results/fairness
-  (minutes) python -m serving.simulate --suite=overhead         # what a decision costs, up to 10^6 waiting
-  (minutes)
+python -m serving.simulate --config=configs/fair_vtc.py:E1
+python -m serving.simulate --trace=requests.jsonl --policy=dlpm --memory_tok=20000 --json
+python -m serving.simulate --suite=fairness     every experiment, into results/fairness (minutes)
+python -m serving.simulate --suite=overhead     cost of a decision, up to 10^6 waiting (minutes)
+python -m serving.simulate --draw=E8 --out=.    a picture of an experiment, E8.png
 
-A trace is JSON lines: {"id", "client", "arrival_s", "prompt": [ids] | "prompt_len" [+ "prefix": [[key,
-length], ..]], "output_len", "max_output"?, "weight"?}. Prefixes of one key share their tokens.
+A trace is JSON lines:
+{"id", "client", "arrival_s", "prompt": [ids] | "prompt_len" [+ "prefix": [[key, length], ..]],
+"output_len", "max_output"?, "weight"?}. Prefixes of one key share their tokens.
 """
 
 import ast
@@ -30,53 +31,62 @@ from serving.fair import metrics
 from serving.fair.metrics import Event
 from serving.sim import fit
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome, PolicyRun, SimulatedEngine, run
+from serving.sim.suites import fairness, overhead
 from serving.sim.workload import read_trace
 
+TABLE = "results/fairness"
+
 cli.define_config()
-_TRACE = flags.DEFINE_string("trace", None, "A workload as JSON lines, instead of --config.")
+_TRACE = flags.DEFINE_string("trace", None, "A workload as JSON lines, in place of --config.")
 _POLICY = flags.DEFINE_string("policy", "vtc", f"With --trace: one of {', '.join(fair.POLICIES)}.")
-_OPTION = flags.DEFINE_multi_string("option", [], "With --trace: NAME=VALUE of the policy; may be repeated.")
+_OPTION = flags.DEFINE_multi_string("option", [], "With --trace: NAME=VALUE for the policy; may be repeated.")
 _ADMISSION = flags.DEFINE_string("admission", "reserve", "With --trace: reserve, peak or optimistic.")
 _MEMORY = flags.DEFINE_integer("memory_tok", 10_000, "With --trace: tokens of KV memory.")
-_PAGE = flags.DEFINE_integer("page_tok", 16, "With --trace: page of the prefix cache in tokens; 0 for none.")
-_EVENTS = flags.DEFINE_string("events", None, "Write the event log here (of the only or the last run).")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
-_SUITE = flags.DEFINE_enum("suite", None, ["fairness", "overhead"], "Run a whole suite into --out.")
-_FIT = flags.DEFINE_string("fit", None, "Fit the step costs to an engine's event log and print them.")
-_ONLY = flags.DEFINE_list(
-    "only", [], "With --suite: these experiments only, e.g. E1,E13; overhead knows `simulator`."
+_PAGE = flags.DEFINE_integer(
+    "page_tok", 16, "With --trace: page size of the prefix cache in tokens; 0 for none."
 )
-_OUT = flags.DEFINE_string("out", "results/fairness", "Where a suite puts its files.")
+_EVENTS = flags.DEFINE_string("events", None, "Write the event log of the last run to this file.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+_SUITE = flags.DEFINE_enum(
+    "suite", None, ["fairness", "overhead"], "Run a suite and update its table in --out."
+)
+_FIT = flags.DEFINE_string("fit", None, "Fit the step cost model to an engine's event log and print it.")
+_ONLY = flags.DEFINE_list(
+    "only", [], "With --suite: only these experiments, e.g. E1,E13; of overhead, E19 or E19-simulator."
+)
+_DRAW = flags.DEFINE_list("draw", [], "Run these experiments, e.g. E8, and draw each into --out.")
+_OUT = flags.DEFINE_string(
+    "out", None, f"Folder of the table of a suite ({TABLE}) or of pictures (the present one)."
+)
 
 
 def main() -> None:
-    given = [name for name in ("trace", "suite", "fit") if getattr(flags.FLAGS, name)]
+    given = [name for name in ("trace", "suite", "draw", "fit") if getattr(flags.FLAGS, name)]
     given += ["config"] if flags.FLAGS.config is not None else []
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
-        raise ValueError(f"give one of --config, --trace, --suite and --fit; given: {found}")
+        raise ValueError(f"give one of --config, --trace, --suite, --draw and --fit; given: {found}")
     if _FIT.value:
-        print(json.dumps(fit.of_events(metrics.read(_FIT.value)).report()))
+        print(json.dumps(fit.fit_step_cost(metrics.read(_FIT.value)).report()))
     elif _SUITE.value == "fairness":
-        from serving.sim.suites import fairness  # matplotlib takes a second to import
-
-        fairness.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter)
+        fairness.run_suite(Path(_OUT.value or TABLE), only=_ONLY.value, clock=time.perf_counter)
+    elif _DRAW.value:
+        fairness.draw_suite(Path(_OUT.value or "."), only=_DRAW.value, clock=time.perf_counter)
     elif _SUITE.value == "overhead":
-        from serving.sim.suites import overhead
-
-        overhead.run_suite(Path(_OUT.value), only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
+        out = Path(_OUT.value or TABLE)
+        overhead.run_suite(out, only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
     else:
-        experiment = _of_trace(_TRACE.value) if _TRACE.value else cli.config()
+        experiment = _trace_experiment(_TRACE.value) if _TRACE.value else cli.config()
         if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
         show(experiment, list(_run_all(experiment)))
 
 
-def _of_trace(path: str) -> FairnessExperiment:
-    """The experiment that --trace and the flags beside it describe.
+def _trace_experiment(path: str) -> FairnessExperiment:
+    """The experiment described by --trace and its flags.
 
     Raises:
-      ValueError: a bad line of the file, or a policy or option that does not exist.
+      ValueError: a bad line of the file, or an unknown policy or option.
     """
     trace = read_trace(path)
     options: dict[str, Any] = {}
@@ -98,11 +108,11 @@ def _of_trace(path: str) -> FairnessExperiment:
     )
     experiment = FairnessExperiment(
         id=Path(path).stem,
-        title=f"{len(trace.jobs)} requests of {len(trace.weights)} clients",
-        jobs=lambda seed: list(trace.jobs),
+        title=f"{len(trace.requests)} requests of {len(trace.weights)} clients",
+        requests=lambda seed: list(trace.requests),
         server=server,
         runs=(PolicyRun(_POLICY.value, options),),
-        demand_s=max(60.0, trace.jobs[-1].arrival_s) + 30.0,
+        demand_s=max(60.0, trace.requests[-1].arrival_s) + 30.0,
     )
     cli.check_tree(experiment)
     known = fair.options(_POLICY.value)
@@ -114,20 +124,20 @@ def _of_trace(path: str) -> FairnessExperiment:
 
 
 def _run_all(experiment: FairnessExperiment) -> Iterator[PolicyOutcome]:
-    jobs = experiment.workload()
+    requests = experiment.workload()
     console = Console(stderr=True)
     with Progress(console=console, disable=_JSON.value, transient=True) as progress, _event_log() as log:
-        for which in experiment.runs:
-            task = progress.add_task(which.name, total=experiment.demand_s)
+        for policy_run in experiment.runs:
+            task = progress.add_task(policy_run.name, total=experiment.demand_s)
 
             def tick(now_s: float, task: Any = task) -> None:
                 progress.update(task, completed=now_s)
 
-            last = which is experiment.runs[-1]
+            last = policy_run is experiment.runs[-1]
             yield run(
                 experiment,
-                which,
-                jobs=jobs,
+                policy_run,
+                requests=requests,
                 log=log if last else None,
                 clock=time.perf_counter,
                 progress=tick,
@@ -137,7 +147,7 @@ def _run_all(experiment: FairnessExperiment) -> Iterator[PolicyOutcome]:
 
 @contextlib.contextmanager
 def _event_log() -> Iterator[Callable[[Event], None] | None]:
-    """Writes --events whole or not at all."""
+    """A writer of --events, which is written whole or not at all; None without the flag."""
     if _EVENTS.value is None:
         yield None
         return
@@ -182,7 +192,7 @@ def show(experiment: FairnessExperiment, outcomes: list[PolicyOutcome]) -> None:
 
 
 def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """JSON knows no nan."""
+    """The rows with nan, which JSON lacks, as None."""
     return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in rows]
 
 

@@ -14,7 +14,7 @@ MODEL = {"pallas_kernels", "jax", "flax", "numpy"}
 HOST = {"rich", "absl", "ml_collections"}
 # What a module may import besides the standard library and its own room; the most specific prefix wins.
 MAY: dict[str, set[str]] = {
-    "pallas_kernels": {"jax", "numpy", "tokamax"},  # tokamax: an extra, for GPUs
+    "pallas_kernels": {"jax", "numpy", "absl", "tokamax"},  # tokamax: an extra, for GPUs
     "mixattn": MODEL | {"tokenizers", "safetensors", "ml_dtypes", "jinja2"} | HOST,
     "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
     # The command draws and, when asked, counts live cache arrays.

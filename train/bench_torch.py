@@ -1,4 +1,4 @@
-"""PyTorch training a model of the same shape, in a process of its own that answers to `train.bench`.
+"""PyTorch training a model of the same shape, in its own process, driven by `train.bench`.
 
 The other side is `tests/parity/torch_train.py`: a plain Llama and transformers' own, each eager and through
 torch.compile, with the fused AdamW.
@@ -14,21 +14,21 @@ from mixattn import ModelConfig, params
 from mixattn.tools.baseline_process import QueryFn, peer
 from train.experiment import TrainingExperiment
 
-type Side = Callable[[int], float]  # steps -> seconds a step
+type Side = Callable[[int], float]  # steps -> seconds per step
 _SCRIPT = Path(__file__).parent.parent / "tests" / "parity" / "torch_train.py"
 _SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size")
 
 
 @contextlib.contextmanager
 def sides(python: str, experiment: TrainingExperiment) -> Iterator[tuple[dict[str, Side], dict[str, Any]]]:
-    """Yields what trains by name, warmed up, and facts for the result's header.
+    """Yields the compiled training functions by name, and facts for the result's header.
 
     Args:
       python: an interpreter that has torch and transformers.
 
     Raises:
-      ValueError: the experiment is no plain Llama under AdamW, or the other side ends or has another number
-        of parameters.
+      ValueError: the experiment is not a plain Llama under AdamW, or the other process ends or has another
+        number of parameters.
     """
     check(experiment)
     stage, rule = experiment.train.stages[0], experiment.train.optimizer
@@ -51,7 +51,7 @@ def sides(python: str, experiment: TrainingExperiment) -> Iterator[tuple[dict[st
 
 
 def check(experiment: TrainingExperiment) -> None:
-    """Refuses what the other side does not do."""
+    """Raises ValueError for an experiment that the other side cannot train."""
     shape = {name: getattr(experiment.model, name) for name in _SHAPE}
     if experiment.model != ModelConfig(**shape):
         raise ValueError(

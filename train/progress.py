@@ -1,30 +1,20 @@
-"""What a run shows while it runs: one live line on a terminal, a row of metrics.csv for every step.
-
-A row is written whole. When a run goes on from step n, rows after n are dropped first: they will come again.
-"""
+"""What a run shows and records: the progress line, a row of metrics.csv per step, TensorBoard events."""
 
 import csv
 import io
 import math
-import sys
-import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
 from mixattn.tools import files
-
-_PLAIN_EVERY_S = 10.0  # seconds between lines where there is no terminal
+from mixattn.tools.progress import ProgressLines
 
 
 @dataclass
 class Row:
-    """One step. Losses in nats a token, `rate` of the rule's matrices, `seconds` since training began.
+    """One step. Losses in nats per token, `rate` of the optimizer's matrices, `seconds` since training began.
 
-    `utilisation`: model FLOPs a second (`train.flops`) as a share of the devices' peak; None if unknown.
+    `utilisation`: model FLOPs per second (`train.flops`) as a share of the devices' peak; None if unknown.
     """
 
     step: int
@@ -45,13 +35,13 @@ _COLUMNS = [field.name for field in fields(Row)]
 
 
 class MetricsFile:
-    """metrics.csv of a run, open for appending.
+    """metrics.csv of a run, open for appending; each row is written whole.
 
     Args:
-      path: is made, or cut back to the rows up to `step`.
+      path: created, or truncated to the rows up to `step`, since a resumed run writes the later ones again.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int) -> None:
         kept = [row for row in read(path) if int(row["step"]) <= step]
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
@@ -71,7 +61,7 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv; a last row that a kill cut short is left out."""
+    """The complete rows of a metrics.csv; a torn last row is left out."""
     if not path.exists():
         return []
     text = path.read_text()
@@ -80,16 +70,16 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 class Board:
-    """The same rows as TensorBoard events, one scalar a column.
+    """The same rows as TensorBoard events, one scalar per column.
 
     Args:
-      folder: for the events; those after `step`, of a run that goes on, are taken back.
+      folder: for the events; a resumed run purges those after `step`.
 
     Raises:
       ValueError: tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as why:
@@ -108,44 +98,28 @@ class Board:
 
 
 class TrainingLine:
-    """The live line. Without a terminal the same words are printed every ten seconds.
+    """The progress line of a run.
 
     Args:
       total: steps of the whole run.
       quiet: print nothing (processes other than the first).
     """
 
-    def __init__(self, total: int, *, quiet: bool = False, console: Console | None = None):
-        self.total, self.quiet = total, quiet
-        self.console = console or Console(file=sys.stdout, highlight=False)
-        self._said_s = -_PLAIN_EVERY_S
-        self._live: Live | None = None
-        if self.console.is_terminal and not quiet:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self.total = total
+        self._lines = ProgressLines(quiet=quiet, transient=True)
+        self._line = self._lines.add(total)
 
     def show(self, row: Row, validation: str, left_s: float) -> None:
-        if self.quiet:
-            return
         utilisation = "" if row.utilisation is None else f"{row.utilisation:.0%} of peak  "
         words = (
             f"step {row.step}/{self.total}  loss {row.loss:.3f}  {validation}"
             f"{row.tokens_per_s:,.0f} tokens/s  {utilisation}rate {row.rate:.2g}  {clock(left_s)} left"
         )
-        if self._live:
-            self._live.update(Text(words, no_wrap=True, overflow="ellipsis"))
-        elif time.monotonic() - self._said_s >= _PLAIN_EVERY_S or row.step == self.total:
-            self._said_s = time.monotonic()
-            self.console.print(words, soft_wrap=True)
-
-    def say(self, words: str) -> None:
-        """Prints above the live line."""
-        if not self.quiet:
-            self.console.print(words, soft_wrap=True)
+        self._line.update(row.step, words)
 
     def close(self) -> None:
-        if self._live:
-            self._live.stop()
+        self._lines.close()
 
 
 def clock(seconds: float) -> str:
@@ -157,13 +131,13 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Pace:
-    """Seconds a step, smoothed over about twenty."""
+    """Seconds per step, an exponential moving average over about twenty steps."""
 
     step_s: float = 0.0
     last: tuple[int, float] | None = None
 
     def at(self, step: int, seconds: float) -> float:
-        """Takes note that `step` was done `seconds` into the run; returns the pace."""
+        """Records that `step` was done `seconds` into the run; returns the pace."""
         if self.last and step > self.last[0]:
             now = max(seconds - self.last[1], 1e-6) / (step - self.last[0])
             self.step_s = 0.95 * self.step_s + 0.05 * now if self.step_s else now

@@ -54,7 +54,7 @@ def serving_steps(
                 lambda: _with_rows(_pools(config, batch, context, chunk, page), rows, -(-context // page))
             )
         tokens_BT = jax.ShapeDtypeStruct((rows, T), jnp.int32)
-        return aot.lower_for(chip, step, *aot.on(chip, params, cache, tokens_BT), donate_argnums=1)
+        return aot.lower_for(chip, step, *aot.shapes_on(chip, params, cache, tokens_BT), donate_argnums=1)
 
     return {
         "decode": functools.partial(lower, batch, 1),

@@ -75,8 +75,10 @@ def check_tree(node: Any) -> None:
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
     """Parses flags, runs `main`, and reports a user's mistake in one sentence with exit code 2.
 
-    Ctrl-C exits with code 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks. In `argv`, the arguments
-    of a subcommand, anything that is not a flag is a mistake.
+    Ctrl-C exits with code 130. MIXATTN_DEBUG=1 in the environment keeps tracebacks.
+
+    Args:
+      argv: program name and flags of a subcommand, without other arguments; None = the process's arguments.
     """
 
     def start(rest: list[str]) -> None:

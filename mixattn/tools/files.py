@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Atomic file writes: under a temporary name, then renamed, so that a file is either whole or absent."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; it becomes `path` if the block ends well, else it is removed."""
+    """Yields a temporary path beside `path`: renamed to it if the block succeeds, else removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -20,11 +20,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text as it is, without translating newlines."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -32,7 +34,7 @@ def read_json(path: Path) -> Any:
     """Parses `path`.
 
     Raises:
-      ValueError: it is not JSON (someone wrote to it; we never leave one half-written).
+      ValueError: it is not JSON; another program has written to it, since our writes are atomic.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -2,28 +2,32 @@
 
     out[t] = sum_s softmax_s(cap(scale q[t]·k[s])) v[s]   over keys s that query t may see
 
-Seen are keys whose age `q_pos - k_pos` passes `masks.visible`, in filled slots (position >= 0), of the
-query's own segment. A query that sees nothing gets 0, and log-sum-exp -inf.
+A query sees the keys whose age `q_pos - k_pos` passes `masks.visible`, in filled slots (position >= 0), of
+its own segment. A query that sees nothing gets 0, and log-sum-exp -inf.
 
 Axes: B batch, T queries, S keys, N query heads, K key/value heads, G = N // K, H head size. Query head n
 reads key/value head n // G.
 
-Bodies: `reference` (the definition), `xla` (every platform), `tpu` (Pallas Mosaic TPU), `gpu` (Pallas
-Mosaic GPU). Softmax and sums are float32 whatever the inputs (float64 for float64 inputs).
+Backends: `reference` (the definition), `xla` (every platform), `tpu` (Pallas Mosaic TPU), `gpu` (Pallas
+Mosaic GPU). Softmax and sums are float32 for every input dtype (float64 for float64 inputs).
 
 Source: window and shared K/V as in MixAttention (arXiv 2409.15012); streaming softmax and backward pass
 from the log-sum-exp as in FlashAttention-2 (arXiv 2307.08691), algorithms 1 and 2.
 """
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
+import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Backend, Choice, dispatch
+from pallas_kernels.dispatch import Backend, BackendChoice, dispatch
+from pallas_kernels.typing import Shaped
+
+__all__ = ["AttentionCall", "attention", "check_call", "explain"]
 
 
 class AttentionCall(NamedTuple):
-    """What a body may know of a call before it runs: static facts only."""
+    """What a backend may know of a call before it runs: static properties only."""
 
     shape_BTNH: tuple[int, ...]
     shape_BSKH: tuple[int, ...]
@@ -35,27 +39,65 @@ class AttentionCall(NamedTuple):
     segments: bool
 
 
+@overload
 def attention(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
     *,
     window: int | None = None,
     causal: bool = True,
     scale: float | None = None,
     softcap: float | None = None,
-    q_pos_BT=None,
-    k_pos_BS=None,
-    segment_q_BT=None,
-    segment_k_BS=None,
+    q_pos_BT: jax.Array | None = None,
+    k_pos_BS: jax.Array | None = None,
+    segment_q_BT: jax.Array | None = None,
+    segment_k_BS: jax.Array | None = None,
+    return_lse: Literal[False] = False,
+    backend: Backend | None = None,
+) -> jax.Array: ...
+
+
+@overload
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    window: int | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    softcap: float | None = None,
+    q_pos_BT: jax.Array | None = None,
+    k_pos_BS: jax.Array | None = None,
+    segment_q_BT: jax.Array | None = None,
+    segment_k_BS: jax.Array | None = None,
+    return_lse: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    window: int | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    softcap: float | None = None,
+    q_pos_BT: jax.Array | None = None,
+    k_pos_BS: jax.Array | None = None,
+    segment_q_BT: jax.Array | None = None,
+    segment_k_BS: jax.Array | None = None,
     return_lse: bool = False,
     backend: Backend | None = None,
-):
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attends; differentiable in q, k and v.
 
     Args:
       q_BTNH, k_BSKH, v_BSKH: one dtype. N is a multiple of K.
-      window: keys a query sees, itself included; None for all. Needs `causal`.
+      window: number of keys a query sees, itself included; None for all. Needs `causal`.
       causal: hide keys of later positions.
       scale: multiplies q·k; 1/sqrt(H) if None.
       softcap: c replaces a score x by c·tanh(x / c), after scale and before the mask.
@@ -63,18 +105,18 @@ def attention(
         queries are the last T of them. A negative key position marks an empty slot.
       segment_q_BT, segment_k_BS: int32, both or neither; only equal segments see each other.
       return_lse: also return the log-sum-exp of each query's visible scores, natural base.
-      backend: a body by name runs or raises; None takes the platform's best that can.
+      backend: a backend by name runs or raises; None takes the best of the platform that supports the call.
     Returns:
       out_BTNH in the dtype of q; with `return_lse` also lse_BTN in float32.
     Raises:
       ValueError: shapes or options disagree.
-      NotImplementedError: the named body cannot take the call.
+      NotImplementedError: the named backend does not support the call.
     """
-    what = call_of(
+    call = check_call(
         q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, q_pos_BT, k_pos_BS, segment_q_BT, segment_k_BS
     )
-    body, choice = dispatch(__name__, backend, what)
-    out_BTNH, lse_BTN = body.attention(
+    implementation, choice = dispatch(__name__, backend, call)
+    out_BTNH, lse_BTN = implementation.attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
@@ -92,21 +134,43 @@ def attention(
 
 
 def explain(
-    q_BTNH, k_BSKH, v_BSKH, *, backend: Backend | None = None, window=None, causal=True, softcap=None, **rest
-) -> Choice:
-    """Which body `attention` with these arguments runs, and why better ones do not. Runs nothing.
+    q_BTNH: Shaped,
+    k_BSKH: Shaped,
+    v_BSKH: Shaped,
+    *,
+    backend: Backend | None = None,
+    window: int | None = None,
+    causal: bool = True,
+    softcap: float | None = None,
+    **rest: Any,
+) -> BackendChoice:
+    """The backend that `attention` with these arguments runs, and why better ones do not. Runs nothing.
 
     Arrays may be `jax.ShapeDtypeStruct`.
     """
     positions = (rest.get("q_pos_BT"), rest.get("k_pos_BS"))
     segments = (rest.get("segment_q_BT"), rest.get("segment_k_BS"))
-    return dispatch(
-        __name__, backend, call_of(q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, *positions, *segments)
-    )[1]
+    call = check_call(q_BTNH, k_BSKH, v_BSKH, window, causal, softcap, *positions, *segments)
+    return dispatch(__name__, backend, call)[1]
 
 
-def call_of(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k) -> AttentionCall:
-    """The static facts of a call, checked."""
+def check_call(
+    q: Shaped,
+    k: Shaped,
+    v: Shaped,
+    window: int | None,
+    causal: bool,
+    softcap: float | None,
+    q_pos: Shaped | None,
+    k_pos: Shaped | None,
+    segment_q: Shaped | None,
+    segment_k: Shaped | None,
+) -> AttentionCall:
+    """Checks a call and returns its static properties.
+
+    Raises:
+      ValueError: shapes or options disagree.
+    """
     (B, T, N, H), (_, S, K, _) = q.shape, k.shape
     if k.shape != v.shape or (k.shape[0], k.shape[3]) != (B, H):
         raise ValueError(
@@ -120,14 +184,15 @@ def call_of(q, k, v, window, causal, softcap, q_pos, k_pos, segment_q, segment_k
         raise ValueError(f"window {window} with causal={causal}: a window is at least 1 and looks back only")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap {softcap} must be above 0")
-    for what, pair, shapes in (
-        ("positions", (q_pos, k_pos), ((B, T), (B, S))),
-        ("segments", (segment_q, segment_k), ((B, T), (B, S))),
-    ):
-        if (pair[0] is None) != (pair[1] is None):
-            raise ValueError(f"{what} of queries and keys come together; only one was given")
-        if pair[0] is not None and (pair[0].shape, pair[1].shape) != shapes:
-            raise ValueError(f"{what} have shapes {pair[0].shape}, {pair[1].shape}; q and k need {shapes}")
+    for name, of_queries, of_keys in (("positions", q_pos, k_pos), ("segments", segment_q, segment_k)):
+        if of_queries is None and of_keys is None:
+            continue
+        if of_queries is None or of_keys is None:
+            raise ValueError(f"{name} of queries and keys come together; only one was given")
+        if (of_queries.shape, of_keys.shape) != ((B, T), (B, S)):
+            raise ValueError(
+                f"{name} have shapes {of_queries.shape}, {of_keys.shape}; q and k need {((B, T), (B, S))}"
+            )
     if q_pos is None and T > S:
         raise ValueError(f"{T} queries cannot be the last of {S} keys; give positions")
     return AttentionCall(

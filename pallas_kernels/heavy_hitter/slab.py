@@ -1,8 +1,8 @@
-"""A cache of fixed size whose slots are emptied one by one: the decode side of H2O.
+"""A cache of fixed size with one eviction per step: the decode side of H2O.
 
-A slab keeps, for every key/value head apart, the keys of its own choice: `heavy` by score and the `recent`
-newest. It has heavy + recent + 1 slots, since a new token enters before the eviction of its step. The order
-of slots carries no meaning.
+For each key/value head separately, a slab holds the `heavy` keys of highest score and the `recent` newest
+keys. It has heavy + recent + 1 slots, since a new token enters before the eviction of its step. The order of
+slots has no meaning.
 """
 
 import functools
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import xla_tiles
+from pallas_kernels.attention import operands, xla_tiles
 from pallas_kernels.masks import visible
-from pallas_kernels.precision import accumulator
+from pallas_kernels.typing import accumulator_dtype
 
 EMPTY = -1
 
@@ -25,10 +25,10 @@ EMPTY = -1
 )
 @dataclass(frozen=True)
 class Slab:
-    """The survivors of a batch of requests.
+    """The surviving keys of a batch of requests.
 
     Attributes:
-      k_BKRH, v_BKRH: keys (already rotated) and values; whatever was there before in empty slots.
+      k_BKRH, v_BKRH: keys (already rotated) and values; stale in empty slots.
       score_BKR: attention received so far, float32; 0 in empty slots.
       position_BKR: absolute positions, int32; EMPTY in empty slots.
       heavy, recent: the budget, in keys per key/value head.
@@ -42,7 +42,7 @@ class Slab:
     recent: int
 
 
-def keep_set(score_BKS, position_BKS, *, heavy: int, recent: int) -> jax.Array:
+def keep_set(score_BKS: jax.Array, position_BKS: jax.Array, *, heavy: int, recent: int) -> jax.Array:
     """Chooses survivors: the `recent` newest, and of the rest the `heavy` with the highest scores.
 
     Args:
@@ -50,7 +50,9 @@ def keep_set(score_BKS, position_BKS, *, heavy: int, recent: int) -> jax.Array:
       position_BKS: int32, distinct within a row; negative in empty slots, which never survive.
       heavy, recent: keys. recent is at least 1.
     Returns:
-      keep_BKS, bool; at most heavy + recent true in a row, all filled ones if there are no more than that.
+      keep_BKS, bool; at most heavy + recent true per row, all filled slots if there are no more than that.
+    Raises:
+      ValueError: heavy is negative or recent below 1.
     """
     if heavy < 0 or recent < 1:
         raise ValueError(f"heavy {heavy} and recent {recent}: at least 0 and at least 1")
@@ -62,7 +64,15 @@ def keep_set(score_BKS, position_BKS, *, heavy: int, recent: int) -> jax.Array:
     return newest_BKS | (filled_BKS & ~newest_BKS & (_rank(-worth_BKS, position_BKS) < heavy))
 
 
-def compact(k_BSKH, v_BSKH, score_BKS, position_BS, *, heavy: int, recent: int) -> Slab:
+def compact(
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    score_BKS: jax.Array,
+    position_BS: jax.Array,
+    *,
+    heavy: int,
+    recent: int,
+) -> Slab:
     """Gathers the survivors of a prompt into a slab, in the order of their positions.
 
     Args:
@@ -77,7 +87,7 @@ def compact(k_BSKH, v_BSKH, score_BKS, position_BS, *, heavy: int, recent: int) 
     order_BKR = jnp.pad(order_BKR, ((0, 0), (0, 0), (0, slots - order_BKR.shape[-1])))
     counted_BKR = jnp.arange(slots)[None, None] < jnp.sum(keep_BKS, axis=-1)[..., None]
 
-    def take(x_BKSH):
+    def take(x_BKSH: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x_BKSH, order_BKR[..., None], axis=2)
 
     return Slab(
@@ -90,10 +100,10 @@ def compact(k_BSKH, v_BSKH, score_BKS, position_BS, *, heavy: int, recent: int) 
     )
 
 
-def append(slab: Slab, k_BKH, v_BKH, position_B) -> Slab:
-    """Puts one new token a row into an empty slot, with score 0; donate the slab and this happens in place.
+def append(slab: Slab, k_BKH: jax.Array, v_BKH: jax.Array, position_B: jax.Array) -> Slab:
+    """Writes one new token per row to an empty slot, with score 0; in place if the slab is donated.
 
-    A row with a negative position gets nothing.
+    A row with a negative position gets no token.
     """
     B, K, R = slab.position_BKR.shape
     slot_BK = jnp.argmax(slab.position_BKR < 0, axis=-1)
@@ -108,23 +118,30 @@ def append(slab: Slab, k_BKH, v_BKH, position_B) -> Slab:
 
 
 def attend(
-    q_BNH, slab: Slab, position_B, *, scale: float | None = None, softcap: float | None = None
+    q_BNH: jax.Array,
+    slab: Slab,
+    position_B: jax.Array,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, Slab]:
-    """One query a row over the slab; returns out_BNH and the slab with the weights added to its scores.
+    """Attends with one query per row; returns out_BNH and the slab with the weights added to its scores.
 
-    Rows with a negative position see nothing: they give 0 and add nothing.
+    Rows with a negative position see nothing: their output is 0, and they add no weights.
     """
     B, K, _, H = slab.k_BKRH.shape
-    wide = accumulator(q_BNH.dtype)
-    score = xla_tiles.Score(H**-0.5 if scale is None else float(scale), softcap)
+    acc_dtype = accumulator_dtype(q_BNH.dtype)
+    score = operands.ScoreTransform(H**-0.5 if scale is None else float(scale), softcap)
     q_BK1GH = q_BNH.reshape(B, K, 1, -1, H)
     age_BKR = position_B[:, None, None] - slab.position_BKR
     keep_BKR = (slab.position_BKR >= 0) & visible(age_BKR, None)
-    raw_BK1GR = xla_tiles.product(q_BK1GH, slab.k_BKRH, wide)
-    weight, top, total = xla_tiles.weigh(raw_BK1GR, keep_BKR[:, :, None, None], score)
+    raw_BK1GR = xla_tiles.raw_scores(q_BK1GH, slab.k_BKRH, acc_dtype)
+    weight, top, total = xla_tiles.unnormalized_weights(raw_BK1GR, keep_BKR[:, :, None, None], score)
     v_BKRH = jnp.where(keep_BKR[..., None], slab.v_BKRH, 0)
-    part = xla_tiles.Partial(xla_tiles.rows_times(weight.astype(v_BKRH.dtype), v_BKRH, wide), top, total)
-    out_BK1GH, _ = xla_tiles.finish(part)
+    part = xla_tiles.PartialAttention(
+        xla_tiles.sum_over_keys(weight.astype(v_BKRH.dtype), v_BKRH, acc_dtype), top, total
+    )
+    out_BK1GH, _ = xla_tiles.finalize(part)
     more_BKR = jnp.sum(weight / jnp.where(total > 0, total, 1), axis=(2, 3))
     out_BNH = out_BK1GH.reshape(B, -1, H).astype(q_BNH.dtype)
     return out_BNH, replace(slab, score_BKR=slab.score_BKR + more_BKR.astype(jnp.float32))
@@ -133,8 +150,8 @@ def attend(
 def evict(slab: Slab) -> Slab:
     """Empties one slot of every head that is over budget: the lowest score outside the `recent` newest.
 
-    A request's positions follow one another without gaps, and the newest are never emptied: so the recent
-    ones are those less than `recent` behind the newest.
+    The positions of a request have no gaps, and the newest keys are never evicted, so the recent keys are
+    those less than `recent` positions behind the newest.
     """
     filled_BKR = slab.position_BKR >= 0
     over_BK = jnp.sum(filled_BKR, axis=-1) > slab.heavy + slab.recent
@@ -151,7 +168,7 @@ def evict(slab: Slab) -> Slab:
     )
 
 
-def _rank(*keys_BKS):
-    """Place of each element when its row is sorted by the keys, the first the most significant."""
+def _rank(*keys_BKS: jax.Array) -> jax.Array:
+    """Rank of each element in its row, sorted by the keys, the first key most significant."""
     order_BKS = jnp.lexsort(keys_BKS[::-1], axis=-1)
     return jnp.argsort(order_BKS, axis=-1)

@@ -1,48 +1,65 @@
-"""Column sums on TPU: attention's kernel turned by ninety degrees.
+"""Column sums on TPU: the attention kernel with the roles of queries and keys exchanged.
 
-One grid step is a key block against one of the query blocks that see it; the sums of the key block stay in
-VMEM while the query blocks pass. No values are read and nothing is written twice.
+One grid step is a key block against one of the query blocks that see it. The sums of the key block stay in
+VMEM while the query blocks pass. No values are read, and each sum is written once.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import xla, xla_streamed, xla_tiles
+from pallas_kernels.attention import operands, xla_streamed, xla_tiles
+from pallas_kernels.attention.operands import StaticOptions, TokenPositions
 from pallas_kernels.attention.tpu_blocks import (
-    cost,
-    facts,
+    block_index,
+    cost_estimate,
     fold_rows,
-    grid_of,
-    keep,
-    reach,
-    rows_by_keys,
-    within,
+    make_grid,
+    mask,
+    matmul_transposed,
+    max_blocks_in_view,
+    token_meta,
 )
+from pallas_kernels.heavy_hitter import ColumnSumsCall
+from pallas_kernels.typing import Interpret, Ref
 
 
-def refuses(ask) -> str | None:
-    if ask.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"{ask.dtype} is neither float32 nor bfloat16"
+def unsupported(call: ColumnSumsCall) -> str | None:
+    """The reason why this backend cannot run the call, or None."""
+    if call.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{call.dtype} is neither float32 nor bfloat16"
     return None
 
 
-def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places, interpret=False):
+def column_sums(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    lse_BTN: jax.Array,
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    positions: TokenPositions,
+    interpret: Interpret = False,
+) -> jax.Array:
     """Returns sums_BKS. `interpret`: True, or `pltpu.InterpretParams`."""
     (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
     G = N // K
-    static, places = xla.Static(window, True, xla_tiles.Score(float(scale), softcap)), xla.Places(*places)
-    grid = grid_of(static, places, T, S, G)
+    static = operands.StaticOptions(window, True, operands.ScoreTransform(float(scale), softcap))
+    grid = make_grid(static, positions, T, S, G)
     rows, bk = grid.bq * G, grid.bk
-    steps = reach(static, places, bk, grid.bq, grid.n)
-    q_BKRH, lse_BKR = (fold_rows(grid, xla.by_group(x, K)) for x in (q_BTNH, lse_BTN))
-    k_BKSH = grid.pad_keys(xla.by_head(k_BSKH), 2)
+    steps = max_blocks_in_view(static, positions, bk, grid.bq, grid.n)
+    q_BKRH, lse_BKR = (fold_rows(grid, operands.by_group(x, K)) for x in (q_BTNH, lse_BTN))
+    k_BKSH = grid.pad_keys(operands.by_head(k_BSKH), 2)
 
-    def query_block(width):
-        return pl.BlockSpec((None, None, rows, width), lambda b, h, j, i, *n: (b, h, within(j, i, *n), 0))
+    def query_block(width: int) -> Any:
+        return pl.BlockSpec(
+            (None, None, rows, width), lambda b, h, j, i, *n: (b, h, block_index(j, i, *n), 0)
+        )
 
     sums_BK1S = pl.pallas_call(
         functools.partial(_kernel, static=static),
@@ -50,7 +67,7 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places, inte
             num_scalar_prefetch=2,
             grid=(B, K, grid.m, steps),
             in_specs=[
-                pl.BlockSpec((None, rows, 2), lambda b, h, j, i, *n: (b, within(j, i, *n), 0)),
+                pl.BlockSpec((None, rows, 2), lambda b, h, j, i, *n: (b, block_index(j, i, *n), 0)),
                 pl.BlockSpec((None, 2, bk), lambda b, h, j, i, *_: (b, 0, j)),
                 query_block(H),
                 query_block(1),
@@ -62,22 +79,39 @@ def column_sums(q_BTNH, k_BSKH, lse_BTN, *, window, scale, softcap, places, inte
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=cost(2, B * N * grid.m * bk * steps * grid.bq, H, q_BKRH, k_BKSH),
+        cost_estimate=cost_estimate(2, B * N * grid.m * bk * steps * grid.bq, H, q_BKRH, k_BKSH),
         interpret=interpret,
-    )(*xla_streamed.ranges(grid.may_nm.T), *facts(grid, B, G), q_BKRH, lse_BKR[..., None], k_BKSH)
+    )(
+        *xla_streamed.block_ranges(grid.block_mask_nm.T),
+        *token_meta(grid, B, G),
+        q_BKRH,
+        lse_BKR[..., None],
+        k_BKSH,
+    )
     return sums_BK1S[:, :, 0, :S]
 
 
-def _kernel(first_m, end_m, at_R2, at_2S, q_RH, lse_R1, k_SH, sums_1S, *, static):
+def _kernel(
+    first_m: Ref,
+    end_m: Ref,
+    row_meta_R2: Ref,
+    key_meta_2S: Ref,
+    q_RH: Ref,
+    lse_R1: Ref,
+    k_SH: Ref,
+    sums_1S: Ref,
+    *,
+    static: StaticOptions,
+) -> None:
     j, i = pl.program_id(2), pl.program_id(3)
 
     @pl.when(i == 0)
-    def _():
+    def _() -> None:
         sums_1S[...] = jnp.zeros_like(sums_1S)
 
     @pl.when(first_m[j] + i < end_m[j])
-    def _():
-        raw_RS = rows_by_keys(q_RH[...], k_SH[...])
-        keep_RS = keep(at_R2[...], at_2S[...], static)
-        weight_RS = xla_tiles.weights_given(raw_RS, keep_RS, lse_R1[...], static.score)
+    def _() -> None:
+        raw_RS = matmul_transposed(q_RH[...], k_SH[...])
+        mask_RS = mask(row_meta_R2[...], key_meta_2S[...], static)
+        weight_RS = xla_tiles.weights_from_lse(raw_RS, mask_RS, lse_R1[...], static.score)
         sums_1S[...] += jnp.sum(weight_RS, axis=0, keepdims=True)

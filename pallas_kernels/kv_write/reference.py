@@ -1,13 +1,27 @@
-"""The write by its definition: every position of every page asks who writes it."""
+"""The write by its definition: every position of every page selects the token written to it."""
 
+import jax
 import jax.numpy as jnp
 
+from pallas_kernels.kv_write import KvWriteCall
+from pallas_kernels.typing import Layout
 
-def refuses(ask) -> str | None:
+
+def unsupported(call: KvWriteCall) -> str | None:
+    """The reason why this backend cannot run the call, or None."""
     return None
 
 
-def write(keys, values_PKtH, k_TKH, v_TKH, page_T, offset_T, *, layout):
+def write(
+    keys: jax.Array,
+    values_PKtH: jax.Array,
+    k_TKH: jax.Array,
+    v_TKH: jax.Array,
+    page_T: jax.Array,
+    offset_T: jax.Array,
+    *,
+    layout: Layout,
+) -> tuple[jax.Array, jax.Array]:
     """Returns keys and values."""
     P, _, t, _ = values_PKtH.shape
     mine_PT = page_T[None] == jnp.arange(P)[:, None]
@@ -16,7 +30,7 @@ def write(keys, values_PKtH, k_TKH, v_TKH, page_T, offset_T, *, layout):
     written_P1t1 = jnp.any(hit_PtT, axis=-1)[:, None, :, None]
     opened_P111 = jnp.any(hit_PtT[:, 0], axis=-1)[:, None, None, None]
 
-    def placed(old_PKtH, new_TKH):
+    def placed(old_PKtH: jax.Array, new_TKH: jax.Array) -> jax.Array:
         new_PKtH = jnp.swapaxes(new_TKH[writer_Pt], 1, 2)
         return jnp.where(written_P1t1, new_PKtH, jnp.where(opened_P111, 0, old_PKtH))
 

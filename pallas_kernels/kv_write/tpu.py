@@ -1,8 +1,8 @@
-"""The write on TPU: pages pass through VMEM, in place, only those that are written to.
+"""The write on TPU: only the pages that are written to pass through VMEM, in place.
 
-A row of a page is a fraction of a tile, which no copy can reach: so the page is fetched, changed and put
-back. Tokens are visited in the order of their places. Those of one page then follow each other, the page
-stays in VMEM until the last of them, and no page is fetched while it is being put back.
+A row of a page is a fraction of a tile, and no copy addresses less than a tile, so a page is read, modified
+and written back. Tokens are sorted by place. The tokens of a page are then consecutive, the page stays in
+VMEM until the last of them, and no page is read while it is being written back.
 """
 
 import jax
@@ -11,18 +11,32 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.kv_write import KvWriteCall
+from pallas_kernels.typing import Interpret, Layout, Ref
 
-def refuses(ask) -> str | None:
-    if ask.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"{ask.dtype} is neither float32 nor bfloat16"
-    if ask.layout != "rows":
-        return f"the pool keeps its keys in {ask.layout}; this kernel writes rows"
-    if ask.shape_PKtH[2] % 8:
-        return f"pages of {ask.shape_PKtH[2]} positions are not whole tiles of 8"
+
+def unsupported(call: KvWriteCall) -> str | None:
+    """The reason why this backend cannot run the call, or None."""
+    if call.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{call.dtype} is neither float32 nor bfloat16"
+    if call.layout != "rows":
+        return f"the pool keeps its keys in {call.layout}; this kernel writes rows"
+    if call.shape_PKtH[2] % 8:
+        return f"pages of {call.shape_PKtH[2]} positions are not whole tiles of 8"
     return None
 
 
-def write(keys, values_PKtH, k_TKH, v_TKH, page_T, offset_T, *, layout, interpret=False):
+def write(
+    keys: jax.Array,
+    values_PKtH: jax.Array,
+    k_TKH: jax.Array,
+    v_TKH: jax.Array,
+    page_T: jax.Array,
+    offset_T: jax.Array,
+    *,
+    layout: Layout,
+    interpret: Interpret = False,
+) -> jax.Array:
     """Returns keys and values. `interpret`: True, or `pltpu.InterpretParams`."""
     P, K, t, H = values_PKtH.shape
     order_T, visited_T, offset_T, real = visits(page_T, offset_T, P, t)
@@ -49,11 +63,13 @@ def write(keys, values_PKtH, k_TKH, v_TKH, page_T, offset_T, *, layout, interpre
     )(visited_T, offset_T, order_T, real[None], k_TKH, v_TKH, keys, values_PKtH)
 
 
-def visits(page_T, offset_T, P, t):
-    """The order of the tokens, the page and offset of each in that order, and how many are not dropped.
+def visits(
+    page_T: jax.Array, offset_T: jax.Array, P: int, t: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The order of the tokens, the page and offset of each in that order, and the number of kept tokens.
 
-    Dropped tokens come last and stay where the last real one was; if there is none, at the null page. So the
-    visits of a page follow each other whatever the tokens.
+    Dropped tokens come last and stay at the page of the last kept token, or at the null page if there is
+    none. The visits of a page are therefore consecutive.
     """
     order_T = jnp.argsort(page_T * t + offset_T).astype(jnp.int32)
     page_T, offset_T = page_T[order_T], offset_T[order_T]
@@ -61,25 +77,36 @@ def visits(page_T, offset_T, P, t):
     return order_T, jnp.where(page_T < P, page_T, last), offset_T, jnp.sum(page_T < P, dtype=jnp.int32)
 
 
-def _kernel(page, offset, order, real, k_KH, v_KH, keys_old, values_old, keys_KtH, values_KtH):
+def _kernel(
+    page: Ref,
+    offset: Ref,
+    order: Ref,
+    real: Ref,
+    k_KH: Ref,
+    v_KH: Ref,
+    keys_old: Ref,
+    values_old: Ref,
+    keys_KtH: Ref,
+    values_KtH: Ref,
+) -> None:
     i = pl.program_id(0)
     arrives = (i == 0) | (page[i] != page[jnp.maximum(i - 1, 0)])
     opens = (offset[i] == 0) & (i < real[0])
 
     @pl.when(arrives & ~opens)
-    def _():
+    def _() -> None:
         keys_KtH[...], values_KtH[...] = keys_old[...], values_old[...]
 
     @pl.when(opens)
-    def _():
+    def _() -> None:
         keys_KtH[...], values_KtH[...] = jnp.zeros_like(keys_KtH), jnp.zeros_like(values_KtH)
 
     @pl.when(i < real[0])
-    def _():
+    def _() -> None:
         K, t, H = keys_KtH.shape
         here_tH = lax.broadcasted_iota(jnp.int32, (t, H), 0) == offset[i]
         for pages, row_KH in ((keys_KtH, k_KH), (values_KtH, v_KH)):
             for h in range(K):
-                # Chosen as float32, which every TPU can, and which changes no bit.
+                # Selected as float32, which every TPU supports and which changes no bit.
                 row_1H, old_tH = (x.astype(jnp.float32) for x in (row_KH[h : h + 1], pages[h]))
                 pages[h] = jnp.where(here_tH, row_1H, old_tH).astype(pages.dtype)

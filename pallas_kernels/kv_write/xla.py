@@ -1,13 +1,27 @@
-"""The write as two scatters. A caller that donates the pool gets it back in place; another gets a copy."""
+"""The write as two scatters; in place if the caller donates the pool, otherwise to a copy."""
 
+import jax
 import jax.numpy as jnp
 
+from pallas_kernels.kv_write import KvWriteCall
+from pallas_kernels.typing import Layout
 
-def refuses(ask) -> str | None:
+
+def unsupported(call: KvWriteCall) -> str | None:
+    """The reason why this backend cannot run the call, or None."""
     return None
 
 
-def write(keys, values_PKtH, k_TKH, v_TKH, page_T, offset_T, *, layout):
+def write(
+    keys: jax.Array,
+    values_PKtH: jax.Array,
+    k_TKH: jax.Array,
+    v_TKH: jax.Array,
+    page_T: jax.Array,
+    offset_T: jax.Array,
+    *,
+    layout: Layout,
+) -> tuple[jax.Array, jax.Array]:
     """Returns keys and values."""
     opened_T = jnp.where(offset_T == 0, page_T, len(values_PKtH))
     keys, values_PKtH = (pages.at[opened_T].set(0, mode="drop") for pages in (keys, values_PKtH))

@@ -1,108 +1,150 @@
-"""Decoding over a pool of columns without moving a page: queries are sent to the pages that they read.
+"""Decoding over a pool of columns without copying pages: queries are sent to the pages that they read.
 
-Every physical page meets the query of its reader, giving one partial result a page; each row then joins the
-partials of its own pages, in the order of its table, so that where a page lies does not change one bit.
+Every physical page meets the query of its reader, which gives one partial result per page. Each row then
+merges the partials of its pages in the order of its table, so the physical location of a page changes no
+bit.
 
-A page read by several rows (a shared prefix) cannot follow one reader. Up to `HOT` such pages meet every
-row's query in one dense product; with more, the batch falls back to gathering. Both are decided on the
-device, step by step.
+A page that several rows read (a shared prefix) has no single reader. Up to `MAX_SHARED_PAGES` such pages
+meet the query of every row in one dense product; with more, the batch falls back to gathering. The device
+decides both in each step.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention import xla_tiles
+from pallas_kernels.attention.operands import ScoreTransform
 from pallas_kernels.masks import visible
-from pallas_kernels.precision import accumulator
+from pallas_kernels.paged import Pool
+from pallas_kernels.typing import accumulator_dtype
 
-HOT = 16
-NOWHERE = -(2**29)
+MAX_SHARED_PAGES = 16
+# The position of a query that sees nothing.
+NO_POSITION = -(2**29)
 
 
-def end(start_B, count_B):
-    """Positions a row has, 0 if it asks nothing."""
+def row_end(start_B: jax.Array, count_B: jax.Array) -> jax.Array:
+    """Positions of a row up to its last query; 0 for an empty row."""
     return jnp.where(count_B > 0, start_B + count_B, 0)
 
 
-def attend(q_BK1GH, pool, table_BP, start_B, count_B, window, score, gathered):
-    """The partial result of one query a row, and None for weights.
+def attend(
+    q_BK1GH: jax.Array,
+    pool: Pool,
+    table_BP: jax.Array,
+    start_B: jax.Array,
+    count_B: jax.Array,
+    window: int | None,
+    score: ScoreTransform,
+    gathered: Callable[..., tuple[xla_tiles.PartialAttention, jax.Array | None]],
+) -> tuple[xla_tiles.PartialAttention, None]:
+    """The partial result of one query per row, and None for weights.
 
-    `gathered` is what to run instead when too many pages are shared.
+    `gathered` computes the result instead when too many pages are shared.
     """
-    live_BP = jnp.arange(table_BP.shape[1])[None] * pool.page_size < end(start_B, count_B)[:, None]
+    live_BP = jnp.arange(table_BP.shape[1])[None] * pool.page_size < row_end(start_B, count_B)[:, None]
     page_BP = jnp.where(live_BP, table_BP, 0)
     readers_P = jnp.zeros(pool.pages, jnp.int32).at[page_BP].add(live_BP.astype(jnp.int32))
     shared_P = readers_P > 1
-    ways = jnp.sum(shared_P, dtype=jnp.int32)
-    q_pos_B = jnp.where(count_B > 0, start_B, NOWHERE)
+    n_shared = jnp.sum(shared_P, dtype=jnp.int32)
+    q_pos_B = jnp.where(count_B > 0, start_B, NO_POSITION)
 
-    def hot(_):
-        hot_X = _first(shared_P, HOT)
-        return _from_hot(q_BK1GH, pool, page_BP, live_BP, hot_X, q_pos_B, window, score)
+    def shared(_: None) -> xla_tiles.PartialAttention:
+        shared_X = _first_true(shared_P, MAX_SHARED_PAGES)
+        return _shared_pages(q_BK1GH, pool, page_BP, live_BP, shared_X, q_pos_B, window, score)
 
-    def cold(_):
-        return xla_tiles.nothing(q_BK1GH.shape[:-1], q_BK1GH.shape[-1], accumulator(q_BK1GH.dtype))
+    def none_shared(_: None) -> xla_tiles.PartialAttention:
+        return xla_tiles.empty_partial(
+            q_BK1GH.shape[:-1], q_BK1GH.shape[-1], accumulator_dtype(q_BK1GH.dtype)
+        )
 
-    def in_place(_):
+    def in_place(_: None) -> xla_tiles.PartialAttention:
         mine_BP = live_BP & ~shared_P[page_BP]
-        own = _from_own(q_BK1GH, pool, page_BP, mine_BP, q_pos_B, window, score)
-        return xla_tiles.join(own, lax.cond(ways > 0, hot, cold, None))
+        own = _unshared_pages(q_BK1GH, pool, page_BP, mine_BP, q_pos_B, window, score)
+        return xla_tiles.merge(own, lax.cond(n_shared > 0, shared, none_shared, None))
 
-    def copied(_):
+    def copied(_: None) -> xla_tiles.PartialAttention:
         return gathered(q_BK1GH, pool, table_BP, start_B, count_B, window, score)[0]
 
-    return lax.cond(ways <= HOT, in_place, copied, None), None
+    return lax.cond(n_shared <= MAX_SHARED_PAGES, in_place, copied, None), None
 
 
-def _first(true_P, n: int):
-    """The first n places that are true, 0 behind the last. A sort compiles in a seventh of `nonzero`."""
+def _first_true(true_P: jax.Array, n: int) -> jax.Array:
+    """The first n true indices, 0 behind the last. A sort compiles seven times faster than `nonzero`."""
     P = len(true_P)
     at_n = jnp.sort(jnp.where(true_P, jnp.arange(P), P))[:n]
     return jnp.where(at_n < P, at_n, 0)
 
 
-def _from_own(q_BK1GH, pool, page_BP, mine_BP, q_pos_B, window, score):
-    """Joins, for each row, the partials of the pages that it alone reads."""
+def _unshared_pages(
+    q_BK1GH: jax.Array,
+    pool: Pool,
+    page_BP: jax.Array,
+    mine_BP: jax.Array,
+    q_pos_B: jax.Array,
+    window: int | None,
+    score: ScoreTransform,
+) -> xla_tiles.PartialAttention:
+    """Merges, for each row, the partials of the pages that only it reads."""
     (B, P), t = page_BP.shape, pool.page_size
-    wide = accumulator(q_BK1GH.dtype)
+    acc_dtype = accumulator_dtype(q_BK1GH.dtype)
     target_BP = jnp.where(mine_BP, page_BP, pool.pages)
     row_BP = jnp.broadcast_to(jnp.arange(B)[:, None], (B, P))
     own_P = jnp.zeros(pool.pages, jnp.int32).at[target_BP].set(row_BP, mode="drop")
-    base_P = jnp.full(pool.pages, -NOWHERE).at[target_BP].set(jnp.arange(P)[None] * t, mode="drop")
-    keep_Pt = visible(q_pos_B[own_P][:, None] - base_P[:, None] - jnp.arange(t)[None], window)
+    base_P = jnp.full(pool.pages, -NO_POSITION).at[target_BP].set(jnp.arange(P)[None] * t, mode="drop")
+    mask_Pt = visible(q_pos_B[own_P][:, None] - base_P[:, None] - jnp.arange(t)[None], window)
 
     q_PKGH = q_BK1GH[:, :, 0][own_P]
-    raw_PKGt = jnp.einsum("PKGH,PKHt->PKGt", q_PKGH, pool.keys, preferred_element_type=wide)
-    weight_PKGt, top, total = xla_tiles.weigh(raw_PKGt, keep_Pt[:, None, None], score)
+    raw_PKGt = jnp.einsum("PKGH,PKHt->PKGt", q_PKGH, pool.keys, preferred_element_type=acc_dtype)
+    weight_PKGt, top, total = xla_tiles.unnormalized_weights(raw_PKGt, mask_Pt[:, None, None], score)
     out_PKGH = jnp.einsum(
-        "PKGt,PKtH->PKGH", weight_PKGt.astype(pool.values.dtype), pool.values, preferred_element_type=wide
+        "PKGt,PKtH->PKGH",
+        weight_PKGt.astype(pool.values.dtype),
+        pool.values,
+        preferred_element_type=acc_dtype,
     )
     top_BPKG1 = jnp.where(mine_BP[:, :, None, None, None], top[page_BP], -jnp.inf)
     best_BKG1 = jnp.max(top_BPKG1, axis=1)
     factor_BPKG1 = jnp.exp(top_BPKG1 - xla_tiles.finite(best_BKG1)[:, None])
-    # A page of another row, or of none, may hold anything: its factor is 0, and 0 x NaN is not.
-    theirs_BPKGH = jnp.where(factor_BPKG1 > 0, out_PKGH[page_BP], 0)
-    out_BKGH = jnp.sum(factor_BPKG1 * theirs_BPKGH, axis=1)
+    # Pages of other rows, or of none, may hold any value. Their factor is 0, but 0 * NaN is NaN.
+    part_BPKGH = jnp.where(factor_BPKG1 > 0, out_PKGH[page_BP], 0)
+    out_BKGH = jnp.sum(factor_BPKG1 * part_BPKGH, axis=1)
     total_BKG1 = jnp.sum(factor_BPKG1 * total[page_BP], axis=1)
-    return xla_tiles.Partial(*(x[:, :, None] for x in (out_BKGH, best_BKG1, total_BKG1)))
+    return xla_tiles.PartialAttention(*(x[:, :, None] for x in (out_BKGH, best_BKG1, total_BKG1)))
 
 
-def _from_hot(q_BK1GH, pool, page_BP, live_BP, hot_X, q_pos_B, window, score):
+def _shared_pages(
+    q_BK1GH: jax.Array,
+    pool: Pool,
+    page_BP: jax.Array,
+    live_BP: jax.Array,
+    shared_X: jax.Array,
+    q_pos_B: jax.Array,
+    window: int | None,
+    score: ScoreTransform,
+) -> xla_tiles.PartialAttention:
     """The partial of every row over the pages that several rows read."""
-    (B, P), t, X = page_BP.shape, pool.page_size, len(hot_X)
+    (B, P), t, X = page_BP.shape, pool.page_size, len(shared_X)
     _, K, _, G, _ = q_BK1GH.shape
-    wide = accumulator(q_BK1GH.dtype)
-    reads_BPX = (page_BP[:, :, None] == hot_X[None, None]) & live_BP[:, :, None] & (hot_X > 0)[None, None]
+    acc_dtype = accumulator_dtype(q_BK1GH.dtype)
+    reads_BPX = (
+        (page_BP[:, :, None] == shared_X[None, None]) & live_BP[:, :, None] & (shared_X > 0)[None, None]
+    )
     base_BX = jnp.max(jnp.where(reads_BPX, jnp.arange(P)[None, :, None] * t, -1), axis=1)
     age_BXt = q_pos_B[:, None, None] - base_BX[:, :, None] - jnp.arange(t)[None, None]
-    keep_BXt = visible(age_BXt, window) & (base_BX >= 0)[:, :, None]
+    mask_BXt = visible(age_BXt, window) & (base_BX >= 0)[:, :, None]
 
     raw_BKGXt = jnp.einsum(
-        "BKGH,XKHt->BKGXt", q_BK1GH[:, :, 0], pool.keys[hot_X], preferred_element_type=wide
+        "BKGH,XKHt->BKGXt", q_BK1GH[:, :, 0], pool.keys[shared_X], preferred_element_type=acc_dtype
     )
-    weight, top, total = xla_tiles.weigh(
-        raw_BKGXt.reshape(B, K, G, X * t), keep_BXt.reshape(B, 1, 1, X * t), score
+    weight, top, total = xla_tiles.unnormalized_weights(
+        raw_BKGXt.reshape(B, K, G, X * t), mask_BXt.reshape(B, 1, 1, X * t), score
     )
     weight_BKGXt = weight.reshape(B, K, G, X, t).astype(pool.values.dtype)
-    out_BKGH = jnp.einsum("BKGXt,XKtH->BKGH", weight_BKGXt, pool.values[hot_X], preferred_element_type=wide)
-    return xla_tiles.Partial(*(x[:, :, None] for x in (out_BKGH, top, total)))
+    out_BKGH = jnp.einsum(
+        "BKGXt,XKtH->BKGH", weight_BKGXt, pool.values[shared_X], preferred_element_type=acc_dtype
+    )
+    return xla_tiles.PartialAttention(*(x[:, :, None] for x in (out_BKGH, top, total)))

@@ -1,18 +1,22 @@
-"""What the engine costs and gains, measured: one file a question, run by `python -m serving.bench`.
+"""Benchmarks of the engine, one file per question, run by `python -m serving.bench`.
 
-Every figure is a row, which says what it should be if that was ever said. Ratios compare things that ran
-interleaved in one process, or in turns in one run.
+Every figure is a row; some have a goal. Ratios compare sides that ran interleaved in one process or one run.
 """
 
 import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixattn.spec import ModelConfig
 
-# The shape of configs/demo.py, which no room may import; a test holds them equal.
+if TYPE_CHECKING:  # the flags are checked before jax is loaded
+    from mixattn.model import Transformer
+
+__all__ = ["MODEL", "Row", "Size", "network", "prompt", "row"]
+
+# The shape of configs/demo.py, which this package may not import; a test holds them equal.
 MODEL = ModelConfig(
     n_layers=6,
     d_model=128,
@@ -30,12 +34,12 @@ type Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How large a part may be.
+    """The size of a benchmark.
 
     Attributes:
       scale: factor on the lengths of the offline protocol.
-      requests: of the offline protocol.
-      repeats: of what is timed in turns.
+      requests: number of requests of the offline protocol.
+      repeats: interleaved rounds of what is compared.
     """
 
     scale: float = 0.125
@@ -53,7 +57,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 def row(part: str, figure: str, value: float, unit: str, detail: str = "", goal: str = "") -> Row:
-    """A figure; `goal` is like ">= 0.98", and whether it was met is said beside it."""
+    """A figure as a row; `goal` is like ">= 0.98", and column `met` says whether the value meets it."""
     met = ""
     if goal:
         sign, bound = goal.split()
@@ -69,7 +73,7 @@ def row(part: str, figure: str, value: float, unit: str, detail: str = "", goal:
     }
 
 
-def network(config: ModelConfig = MODEL):
+def network(config: ModelConfig = MODEL) -> "Transformer":
     """A model with random weights."""
     from flax import nnx
 

@@ -1,33 +1,34 @@
-"""What the engine costs and gains, as ratios measured in one run, into results/serving/.
+"""Benchmarks of the engine, mostly ratios measured in one run, into results/serving/.
 
-    python -m serving.bench --only=quick                       the first eight, some two minutes on one core
+    python -m serving.bench --only=quick                       the first eight, about two minutes on one core
     python -m serving.bench --only=host,decode --json
-    python -m serving.bench                                    all but the last two, some ten minutes
+    python -m serving.bench                                    all but the last two, about ten minutes
     python -m serving.bench --only=offline --scale=1.0         the offline protocol at its full lengths
 
-A figure stands beside its goal, where it has one, and whether it was met. Each part writes a file of its own.
-Timings want an idle core (`taskset -c 3`, NPROC=1), ratios less so; counts come out alike on any machine.
+A figure may have a goal; column `met` says whether it is met. Each part writes its own file. Timings need an
+idle core (`taskset -c 3`, NPROC=1), ratios less so; counts are the same on every machine.
 
-memory     requests at once in one KV budget, by the page books, beside the byte formula             1 s
-host       host milliseconds a step at 64 decoding rows: scheduler, tree and tables; and the whole host part
+memory     concurrent requests in one KV budget, by the page manager, beside the byte formula        1 s
+host       host milliseconds per step at 64 decoding rows: scheduler, tree and tables; and the whole host part
 decode     output tokens/s of the engine over the bare compiled decode program of the same shapes
 pages      a decode step over pages beside the same step over contiguous slots
 draw       top-k and top-p without sorting, beside the sort, at vocabularies of 32k and 128k
-prefix     time to first token of a prompt whose first 1024 tokens are cached, over a cold one's
-soak       10,000 tiny requests, cancelled at random, in scarce memory: all end once, nothing is left over
+prefix     time to first token of a prompt whose first 1024 tokens are cached, over that of a cold one
+soak       10,000 tiny requests, cancelled at random, in scarce memory: all end once, nothing leaks
 shared     requests of 16 groups that share a system prompt; prefix cache on and off
-clients    a client that floods and a modest one, under fcfs and vtc
-start      seconds to the first token, with an empty compilation cache and with a filled one         1 min
+clients    a flooding client and a modest one, under fcfs and vtc
+start      seconds to the first token, with an empty and with a warm compilation cache              1 min
 offline    256 requests, inputs and outputs uniform in 100..1024 tokens times --scale; overlap or not
-pays       one KV budget, long prompts, really run: MixAttention over standard, beside the formula   4 min
+pays       one KV budget, long prompts, end to end: MixAttention over standard, beside the formula   4 min
 
-Two parts need environments of their own and run only when they are named:
+Two parts need separate environments and run only when they are named:
 
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 """
 
 import json
+import sys
 from collections.abc import Callable
 
 from absl import flags, logging
@@ -38,13 +39,17 @@ from mixattn.tools import cli
 from pallas_kernels import results
 from serving.bench import Row, Size, budget, draw, latency, load, pages, peers, soak, step
 
-_ONLY = flags.DEFINE_list("only", [], "Parts to run, or `quick`; all that need nothing else if empty.")
-_OUT = flags.DEFINE_string("out", "results/serving", "Folder of the figures, one file a part.")
+_ONLY = flags.DEFINE_list(
+    "only", [], "Parts to run, or `quick`; by default all that need no other environment."
+)
+_OUT = flags.DEFINE_string("out", "results/serving", "Folder for the figures, one file per part.")
 _SCALE = flags.DEFINE_float(
     "scale", 0.125, "Factor on the lengths of the offline protocol.", lower_bound=0.01
 )
-_REQUESTS = flags.DEFINE_integer("requests", 256, "Requests of the offline protocol.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Repeats of what is timed in turns.", lower_bound=1)
+_REQUESTS = flags.DEFINE_integer(
+    "requests", 256, "Number of requests of the offline protocol.", lower_bound=1
+)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Interleaved rounds of what is compared.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print the figures as JSON instead of a table.")
 
 PARTS: dict[str, Callable[[Size], list[Row]]] = {
@@ -64,7 +69,7 @@ PARTS: dict[str, Callable[[Size], list[Row]]] = {
     "llama": peers.llama,
 }
 QUICK = list(PARTS)[:8]
-ELSEWHERE = {"transformers", "llama"}  # need other environments
+OTHER_ENVIRONMENT = {"transformers", "llama"}
 
 
 def main() -> None:
@@ -74,7 +79,7 @@ def main() -> None:
     size = Size(_SCALE.value, _REQUESTS.value, _REPEATS.value)
     console = Console(stderr=True)
     rows: list[Row] = []
-    for name in named or [p for p in PARTS if p not in ELSEWHERE]:
+    for name in named or [p for p in PARTS if p not in OTHER_ENVIRONMENT]:
         console.print(f"{name} ...")
         rows += (part := PARTS[name](size))
         command = f"python -m serving.bench --only={name} --scale={size.scale} --requests={size.requests}"
@@ -86,7 +91,7 @@ def main() -> None:
     for r in rows:
         value = f"{r['value']:,.0f}" if abs(r["value"]) >= 1000 else f"{r['value']:,.4g}"
         table.add_row(r["part"], r["figure"], value, r["unit"], r["goal"], r["met"], r["detail"])
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What one KV budget holds: MixAttention beside the standard pattern and the byte formula."""
+"""Concurrent requests in one KV budget: MixAttention beside the standard pattern and the byte formula."""
 
 import dataclasses
 import itertools
 import random
 import time
+from typing import TYPE_CHECKING
 
 from mixattn.spec import ModelConfig, kv_bytes
 from serving.bench import Row, Size, network, prompt, row
@@ -11,11 +12,14 @@ from serving.config import EngineConfig, Limits
 from serving.kvcache.sizing import Split, split
 from serving.request import Request, Sampling
 
+if TYPE_CHECKING:
+    from serving.engine.stats import EngineStats
+
 PATTERNS = "standard", "ma_offset", "ma_pairs"
 
 
 def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int = 64) -> list[Row]:
-    """Requests of `context` tokens that one budget holds at once, counted by the engine's own page books."""
+    """Requests of `context` tokens that one budget holds at once, counted by the engine's page manager."""
     wide = ModelConfig(n_layers=24, kv_wiring="standard", window=1024)
     budget = budget_requests * kv_bytes(wide, context, dtype=wide.dtype)
     limits = Limits(chunk_tok=256, step_tok=1024)
@@ -37,7 +41,7 @@ def memory(size: Size, context: int = 8192, page: int = 16, budget_requests: int
 
 
 def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: Limits) -> int:
-    """How many requests of `context` tokens the page books take, each computed to its last token."""
+    """Requests of `context` tokens that the page manager admits, each grown to its last token."""
     from serving.kvcache.groups import FullGroup, KVGroup, SlidingGroup
     from serving.kvcache.manager import KVCacheManager
     from serving.kvcache.tokens import TokenIds
@@ -45,7 +49,7 @@ def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: 
     pools = split(config, budget, request_tok=context, page_size=page, limits=limits)
     groups: list[KVGroup] = [FullGroup(pools.num_pages)] if pools.num_pages else []
     groups += [SlidingGroup(config.window, pools.window_pages)] if pools.window_pages else []
-    books = KVCacheManager(
+    manager = KVCacheManager(
         groups,
         page_tok=page,
         max_slots=2 * pools.requests,
@@ -55,50 +59,57 @@ def admitted(config: ModelConfig, budget: int, context: int, page: int, limits: 
         reuse=False,
     )
     tokens = TokenIds([0] * (context - 1))
-    while (got := books.admit(tokens, None, context, reserve=True)) is not None:
+    while (got := manager.admit(tokens, None, context, reserve=True)) is not None:
         kv, at = got
         while at < context - 1:
             upto = min(at + limits.chunk_tok, context - 1)
-            assert books.grow(kv, at, upto)
+            assert manager.grow(kv, at, upto)
             at = upto
-            books.computed(kv, tokens, at, share=True)
-    return 2 * pools.requests - books.slots_free
+            manager.computed(kv, tokens, at, share=True)
+    return 2 * pools.requests - manager.slots_free
 
 
-# ---- what it is worth ----
+# ---- end to end ----
 
 PAGE = 8
 SMALL = ModelConfig(
     n_layers=12, d_model=64, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128, vocab_size=512, window=256
 )
 LONG, OUTPUT = 2048, 256
-AT_ONCE = 118  # of MA-Offset, by the formula; of MA-Pairs 69.7, of the standard pattern 14.2
-# Prompts go first, so that all that fit decode together.
+CONCURRENT = 118  # requests of MA-Offset by the formula; MA-Pairs 69.7, the standard pattern 14.2
+# Prefill has priority, so that all requests that fit decode together.
 LIMITS = Limits(chunk_tok=128, step_tok=256, decode_steps=(8, 1), mixed=False)
-WAVES = 2  # so many times what fits: there is always somebody who waits for memory
+WAVES = 2  # times the requests that fit, so that some always wait for memory
 
 
 def pays(size: Size) -> list[Row]:
-    """Long prompts served in the same bytes of KV by each pattern, really run: twice what its memory holds.
+    """Long prompts served end to end in the same KV bytes by each pattern, twice as many as its memory holds.
 
-    Between the byte formula and the run lie pages, which are whole and lie across a window's ends, the one
-    reserve for chunks, and that half a request does not run.
+    The run differs from the byte formula because pages are whole and extend past a window's ends, because one
+    reserve is kept for chunks, and because the number of requests is a whole number.
     """
     tokens = LONG + OUTPUT
     each = {p: kv_bytes(dataclasses.replace(SMALL, kv_wiring=p), tokens, SMALL.dtype) for p in PATTERNS}
-    budget = AT_ONCE * each["ma_offset"]
+    budget = CONCURRENT * each["ma_offset"]
     rows: list[Row] = []
     for pattern in PATTERNS:
         config = dataclasses.replace(SMALL, kv_wiring=pattern)
         pools = split(config, budget, request_tok=tokens, page_size=PAGE, limits=LIMITS)
-        most, seconds, held, stats = _within(config, pools)
+        running, seconds, pool_bytes, stats = _serve_in(config, pools)
         formula, served = budget / each[pattern], stats.output_tok // OUTPUT
         what = f"{served} requests of {LONG} + {OUTPUT} tokens in pages of {PAGE}"
         rows += [
-            row("pays", f"{pattern}: pools over the budget", held / budget, "", f"{budget} bytes", "<= 1"),
-            row("pays", f"{pattern}: requests at once", most, "", what),
+            row(
+                "pays",
+                f"{pattern}: pools over the budget",
+                pool_bytes / budget,
+                "",
+                f"{budget} bytes",
+                "<= 1",
+            ),
+            row("pays", f"{pattern}: requests at once", running, "", what),
             row("pays", f"{pattern}: by the byte formula", formula, "", f"in whole pages {pools.requests}"),
-            row("pays", f"{pattern}: over the formula", most / formula, "", goal=">= 0.98"),
+            row("pays", f"{pattern}: over the formula", running / formula, "", goal=">= 0.98"),
             row("pays", f"{pattern}: output", stats.output_tok / seconds, "tok/s"),
             row("pays", f"{pattern}: prompts and output", served * tokens / seconds, "tok/s"),
         ]
@@ -109,14 +120,14 @@ def pays(size: Size) -> list[Row]:
     return rows
 
 
-def _within(config: ModelConfig, pools: Split):
-    """Most requests at once, seconds, bytes of the pools, and the engine's own account."""
+def _serve_in(config: ModelConfig, pools: Split) -> "tuple[int, float, int, EngineStats]":
+    """Maximum of concurrent requests, seconds, bytes of the pools, and the engine's statistics."""
     from serving.engine.engine import Engine
 
     engine = Engine(
         network(config),
         EngineConfig(
-            max_slots=pools.requests + 8,  # pages decide, not slots
+            max_slots=pools.requests + 8,  # pages are the limit, not slots
             page_size=PAGE,
             num_pages=pools.num_pages,
             window_pages=pools.window_pages,
@@ -132,9 +143,9 @@ def _within(config: ModelConfig, pools: Split):
         engine.submit(
             Request(client="a", prompt_ids=ids, sampling=Sampling(max_tokens=OUTPUT, ignore_eos=True))
         )
-    most, began = 0, time.perf_counter()
+    max_running, start = 0, time.perf_counter()
     while engine.live:
         engine.step()
-        most = max(most, len(engine.scheduler.running))
-    seconds = time.perf_counter() - began
-    return most, seconds, sum(engine.state.cache.nbytes().values()), engine.stats()
+        max_running = max(max_running, len(engine.scheduler.running))
+    seconds = time.perf_counter() - start
+    return max_running, seconds, sum(engine.state.cache.nbytes().values()), engine.stats()

@@ -1,12 +1,13 @@
-"""What it costs to choose a token: top-k and top-p without sorting beside the sort, at large vocabularies."""
+"""The cost of sampling: top-k and top-p by bisection beside a sort, at large vocabularies."""
 
-import time
+from functools import partial
 from statistics import median
 
 import jax
 import jax.numpy as jnp
 
 from mixattn.sample import SamplingParams, filter_logits
+from pallas_kernels import measure
 from serving.bench import Row, Size, row
 
 ROWS = 32
@@ -14,25 +15,21 @@ VOCABULARIES = 32_768, 131_072
 
 
 def draw(size: Size) -> list[Row]:
-    """Milliseconds to filter 32 rows of logits; both ways in turns, and they keep the same tokens."""
+    """Milliseconds to filter 32 rows of logits, and the number of tokens on which the two ways differ."""
     rows = []
     for vocab in VOCABULARIES:
         logits_BV = 2 * jax.random.normal(jax.random.key(vocab), (ROWS, vocab))
         sampling_B = SamplingParams.greedy(ROWS)._replace(temperature_B=jnp.ones(ROWS))
         both = sampling_B._replace(top_k_B=jnp.full(ROWS, 50), top_p_B=jnp.full(ROWS, 0.9))
-        for name, knobs in (
+        for name, params_B in (
             ("top-p 0.9", sampling_B._replace(top_p_B=both.top_p_B)),
             ("top-k 50, top-p 0.9", both),
         ):
             ways = {"halving": jax.jit(filter_logits), "sorting": jax.jit(by_sorting)}
-            kept = [jnp.isfinite(way(logits_BV, knobs)) for way in ways.values()]
+            kept = [jnp.isfinite(way(logits_BV, params_B)) for way in ways.values()]
             differ = int(jnp.sum(kept[0] != kept[1]))
-            taken: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(max(5, size.repeats)):
-                for way, run in ways.items():
-                    began = time.perf_counter()
-                    jax.block_until_ready(run(logits_BV, knobs))
-                    taken[way].append(time.perf_counter() - began)
+            sides = {way: measure.timed(partial(run, logits_BV, params_B)) for way, run in ways.items()}
+            taken = measure.interleave(sides, max(5, size.repeats), warmup=0)  # compiled above
             what = f"{name} of {vocab} tokens"
             for way, seconds in taken.items():
                 rows.append(
@@ -53,7 +50,7 @@ def draw(size: Size) -> list[Row]:
 
 
 def by_sorting(scaled_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
-    """What `filter_logits` does to top-k and top-p, written with a sort."""
+    """Top-k and top-p as `filter_logits` applies them, written with a sort."""
     V = scaled_BV.shape[1]
     sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
     top_k_B = jnp.where(sampling_B.top_k_B > 0, jnp.minimum(sampling_B.top_k_B, V), V)
@@ -62,5 +59,5 @@ def by_sorting(scaled_BV: jax.Array, sampling_B: SamplingParams) -> jax.Array:
     p_BV = jax.nn.softmax(among_BV, axis=-1)
     before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
     inside_BV = (before_BV < sampling_B.top_p_B[:, None]) & (among_BV > -jnp.inf)
-    least_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
-    return jnp.where(scaled_BV >= least_B[:, None], scaled_BV, -jnp.inf)
+    min_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
+    return jnp.where(scaled_BV >= min_B[:, None], scaled_BV, -jnp.inf)

@@ -1,4 +1,4 @@
-"""How many tokens a second: the offline protocol, shared prefixes, clients that compete."""
+"""Throughput: the offline protocol, shared prefixes, competing clients."""
 
 import dataclasses
 import random
@@ -12,25 +12,31 @@ from serving.request import Request, Sampling
 
 
 def serve(
-    part: str, name: str, requests: Sequence[Request], log: list | None = None, **more: Any
-) -> tuple[list[Row], Any]:
-    """Serves all at once; rates, and what the engine says of itself."""
+    part: str, name: str, requests: Sequence[Request], log: list[dict[str, Any]] | None = None, **more: Any
+) -> list[Row]:
+    """Submits all requests at the start and serves them; rates and the engine's own figures.
+
+    Args:
+      more: fields of EngineConfig.
+    """
     from serving.engine.engine import Engine
 
-    longest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
+    max_tok = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
     given: dict[str, Any] = {
         "max_slots": 16,
         "prefill_rows": (4,),
         "limits": Limits(chunk_tok=64, step_tok=256),
         **more,
     }
-    hear = log.append if log is not None else (lambda event: None)
-    programs = _shared.get((longest, bool(more.get("overlap"))))
-    engine = Engine(network(), EngineConfig(max_request_tok=longest, **given), programs=programs, log=hear)
-    _shared[longest, bool(more.get("overlap"))] = engine.programs
-    began = time.perf_counter()
+    record = log.append if log is not None else (lambda event: None)
+    shape = max_tok, bool(more.get("overlap"))
+    engine = Engine(
+        network(), EngineConfig(max_request_tok=max_tok, **given), programs=_programs.get(shape), log=record
+    )
+    _programs[shape] = engine.programs
+    start = time.perf_counter()
     engine.run(requests)
-    seconds, stats = time.perf_counter() - began, engine.stats()
+    seconds, stats = time.perf_counter() - start, engine.stats()
     busy = stats.host_s + stats.device_s
     rows = [
         row(part, f"{name}: output", stats.output_tok / seconds, "tok/s", f"{len(requests)} requests"),
@@ -39,13 +45,14 @@ def serve(
         row(part, f"{name}: hit rate", stats.hit_rate, ""),
         row(part, f"{name}: host share of step time", stats.host_s / busy, ""),
     ]
-    return rows, stats
+    return rows
 
 
-_shared: dict[Any, Any] = {}
+_programs: dict[tuple[int, bool], Any] = {}  # compiled programs by what they depend on, reused
 
 
 def protocol(size: Size, seed: int = 0) -> list[Request]:
+    """Requests of four clients, prompt and output lengths uniform in 100..1024 tokens times `size.scale`."""
     rng = random.Random(seed)
     low, high = max(2, int(100 * size.scale)), int(1024 * size.scale)
     return [
@@ -60,36 +67,37 @@ def protocol(size: Size, seed: int = 0) -> list[Request]:
 
 
 def offline(size: Size) -> list[Row]:
+    """The offline protocol with and without overlapped scheduling."""
     requests = protocol(size)
     rows: list[Row] = []
     for name, overlap in (("in turn", False), ("overlap", True)):
-        more, _ = serve("offline", name, requests, overlap=overlap)
-        rows += more
+        rows += serve("offline", name, requests, overlap=overlap)
     return rows
 
 
 def shared(size: Size) -> list[Row]:
+    """Groups of requests that share a system prompt, with and without the prefix cache."""
     rng = random.Random(1)
-    stem_tok = max(32, int(512 * size.scale))
-    stems = [prompt(rng, stem_tok) for _ in range(16)]
+    prefix_tok = max(32, int(512 * size.scale))
+    prefixes = [prompt(rng, prefix_tok) for _ in range(16)]
     requests = [
         Request(
             client=f"c{i % 16}",
             id=f"q{i}",
-            prompt_ids=stems[i % 16] + prompt(rng, max(4, stem_tok // 8)),
-            sampling=Sampling(max_tokens=max(4, stem_tok // 8), ignore_eos=True),
+            prompt_ids=prefixes[i % 16] + prompt(rng, max(4, prefix_tok // 8)),
+            sampling=Sampling(max_tokens=max(4, prefix_tok // 8), ignore_eos=True),
         )
         for i in range(size.requests)
     ]
     rows: list[Row] = []
     for name, reuse in (("no cache", False), ("cache", True)):
-        more, _ = serve("shared", name, requests, reuse=reuse)
-        rows += more
+        rows += serve("shared", name, requests, reuse=reuse)
     rates = [r["value"] for r in rows if r["figure"].endswith("total")]
     return [*rows, row("shared", "cache over no cache", rates[1] / rates[0], "", "tokens/s", "> 1")]
 
 
 def clients(size: Size) -> list[Row]:
+    """A flooding client beside a modest one, under fcfs and vtc."""
     from serving.fair import metrics
 
     requests = protocol(size, seed=2)
@@ -98,9 +106,9 @@ def clients(size: Size) -> list[Row]:
     gaps = []
     for policy in ("fcfs", "vtc"):
         log: list[dict[str, Any]] = []
-        more, _ = serve("clients", policy, flood, log, policy=policy)
+        served = serve("clients", policy, flood, log, policy=policy)
         report = metrics.report(log)
-        rows += more[:1]
+        rows += served[:1]
         rows.append(row("clients", f"{policy}: largest gap of waiting clients", report.gap, "tok"))
         wait = metrics.percentile(report.ttft_s["modest"], 90)
         rows.append(row("clients", f"{policy}: modest client's TTFT p90", wait, "s"))

@@ -1,4 +1,4 @@
-"""Many tiny requests, cancelled at random, through an engine whose memory is too small for them."""
+"""A soak test: many tiny requests, cancelled at random, in an engine with too little memory for them."""
 
 import random
 import time
@@ -25,25 +25,31 @@ TINY = ModelConfig(
     kv_wiring="0_1s",
     window=12,
 )
-STEM = [7] * 8  # what three of ten prompts begin with
-AT_ONCE = 12
+PREFIX = [7] * 8  # shared by three of ten prompts
+MAX_CONCURRENT = 12
 
 
 def soak(engine: Engine, requests: int, seed: int) -> dict[str, Any]:
-    """Serves `requests` to their ends; how they ended, who ended twice, and what was compiled meanwhile."""
+    """Serves `requests` tiny requests.
+
+    Returns:
+      `ended`: how many finished; `twice`: ids that finished more than once; `reasons`: finish reasons with
+      counts; `compiled`: compilation events, of which there should be none.
+    """
     rng = random.Random(seed)
     ended: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     compiled: list[str] = []
 
-    def hear(event: str, duration_secs: float, **more: str | int) -> None:
-        compiled.append(event) if "backend_compile" in event else None
+    def listen(event: str, duration_secs: float, **more: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
 
-    jax.monitoring.register_event_duration_secs_listener(hear)
+    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         sent = 0
         while sent < requests or engine.live:
-            while sent < requests and len(engine.streams) < AT_ONCE:
+            while sent < requests and len(engine.streams) < MAX_CONCURRENT:
                 engine.submit(_tiny(rng, sent, engine.programs.vocab))
                 sent += 1
             if rng.random() < 0.15 and engine.streams:
@@ -52,19 +58,20 @@ def soak(engine: Engine, requests: int, seed: int) -> dict[str, Any]:
             ended.update(output.id for output in outputs)
             reasons.update(output.finish_reason for output in outputs)
     finally:
-        jax.monitoring.unregister_event_duration_listener(hear)
+        jax.monitoring.unregister_event_duration_listener(listen)
     twice = [id for id, times in ended.items() if times > 1]
     return {"ended": len(ended), "twice": twice, "reasons": dict(reasons), "compiled": compiled}
 
 
 def _tiny(rng: random.Random, number: int, vocab: int) -> Request:
     own = [rng.randrange(vocab) for _ in range(rng.choice((1, 4, 9, 20)))]
-    ids = STEM + own if rng.random() < 0.3 else own
+    ids = PREFIX + own if rng.random() < 0.3 else own
     sampling = Sampling(max_tokens=rng.randint(1, 6))
     return Request(client=rng.choice("abc"), id=f"s{number}", prompt_ids=ids, sampling=sampling)
 
 
 def run(size: Size, requests: int = 10_000) -> list[Row]:
+    """Soaks an engine with four slots and small pools, then checks that nothing leaked."""
     config = EngineConfig(
         max_slots=4,
         page_size=4,
@@ -77,15 +84,15 @@ def run(size: Size, requests: int = 10_000) -> list[Row]:
     )
     engine = Engine(network(TINY), config)
     engine.run([_tiny(random.Random(0), number, TINY.vocab_size) for number in range(3)])
-    began = time.perf_counter()
-    told = soak(engine, requests, seed=1)
-    seconds = time.perf_counter() - began
-    check_idle(engine)  # raises if a page, a slot, a lock or a stream is left
+    start = time.perf_counter()
+    found = soak(engine, requests, seed=1)
+    seconds = time.perf_counter() - start
+    check_idle(engine)  # raises if a page, a slot, a lock or a stream is not freed
     stats = engine.stats()
     return [
-        row("soak", "requests that ended", told["ended"], "", str(told["reasons"]), goal=f"= {requests}"),
-        row("soak", "of these, more than once", len(told["twice"]), "", goal="= 0"),
-        row("soak", "compilations behind the start", len(told["compiled"]), "", goal="= 0"),
+        row("soak", "requests that ended", found["ended"], "", str(found["reasons"]), goal=f"= {requests}"),
+        row("soak", "of these, more than once", len(found["twice"]), "", goal="= 0"),
+        row("soak", "compilations behind the start", len(found["compiled"]), "", goal="= 0"),
         row("soak", "pages, slots, locks or streams left when idle", 0, "", "checked; it would have raised"),
         row("soak", "retractions", stats.preemptions, "", "pools of 23 and 27 pages of 4 tokens, 4 slots"),
         row("soak", "steps", stats.steps, ""),

@@ -1,18 +1,23 @@
-"""What a step costs: the host's decisions, and the whole engine beside its bare programs."""
+"""The cost of a step: the host's decisions, and the whole engine beside its bare programs."""
 
 import dataclasses
 import random
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import TYPE_CHECKING
 
+from pallas_kernels import measure
 from serving.bench import MODEL, Row, Size, network, prompt, row
 from serving.config import EngineConfig, Limits
 from serving.request import Request, Sampling
 
+if TYPE_CHECKING:
+    from serving.engine.scheduler import Scheduler
+
 
 def host(size: Size) -> list[Row]:
-    """64 rows decode one step a call. Pure: the scheduler over real pages, a device that answers at once."""
+    """Host time per step while 64 rows decode one step per call of a very small model."""
     from serving.engine.engine import Engine
 
     config = EngineConfig(
@@ -27,46 +32,47 @@ def host(size: Size) -> list[Row]:
         engine.submit(Request(client="a", prompt_ids=prompt(rng, 64), sampling=Sampling(max_tokens=190)))
     while engine.scheduler.waiting or any(e.prefilling for e in engine.scheduler.running.values()):
         engine.step()
-    decide: list[float] = []
-    rest: list[float] = []
-    scheduler = engine.scheduler
-    timed = _Timed(scheduler)
+    scheduler_s: list[float] = []
+    host_s: list[float] = []
+    timer = _SchedulerTimer(engine.scheduler)
     for _ in range(120):
         before = engine.stats().host_s
-        timed.seconds = 0.0
+        timer.seconds = 0.0
         engine.step()
-        decide.append(timed.seconds)
-        rest.append(engine.stats().host_s - before)
+        scheduler_s.append(timer.seconds)
+        host_s.append(engine.stats().host_s - before)
     what = "scheduler, tree and tables a step at 64 rows"
     return [
-        row("host", f"{what}: median", 1e3 * median(decide), "ms CPU", goal="< 0.3"),
-        row("host", f"{what}: least", 1e3 * min(decide), "ms CPU"),
-        row("host", "whole host part a step, wall: median", 1e3 * median(rest), "ms", "dispatch, deltas too"),
-        row("host", "whole host part a step, wall: least", 1e3 * min(rest), "ms"),
+        row("host", f"{what}: median", 1e3 * median(scheduler_s), "ms CPU", goal="< 0.3"),
+        row("host", f"{what}: least", 1e3 * min(scheduler_s), "ms CPU"),
+        row(
+            "host", "whole host part a step, wall: median", 1e3 * median(host_s), "ms", "dispatch, deltas too"
+        ),
+        row("host", "whole host part a step, wall: least", 1e3 * min(host_s), "ms"),
     ]
 
 
-class _Timed:
-    """Sums the CPU time of this thread in a scheduler's plan and commit: what others run does not count."""
+class _SchedulerTimer:
+    """Sums the CPU time of this thread in a scheduler's plan and commit; other processes do not count."""
 
-    def __init__(self, scheduler):
+    def __init__(self, scheduler: "Scheduler") -> None:
         self.seconds = 0.0
         for name in ("plan", "commit"):
             setattr(scheduler, name, self._wrap(getattr(scheduler, name)))
 
-    def _wrap(self, run: Callable) -> Callable:
-        def timed(*args):
-            began = time.thread_time()
+    def _wrap[**P, T](self, run: Callable[P, T]) -> Callable[P, T]:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+            start = time.thread_time()
             try:
-                return run(*args)
+                return run(*args, **kwargs)
             finally:
-                self.seconds += time.thread_time() - began
+                self.seconds += time.thread_time() - start
 
         return timed
 
 
 def decode(size: Size) -> list[Row]:
-    """32 rows of 8 steps a call: the engine's steps and the bare program on the same state, in turn."""
+    """32 rows of 8 steps per call: the engine's step and the bare program on the same state, interleaved."""
     import numpy as np
 
     from serving.engine.engine import Engine
@@ -82,21 +88,22 @@ def decode(size: Size) -> list[Row]:
         engine.submit(Request(client="a", prompt_ids=prompt(rng, 64), sampling=Sampling(max_tokens=680)))
     while engine.stats().decode_rows < 3 * rows * 8:
         engine.step()
-    whole, bare = [], []
-    for _ in range(30):
-        began = time.perf_counter()
-        engine.step()
-        whole.append(time.perf_counter() - began)
+
+    def bare_s() -> float:
         tables = {k: t.copy() for k, t in zip(engine.kinds, engine.memory.tables)}
         batch = DecodeBatch(tables, np.arange(rows, dtype=np.int32), np.full(rows, 8, np.int32))
-        began = time.perf_counter()
+        start = time.perf_counter()
         engine.state, drawn = engine.programs.decode(engine.state, batch, 8, PLAIN)
         np.asarray(drawn.token)
-        bare.append(time.perf_counter() - began)
-        # The bare call moved the rows on; put them back where the scheduler thinks they are.
+        seconds = time.perf_counter() - start
+        # The call advanced the rows; restore the positions that the scheduler expects.
         state = engine.state.rows
-        back = dataclasses.replace(state, position_B=state.position_B - 8)
-        engine.state = dataclasses.replace(engine.state, rows=back)
+        restored = dataclasses.replace(state, position_B=state.position_B - 8)
+        engine.state = dataclasses.replace(engine.state, rows=restored)
+        return seconds
+
+    sides = {"engine": measure.timed(engine.step), "bare": bare_s}
+    whole, bare = measure.interleave(sides, 30, warmup=0).values()  # both are compiled
     tokens = rows * 8
     return [
         row("decode", "engine", tokens / median(whole), "tok/s", f"{rows} rows, 8 steps a call"),

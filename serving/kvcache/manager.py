@@ -31,6 +31,7 @@ class SequencePages:
       pages: by group, logical page -> physical page; NULL_PAGE where it is no longer needed.
       first: by group, the first logical page it still needs; all before are NULL_PAGE, none from it on is.
       reservations: by group, how many pages it holds, and may hold.
+      capacity_tok: up to how many tokens its page tables need not grow.
       next_release_tok: up to how many computed tokens no page can be released.
     """
 
@@ -41,6 +42,7 @@ class SequencePages:
     pages: list[list[int]]
     first: list[int]
     reservations: list[Reservation] = field(default_factory=list)
+    capacity_tok: float = 0
     next_release_tok: float = 0
 
 
@@ -156,7 +158,7 @@ class KVCacheManager:
         ):
             self.tree.release(lock)
             return None
-        kv.slot = self._free_slots.pop()
+        kv.slot, kv.capacity_tok = self._free_slots.pop(), self._capacity_tok(kv)
         self._sequences[kv.slot] = kv
         for g, reservation in enumerate(kv.reservations):
             self.reservations[g].add(reservation)
@@ -171,6 +173,8 @@ class KVCacheManager:
         Returns:
           False with nothing changed if some group has too few pages.
         """
+        if upto_tok <= kv.capacity_tok:
+            return True
         wants = [
             group.table_pages(upto_tok, self.page_tok) - len(pages)
             for group, pages in zip(self.groups, kv.pages)
@@ -184,12 +188,12 @@ class KVCacheManager:
                 self._change_held(kv, g, +want)
                 kv.pages[g].extend(self.pools[g].allocate(want))
                 self._write_row(kv, g)
+        kv.capacity_tok = self._capacity_tok(kv)
         return True
 
     def no_growth_until_tok(self, kv: SequencePages) -> float:
         """While it has computed no more tokens than this, `grow` and `computed` have nothing to do for it."""
-        capacities = [g.capacity_tok(len(pages), self.page_tok) for g, pages in zip(self.groups, kv.pages)]
-        return min(*capacities, kv.next_release_tok - 1)
+        return min(kv.capacity_tok, kv.next_release_tok - 1)
 
     def computed(self, kv: SequencePages, tokens: TokenSequence, computed_tok: int, *, share: bool) -> None:
         """Records that KV of the first `computed_tok` tokens exists; releases what is no longer needed.
@@ -231,6 +235,9 @@ class KVCacheManager:
 
     def _limit(self, tokens: TokenSequence, cache_salt: Hashable) -> int:
         return len(tokens) - 1 if self.reuse and cache_salt is not UNSHARED else 0
+
+    def _capacity_tok(self, kv: SequencePages) -> float:
+        return min(g.capacity_tok(len(pages), self.page_tok) for g, pages in zip(self.groups, kv.pages))
 
     def _available(self, group: int) -> int:
         """Pages that are free, or would be if nothing were cached."""

@@ -1,7 +1,7 @@
-"""A workload of clients that differ: one floods, one comes in bursts and shares a prefix, one is modest.
+"""Synthetic workloads of several clients: bursts of requests with random lengths, some with a shared prefix.
 
-Arrivals are tied to progress, not to a clock: a client's next burst comes when so many requests of anyone
-have finished. So the same order of events meets every policy, on a fast machine and on a slow one.
+Arrivals depend on progress, not on a clock: a burst arrives when a given number of requests (of any client)
+has finished. Every policy therefore sees the same order of events, however fast the machine is.
 """
 
 import random
@@ -13,13 +13,13 @@ from serving.request import Request, Sampling
 
 @dataclass(kw_only=True)
 class ClientProfile:
-    """One client's habit.
+    """The requests of one client.
 
     Attributes:
-      bursts, size: how many bursts of how many requests.
-      every: finished requests, of anyone, between two of its bursts; the first comes at the start.
-      prompt_tok, output_tok: least and most, in tokens.
-      shared_tok: tokens that all its prompts begin with, part of `prompt_tok`.
+      bursts, size: number of bursts, and requests per burst.
+      every: finished requests (of any client) between two of its bursts; the first arrives at the start.
+      prompt_tok, output_tok: minimum and maximum, in tokens.
+      shared_tok: length of the prefix that all its prompts share, included in `prompt_tok`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ClientProfile:
 
 @dataclass(kw_only=True)
 class Workload:
-    """Clients, and how their outputs are sampled."""
+    """Clients, and the sampling parameters of all their requests."""
 
     clients: list[ClientProfile] = field(default_factory=list)
     temperature: float = 0.8
@@ -62,7 +62,7 @@ class Workload:
 
 
 class Arrivals:
-    """Requests that become due as others finish.
+    """The requests of a workload, by the number of finished requests at which they arrive.
 
     Args:
       documents: token ids to cut prompts from.
@@ -71,23 +71,23 @@ class Arrivals:
       ValueError: no document is as long as the longest prompt.
     """
 
-    def __init__(self, workload: Workload, documents: Sequence[Sequence[int]]):
-        self._left = [
+    def __init__(self, workload: Workload, documents: Sequence[Sequence[int]]) -> None:
+        self._pending = [
             (c.every * b, burst)
             for c in workload.clients
             for b, burst in enumerate(_bursts(c, workload, documents))
         ]
-        self._left.sort(key=lambda due: due[0])  # stable: clients in their order, where bursts coincide
+        self._pending.sort(key=lambda due: due[0])  # stable: bursts that coincide keep the order of clients
 
     def __len__(self) -> int:
-        """Bursts still to come."""
-        return len(self._left)
+        """Bursts that have not arrived yet."""
+        return len(self._pending)
 
     def due(self, finished: int, idle: bool) -> list[Request]:
-        """Requests due after `finished` requests; if the server is `idle`, the next burst in any case."""
+        """Requests that arrive after `finished` requests; an `idle` server always gets the next burst."""
         ready: list[Request] = []
-        while self._left and (self._left[0][0] <= finished or (idle and not ready)):
-            ready += self._left.pop(0)[1]
+        while self._pending and (self._pending[0][0] <= finished or (idle and not ready)):
+            ready += self._pending.pop(0)[1]
         return ready
 
 
@@ -95,7 +95,7 @@ def _bursts(
     client: ClientProfile, workload: Workload, documents: Sequence[Sequence[int]]
 ) -> Iterator[list[Request]]:
     rng = random.Random(f"{workload.seed} {client.name}")
-    stem = _cut(rng, documents, client.shared_tok) if client.shared_tok else []
+    prefix = _cut(rng, documents, client.shared_tok) if client.shared_tok else []
     for b in range(client.bursts):
         burst = []
         for i in range(client.size):
@@ -106,7 +106,7 @@ def _bursts(
                 top_p=workload.top_p,
                 seed=rng.getrandbits(31),
             )
-            prompt = stem + _cut(rng, documents, length - len(stem))
+            prompt = prefix + _cut(rng, documents, length - len(prefix))
             burst.append(
                 Request(client=client.name, id=f"{client.name}-{b}-{i}", prompt_ids=prompt, sampling=sampling)
             )

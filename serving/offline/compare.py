@@ -1,4 +1,4 @@
-"""Serves a workload under one policy and says what came of it: rates, waiting times, gaps and their bound."""
+"""Serves a workload under one policy and measures it: rates, latencies, service gaps and their bound."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,19 +15,20 @@ from serving.offline.clients import Arrivals
 from serving.offline.experiment import Serve
 from serving.request import Delta, Output
 
-# What a policy calls service: DLPM bills no token found in the cache, the others every prompt token.
+# Weight of cached prompt tokens in a policy's service: DLPM does not charge them, the others do.
 CACHED_WEIGHT = {"dlpm": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyReport:
-    """One policy's run.
+    """The results of one policy.
 
     Attributes:
-      table: figures, as plain values (see `measure.Report.table`), with `bound` and the engine's counters.
-      curves: client -> (seconds, service so far in weighted tokens).
-      gap_curve: (seconds, largest gap so far between clients that both waited).
-      events: the log, from which all of it can be computed again.
+      table: figures as plain values (see `metrics.report`), with `bound` and the engine's counters.
+      curves: client -> (seconds, cumulative service in weighted tokens).
+      gap_curve: (seconds, largest gap so far between two backlogged clients).
+      events: the scheduling log, from which the figures can be computed again.
+      programs: the engine's compiled programs.
     """
 
     policy: str
@@ -52,9 +53,9 @@ def run(
 
     Args:
       documents: held-out texts as token ids, to cut prompts from.
-      on_delta: hears every piece of output.
-      report: hears each program's compile seconds.
-      programs: those of an earlier run of the same engine, to share.
+      on_delta: called with every piece of output.
+      report: called with each program's name and compile seconds.
+      programs: compiled programs of an earlier run with the same engine config, reused.
     """
     events: list[dict[str, Any]] = []
     config = dataclasses.replace(serve.engine, policy=policy, policy_options=serve.policies[policy])
@@ -62,10 +63,10 @@ def run(
     compiled = engine.stats().programs
     outputs = drive(engine, Arrivals(serve.workload, documents), on_delta)
     cached = CACHED_WEIGHT.get(policy, 1.0)
-    report_ = metrics.report(events, cached=cached)
+    measured = metrics.report(events, cached=cached)
     stats = engine.stats()
-    start = events[0]["t"] if events else 0.0
-    table = report_.table() | {
+    start_s = events[0]["t"] if events else 0.0
+    table = measured.table() | {
         "bound": bound(engine, serve),
         "cached_weight": cached,
         "programs_at_start": compiled,
@@ -74,12 +75,12 @@ def run(
         "host_ms_per_step": 1e3 * stats.host_s / max(1, stats.steps),
         "device_ms_per_step": 1e3 * stats.device_s / max(1, stats.steps),
     }
-    curves = {c: [(t - start, s) for t, s in curve] for c, curve in report_.curve.items()}
+    curves = {c: [(t - start_s, s) for t, s in curve] for c, curve in measured.curve.items()}
     return PolicyReport(
         policy,
         table,
         curves,
-        [(t - start, g) for t, g in report_.gap_curve],
+        [(t - start_s, g) for t, g in measured.gap_curve],
         events,
         outputs,
         engine.programs,
@@ -87,7 +88,7 @@ def run(
 
 
 def drive(engine: Engine, arrivals: Arrivals, on_delta: Callable[[Delta], None]) -> list[Output]:
-    """Submits what is due and steps, until nothing is left; outputs in the order they ended."""
+    """Submits requests as they arrive and steps until all have finished; outputs in finishing order."""
     outputs: list[Output] = []
     while len(arrivals) or engine.live:
         for request in arrivals.due(len(outputs), idle=not engine.live):
@@ -100,10 +101,10 @@ def drive(engine: Engine, arrivals: Arrivals, on_delta: Callable[[Delta], None])
 
 
 def bound(engine: Engine, serve: Serve) -> float | None:
-    """The proven bound on the service gap of two waiting clients in this engine, in weighted tokens; or None.
+    """The proven bound on the service gap of two backlogged clients, in weighted tokens; None without one.
 
-    Running requests fit in the full-attention pool; where there is none, in their slots. With prefix reuse a
-    prompt may lie in pages that others hold too.
+    Running requests are limited by the full-attention pool, or by the slots where there is no such pool. With
+    prefix reuse a prompt may share pages with other requests.
     """
     config = engine.config
     pools = [(g.num_pages - 1) * config.page_size for g in engine.memory.groups if isinstance(g, FullGroup)]
@@ -114,8 +115,10 @@ def bound(engine: Engine, serve: Serve) -> float | None:
 
 
 def kv_memory(config: ModelConfig, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """KV bytes of one request by length: read off live cache arrays, and by the formula, beside the standard
-    pattern of the same depth."""
+    """KV bytes of one request by length, measured on live cache arrays and by the formula.
+
+    Beside `config` stands the standard pattern (every layer its own keys and values) of the same depth.
+    """
     rows = []
     for name, wiring in (("this model", config.kv_wiring), ("standard", "")):
         variant = dataclasses.replace(config, kv_wiring=wiring)

@@ -1,4 +1,4 @@
-"""What an offline run is: clients, policies and an engine, as plain values checked without jax."""
+"""The config of an offline run: clients, policies and an engine, as plain values checked without jax."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ class Serve:
 
     Attributes:
       policies: name -> options of `serving.fair.make`.
-      completions: outputs kept as text, for the report.
+      completions: number of outputs kept as text for the report.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -25,5 +25,5 @@ class Serve:
         if not self.policies:
             raise ValueError("serve.policies is empty; name at least one, e.g. {'fcfs': {}}")
         longest = max((c.prompt_tok[1] + c.output_tok[1] for c in self.workload.clients), default=0)
-        if longest > (most := self.engine.max_request_tok):
-            raise ValueError(f"clients ask for up to {longest} tokens a request; max_request_tok is {most}")
+        if longest > (limit := self.engine.max_request_tok):
+            raise ValueError(f"clients need up to {longest} tokens per request; max_request_tok is {limit}")

@@ -1,4 +1,4 @@
-"""Draws WORKDIR/report.html from what training and serving left in WORKDIR: one self-contained file.
+"""Renders WORKDIR/report.html, one self-contained file, from the results of training and serving in WORKDIR.
 
     python -m serving.offline.report --workdir=runs/demo
 
@@ -6,21 +6,20 @@ Every figure on the page is read from summary.json, metrics.csv and serve/summar
 """
 
 import base64
-import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib
 from absl import flags, logging
+from matplotlib.figure import Figure
 
-from mixattn.tools import cli
-from mixattn.tools.files import write_text
+from mixattn.tools import cli, files
+from pallas_kernels import results
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # after the choice of a backend without a screen
+import matplotlib.pyplot as plt  # imported after the backend without a display is chosen
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training and serving run.")
 
@@ -41,25 +40,22 @@ def main() -> None:
         raise ValueError("--workdir is missing; name the folder of a run, e.g. --workdir=runs/demo")
     workdir = Path(_WORKDIR.value)
     train, serve = _read(workdir / "summary.json"), _read(workdir / "serve" / "summary.json")
-    with (workdir / "metrics.csv").open() as file:
-        metrics = list(csv.DictReader(file))
-    write_text(workdir / "report.html", page(train, serve, metrics))
+    metrics = results.read_csv(workdir / "metrics.csv")
+    files.write_text(workdir / "report.html", page(train, serve, metrics))
     print(f"report: {workdir / 'report.html'}")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist; run train.main and serving.main with this --workdir"
         ) from None
-    except ValueError as why:
-        raise ValueError(f"{path} is not JSON: {why}") from why
 
 
 def page(train: dict[str, Any], serve: dict[str, Any], metrics: list[dict[str, str]]) -> str:
-    """The whole page; everything that came from a model is escaped."""
+    """The page as HTML; model output is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -67,10 +63,10 @@ def page(train: dict[str, Any], serve: dict[str, Any], metrics: list[dict[str, s
     )
     with plt.rc_context(_STYLE):
         pictures = {
-            "loss": loss(train, metrics),
-            "service": service(serve["policies"]),
-            "gaps": gaps(serve["policies"]),
-            "memory": memory(serve["memory"]),
+            "loss": draw_loss(train, metrics),
+            "service": draw_service(serve["policies"]),
+            "gaps": draw_gaps(serve["policies"]),
+            "memory": draw_memory(serve["memory"]),
         }
     return environment.get_template("report.html").render(
         train=train, serve=serve, pictures=pictures, labels=_gap_labels(serve["policies"])
@@ -78,18 +74,19 @@ def page(train: dict[str, Any], serve: dict[str, Any], metrics: list[dict[str, s
 
 
 def _gap_labels(policies: dict[str, Any]) -> dict[str, str]:
-    """What to say of each policy's gap beside its bound."""
-    said = {}
+    """The verdict on each policy's gap, shown beside its bound."""
+    labels = {}
     for name, run in policies.items():
         gap, bound = run["table"]["gap"], run["table"]["bound"]
         if bound is None:
-            said[name] = "no bound"
+            labels[name] = "no bound"
         else:
-            said[name] = "within the bound" if gap <= bound else "ABOVE THE BOUND"
-    return said
+            labels[name] = "within the bound" if gap <= bound else "ABOVE THE BOUND"
+    return labels
 
 
-def loss(train: dict[str, Any], metrics: list[dict[str, str]]) -> str:
+def draw_loss(train: dict[str, Any], metrics: list[dict[str, str]]) -> str:
+    """Training and validation loss by step, with the baselines."""
     figure, axes = plt.subplots(figsize=(7, 3.2))
     steps = [int(row["step"]) for row in metrics]
     axes.plot(steps, [float(row["loss"]) for row in metrics], color="#bbbbbb", lw=0.8, label="training loss")
@@ -97,12 +94,13 @@ def loss(train: dict[str, Any], metrics: list[dict[str, str]]) -> str:
     axes.plot(*zip(*seen), "o-", color="#4c72b0", ms=4, label="validation loss")
     for (name, nats), style in zip(train["bars_nats"].items(), ("-", "--", ":")):
         axes.axhline(nats, color="#333333", lw=0.9, ls=style, label=f"{name}, {nats:.2f}")
-    axes.set(xlabel="step", ylabel="nats a token", ylim=(None, max(train["bars_nats"].values()) + 1))
+    axes.set(xlabel="step", ylabel="nats per token", ylim=(None, max(train["bars_nats"].values()) + 1))
     axes.legend(frameon=False, fontsize=8, ncols=2)
     return _embed(figure)
 
 
-def service(policies: dict[str, Any]) -> str:
+def draw_service(policies: dict[str, Any]) -> str:
+    """Cumulative service by client, one panel per policy."""
     figure, all_axes = plt.subplots(
         1, len(policies), figsize=(3.3 * len(policies), 3), sharey=True, sharex=True
     )
@@ -115,7 +113,8 @@ def service(policies: dict[str, Any]) -> str:
     return _embed(figure)
 
 
-def gaps(policies: dict[str, Any]) -> str:
+def draw_gaps(policies: dict[str, Any]) -> str:
+    """The largest service gap so far by policy, with the proven bounds."""
     figure, axes = plt.subplots(figsize=(7, 3))
     for (name, run), colour in zip(policies.items(), ("#c44e52", "#4c72b0", "#55a868", "#8172b3")):
         if run["gap_curve"]:
@@ -128,7 +127,8 @@ def gaps(policies: dict[str, Any]) -> str:
     return _embed(figure)
 
 
-def memory(rows: list[dict[str, Any]]) -> str:
+def draw_memory(rows: list[dict[str, Any]]) -> str:
+    """KV memory of one request by length."""
     figure, axes = plt.subplots(figsize=(7, 2.6))
     lengths = sorted({row["tokens"] for row in rows}, reverse=True)
     for i, (wiring, colour) in enumerate((("standard", "#bbbbbb"), ("this model", "#4c72b0"))):
@@ -146,8 +146,8 @@ def memory(rows: list[dict[str, Any]]) -> str:
     return _embed(figure)
 
 
-def _embed(figure) -> str:
-    """The figure as a data address, so that the page needs no other file."""
+def _embed(figure: Figure) -> str:
+    """The figure as a data URL, so that the page needs no other file."""
     data = io.BytesIO()
     figure.savefig(data, format="png")
     plt.close(figure)

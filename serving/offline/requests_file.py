@@ -1,9 +1,9 @@
-"""Requests from a file of JSON lines.
+"""Reads requests from a file of JSON lines.
 
     {"prompt": "def f(", "max_tokens": 32}                    text or token ids ("prompt_ids")
     {"id": "a1", "client": "b", "prompt_ids": [1, 2, 3], "temperature": 0.8, "seed": 7, "n": 2}
 
-Fields are those of `Request` and `Sampling`. An `id` that is missing is the line's number.
+Fields are those of `Request` and `Sampling`. The default `id` is the line's number.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ type Encode = Callable[[str], Sequence[int]]
 
 
 def read(path: Path, encode: Encode | None) -> list[Request]:
-    """All requests of a file.
+    """Reads all requests of a file.
 
     Args:
       encode: text -> ids, for prompts that are text.
@@ -36,7 +36,7 @@ def read(path: Path, encode: Encode | None) -> list[Request]:
         raise ValueError(f"{path} is not UTF-8: {why}") from why
     requests: list[Request] = []
     bad: list[str] = []
-    # By newlines only: `splitlines` breaks at characters that JSON lets stand in a text.
+    # Not `splitlines`, which also splits at characters that JSON strings may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -54,7 +54,7 @@ def read(path: Path, encode: Encode | None) -> list[Request]:
 
 
 def parse(fields: Any, id: str, encode: Encode | None) -> Request:
-    """One request of plain JSON values; null is as if it were not there.
+    """One request from decoded JSON; a null field counts as absent.
 
     Raises:
       ValueError, TypeError: a field is unknown, missing, of the wrong type or out of range.
@@ -96,7 +96,7 @@ def _stop_ids(value: Any) -> tuple[int, ...]:
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
-    """JSON has only texts as keys."""
+    """JSON object keys are strings; converts them to token ids."""
     if not isinstance(value, dict):
         raise ValueError(f"logit_bias must be an object of token ids, not a {type(value).__name__}")
     try:

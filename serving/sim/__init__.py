@@ -1,2 +1,4 @@
-"""Serving in virtual time: the engine's scheduler, policies and prefix cache, with a cost model for a
-device."""
+"""Serving in virtual time: the engine's scheduler, policies and prefix cache on a simulated device.
+
+A cost model (`cost`) replaces the device, and token counts or synthetic tokens replace real prompts.
+"""

@@ -1,4 +1,4 @@
-"""An experiment: one workload on one kind of server, under several policies."""
+"""Fairness experiments: one workload on one simulated server, under several policies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,14 @@ from serving.config import Limits
 from serving.engine.plan import MemoryManager
 from serving.engine.scheduler import CacheLocality
 from serving.fair.metrics import Event, ServiceMeter, ServiceReport, jain, percentile
+from serving.fair.policy import Policy
 from serving.kvcache.groups import FullGroup
 from serving.kvcache.manager import KVCacheManager
 from serving.sim.cost import StepCost
 from serving.sim.memory import ADMISSIONS, Admission, TokenMemory
 from serving.sim.simulator import Failure, ServingSimulation, SimulationResult
-from serving.sim.vtc_artifact import Records, accumulated_gap, mean, rate_curves, service_difference
+from serving.sim.timed_policy import TimedPolicy
+from serving.sim.vtc_artifact import RequestRecords, accumulated_gap, mean, rate_curves, service_difference
 from serving.sim.worker import Worker
 from serving.sim.workload import SimulatedRequest, Source, merged
 
@@ -23,16 +25,16 @@ ANY_STEPS = tuple(range(1, 4097))
 
 @dataclass
 class SimulatedEngine:
-    """What serves. The defaults are the VTC artifact's A10G with a 7B model.
+    """A simulated server or cluster. The defaults are the VTC artifact's A10G with a 7B model.
 
     Attributes:
-      memory_tok: tokens of KV, of each worker.
-      admission: see `serving.sim.memory`; a prefix cache knows `reserve` and `optimistic`.
-      page_tok: page size of a prefix cache; 0 for none, and then memory is counted in tokens.
-      step_tok: prompt tokens in a step; prompts are not cut in chunks unless they are longer.
-      admit_every: decode steps between two attempts to admit.
-      workers, router, router_options: a cluster, if more than one.
-      failures: (worker, down at, up at) in seconds.
+      memory_tok: tokens of KV memory per worker.
+      admission: see `serving.sim.memory`; a prefix cache supports `reserve` and `optimistic`.
+      page_tok: page size of the prefix cache; 0: no cache, memory is counted in tokens.
+      step_tok: maximal prompt tokens per step; only longer prompts are split into chunks.
+      admit_every: decode steps between two admission attempts.
+      workers, router, router_options: a cluster if there is more than one worker.
+      failures: (worker, down at, up at), times in seconds.
     """
 
     memory_tok: int = 10_000
@@ -57,6 +59,7 @@ class SimulatedEngine:
                 raise ValueError(f"server.{name} is {getattr(self, name)}; it must be at least 1")
 
     def memory(self) -> MemoryManager:
+        """A new, empty memory of one worker."""
         if not self.page_tok:
             return TokenMemory(self.memory_tok, admission=self.admission, max_slots=self.max_slots)
         pages = self.memory_tok // self.page_tok + 1
@@ -69,6 +72,7 @@ class SimulatedEngine:
         )
 
     def limits(self) -> Limits:
+        """The scheduler's limits."""
         reserve = self.admission == "reserve"
         return Limits(
             chunk_tok=self.step_tok,
@@ -82,16 +86,17 @@ class SimulatedEngine:
 
 @dataclass
 class PolicyRun:
-    """One line of an experiment: a policy with its options, perhaps on another server or router.
+    """One run of an experiment: a policy with its options, optionally on a server of its own.
 
     Attributes:
-      bill: weights of a computed and of a cached prompt token by which service is measured.
+      prompt_weights: weights of a computed and of a cached prompt token in measured service.
+      server: replaces the server of the experiment.
     """
 
     policy: str
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
-    bill: tuple[float, float] = (1.0, 1.0)
+    prompt_weights: tuple[float, float] = (1.0, 1.0)
     server: SimulatedEngine | None = None
 
     @property
@@ -101,21 +106,20 @@ class PolicyRun:
 
 @dataclass
 class FairnessExperiment:
-    """See the module.
+    """A workload, a server and the policies to compare.
 
     Attributes:
-      id, title, about: e.g. "E1", what it is, and what of which paper it repeats.
-      sources: random clients; `jobs(seed)` instead of them for workloads with a structure.
-      demand_s: how long requests arrive; differences are measured within.
-      paper: by run and metric, the figure of a paper or its logs, where there is one.
-      plots: pictures to draw, of `service`, `gap`, `latency`.
+      id, title: e.g. "E1", and what it shows, with the figure or table of the paper that it repeats.
+      sources: random clients. requests: `requests(seed)` builds a structured workload instead.
+      demand_s: how long requests arrive; differences are measured within this time.
+      paper: by run and metric, the figure of a paper or its logs. The metric "CLIENT NAME" is of one client.
+      plots: panels of its picture: `service`, `gap`, `latency`, `pareto`.
     """
 
     id: str = ""
     title: str = ""
-    about: str = ""
     sources: tuple[Source, ...] = ()
-    jobs: Callable[[int], list[SimulatedRequest]] | None = None
+    requests: Callable[[int], list[SimulatedRequest]] | None = None
     server: SimulatedEngine = field(default_factory=SimulatedEngine)
     runs: tuple[PolicyRun, ...] = (PolicyRun("vtc"),)
     seed: int = 0
@@ -124,40 +128,43 @@ class FairnessExperiment:
     plots: tuple[str, ...] = ("service", "gap")
 
     def check(self) -> None:
-        if not self.sources and self.jobs is None:
-            raise ValueError(f"experiment {self.id!r} has neither sources nor jobs")
+        if not self.sources and self.requests is None:
+            raise ValueError(f"experiment {self.id!r} has neither sources nor requests")
         for run in self.runs:
             fair.options(run.policy)
 
     def workload(self) -> list[SimulatedRequest]:
-        return merged(self.sources, self.seed) if self.jobs is None else self.jobs(self.seed)
+        """Its requests in order of arrival."""
+        return merged(self.sources, self.seed) if self.requests is None else self.requests(self.seed)
 
 
 @dataclass
 class PolicyOutcome:
-    """What one run came to.
+    """The results of one run.
 
     Attributes:
-      bound: on the gap of two clients that both wait, where it is proven (reserve admission, one worker).
-      hoped: the same figure whatever the admission. decision_us: mean time of a pick.
+      bound: proven bound on the gap of two backlogged clients (reserve admission, one worker), else None.
+      nominal_bound: the same formula, also where the admission voids the proof.
+      decision_us: mean time of a `pick`, nan if it was not measured.
     """
 
     run: PolicyRun
     result: SimulationResult
     report: ServiceReport
-    records: Records
+    records: RequestRecords
     bound: float | None
-    hoped: float | None
+    nominal_bound: float | None
     refills: int
     decision_us: float
     demand_s: float
 
     def row(self) -> dict[str, Any]:
-        """The numbers of section 2.7 of the VTC artifact and more; seconds, tokens, weighted tokens."""
+        """Metrics of the run over all clients: those of the VTC artifact and more; seconds, tokens, weighted
+        tokens."""
         table = self.report.table()
         clients = self.records.by_client()
-        ttft = {c: [one.first_s - one.arrival_s for one in served] for c, served in clients.items()}
-        # From the warm-up to just before arrivals end: after that nobody need be served alike.
+        ttft = {c: [r.first_s - r.arrival_s for r in served] for c, served in clients.items()}
+        # From the warm-up until just before arrivals end: fairness is not promised after that.
         gap = [g for at_s, g in accumulated_gap(self.records, 30.0, self.demand_s - 29.0)]
         waits = [percentile(seconds, 50) for seconds in ttft.values() if seconds]
         return {
@@ -186,12 +193,12 @@ class PolicyOutcome:
         }
 
     def client_rows(self) -> list[dict[str, Any]]:
-        """One line a client: its service while requests arrive, and its waits."""
+        """One row per client: its service while requests arrive, and its latencies."""
         rows = []
         for client, served in self.records.by_client().items():
-            ttft = [one.first_s - one.arrival_s for one in served]
-            e2e = [one.end_s - one.arrival_s for one in served]
-            within = [one.within(30.0, self.demand_s - 29.0) for one in served]
+            ttft = [r.first_s - r.arrival_s for r in served]
+            e2e = [r.end_s - r.arrival_s for r in served]
+            within = [r.within(30.0, self.demand_s - 29.0) for r in served]
             rows.append(
                 {
                     "run": self.run.name,
@@ -207,32 +214,18 @@ class PolicyOutcome:
         return rows
 
     def curves(self) -> dict[str, Any]:
-        """What the pictures show: service rates by client, and the gap accumulated since the warm-up."""
+        """Curves over time: service rates by client, and the gap accumulated since the warm-up."""
         return {
             "service": rate_curves(self.records, self.demand_s),
             "gap": accumulated_gap(self.records, 30.0, self.demand_s - 29.0),
         }
 
 
-class _Timed:
-    """A policy's `pick`, timed by a clock from outside; the simulation itself knows none."""
-
-    def __init__(self, pick: Callable[[float], Any], clock: Callable[[], float]):
-        self.pick, self.clock, self.calls, self.seconds = pick, clock, 0, 0.0
-
-    def __call__(self, now_s: float) -> Any:
-        began = self.clock()
-        info = self.pick(now_s)
-        self.seconds += self.clock() - began
-        self.calls += 1
-        return info
-
-
 def run(
     experiment: FairnessExperiment,
-    which: PolicyRun,
+    policy_run: PolicyRun,
     *,
-    jobs: Sequence[SimulatedRequest] | None = None,
+    requests: Sequence[SimulatedRequest] | None = None,
     log: Callable[[Event], None] | None = None,
     clock: Callable[[], float] | None = None,
     progress: Callable[[float], None] = lambda now_s: None,
@@ -240,69 +233,79 @@ def run(
     """Simulates one run to the end.
 
     Args:
-      log: sees every event, as the engine would write it.
-      clock: measures decisions; without one `decision_us` is nan.
+      requests: the workload, if it was built before.
+      log: is called with every event, in the engine's format.
+      clock: measures decisions.
+      progress: is called with the virtual time.
 
     Raises:
-      ValueError: a job that could not run even alone, or options that the policy does not know.
+      ValueError: a request that does not fit even alone, or unknown options of the policy.
     """
-    server = which.server or experiment.server
+    server = policy_run.server or experiment.server
     server.check()
-    jobs = experiment.workload() if jobs is None else list(jobs)
-    _check_fits(jobs, server)
-    computed, cached = which.bill
+    requests = experiment.workload() if requests is None else list(requests)
+    _check_fits(requests, server)
+    computed, cached = policy_run.prompt_weights
     meter = ServiceMeter(prompt=computed, cached=cached, curves=False)
-    records = Records(
-        {job.id: job for job in jobs},
-        lambda job, hit: computed * (job.prompt_tok - hit) + cached * hit + 2.0 * job.output_tok,
+    records = RequestRecords(
+        {request.id: request for request in requests},
+        lambda r, hit_tok: computed * (r.prompt_tok - hit_tok) + cached * hit_tok + 2.0 * r.output_tok,
     )
 
-    def tell(event: Event) -> None:
+    def log_event(event: Event) -> None:
         meter.take(event)
         records.take(event)
         if log:
             log(event)
 
-    def policy(match: CacheLocality) -> Any:
-        return fair.make(which.policy, match=match, **which.options)
+    policies: list[Policy] = []
+    timed: list[TimedPolicy] = []
+
+    def make_policy(match: CacheLocality) -> Policy:
+        policy: Policy = fair.make(policy_run.policy, match=match, **policy_run.options)
+        policies.append(policy)
+        if clock is None:
+            return policy
+        timed.append(TimedPolicy(policy, clock))
+        return timed[-1]
 
     workers = [
-        Worker(policy, server.memory(), server.limits(), server.cost, tell) for _ in range(server.workers)
+        Worker(make_policy, server.memory(), server.limits(), server.cost, log_event)
+        for _ in range(server.workers)
     ]
-    timers = []
-    if clock:
-        for worker in workers:
-            timers.append(_Timed(worker.scheduler.policy.pick, clock))
-            worker.scheduler.policy.pick = timers[-1]  # type: ignore[method-assign]
     router = fair.make(server.router, **server.router_options) if server.workers > 1 else None
     failures = [Failure(*failure) for failure in server.failures]
-    result = ServingSimulation(workers, jobs, router, failures).run(progress)
-    first = workers[0].scheduler.policy
-    longest = max(job.prompt_tok for job in jobs)
-    bound = first.gap_bound(
-        memory_tok=server.memory_tok + (server.page_tok or 0),
-        max_prompt_tok=longest,
-        max_hit_tok=longest if server.page_tok else 0,
-    )
-    # What is proven of one worker says nothing of a cluster.
-    bound = bound if server.workers == 1 else None
-    proven = server.admission == "reserve"
-    calls = sum(timer.calls for timer in timers)
+    result = ServingSimulation(workers, requests, router, failures).run(progress)
+    bound = _nominal_bound(policies[0], requests, server)
+    decisions = sum(policy.decisions for policy in timed)
     return PolicyOutcome(
-        run=which,
+        run=policy_run,
         result=result,
         report=meter.report(),
         records=records,
-        bound=bound if proven else None,
-        hoped=bound,
-        refills=sum(getattr(worker.scheduler.policy, "refills", 0) for worker in workers),
-        decision_us=1e6 * sum(timer.seconds for timer in timers) / calls if calls else float("nan"),
+        bound=bound if server.admission == "reserve" else None,
+        nominal_bound=bound,
+        refills=sum(getattr(policy, "refills", 0) for policy in policies),
+        decision_us=1e6 * sum(policy.seconds for policy in timed) / decisions if decisions else float("nan"),
         demand_s=experiment.demand_s,
     )
 
 
-def _check_fits(jobs: Sequence[SimulatedRequest], server: SimulatedEngine) -> None:
+def _nominal_bound(
+    policy: Policy, requests: Sequence[SimulatedRequest], server: SimulatedEngine
+) -> float | None:
+    if server.workers > 1:
+        return None  # the proof is about one worker
+    max_prompt_tok = max(request.prompt_tok for request in requests)
+    return policy.gap_bound(
+        memory_tok=server.memory_tok + (server.page_tok or 0),
+        max_prompt_tok=max_prompt_tok,
+        max_hit_tok=max_prompt_tok if server.page_tok else 0,
+    )
+
+
+def _check_fits(requests: Sequence[SimulatedRequest], server: SimulatedEngine) -> None:
     memory = server.memory()
-    for job in jobs:
-        if why := memory.never_fits(job.prompt_tok + job.max_output_tok):
-            raise ValueError(f"request {job.id!r} of {job.client!r} {why}")
+    for request in requests:
+        if why := memory.never_fits(request.prompt_tok + request.max_output_tok):
+            raise ValueError(f"request {request.id!r} of {request.client!r} {why}")

@@ -1,12 +1,12 @@
-"""Memory as a count of tokens: what the fairness experiments of the papers assume, and fast.
+"""KV memory as a count of tokens, as the fairness experiments of the papers assume.
 
-Stands where `PagedMemory` does (see `serving.engine.plan.Memory`); no pages, no prefix cache. Three rules
+`TokenMemory` implements `serving.engine.plan.MemoryManager` without pages or a prefix cache. Three rules
 decide whether a request may start:
 
-    reserve     prompts and longest possible outputs of all running requests fit
-    peak        the largest footprint the running requests can reach together fits (as requests that finish
-                make room for those that grow); nobody is ever preempted, and yet VTC's 2U does not hold
-    optimistic  the prompt fits now; growth that finds no room preempts somebody
+    reserve     the prompts and maximal outputs of all running requests fit
+    peak        the largest footprint that the running requests can reach together fits (requests that finish
+                free room for those that grow); nothing is ever preempted, but VTC's bound 2U does not hold
+    optimistic  the prompt fits now; growth that does not fit preempts a request
 """
 
 import math
@@ -23,7 +23,7 @@ ADMISSIONS: tuple[Admission, ...] = ("reserve", "peak", "optimistic")
 
 @dataclass(eq=False, slots=True)
 class TokenReservation:
-    """Tokens one running request holds, and the most it ever may."""
+    """Tokens that one running request holds, and the maximum it may ever hold."""
 
     held_tok: int
     final_tok: int
@@ -31,6 +31,8 @@ class TokenReservation:
 
 
 class TokenMemory:
+    """Counts tokens against one capacity; see the module for the admission rules."""
+
     def __init__(self, capacity_tok: int, *, admission: Admission = "reserve", max_slots: int = 1000):
         if capacity_tok < 1 or max_slots < 1:
             raise ValueError(
@@ -39,12 +41,12 @@ class TokenMemory:
         if admission not in ADMISSIONS:
             raise ValueError(f"unknown admission {admission!r}; known: {', '.join(ADMISSIONS)}")
         self.capacity_tok, self.admission, self.max_slots = capacity_tok, admission, max_slots
-        self.shares: dict[int, TokenReservation] = {}
+        self.reservations: dict[int, TokenReservation] = {}
         self.held_tok = self.final_tok = 0
 
     @property
     def slots_free(self) -> int:
-        return self.max_slots - len(self.shares)
+        return self.max_slots - len(self.reservations)
 
     def never_fits(self, final_tok: int) -> str | None:
         if final_tok <= self.capacity_tok:
@@ -54,13 +56,13 @@ class TokenMemory:
     def admit(
         self, tokens: TokenSequence, cache_salt: Hashable, final_tok: int, *, reserve: bool
     ) -> tuple[TokenReservation, int] | None:
-        share = TokenReservation(len(tokens), final_tok)
-        if not self.slots_free or not self._fits(share):
+        reservation = TokenReservation(len(tokens), final_tok)
+        if not self.slots_free or not self._fits(reservation):
             return None
-        self.shares[id(share)] = share
-        self.held_tok += share.held_tok
+        self.reservations[id(reservation)] = reservation
+        self.held_tok += reservation.held_tok
         self.final_tok += final_tok
-        return share, 0
+        return reservation, 0
 
     def _fits(self, new: TokenReservation) -> bool:
         if self.admission == "reserve":
@@ -70,10 +72,12 @@ class TokenMemory:
         return self.admission == "optimistic" or self._peak(new) <= self.capacity_tok
 
     def _peak(self, new: TokenReservation) -> int:
-        """The most held at once if everybody decodes to the end in step: when the k-th last finishes,
-        the k longest-running have each grown by what is left of it."""
+        """The maximum held at once if all requests decode to their ends in lock-step.
+
+        When the k-th last request finishes, the k longest-running have each grown by what that one had left.
+        """
         left = sorted(
-            ((s.final_tok - s.held_tok, s.held_tok) for s in (*self.shares.values(), new)), reverse=True
+            ((s.final_tok - s.held_tok, s.held_tok) for s in (*self.reservations.values(), new)), reverse=True
         )
         peak = held = 0
         for count, (more, now) in enumerate(left, 1):
@@ -91,7 +95,7 @@ class TokenMemory:
         return True
 
     def no_growth_until_tok(self, kv: TokenReservation) -> float:
-        """See `PagedMemory`. Where everything is reserved, growth need not be counted."""
+        """See `KVCacheManager`. Under full reservation growth always fits and is not counted."""
         return math.inf if self.admission == "reserve" else 0
 
     def computed(
@@ -100,11 +104,11 @@ class TokenMemory:
         pass
 
     def release(self, kv: TokenReservation) -> None:
-        del self.shares[id(kv)]
+        del self.reservations[id(kv)]
         self.held_tok -= kv.held_tok
         self.final_tok -= kv.final_tok
 
-    # No prefix cache: nothing ever matches.
+    # Without a prefix cache nothing ever matches.
 
     def match(self, tokens: TokenSequence, cache_salt: Hashable) -> int:
         return 0

@@ -1,5 +1,4 @@
-"""The loop of virtual time: arrivals, steps that end, cancels and failures, in order, on one worker or
-many."""
+"""The event loop of virtual time: arrivals, ends of steps, cancels and failures of one or more workers."""
 
 import heapq
 from collections import defaultdict
@@ -15,27 +14,27 @@ from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Step, Worker
 from serving.sim.workload import SimulatedRequest
 
-# Events of one time are handled in this order: what ended is booked before what arrives is queued.
+# Events at the same time are handled in this order: ended steps are recorded before arrivals are queued.
 _STEP, _DOWN, _UP, _ARRIVE, _CANCEL = range(5)
-BLOCK_TOK = 64  # pieces in which a router looks at real token ids
+BLOCK_TOK = 64  # block size in which a router sees real token ids
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker that is down for a while; what it was doing starts again elsewhere."""
+    """A worker is down from `down_s` to `up_s`; its requests start again elsewhere."""
 
     worker: int
-    at_s: float
-    back_s: float
+    down_s: float
+    up_s: float
 
 
 @dataclass
 class SimulationResult:
-    """How a run went; what it did is in the event log.
+    """Totals of a simulation; the event log holds the details.
 
     Attributes:
-      end_s: when the last request ended. busy_s: by worker.
-      refused: ids that a rate limit turned away. moved: requests that lost their worker.
+      end_s: when the last request ended. busy_s: seconds of steps by worker.
+      refused: ids rejected by a rate limit. moved: requests whose worker failed.
       plans: steps planned.
     """
 
@@ -49,12 +48,16 @@ class SimulationResult:
 
 
 class ServingSimulation:
-    """Runs jobs until all have ended. `router` is needed for more than one worker."""
+    """Runs requests until all have ended.
+
+    Raises:
+      ValueError: more than one worker without a router.
+    """
 
     def __init__(
         self,
         workers: Sequence[Worker],
-        jobs: Iterable[SimulatedRequest],
+        requests: Iterable[SimulatedRequest],
         router: Router | None = None,
         failures: Sequence[Failure] = (),
     ):
@@ -64,29 +67,29 @@ class ServingSimulation:
         self.now_s = 0.0
         self.result = SimulationResult()
         self._queue: list[tuple[float, int, int, Any]] = []
-        self._pushed = self._asked = 0
-        self._after: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
-        self._at: dict[RequestId, int] = {}  # worker of each live request
+        self._pushed = self._arrivals = 0
+        self._dependents: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
+        self._worker_of: dict[RequestId, int] = {}
         self._down: dict[int, None] = {}
-        self._stranded: list[SimulatedRequest] = []  # nobody is up
-        self._awake: dict[int, None] = {}  # workers that may have something to begin
+        self._unrouted: list[SimulatedRequest] = []  # arrived while all workers were down
+        self._may_begin: dict[int, None] = {}
         for worker in range(len(workers)):
             if router:
                 router.join(worker)
-        for job in jobs:
-            if job.after is None:
-                self._push(job.arrival_s, _ARRIVE, job)
+        for request in requests:
+            if request.after is None:
+                self._push(request.arrival_s, _ARRIVE, request)
             else:
-                self._after[job.after].append(job)
+                self._dependents[request.after].append(request)
         for failure in failures:
-            self._push(failure.at_s, _DOWN, failure.worker)
-            self._push(failure.back_s, _UP, failure.worker)
+            self._push(failure.down_s, _DOWN, failure.worker)
+            self._push(failure.up_s, _UP, failure.worker)
 
     def run(self, progress: Callable[[float], None] = lambda now_s: None) -> SimulationResult:
         handle: dict[int, Callable[[Any], None]] = {
-            _STEP: self._step_over,
+            _STEP: self._end_step,
             _DOWN: self._fail,
-            _UP: self._come_back,
+            _UP: self._recover,
             _ARRIVE: self._arrive,
             _CANCEL: self._cancel,
         }
@@ -94,9 +97,9 @@ class ServingSimulation:
         while queue:
             self.now_s, kind, _, what = heapq.heappop(queue)
             handle[kind](what)
-            if self._awake and not (queue and queue[0][0] == self.now_s):
-                awake, self._awake = self._awake, {}
-                for index in awake:
+            if self._may_begin and not (queue and queue[0][0] == self.now_s):
+                may_begin, self._may_begin = self._may_begin, {}
+                for index in may_begin:
                     self._begin(index)
                 progress(self.now_s)
         self.result.busy_s = [worker.busy_s for worker in self.workers]
@@ -106,28 +109,33 @@ class ServingSimulation:
         heapq.heappush(self._queue, (at_s, kind, self._pushed, what))
         self._pushed += 1
 
-    def _arrive(self, job: SimulatedRequest) -> None:
+    def _arrive(self, request: SimulatedRequest) -> None:
         info = RequestInfo(
-            job.id, job.client, self._asked, job.prompt_tok, job.max_output_tok, job.output_tok
+            request.id,
+            request.client,
+            self._arrivals,
+            request.prompt_tok,
+            request.max_output_tok,
+            request.output_tok,
         )
-        self._asked += 1
+        self._arrivals += 1
         if len(self._down) == len(self.workers):
-            self._stranded.append(job)
+            self._unrouted.append(request)
             return
-        index = 0 if self.router is None else self.router.dispatch(info, blocks(job), self.now_s)
+        index = 0 if self.router is None else self.router.dispatch(info, prompt_blocks(request), self.now_s)
         worker = self.workers[index]
-        end_s = worker.ends_s
-        if worker.submit(job, info, self.now_s):
-            self._at[job.id] = index
-            if job.cancel_s is not None:
-                self._push(self.now_s + job.cancel_s, _CANCEL, job.id)
+        end_s = worker.step_end_s
+        if worker.submit(request, info, self.now_s):
+            self._worker_of[request.id] = index
+            if request.cancel_s is not None:
+                self._push(self.now_s + request.cancel_s, _CANCEL, request.id)
             if worker.step is None:
-                self._awake[index] = None
-            elif worker.ends_s != end_s:  # its step was cut short for the newcomer
-                self._push(worker.ends_s, _STEP, (index, worker.step))
+                self._may_begin[index] = None
+            elif worker.step_end_s != end_s:  # its step was shortened for the newcomer
+                self._push(worker.step_end_s, _STEP, (index, worker.step))
         else:
-            self.result.refused.append(job.id)
-            self._ended(job.id, 0)
+            self.result.refused.append(request.id)
+            self._ended(request.id, 0)
 
     def _begin(self, index: int) -> None:
         worker = self.workers[index]
@@ -137,11 +145,11 @@ class ServingSimulation:
                 self.result.plans += 1
                 self._push(end_s, _STEP, (index, worker.step))
 
-    def _step_over(self, what: tuple[int, Step]) -> None:
+    def _end_step(self, what: tuple[int, Step]) -> None:
         index, step = what
         worker = self.workers[index]
-        if worker.step is not step or worker.ends_s != self.now_s:
-            return  # the step was cut short since, or its worker failed
+        if worker.step is not step or worker.step_end_s != self.now_s:
+            return  # the step was shortened since, or its worker failed
         if self.router:
             for chunk in step.plan.chunks:
                 req = chunk.req
@@ -152,52 +160,53 @@ class ServingSimulation:
         for done in worker.end():
             self.result.finished += 1
             self._ended(done.id, done.output_tok)
-        self._awake[index] = None
+        self._may_begin[index] = None
 
     def _cancel(self, id: RequestId) -> None:
-        index = self._at.get(id)
+        index = self._worker_of.get(id)
         if index is not None:
             output_tok = self.workers[index].cancel(id, self.now_s)
             self.result.cancelled += 1
             self._ended(id, output_tok)
-            self._awake[index] = None
+            self._may_begin[index] = None
 
     def _fail(self, index: int) -> None:
         if index in self._down:
-            raise ValueError(f"worker {index} fails at {self.now_s} s, but it is down already")
+            raise ValueError(f"worker {index} fails at {self.now_s} s, but it is already down")
         self._down[index] = None
-        jobs = self.workers[index].fail(self.now_s)
+        lost = self.workers[index].fail(self.now_s)
         if self.router:
             self.router.leave(index)
-        self.result.moved += len(jobs)
-        for job in jobs:
-            del self._at[job.id]
-            self._push(self.now_s, _ARRIVE, job)
+        self.result.moved += len(lost)
+        for request in lost:
+            del self._worker_of[request.id]
+            self._push(self.now_s, _ARRIVE, request)
 
-    def _come_back(self, index: int) -> None:
+    def _recover(self, index: int) -> None:
         del self._down[index]
         if self.router:
             self.router.join(index)
-        stranded, self._stranded = self._stranded, []
-        for job in stranded:
-            self._push(self.now_s, _ARRIVE, job)
+        unrouted, self._unrouted = self._unrouted, []
+        for request in unrouted:
+            self._push(self.now_s, _ARRIVE, request)
 
     def _ended(self, id: RequestId, output_tok: int) -> None:
         self.result.end_s = self.now_s
-        self._at.pop(id, None)
+        self._worker_of.pop(id, None)
         if self.router:
             self.router.ended(id, output_tok)
-        for job in self._after.pop(id, ()):
-            self._push(self.now_s + job.arrival_s, _ARRIVE, job)
+        for request in self._dependents.pop(id, ()):
+            self._push(self.now_s + request.arrival_s, _ARRIVE, request)
 
 
-def blocks(job: SimulatedRequest) -> list[Block]:
-    """The prompt as a router sees it."""
-    tokens: TokenSequence = job.tokens
+def prompt_blocks(request: SimulatedRequest) -> list[Block]:
+    """The prompt in blocks of (key, tokens), as a router sees it."""
+    tokens: TokenSequence = request.tokens
     if isinstance(tokens, SyntheticTokens):
-        return [(key, length) for key, _, length in tokens.pieces(0, job.prompt_tok)]
+        return [(key, length) for key, _, length in tokens.pieces(0, request.prompt_tok)]
     assert isinstance(tokens, TokenIds)
-    ends = range(BLOCK_TOK, job.prompt_tok + BLOCK_TOK, BLOCK_TOK)
+    ends = range(BLOCK_TOK, request.prompt_tok + BLOCK_TOK, BLOCK_TOK)
     return [
-        (tokens.head(end - BLOCK_TOK, BLOCK_TOK), min(end, job.prompt_tok) - end + BLOCK_TOK) for end in ends
+        (tokens.head(end - BLOCK_TOK, BLOCK_TOK), min(end, request.prompt_tok) - end + BLOCK_TOK)
+        for end in ends
     ]

@@ -1,11 +1,14 @@
-"""Workloads whose requests depend on each other or share beginnings: trees of thought, chats, documents,
-judges."""
+"""Workloads whose requests depend on each other or share prefixes: trees of thought, chats, document
+questions, judges.
+
+Lengths are in tokens. `gap_s` is the time between the arrivals of two problems, sessions or requests.
+"""
 
 import random
 from collections.abc import Iterator
 
 from serving.request import ClientId
-from serving.sim.synthetic_tokens import SyntheticTokens, TokenRun
+from serving.sim.synthetic_tokens import SyntheticTokens, TokenSegment
 from serving.sim.workload import SimulatedRequest
 
 
@@ -15,20 +18,19 @@ def tree_of_thought(
     problems: int,
     branch: int,
     depth: int,
-    prompt: int,
-    thought: int,
+    prompt_tok: int,
+    thought_tok: int,
     gap_s: float,
     seed: int,
 ) -> Iterator[SimulatedRequest]:
-    """Each problem is a tree: a node's children start when it ends, and carry on from its prompt and
-    output."""
+    """Each problem is a tree: the children of a node start when it ends and extend its prompt and output."""
     rng = random.Random(f"{seed}/{client}")
 
     def grow(
-        id: str, context: list[TokenRun], level: int, after: str | None, at_s: float
+        id: str, context: list[TokenSegment], level: int, after: str | None, at_s: float
     ) -> Iterator[SimulatedRequest]:
-        output = rng.randint(thought // 2, thought * 3 // 2)
-        yield _job(client, id, at_s, context, output, after)
+        output = _around(thought_tok, rng)
+        yield _request(client, id, at_s, context, output, after)
         if level < depth:
             deeper = [*context, (f"{id}/out", output)]
             for child in range(branch):
@@ -36,7 +38,7 @@ def tree_of_thought(
 
     for i in range(problems):
         id = f"{client}-{i}"
-        yield from grow(id, [(f"{client}/system", prompt), (f"{id}/ask", 40)], 1, None, i * gap_s)
+        yield from grow(id, [(f"{client}/system", prompt_tok), (f"{id}/ask", 40)], 1, None, i * gap_s)
 
 
 def chat(
@@ -44,23 +46,23 @@ def chat(
     *,
     sessions: int,
     turns: int,
-    system: int,
-    info: int,
-    answer: int,
+    system_tok: int,
+    question_tok: int,
+    answer_tok: int,
     gap_s: float,
     seed: int,
 ) -> Iterator[SimulatedRequest]:
-    """Sessions of several turns; each turn's prompt is all that was said before."""
+    """Sessions of several turns; the prompt of a turn holds the whole conversation before it."""
     rng = random.Random(f"{seed}/{client}")
     for s in range(sessions):
-        context: list[TokenRun] = [(f"{client}/system", system)]
+        context: list[TokenSegment] = [(f"{client}/system", system_tok)]
         before = None
         for t in range(turns):
             id = f"{client}-{s}.{t}"
-            context = [*context, (f"{id}/ask", rng.randint(info // 2, info * 3 // 2))]
-            output = rng.randint(answer // 2, answer * 3 // 2)
+            context = [*context, (f"{id}/ask", _around(question_tok, rng))]
+            output = _around(answer_tok, rng)
             at_s = rng.uniform(1.0, 5.0) if before else s * gap_s
-            yield _job(client, id, at_s, context, output, before)
+            yield _request(client, id, at_s, context, output, before)
             context, before = [*context, (f"{id}/out", output)], id
 
 
@@ -69,20 +71,20 @@ def document_questions(
     *,
     documents: int,
     questions: int,
-    length: int,
-    info: int,
-    answer: int,
+    document_tok: int,
+    question_tok: int,
+    answer_tok: int,
     gap_s: float,
     seed: int,
 ) -> Iterator[SimulatedRequest]:
-    """Questions about long documents, in random order over all documents."""
+    """Questions about long documents, in random order."""
     rng = random.Random(f"{seed}/{client}")
     order = [d for d in range(documents) for _ in range(questions)]
     rng.shuffle(order)
     for i, document in enumerate(order):
         id = f"{client}-{i}"
-        context: list[TokenRun] = [(f"{client}/doc{document}", length), (f"{id}/ask", info)]
-        yield _job(client, id, i * gap_s, context, rng.randint(answer // 2, answer * 3 // 2), None)
+        context: list[TokenSegment] = [(f"{client}/doc{document}", document_tok), (f"{id}/ask", question_tok)]
+        yield _request(client, id, i * gap_s, context, _around(answer_tok, rng), None)
 
 
 def judge(
@@ -90,32 +92,37 @@ def judge(
     *,
     requests: int,
     rubric: str,
-    length: int,
-    info: int,
-    answer: int,
+    rubric_tok: int,
+    case_tok: int,
+    answer_tok: int,
     gap_s: float,
     seed: int,
 ) -> Iterator[SimulatedRequest]:
-    """Many short cases under one long rubric, which other clients may use too."""
+    """Many short cases under one long rubric, which other clients may share."""
     rng = random.Random(f"{seed}/{client}")
     for i in range(requests):
         id = f"{client}-{i}"
-        context: list[TokenRun] = [(rubric, length), (f"{id}/ask", rng.randint(info // 2, info * 3 // 2))]
-        yield _job(client, id, i * gap_s, context, rng.randint(answer // 2, answer * 3 // 2), None)
+        context: list[TokenSegment] = [(rubric, rubric_tok), (f"{id}/ask", _around(case_tok, rng))]
+        yield _request(client, id, i * gap_s, context, _around(answer_tok, rng), None)
 
 
-def _job(
-    client: ClientId, id: str, at_s: float, context: list[TokenRun], output: int, after: str | None
+def _around(mean_tok: int, rng: random.Random) -> int:
+    """A uniform length from half of `mean_tok` to one and a half of it."""
+    return rng.randint(mean_tok // 2, mean_tok * 3 // 2)
+
+
+def _request(
+    client: ClientId, id: str, at_s: float, context: list[TokenSegment], output_tok: int, after: str | None
 ) -> SimulatedRequest:
-    # The output is part of the tokens so that the prefix cache keeps it for whoever carries on from it.
-    prompt = sum(n for _, n in context)
+    # The output is part of the tokens so that the prefix cache keeps it for requests that extend it.
+    prompt_tok = sum(n for _, n in context)
     return SimulatedRequest(
         id,
         client,
         at_s,
-        SyntheticTokens([*context, (f"{id}/out", output)]),
-        prompt,
-        output,
-        output,
+        SyntheticTokens([*context, (f"{id}/out", output_tok)]),
+        prompt_tok,
+        output_tok,
+        output_tok,
         after=after,
     )

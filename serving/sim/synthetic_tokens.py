@@ -1,8 +1,8 @@
-"""Tokens that are only told apart by name: a prompt is a sequence of (key, length) runs.
+"""Prompts without token ids: a prompt is a sequence of named segments (key, length).
 
-Two runs of the same key agree token for token as far as both go; runs of different keys agree nowhere. So
-`(("system", 3000), ("question-17", 60))` is a prompt of 3060 tokens that shares 3000 with every prompt that
-begins with the same system run, and no token list is ever made.
+Two segments of the same key agree token for token up to the shorter length. Segments of different keys never
+agree. So `(("system", 3000), ("question-17", 60))` is a prompt of 3060 tokens that shares 3000 with every
+prompt that begins with the same system segment. No token list is ever built.
 """
 
 from bisect import bisect_right
@@ -10,19 +10,18 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate
 from typing import Self
 
-type TokenRun = tuple[Hashable, int]
+type TokenSegment = tuple[Hashable, int]
 
 
 class SyntheticTokens:
-    """See `serving.kvcache.tokens.Tokens`. A view of tokens `start..end-1` of whole runs that are shared, not
-    copied."""
+    """A `serving.kvcache.tokens.TokenSequence`: a view of tokens `start..end-1` of shared segments."""
 
-    __slots__ = ("_begins", "_end", "_runs", "_start")
+    __slots__ = ("_begins", "_end", "_segments", "_start")
 
-    def __init__(self, runs: Iterable[TokenRun]):
-        # Neighbours of one key would be ambiguous; a length of 0 would hide a border.
-        self._runs: Sequence[TokenRun] = tuple(run for run in runs if run[1])
-        self._begins = [0, *accumulate(length for _, length in self._runs)]
+    def __init__(self, segments: Iterable[TokenSegment]):
+        # An empty segment would hide a border between its neighbours.
+        self._segments: Sequence[TokenSegment] = tuple(segment for segment in segments if segment[1])
+        self._begins = [0, *accumulate(length for _, length in self._segments)]
         self._start, self._end = 0, self._begins[-1]
 
     def __len__(self) -> int:
@@ -30,7 +29,7 @@ class SyntheticTokens:
 
     def cut(self, start: int, end: int) -> Self:
         part = type(self).__new__(type(self))
-        part._runs, part._begins = self._runs, self._begins
+        part._segments, part._begins = self._segments, self._begins
         part._start = min(self._start + start, self._end)
         part._end = min(self._start + end, self._end)
         return part
@@ -50,20 +49,20 @@ class SyntheticTokens:
         return min(same, self._end - self._start - start, len(other))
 
     def extended(self, ids: Sequence[int]) -> "SyntheticTokens":
-        whole = list(self.pieces(self._start, self._end))
-        if any(offset for _, offset, _ in whole):
-            raise ValueError("only a whole prompt can be extended, not a part that begins inside a run")
+        pieces = list(self.pieces(self._start, self._end))
+        if any(offset for _, offset, _ in pieces):
+            raise ValueError("only a whole prompt can be extended, not a part that begins inside a segment")
         return SyntheticTokens(
-            [(key, length) for key, _, length in whole] + [((id, at), 1) for at, id in enumerate(ids)]
+            [(key, length) for key, _, length in pieces] + [((id, at), 1) for at, id in enumerate(ids)]
         )
 
     def _at(self, position: int) -> tuple[Hashable, int, int]:
-        """Key of the run at an absolute position, the offset in it, and tokens left of it."""
+        """Key of the segment at an absolute position, the offset in it, and its remaining tokens."""
         i = bisect_right(self._begins, position) - 1
-        return self._runs[i][0], position - self._begins[i], self._begins[i + 1] - position
+        return self._segments[i][0], position - self._begins[i], self._begins[i + 1] - position
 
     def pieces(self, at: int, end: int) -> Iterable[tuple[Hashable, int, int]]:
-        """(key, offset in its run, length) of each piece of run between two absolute positions."""
+        """(key, offset in its segment, length) of each part of a segment between two absolute positions."""
         while at < end:
             key, offset, left = self._at(at)
             step = min(left, end - at)

@@ -1,7 +1,7 @@
-"""The papers' numbers: service rates and differences as the authors of VTC compute them, throughput, waits.
+"""Service rates and differences as the authors of VTC compute them.
 
-They spread a finished request's cost evenly over the time between its first token and its end; the event
-log knows better (see `serving.fair.metrics`), but figures can only be compared when they are computed alike.
+They spread the cost of a finished request evenly over the time from its first token to its end. The event
+log is more exact (see `serving.fair.metrics`), but only figures computed in the same way can be compared.
 
 Source: `fair_bench/plot/visualize.py` of the VTC artifact.
 """
@@ -9,7 +9,6 @@ Source: `fair_bench/plot/visualize.py` of the VTC artifact.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pvariance
-from typing import Any
 
 from serving.fair.metrics import Event
 from serving.request import ClientId, RequestId
@@ -20,8 +19,8 @@ WARM_UP_S = 30.0
 
 
 @dataclass(slots=True)
-class Served:
-    """One request that finished. `cost` in weighted tokens."""
+class ServedRequest:
+    """A finished request. `cost` is in weighted tokens."""
 
     client: ClientId
     arrival_s: float
@@ -30,27 +29,27 @@ class Served:
     cost: float
 
     def within(self, start_s: float, end_s: float) -> float:
-        """The part of its cost that falls in a window, spread evenly over its life after the first token."""
-        life = self.end_s - self.first_s
-        if life <= 0:
+        """The part of its cost in a window, spread evenly over the time after its first token."""
+        duration_s = self.end_s - self.first_s
+        if duration_s <= 0:
             return self.cost if start_s <= self.end_s < end_s else 0.0
-        return self.cost * max(0.0, min(end_s, self.end_s) - max(start_s, self.first_s)) / life
+        return self.cost * max(0.0, min(end_s, self.end_s) - max(start_s, self.first_s)) / duration_s
 
 
 @dataclass
-class Records:
-    """Collects finished requests from an event log; hand `take` to a scheduler as its log.
+class RequestRecords:
+    """Collects finished requests from an event log; `take` is called with every event.
 
-    `cost_of(job, hit_tok)` prices a request: weighted tokens as its policy bills them.
+    `cost_of(request, hit_tok)` is the cost of a request in weighted tokens, as its policy bills it.
     """
 
-    jobs: dict[RequestId, SimulatedRequest]
-    cost_of: Callable[[SimulatedRequest, int], float] = lambda job, hit_tok: (
-        job.prompt_tok + 2.0 * job.output_tok
+    requests: dict[RequestId, SimulatedRequest]
+    cost_of: Callable[[SimulatedRequest, int], float] = lambda request, hit_tok: (
+        request.prompt_tok + 2.0 * request.output_tok
     )
-    served: list[Served] = field(default_factory=list)
+    served: list[ServedRequest] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._arrival_s: dict[RequestId, float] = {}
         self._first_s: dict[RequestId, float] = {}
         self._hit: dict[RequestId, int] = {}
@@ -67,30 +66,30 @@ class Records:
             self._finish(event["id"], event["t"])
 
     def _finish(self, id: RequestId, now_s: float) -> None:
-        job = self.jobs[id]
+        request = self.requests[id]
         first_s, hit = self._first_s.pop(id), self._hit.pop(id)
-        cost = self.cost_of(job, hit)
-        self.served.append(Served(job.client, self._arrival_s.pop(id), first_s, now_s, cost))
+        cost = self.cost_of(request, hit)
+        self.served.append(ServedRequest(request.client, self._arrival_s.pop(id), first_s, now_s, cost))
 
-    def by_client(self) -> dict[ClientId, list[Served]]:
-        found: dict[ClientId, list[Served]] = {}
-        for one in self.served:
-            found.setdefault(one.client, []).append(one)
-        return dict(sorted(found.items()))
-
-
-def service_rate(served: Iterable[Served], start_s: float, end_s: float) -> float:
-    """Weighted tokens a second in a window."""
-    return sum(one.within(start_s, end_s) for one in served) / (end_s - start_s)
+    def by_client(self) -> dict[ClientId, list[ServedRequest]]:
+        served_of: dict[ClientId, list[ServedRequest]] = {}
+        for request in self.served:
+            served_of.setdefault(request.client, []).append(request)
+        return dict(sorted(served_of.items()))
 
 
-def demand_rate(served: Iterable[Served], start_s: float, end_s: float) -> float:
-    """Weighted tokens a second of what arrives in a window."""
-    return sum(one.cost for one in served if start_s <= one.arrival_s < end_s) / (end_s - start_s)
+def service_rate(served: Iterable[ServedRequest], start_s: float, end_s: float) -> float:
+    """Weighted tokens per second in a window."""
+    return sum(request.within(start_s, end_s) for request in served) / (end_s - start_s)
 
 
-def service_difference(records: Records, duration_s: float) -> dict[str, float]:
-    """Table 2 of the VTC paper: a client is owed no more than it asked for.
+def demand_rate(served: Iterable[ServedRequest], start_s: float, end_s: float) -> float:
+    """Weighted tokens per second of the requests that arrive in a window."""
+    return sum(request.cost for request in served if start_s <= request.arrival_s < end_s) / (end_s - start_s)
+
+
+def service_difference(records: RequestRecords, duration_s: float) -> dict[str, float]:
+    """Table 2 of the VTC paper: a client's share is limited by its demand.
 
     At 19 times x, over [x, x + 60 s]: sum over clients of min(best rate - its rate, |its demand - its rate|).
     """
@@ -114,20 +113,20 @@ def service_difference(records: Records, duration_s: float) -> dict[str, float]:
 
 
 def accumulated_gap(
-    records: Records, start_s: float, end_s: float, points: int = 200
+    records: RequestRecords, start_s: float, end_s: float, points: int = 200
 ) -> list[tuple[float, float]]:
-    """Figures 3, 7, 8: (time, most minus least accumulated service since `start_s`)."""
+    """Figures 3, 7, 8: (time, largest minus smallest service accumulated by a client since `start_s`)."""
     clients = records.by_client()
     curve = []
     for k in range(points + 1):
         at_s = start_s + (end_s - start_s) * k / points
-        sums = [sum(one.within(start_s, at_s) for one in served) for served in clients.values()]
+        sums = [sum(request.within(start_s, at_s) for request in served) for served in clients.values()]
         curve.append((at_s, max(sums) - min(sums) if sums else 0.0))
     return curve
 
 
 def rate_curves(
-    records: Records, end_s: float, points: int = 60
+    records: RequestRecords, end_s: float, points: int = 60
 ) -> dict[ClientId, list[tuple[float, float]]]:
     """Service rate of each client over time, in windows of 60 s around each point."""
     return {
@@ -141,8 +140,3 @@ def rate_curves(
 
 def mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
-
-
-def table_row(values: dict[str, Any], digits: int = 5) -> dict[str, Any]:
-    """The same with floats rounded to a number of significant digits, for files that people read."""
-    return {k: float(f"{v:.{digits}g}") if isinstance(v, float) else v for k, v in values.items()}

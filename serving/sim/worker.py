@@ -1,4 +1,4 @@
-"""One server in virtual time: the engine's scheduler, and a cost model where the engine has a device."""
+"""One server in virtual time: the engine's scheduler with a cost model in place of the device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,12 @@ from serving.sim.workload import SimulatedRequest
 
 @dataclass(slots=True)
 class Step:
-    """A step under way: what runs, since when, until when, and how many decode steps of it count."""
+    """A step in progress.
+
+    Attributes:
+      plan: what it computes. start_s, end_s: when it began and when it ends.
+      steps: decode steps still to record. context_tok: tokens its rows hold before the first of them.
+    """
 
     plan: StepPlan
     start_s: float
@@ -26,7 +31,7 @@ class Step:
 
 
 class Worker:
-    """Start a step, learn when it ends, end it. Somebody else keeps the time."""
+    """Begins and ends steps. The caller keeps the time: `begin` returns when to call `end`."""
 
     def __init__(
         self,
@@ -40,56 +45,58 @@ class Worker:
         self.cost = cost
         self.step: Step | None = None
         self.busy_s = 0.0
-        self.jobs: dict[RequestId, SimulatedRequest] = {}
+        self.requests: dict[RequestId, SimulatedRequest] = {}
 
-    def submit(self, job: SimulatedRequest, info: RequestInfo, now_s: float) -> bool:
-        """Queues a job; False if the policy refuses it. Cuts a long decode short, so that it may be admitted.
+    def submit(self, request: SimulatedRequest, info: RequestInfo, now_s: float) -> bool:
+        """Queues a request; False if the policy refuses it. Ends a multi-step decode early for its admission.
 
         Raises:
-          ValueError: it could not run even alone.
+          ValueError: it does not fit even alone.
         """
-        alone = not self.scheduler.waiting
+        queue_was_empty = not self.scheduler.waiting
         if self.step is not None:
-            self._book_past(self.step, now_s)
-        self.jobs[info.id] = job
-        if not self.scheduler.submit(RequestState(info, job.tokens, job.cache_salt, now_s), now_s):
-            del self.jobs[info.id]
+            self._record_elapsed(self.step, now_s)
+        self.requests[info.id] = request
+        if not self.scheduler.submit(RequestState(info, request.tokens, request.cache_salt, now_s), now_s):
+            del self.requests[info.id]
             return False
-        if alone and self.step is not None:
-            self._cut(self.step, now_s)
+        if queue_was_empty and self.step is not None:
+            self._shorten(self.step, now_s)
         return True
 
     @property
-    def ends_s(self) -> float:
-        """When the step under way ends; infinity if none is."""
+    def step_end_s(self) -> float:
+        """When the step in progress ends; infinity if there is none."""
         return inf if self.step is None else self.step.end_s
 
     def cancel(self, id: RequestId, now_s: float) -> int:
-        """Ends a live request; what a step under way did of it is lost, as in the engine. Returns its
-        outputs."""
+        """Ends a live request. Its tokens of the step in progress are lost, as in the engine.
+
+        Returns: output tokens it produced.
+        """
         live = self.scheduler.running.get(id) or self.scheduler.waiting[id]
         self.scheduler.cancel(id, now_s)
-        del self.jobs[id]
+        del self.requests[id]
         return live.output_tok
 
     def fail(self, now_s: float) -> list[SimulatedRequest]:
-        """Loses the step under way, everything cached, and all requests; returns these."""
-        lost, self.step = list(self.jobs.values()), None
-        for job in lost:
-            self.cancel(job.id, now_s)
+        """Loses the step in progress, the prefix cache and all requests; returns the requests."""
+        lost, self.step = list(self.requests.values()), None
+        for request in lost:
+            self.cancel(request.id, now_s)
         self.scheduler.memory.clear_cache()
         return lost
 
     def begin(self, now_s: float) -> float | None:
-        """Starts the next step; returns when it ends, or None if there is nothing to do."""
+        """Begins the next step; returns when it ends, or None if there is nothing to do."""
         plan = self.scheduler.plan(now_s)
         if plan is None:
             return None
         context = sum([req.computed_tok + 1 for req in plan.decode])
-        # The device would stop where the first request ends; a plan only knows how long it may go on.
-        jobs, steps = self.jobs, plan.steps
+        # The device stops where the first request ends; a plan only knows the maximum.
+        requests, steps = self.requests, plan.steps
         for req in plan.decode:
-            left = jobs[req.info.id].output_tok - req.output_tok
+            left = requests[req.info.id].output_tok - req.output_tok
             if left < steps:
                 steps = left
         cost_s = self.cost.prefill(plan) + self.cost.decode(len(plan.decode), context, steps)
@@ -97,7 +104,7 @@ class Worker:
         return self.step.end_s
 
     def end(self) -> list[SimulatedRequest]:
-        """Books the step that is under way; returns the jobs that it finished."""
+        """Records the step in progress; returns the requests that it finished."""
         step, self.step = self.step, None
         assert step is not None
         return self._record_tokens(step)
@@ -107,38 +114,38 @@ class Worker:
         produced: dict[RequestId, StepResult] = {}
         self._produce([chunk.req for chunk in step.plan.chunks if chunk.samples], 1, produced)
         self._produce(step.plan.decode, step.steps, produced)
-        return [self.jobs.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
+        return [self.requests.pop(out.id) for out in self.scheduler.commit(step.plan, produced, step.end_s)]
 
     def _produce(
         self, rows: Sequence[RequestState], steps: int, produced: dict[RequestId, StepResult]
     ) -> None:
-        """Tokens of rows: each stops by itself where its job says, possibly before its allowance."""
-        jobs, usual = self.jobs, StepResult(steps)
+        """Adds the tokens of each row, which stops at its simulated output length."""
+        requests, usual = self.requests, StepResult(steps)
         for req in rows:
-            job = jobs.get(req.info.id)
-            if job is not None:  # else it was cancelled while the step ran
-                left = job.output_tok - req.output_tok
-                produced[job.id] = usual if left > steps else StepResult(left, (), "stop")
+            request = requests.get(req.info.id)
+            if request is not None:  # None: it was cancelled while the step ran
+                left = request.output_tok - req.output_tok
+                produced[request.id] = usual if left > steps else StepResult(left, (), "stop")
 
-    def _book_past(self, step: Step, now_s: float) -> None:
-        """Books what is over of a jump: what a policy makes of a newcomer depends on what others have had by
-        now."""
-        if step.steps > 1:  # then it has no chunks
-            rows, passed_s = len(step.plan.decode), now_s - step.start_s
-            over = self.cost.steps_within(rows, step.context_tok, passed_s, step.steps) - 1
-            if over > 0:
-                took_s = self.cost.decode(rows, step.context_tok, over)
-                past = replace(step, steps=over, end_s=step.start_s + took_s)
+    def _record_elapsed(self, step: Step, now_s: float) -> None:
+        """Records the decode steps completed by now: policies compare a newcomer with service so far."""
+        if step.steps > 1:  # such a step has no chunks
+            rows, elapsed_s = len(step.plan.decode), now_s - step.start_s
+            elapsed = self.cost.steps_within(rows, step.context_tok, elapsed_s, step.steps) - 1
+            if elapsed > 0:
+                took_s = self.cost.decode(rows, step.context_tok, elapsed)
+                past = replace(step, steps=elapsed, end_s=step.start_s + took_s)
                 self._record_tokens(past)
-                step.start_s, step.steps = past.end_s, step.steps - over
-                step.context_tok += rows * over
+                step.start_s, step.steps = past.end_s, step.steps - elapsed
+                step.context_tok += rows * elapsed
 
-    def _cut(self, step: Step, now_s: float) -> None:
+    def _shorten(self, step: Step, now_s: float) -> None:
+        """Ends a multi-step decode at the next step boundary."""
         if step.steps > 1:
             before = step.end_s - step.start_s
             fixed = self.cost.prefill(step.plan)
             rows = len(step.plan.decode)
-            passed_s = now_s - step.start_s - fixed
-            step.steps = self.cost.steps_within(rows, step.context_tok, passed_s, step.steps)
+            elapsed_s = now_s - step.start_s - fixed
+            step.steps = self.cost.steps_within(rows, step.context_tok, elapsed_s, step.steps)
             step.end_s = step.start_s + fixed + self.cost.decode(rows, step.context_tok, step.steps)
             assert step.end_s <= step.start_s + before + 1e-9

@@ -1,4 +1,4 @@
-"""What arrives when: jobs, random sources of them, and traces read from a file."""
+"""Workloads: simulated requests, random sources of them, and traces read from a file."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from typing import Any, Literal
 
 from serving.kvcache.tokens import TokenIds, TokenSequence
 from serving.request import ClientId, RequestId
-from serving.sim.synthetic_tokens import SyntheticTokens, TokenRun
+from serving.sim.synthetic_tokens import SyntheticTokens, TokenSegment
 
 
 @dataclass(slots=True)
 class SimulatedRequest:
-    """One request of a workload: what a `Request` is, and what will come of it.
+    """A request of a workload, with the output length that it will have.
 
     Attributes:
-      arrival_s: when it arrives; if `after` is set, how long after that job's end.
+      arrival_s: time of arrival; if `after` is set, seconds after the end of that request.
       tokens: the prompt, possibly followed by the output (which the prefix cache then keeps).
-      output_tok: tokens it will produce. max_output_tok: how many it might, as far as anyone knows.
-      cancel_s: how long after its arrival its client gives up, if it does.
+      output_tok: tokens it will produce. max_output_tok: the limit it asks for, which the scheduler knows.
+      cancel_s: seconds after its arrival at which its client cancels it, if at all.
     """
 
     id: RequestId
@@ -37,18 +37,21 @@ class SimulatedRequest:
 
 
 type Length = int | tuple[int, int] | tuple[str, float, float, int]
-"""A number, (low, high) inclusive, or ("lognormal", median, sigma, most)."""
+"""A number, (low, high) inclusive, or ("lognormal", median, sigma, maximum)."""
 
 
-def draw(length: Length, rng: random.Random) -> int:
+def draw_length(length: Length, rng: random.Random) -> int:
+    """A random length in tokens."""
     match length:
         case int():
             return length
         case (int(low), int(high)):
             return rng.randint(low, high)
-        case ("lognormal", median, sigma, most):
-            return min(most, max(1, round(rng.lognormvariate(math.log(median), sigma))))
-    raise ValueError(f"length {length!r} is no number, (low, high) or ('lognormal', median, sigma, most)")
+        case ("lognormal", median, sigma, maximum):
+            return min(maximum, max(1, round(rng.lognormvariate(math.log(median), sigma))))
+    raise ValueError(
+        f"length {length!r} is not a number, (low, high) or ('lognormal', median, sigma, maximum)"
+    )
 
 
 @dataclass
@@ -56,18 +59,16 @@ class Source:
     """Requests of one client.
 
     Attributes:
-      rate: requests a second; `rate_end` if it changes linearly until `end_s`.
+      rate: requests per second; `rate_end` if it changes linearly until `end_s`.
       arrivals: `even` has gaps of 1/rate and a random phase, `poisson` exponential gaps, `burst` all at once
         at `start_s` (rate * duration of them).
-      on_s, off_s: sends for `on_s`, then pauses for `off_s`, if these are not 0; what falls in a pause is
-      dropped.
-      pause_first: begins with the pause.
-      prompt, output: lengths in tokens, prefix not counted.
-      max_output: what it asks for at most; None: exactly what it will produce.
-      prefix: shared beginnings, each (name, length); one is drawn for each request.
+      on_s, off_s: sends for `on_s`, then pauses for `off_s` and drops what arrives; 0: never pauses.
+      pause_first: starts with the pause.
+      prompt, output: lengths in tokens, without the prefix.
+      max_output: the output limit it asks for; None: exactly what it will produce.
+      prefix: shared prefixes, each (name, length); one is drawn for each request.
       popularity: weights of the prefixes; equal if empty.
-      max_output_factor: asks for so many times what it will produce.
-      cancels: share of requests whose client gives up, after `cancel_s` drawn uniformly up to this.
+      cancels: fraction of requests that are cancelled, after a uniform time of up to `cancel_s`.
     """
 
     client: ClientId
@@ -90,7 +91,7 @@ class Source:
     def check(self) -> None:
         if self.rate <= 0 or self.end_s <= self.start_s:
             raise ValueError(
-                f"client {self.client!r} sends {self.rate} requests a second "
+                f"client {self.client!r} sends {self.rate} requests per second "
                 f"from {self.start_s} s to {self.end_s} s"
             )
         if self.arrivals not in ("even", "poisson", "burst"):
@@ -98,20 +99,20 @@ class Source:
                 f"client {self.client!r} has arrivals={self.arrivals!r}; known: even, poisson, burst"
             )
 
-    def jobs(self, rng: random.Random, tag: str = "") -> Iterator[SimulatedRequest]:
-        """`tag` keeps apart the ids of several sources of one client."""
+    def requests(self, rng: random.Random, tag: str = "") -> Iterator[SimulatedRequest]:
+        """Its requests in order of arrival; `tag` keeps the ids of several sources of one client apart."""
         for i, at_s in enumerate(self._times(rng)):
-            prompt, output = max(1, draw(self.prompt, rng)), max(1, draw(self.output, rng))
+            prompt, output = max(1, draw_length(self.prompt, rng)), max(1, draw_length(self.output, rng))
             id = f"{self.client}-{tag}{i}"
-            runs: list[TokenRun] = []
+            segments: list[TokenSegment] = []
             if self.prefix:
-                runs.append(rng.choices(self.prefix, self.popularity or None)[0])
-            runs.append((id, prompt))
-            most = output if self.max_output is None else max(output, self.max_output)
-            gives_up = rng.uniform(0, self.cancel_s) if rng.random() < self.cancels else None
-            total = sum(n for _, n in runs)
+                segments.append(rng.choices(self.prefix, self.popularity or None)[0])
+            segments.append((id, prompt))
+            max_output = output if self.max_output is None else max(output, self.max_output)
+            cancel_s = rng.uniform(0, self.cancel_s) if rng.random() < self.cancels else None
+            total = sum(n for _, n in segments)
             yield SimulatedRequest(
-                id, self.client, at_s, SyntheticTokens(runs), total, output, most, cancel_s=gives_up
+                id, self.client, at_s, SyntheticTokens(segments), total, output, max_output, cancel_s=cancel_s
             )
 
     def _times(self, rng: random.Random) -> Iterator[float]:
@@ -138,12 +139,12 @@ class Source:
 
 
 def merged(sources: Iterable[Source], seed: int) -> list[SimulatedRequest]:
-    """All jobs in order of arrival. Each source has its own random numbers, so one does not shift another."""
-    jobs: list[SimulatedRequest] = []
+    """All requests in order of arrival. Each source has random numbers of its own."""
+    requests: list[SimulatedRequest] = []
     for i, source in enumerate(sources):
         source.check()
-        jobs += source.jobs(random.Random(f"{seed}/{i}/{source.client}"), f"{i}." if i else "")
-    return sorted(jobs, key=lambda job: job.arrival_s)
+        requests += source.requests(random.Random(f"{seed}/{i}/{source.client}"), f"{i}." if i else "")
+    return sorted(requests, key=lambda request: request.arrival_s)
 
 
 _KNOWN = {"id", "client", "arrival_s", "prompt", "prompt_len", "prefix", "output_len", "max_output", "weight"}
@@ -153,18 +154,19 @@ _KNOWN = {"id", "client", "arrival_s", "prompt", "prompt_len", "prefix", "output
 class RequestTrace:
     """A workload read from a file, and the weights of its clients."""
 
-    jobs: list[SimulatedRequest] = field(default_factory=list)
+    requests: list[SimulatedRequest] = field(default_factory=list)
     weights: dict[ClientId, float] = field(default_factory=dict)
 
 
 def read_trace(path: str | Path) -> RequestTrace:
-    """Reads JSON lines of "id", "client", "arrival_s", "output_len", either "prompt": [ids] or "prompt_len"
-    with perhaps "prefix": [[key, length], ..], and perhaps "max_output" and "weight".
+    """Reads a workload from JSON lines.
 
-    `prompt_len` counts the prefix. Nothing is returned of a file with a bad line.
+    A line holds "id", "client", "arrival_s", "output_len" and either "prompt": [ids] or "prompt_len" with an
+    optional "prefix": [[key, length], ..]; "max_output" and "weight" are optional. `prompt_len` includes the
+    prefix. One bad line rejects the whole file.
 
     Raises:
-      ValueError: names the line and what is wrong with it.
+      ValueError: a bad line, named with its error, or a file without requests.
     """
     trace = RequestTrace()
     seen: set[RequestId] = set()
@@ -172,26 +174,26 @@ def read_trace(path: str | Path) -> RequestTrace:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    job, weight = _job(json.loads(line))
-                    if job.id in seen:
-                        raise ValueError(f"the id {job.id!r} is there already")
-                    if trace.weights.setdefault(job.client, weight) != weight:
+                    request, weight = _request(json.loads(line))
+                    if request.id in seen:
+                        raise ValueError(f"the id {request.id!r} appears twice")
+                    if trace.weights.setdefault(request.client, weight) != weight:
                         raise ValueError(
-                            f"client {job.client!r} has weight {weight} here "
-                            f"and {trace.weights[job.client]} before"
+                            f"client {request.client!r} has weight {weight} here "
+                            f"and {trace.weights[request.client]} before"
                         )
                 except (ValueError, TypeError, KeyError) as why:
                     reason = f"{why} is missing" if isinstance(why, KeyError) else why
                     raise ValueError(f"{path} line {number}: {reason}") from why
-                seen.add(job.id)
-                trace.jobs.append(job)
-    if not trace.jobs:
+                seen.add(request.id)
+                trace.requests.append(request)
+    if not trace.requests:
         raise ValueError(f"{path} holds no request")
-    trace.jobs.sort(key=lambda job: job.arrival_s)
+    trace.requests.sort(key=lambda request: request.arrival_s)
     return trace
 
 
-def _job(row: Any) -> tuple[SimulatedRequest, float]:
+def _request(row: Any) -> tuple[SimulatedRequest, float]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     if unknown := sorted(set(row) - _KNOWN):
@@ -200,14 +202,16 @@ def _job(row: Any) -> tuple[SimulatedRequest, float]:
         raise ValueError("give either prompt or prompt_len")
     id, arrival_s = str(row["id"]), _number(row, "arrival_s", 0.0, float)
     output = _number(row, "output_len", 1, int)
-    most = _number(row, "max_output", 1, int) if "max_output" in row else output
-    if most < output:
-        raise ValueError(f"output_len is {output}, above max_output {most}")
+    max_output = _number(row, "max_output", 1, int) if "max_output" in row else output
+    if max_output < output:
+        raise ValueError(f"output_len is {output}, above max_output {max_output}")
     weight = _number(row, "weight", 0.0, float) if "weight" in row else 1.0
     if not weight > 0:
         raise ValueError(f"weight is {weight}; it must be above 0")
     tokens = _prompt(row, id)
-    return SimulatedRequest(id, str(row["client"]), arrival_s, tokens, len(tokens), output, most), weight
+    return SimulatedRequest(
+        id, str(row["client"]), arrival_s, tokens, len(tokens), output, max_output
+    ), weight
 
 
 def _prompt(row: dict[str, Any], id: RequestId) -> TokenSequence:
@@ -216,21 +220,21 @@ def _prompt(row: dict[str, Any], id: RequestId) -> TokenSequence:
             raise ValueError("prompt must be a list of at least one token id")
         return TokenIds(row["prompt"])
     total = _number(row, "prompt_len", 1, int)
-    runs = [(str(key), length) for key, length in row.get("prefix", ())]
-    if any(type(n) is not int or n < 1 for _, n in runs):
+    prefix = [(str(key), length) for key, length in row.get("prefix", ())]
+    if any(type(n) is not int or n < 1 for _, n in prefix):
         raise ValueError("a prefix is a list of [key, length] with lengths of at least 1")
-    shared = sum(n for _, n in runs)
+    shared = sum(n for _, n in prefix)
     if shared > total:
         raise ValueError(f"the prefix has {shared} tokens, prompt_len is {total}")
-    return SyntheticTokens([*runs, (("own", id), total - shared)])
+    return SyntheticTokens([*prefix, (("own", id), total - shared)])
 
 
-def _number(row: dict[str, Any], name: str, least: float, kind: Callable[[Any], Any]) -> Any:
+def _number(row: dict[str, Any], name: str, minimum: float, kind: Callable[[Any], Any]) -> Any:
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}, not a number")
     if kind is int and value != int(value):
         raise ValueError(f"{name} is {value}, not a whole number")
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}; it must be at least {minimum}")
     return kind(value)

@@ -1,13 +1,13 @@
 """Attention in float64 numpy, one query at a time: short enough to check against the papers by eye.
 
-Every body of every op is held against this file; tolerances are the table below, nowhere else.
+Every backend of every op is compared with this file, within the tolerances below.
 """
 
 import numpy as np
 
 # Largest absolute error allowed for outputs of unit-normal inputs, by dtype of the inputs.
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
-# Log-sum-exps are float32 whatever the inputs, but bfloat16 queries are scaled in bfloat16.
+# Log-sum-exps are float32 for every input dtype, but bfloat16 queries are scaled in bfloat16.
 LSE_TOLERANCE = {"float32": 5e-6, "bfloat16": 3e-2}
 # Gradients sum over queries and keys.
 GRADIENT_TOLERANCE = {"float32": 3e-5, "bfloat16": 1.5e-1}
@@ -90,7 +90,7 @@ def gradients(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, dlse_BTN, *, scale=None, softca
 
 
 def paged(batch, *, window=None, scale=None, softcap=None):
-    """The definition over a `paged.cases.Batch`: (out_BCNH, lse_BCN, weight_BCNS), all float64."""
+    """The definition over a `paged_cases.Batch`: (out_BCNH, lse_BCN, weight_BCNS), all float64."""
     B, C = batch.q_BCNH.shape[:2]
     S = batch.k_BSKH.shape[1]
     asked = np.arange(C)[None] < batch.count_B[:, None]

@@ -1,4 +1,4 @@
-"""The race detectors of the interpreters; the only place that knows where JAX hides their verdicts."""
+"""The race detectors of the interpreters, and where JAX stores their results."""
 
 import contextlib
 
@@ -7,13 +7,13 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
-# Eager copies: a copy that nobody waits for still happens, and races with whoever reads its target.
+# Eager copies: a copy that no code waits for still runs, and races with readers of its target.
 PARAMS = pltpu.InterpretParams(detect_races=True, dma_execution_mode="eager")
 
 
 @contextlib.contextmanager
 def detected():
-    """Yields a function that says whether a race was seen since."""
+    """Yields a function that returns whether a race was detected since."""
     pltpu.reset_tpu_interpret_mode_state()
     yield lambda: bool(interpret_pallas_call.races.races_found)
     pltpu.reset_tpu_interpret_mode_state()

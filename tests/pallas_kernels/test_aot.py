@@ -51,7 +51,7 @@ def test_a_donated_write_on_tpu_happens_in_place(page):
     assert memory.temp_size_in_bytes < 1 << 20
 
 
-def test_inside_pretend_ops_choose_the_bodies_of_the_absent_chip():
+def test_inside_target_ops_choose_the_backends_of_the_absent_chip():
     arrays = shape(1, 64, 8, 128), shape(1, 64, 2, 128), shape(1, 64, 2, 128)
     assert explain(*arrays).backend == "xla"
     for chip, backend in (("v5e", "tpu"), ("h100", "gpu")):
@@ -62,7 +62,7 @@ def test_inside_pretend_ops_choose_the_bodies_of_the_absent_chip():
 
 
 @pytest.mark.aot
-def test_a_kernel_that_does_not_fit_is_refused(monkeypatch):
+def test_a_kernel_that_does_not_fit_raises(monkeypatch):
     """The compiler's verdict is real: tiles of 8k rows cannot lie in VMEM."""
     needs("v5e")
     monkeypatch.setattr("pallas_kernels.attention.tpu_blocks.ROWS", 1 << 13)

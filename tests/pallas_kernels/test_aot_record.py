@@ -1,4 +1,4 @@
-"""The guard against change: what the compilers make of every kernel, against limits and the record."""
+"""Compiler statistics of every kernel, against the limits and the record."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ RECORD = Path(__file__).resolve().parents[2] / "results" / "kernels_aot.csv"
 
 @pytest.fixture(scope="session")
 def compiled():
-    """Every program compiled once, in a process that tells the compilers to dump: rows by (chip, program)."""
+    """Every program compiled once, in a process whose compilers dump: rows by (chip, program)."""
     import subprocess
     import sys
 
@@ -23,13 +23,13 @@ def compiled():
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize(("chip", "name"), aot_record.every())
+@pytest.mark.parametrize(("chip", "name"), aot_record.all_programs())
 def test_every_program_compiles_within_its_chip_and_no_worse_than_recorded(chip, name, request):
-    """No spills and wgmma on Hopper; on TPU bundles, spills and VMEM; all within `record.MARGIN`."""
+    """No spills and wgmma on Hopper; on TPU bundles, spills and VMEM; all within `aot_record.MARGIN`."""
     if why := aot.missing(chip):
         pytest.skip(why)
     row = request.getfixturevalue("compiled")[chip, name]
-    assert list(aot_record.complaints([row], results.read_csv(RECORD))) == []
+    assert list(aot_record.regressions([row], results.read_csv(RECORD))) == []
 
 
 ROW = dict.fromkeys(aot_record.COLUMNS, "") | {
@@ -53,24 +53,24 @@ ROW = dict.fromkeys(aot_record.COLUMNS, "") | {
         ({"spill_bytes": 8}, "spill_bytes is 8, the chip allows 0"),
         ({"wgmma": 0}, "no wgmma instruction"),
         ({"shared_bytes": 1001}, "shared_bytes is 1001, the record says 1000"),
-        ({"registers": ""}, "registers is not told, the record says 200"),
+        ({"registers": ""}, "registers is not reported, the record says 200"),
         ({"program": "new"}, "not in the record"),
     ],
 )
-def test_only_what_is_worse_than_the_record_is_complained_of(change, sentence):
+def test_only_what_is_worse_than_the_record_is_reported(change, sentence):
     before = [{name: str(value) for name, value in ROW.items()}]
-    said = list(aot_record.complaints([ROW | change], before))
+    said = list(aot_record.regressions([ROW | change], before))
     assert any(sentence in words for words in said) if sentence else said == []
 
 
 def test_the_record_holds_every_program():
-    assert [(row["chip"], row["program"]) for row in results.read_csv(RECORD)] == aot_record.every()
+    assert [(row["chip"], row["program"]) for row in results.read_csv(RECORD)] == aot_record.all_programs()
 
 
 def test_what_was_not_measured_again_stays_in_the_record(tmp_path):
     path = tmp_path / "record.csv"
     results.write_csv(path, [ROW | {"chip": "v5e"}, ROW, ROW | {"program": "of old"}])
-    kept = aot_record.merged([ROW | {"registers": 100}], path)
+    kept = aot_record.merge_rows([ROW | {"registers": 100}], path)
     assert [(row["chip"], str(row["registers"])) for row in kept] == [("v5e", "200"), ("h100", "100")]
 
 
@@ -88,4 +88,9 @@ def test_bundles_are_those_of_the_pallas_kernels_alone(tmp_path):
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert aot_record.tpu(tmp_path) == {"kernels": 1, "bundles": 40, "spills": 1, "scoped_vmem_bytes": 48}
+    assert aot_record.read_tpu_dump(tmp_path) == {
+        "kernels": 1,
+        "bundles": 40,
+        "spills": 1,
+        "scoped_vmem_bytes": 48,
+    }

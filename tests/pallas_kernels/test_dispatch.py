@@ -1,4 +1,4 @@
-"""Which body runs where."""
+"""Which backend runs where."""
 
 import jax
 import pytest
@@ -19,7 +19,7 @@ def test_over_several_devices_the_compiler_divides_xla_and_no_kernel(axis_type):
     with use_abstract_mesh(tpus(axis_type)):
         choice = explain(*ARRAYS)
         assert choice.backend == "xla"
-        assert "devices along data; a kernel needs jax.shard_map" in choice.refused["tpu"]
+        assert "devices along data; a kernel needs jax.shard_map" in choice.unsupported["tpu"]
         with pytest.raises(NotImplementedError, match="needs jax"):
             explain(*ARRAYS, backend="tpu")
 

@@ -1,4 +1,4 @@
-"""Grouped matmul: every body and every gradient against a float64 loop over groups."""
+"""Grouped matmul: every backend and every gradient against a float64 loop over groups."""
 
 import functools
 
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_definition(group_sizes):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_the_xla_body_does_the_work_of_the_rows_not_of_rows_times_experts():
+def test_the_xla_backend_does_the_work_of_the_rows_not_of_rows_times_experts():
     """16 experts, 512 rows: the compiler counts one block's product in the loop, and no all-expert
     product."""
     x, w, g = (
@@ -87,12 +87,12 @@ def test_the_xla_body_does_the_work_of_the_rows_not_of_rows_times_experts():
         ((3, 4), (2, 4, 6), (3,), "2 matrices need 2 group sizes"),
     ],
 )
-def test_shapes_that_disagree_are_refused(x, w, g, why):
+def test_shapes_that_disagree_raise(x, w, g, why):
     with pytest.raises(ValueError, match=why):
         grouped_matmul(jnp.zeros(x), jnp.zeros(w), jnp.zeros(g, jnp.int32))
 
 
-def test_the_front_door_says_which_body_runs():
+def test_explain_names_the_backend_that_runs():
     x, w = operands(9)
     assert explain(x, w, jnp.zeros(E, jnp.int32)).backend == "xla"
 
@@ -102,7 +102,7 @@ def test_tokamax_serves_gpus_and_only_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     with aot.target("h100"):
         choice = explain(x, w, jnp.zeros(E, jnp.int32))
-        assert (choice.backend, choice.refused) == (
+        assert (choice.backend, choice.unsupported) == (
             "xla",
             {"gpu": "tokamax is not installed (the gpu extra)"},
         )
@@ -115,7 +115,7 @@ def test_tokamax_serves_gpus_and_only_where_it_is_installed(monkeypatch):
 @pytest.mark.aot
 @pytest.mark.parametrize("group_sizes", [(9, 0, 30, 11), (0, 0, 0, 0), (0, 70, 0, 0)])
 def test_tokamax_by_its_xla_form_agrees_with_the_definition(group_sizes):
-    """Its kernels need the device; what is shown here is that it is asked for the right thing."""
+    """Its kernels need the device; this shows that it is called with the right arguments."""
     pytest.importorskip("tokamax")
     x_MD, w_EDF = operands(70)
     got = gpu.grouped_matmul(x_MD, w_EDF, jnp.asarray(group_sizes, jnp.int32))

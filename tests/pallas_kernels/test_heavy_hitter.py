@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pallas_kernels import heavy_hitter
 from pallas_kernels.attention import attention, tpu_blocks
-from pallas_kernels.attention.cases import CASES, inputs
 from tests.pallas_kernels import oracle, races
+from tests.pallas_kernels.attention_cases import CASES, inputs
 
 SUM_TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-1}
 QUICK = ("full_ragged_tail", "documents_window")
@@ -29,18 +29,18 @@ RUNS = [
 
 
 @functools.partial(jax.jit, static_argnames=("case", "backend"))
-def sums(q, k, lse, places, *, case, backend):
+def sums(q, k, lse, positions, *, case, backend):
     options = {name: value for name, value in case.options.items() if name != "causal"}
-    return heavy_hitter.column_sums(q, k, lse, **places, **options, backend=backend)
+    return heavy_hitter.column_sums(q, k, lse, **positions, **options, backend=backend)
 
 
 def expected(case, dtype):
-    arrays, places = inputs(case, dtype)
-    _, lse, weight_BTNS = oracle.attention(**arrays, **places, **case.options)
+    arrays, positions = inputs(case, dtype)
+    _, lse, weight_BTNS = oracle.attention(**arrays, **positions, **case.options)
     B, _, _, S = weight_BTNS.shape
     return (
         arrays,
-        places,
+        positions,
         lse.astype("float32"),
         weight_BTNS.sum(axis=1).reshape(B, case.K, -1, S).sum(axis=2),
     )
@@ -51,8 +51,8 @@ def expected(case, dtype):
 )
 @pytest.mark.parametrize("case", CAUSAL, ids=lambda case: case.name)
 def test_column_sums_agree_with_the_definition(case, backend, dtype):
-    arrays, places, lse, want = expected(case, dtype)
-    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend=backend)
+    arrays, positions, lse, want = expected(case, dtype)
+    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, positions, case=case, backend=backend)
     assert got.dtype == "float32"
     np.testing.assert_allclose(np.float64(got), want, atol=SUM_TOLERANCE[dtype] * max(1, want.max()), rtol=0)
 
@@ -66,8 +66,8 @@ INTERPRETED = [
 def test_the_tpu_kernel_agrees_with_the_definition(case, monkeypatch):
     monkeypatch.setattr(tpu_blocks, "ROWS", 64)
     monkeypatch.setattr(tpu_blocks, "KEYS", 16)
-    arrays, places, lse, want = expected(case, "float32")
-    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend="interpret")
+    arrays, positions, lse, want = expected(case, "float32")
+    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, positions, case=case, backend="interpret")
     np.testing.assert_allclose(
         np.float64(got), want, atol=SUM_TOLERANCE["float32"] * max(1, want.max()), rtol=0
     )
@@ -84,9 +84,9 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, monkeypatch):
 )
 def test_the_gpu_kernel_agrees_with_the_definition(case):
     """Under the Hopper interpreter with its race detector."""
-    arrays, places, lse, want = expected(case, "bfloat16")
+    arrays, positions, lse, want = expected(case, "bfloat16")
     with races.detected_on_gpu() as found:
-        got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend="gpu")
+        got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, positions, case=case, backend="gpu")
         tolerance = SUM_TOLERANCE["bfloat16"] * max(1, want.max())
         np.testing.assert_allclose(np.float64(got), want, atol=tolerance, rtol=0)
         assert not found()
@@ -95,8 +95,8 @@ def test_the_gpu_kernel_agrees_with_the_definition(case):
 @pytest.mark.parametrize("name", ["full_ragged_tail", "window", "documents_window", "several_blocks"])
 def test_the_sums_of_a_row_add_up_to_its_query_heads(name):
     case = next(c for c in CASES if c.name == name)
-    arrays, places, lse, _ = expected(case, "float32")
-    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, places, case=case, backend="xla")
+    arrays, positions, lse, _ = expected(case, "float32")
+    got = sums(arrays["q_BTNH"], arrays["k_BSKH"], lse, positions, case=case, backend="xla")
     np.testing.assert_allclose(got.sum(axis=-1), case.T * case.N / case.K, rtol=1e-5)
 
 
@@ -107,13 +107,13 @@ def test_chunks_of_queries_add_up_to_the_whole():
     total = 0
     for start in range(0, case.T, 100):
         part = slice(start, start + 100)
-        places = {"k_pos_BS": k_pos, "q_pos_BT": k_pos[:, case.S - case.T :][:, part]}
+        positions = {"k_pos_BS": k_pos, "q_pos_BT": k_pos[:, case.S - case.T :][:, part]}
         q = arrays["q_BTNH"][:, part]
-        total += sums(q, arrays["k_BSKH"], lse[:, part], places, case=case, backend="xla")
+        total += sums(q, arrays["k_BSKH"], lse[:, part], positions, case=case, backend="xla")
     np.testing.assert_allclose(total, want, atol=1e-4)
 
 
-def test_a_log_sum_exp_of_other_queries_is_refused():
+def test_a_log_sum_exp_of_other_queries_raises():
     q, k = jnp.zeros((1, 8, 4, 64)), jnp.zeros((1, 8, 2, 64))
     with pytest.raises(ValueError, match="needs a log-sum-exp of shape"):
         heavy_hitter.column_sums(q, k, jnp.zeros((1, 4, 4)))

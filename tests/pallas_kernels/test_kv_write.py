@@ -1,4 +1,4 @@
-"""Every body of `kv_write` against one plain loop, in place."""
+"""Every backend of `kv_write` against one plain loop, in place."""
 
 import functools
 
@@ -13,7 +13,7 @@ from pallas_kernels import kv_write, paged
 from pallas_kernels.kv_write import tpu
 
 P, K, t, H = 6, 2, 8, 64
-BODIES = [
+BACKENDS = [
     ("reference", "rows"),
     ("xla", "rows"),
     ("interpret", "rows"),
@@ -34,12 +34,12 @@ def by_loop(pages_PKtH, rows_TKH, page_T, offset_T):
     return after
 
 
-def example(places, dtype="float32", seed=0):
+def example(positions, dtype="float32", seed=0):
     rng = np.random.default_rng(seed)
-    T = len(places)
+    T = len(positions)
     pages = [rng.standard_normal((P, K, t, H)).astype(dtype) for _ in range(2)]
     rows = [rng.standard_normal((T, K, H)).astype(dtype) for _ in range(2)]
-    page_T, offset_T = np.array(places, np.int32).reshape(T, 2).T
+    page_T, offset_T = np.array(positions, np.int32).reshape(T, 2).T
     return *pages, *rows, page_T, offset_T
 
 
@@ -50,9 +50,9 @@ def written(keys, values, k, v, page, offset, *, layout, backend):
     return jnp.swapaxes(keys, 2, 3) if layout == "columns" else keys, values
 
 
-def check(places, layout, backend, dtype="float32"):
-    places = places + [(P, 0)] * (6 - len(places))  # one shape, one compilation
-    keys, values, k, v, page_T, offset_T = arrays = example(places, dtype)
+def check(positions, layout, backend, dtype="float32"):
+    positions = positions + [(P, 0)] * (6 - len(positions))  # one shape, one compilation
+    keys, values, k, v, page_T, offset_T = arrays = example(positions, dtype)
     got = written(*arrays, layout=layout, backend=backend)
     for pages, before, rows in zip(got, (keys, values), (k, v), strict=True):
         assert np.array_equal(pages, by_loop(before, rows, page_T, offset_T))
@@ -69,7 +69,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize(("backend", "layout"), BODIES)
+@pytest.mark.parametrize(("backend", "layout"), BACKENDS)
 @pytest.mark.parametrize("name", PLACES)
 def test_every_body_writes_what_the_loop_writes(name, backend, layout):
     check(PLACES[name], layout, backend)
@@ -84,15 +84,15 @@ def test_bfloat16_rows_arrive_to_the_bit(backend):
 @given(
     st.lists(st.tuples(st.integers(-1, P + 1), st.integers(0, t - 1)), min_size=5, max_size=5, unique=True)
 )
-def test_any_places_in_any_order(places):
+def test_any_places_in_any_order(positions):
     for backend in ("xla", "interpret"):
-        check(places, "rows", backend)
+        check(positions, "rows", backend)
 
 
 @given(st.lists(st.tuples(st.integers(1, P), st.integers(0, t - 1)), min_size=9, max_size=9))
-def test_the_tpu_kernel_never_comes_back_to_a_page(places):
+def test_the_tpu_kernel_never_comes_back_to_a_page(positions):
     """Or it would fetch what is still on its way back: no interpreter models a pipeline's own copies."""
-    page_T, offset_T = np.array(places, np.int32).T
+    page_T, offset_T = np.array(positions, np.int32).T
     order, page, offset, real = (np.asarray(x) for x in tpu.visits(page_T, offset_T, P, t))
     runs = [page[i] for i in range(len(page)) if i == 0 or page[i] != page[i - 1]]
     assert len(set(runs)) == len(runs)

@@ -1,4 +1,4 @@
-"""Every body of `paged` against float64, over one list of ragged batches, pools poisoned."""
+"""Every backend of `paged` against float64, over one list of ragged batches, pools poisoned."""
 
 import functools
 
@@ -13,17 +13,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import paged
 from pallas_kernels.paged import gpu, pagewise, tpu
-from pallas_kernels.paged.cases import CASES, Batch, PagedCase, batch
 from pallas_kernels.paged.xla import pages_in_view
 from tests.pallas_kernels import oracle, races
+from tests.pallas_kernels.paged_cases import CASES, Batch, PagedCase, batch
 
-# "weights" is the xla body asked for the weight of every key, which takes its other way through the pool.
-# "interpret" is the tpu body under the Pallas interpreter, with tiles small enough to make several.
+# A variant is a backend, or "weights": the xla backend that returns weights, which always gathers pages.
+# "interpret" is the tpu backend under the Pallas interpreter, with tiles small enough to make several.
 QUICK = ("decode_window", "decode_empty_rows", "mixed", "mixed_window")
 
 
 def quick(case, dtype):
-    """The rest of the list is left to nightly runs: compiling is what costs."""
+    """The other cases run nightly, since compiling dominates the time."""
     return () if case.name in QUICK and dtype == "float32" else pytest.mark.long
 
 
@@ -33,9 +33,9 @@ INTERPRETED = [
     for dtype in ("float32", "bfloat16")
 ]
 RUNS = [
-    pytest.param(case, body, dtype, id=f"{case.name}-{body}-{dtype}", marks=marks)
+    pytest.param(case, variant, dtype, id=f"{case.name}-{variant}-{dtype}", marks=marks)
     for case in CASES
-    for body, dtype, marks in (
+    for variant, dtype, marks in (
         ("reference", "float32", ()),
         ("xla", "float32", ()),
         ("weights", "float32", () if case.name in QUICK else pytest.mark.long),
@@ -59,7 +59,7 @@ def fill(case: PagedCase, given: Batch, dtype: str, poison: bool = True, layout=
     """A pool that holds the batch's keys and values; NaN in every page that no row's live table names."""
     every = np.arange(given.pages, dtype=np.int32)
     free = poison & ~np.isin(every, given.table_BP)
-    dead = ~np.isin(given.page_BS, given.table_BP)  # pages below the window were given back
+    dead = ~np.isin(given.page_BS, given.table_BP)  # pages below the window were freed
     page_BS = np.where(dead, given.pages, given.page_BS).astype(np.int32)
     shape = case._replace(rows=(), name="", share=False)  # one compilation for all batches of a shape
     return _fill(
@@ -82,17 +82,22 @@ def run(q, pool, table, start, count, *, case, backend, weights=False):
     )
 
 
-def ask(given: Batch):
+def row_arguments(given: Batch):
     return given.table_BP, given.start_B, given.count_B
 
 
-@pytest.mark.parametrize(("case", "body", "dtype"), RUNS)
-def test_agrees_with_the_definition(case, body, dtype):
+@pytest.mark.parametrize(("case", "variant", "dtype"), RUNS)
+def test_agrees_with_the_definition(case, variant, dtype):
     given = batch(case, dtype)
     pool = fill(case, given, dtype)
-    weights = body in ("reference", "weights")
+    weights = variant in ("reference", "weights")
     got = run(
-        given.q_BCNH, pool, *ask(given), case=case, backend=body.replace("weights", "xla"), weights=weights
+        given.q_BCNH,
+        pool,
+        *row_arguments(given),
+        case=case,
+        backend=variant.replace("weights", "xla"),
+        weights=weights,
     )
     want = oracle.paged(given, **case.options)
     assert [x.dtype for x in got] == [dtype, "float32", "float32"][: len(got)]
@@ -105,8 +110,10 @@ def test_a_row_in_a_wide_table_is_the_same_to_the_last_bit_beside_longer_ones_an
     case = PagedCase("wide", ((40, 4), (600, 4)), 4, 2, 1, 64, 16, 40, window=window)
     given = batch(case)
     pool = fill(case, given, "float32")
-    together = run(given.q_BCNH, pool, *ask(given), case=case, backend="xla")[0]
-    alone = run(given.q_BCNH, pool, *ask(given)[:2], np.array([4, 0], np.int32), case=case, backend="xla")[0]
+    together = run(given.q_BCNH, pool, *row_arguments(given), case=case, backend="xla")[0]
+    alone = run(
+        given.q_BCNH, pool, *row_arguments(given)[:2], np.array([4, 0], np.int32), case=case, backend="xla"
+    )[0]
     np.testing.assert_array_equal(together[0], alone[0])
     assert np.any(together[1] != alone[1])
 
@@ -117,7 +124,7 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
     monkeypatch.setattr(tpu, "KEYS", 16)
     given = batch(case, dtype)
     pool = fill(case, given, dtype, layout="rows")
-    got = run(given.q_BCNH, pool, *ask(given), case=case, backend="interpret", weights=True)
+    got = run(given.q_BCNH, pool, *row_arguments(given), case=case, backend="interpret", weights=True)
     want = oracle.paged(given, **case.options)
     tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE
     for x, exact, tolerance in zip(got, want, tolerances, strict=True):
@@ -127,7 +134,7 @@ def test_the_tpu_kernel_agrees_with_the_definition(case, dtype, monkeypatch):
 @pytest.mark.interpreter
 @pytest.mark.parametrize("planted", [False, True])
 def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
-    """Under the race detector; with the waits taken out it must cry."""
+    """Under the race detector; without the waits it must report a race."""
     case = PagedCase("race", ((20, 1), (9, 1)), 1, 2, 1, 64, 8, 4, window=12)
     given = batch(case)
     pool = fill(case, given, "float32", layout="rows")
@@ -136,7 +143,7 @@ def test_the_tpu_kernel_reads_no_page_before_it_arrived(planted, monkeypatch):
         monkeypatch.setattr(tpu, "wait_for", lambda copies: list(copies))
     options = {"window": 12, "scale": 64**-0.5, "softcap": None, "return_weights": False}
     with races.detected() as found:
-        out = tpu.attend(given.q_BCNH, pool, *ask(given), **options, interpret=races.PARAMS)[0]
+        out = tpu.attend(given.q_BCNH, pool, *row_arguments(given), **options, interpret=races.PARAMS)[0]
         out.block_until_ready()
         assert found() == planted
     if not planted:
@@ -158,7 +165,7 @@ def test_the_gpu_kernel_agrees_with_the_definition(case):
     pool = fill(case, given, "bfloat16", layout="rows")
     options = {**case.options, "scale": case.scale or case.H**-0.5, "return_weights": True}
     with plgpu.force_gpu_interpret_mode():
-        got = gpu.attend(given.q_BCNH, pool, *ask(given), **options, splits=2)
+        got = gpu.attend(given.q_BCNH, pool, *row_arguments(given), **options, splits=2)
     want = oracle.paged(given, **case.options)
     tolerances = oracle.TOLERANCE, oracle.LSE_TOLERANCE, oracle.TOLERANCE
     for x, exact, tolerance in zip(got, want, tolerances, strict=True):
@@ -172,7 +179,7 @@ def test_the_gpu_kernel_runs_without_a_race():
     pool = fill(case, given, "bfloat16", layout="rows")
     options = {"window": None, "scale": 64**-0.5, "softcap": None, "return_weights": False}
     with races.detected_on_gpu() as found:
-        gpu.attend(given.q_BCNH, pool, *ask(given), **options)[0].block_until_ready()
+        gpu.attend(given.q_BCNH, pool, *row_arguments(given), **options)[0].block_until_ready()
         assert not found()
 
 
@@ -207,20 +214,20 @@ def test_the_gpu_race_detector_cries_when_two_warpgroups_share_a_buffer(planted)
         assert found() == planted
 
 
-def test_what_the_tpu_kernel_cannot_do_it_refuses_by_name():
+def test_what_the_tpu_kernel_does_not_support_it_names():
     given = batch(CASES[0])
     pool = paged.init(given.pages, 8, 2, 64, "float32", layout="columns")
     with pytest.raises(NotImplementedError, match="keeps its keys in columns"):
-        paged.explain(given.q_BCNH, pool, *ask(given), backend="interpret")
+        paged.explain(given.q_BCNH, pool, *row_arguments(given), backend="interpret")
 
 
-@pytest.mark.parametrize("hot", [1, 16])
-def test_shared_pages_are_right_whether_few_or_many(hot, monkeypatch):
+@pytest.mark.parametrize("max_shared", [1, 16])
+def test_shared_pages_are_right_whether_few_or_many(max_shared, monkeypatch):
     """Four pages are shared: dense for all (16), or too many for that (1) so that pages are copied."""
-    monkeypatch.setattr(pagewise, "HOT", hot)
-    case = next(c for c in CASES if c.name == "decode_shared")._replace(name=f"hot_{hot}")
+    monkeypatch.setattr(pagewise, "MAX_SHARED_PAGES", max_shared)
+    case = next(c for c in CASES if c.name == "decode_shared")._replace(name=f"shared_{max_shared}")
     given = batch(case)
-    got = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")
+    got = run(given.q_BCNH, fill(case, given, "float32"), *row_arguments(given), case=case, backend="xla")
     np.testing.assert_allclose(got[0], oracle.paged(given)[0], atol=oracle.TOLERANCE["float32"])
 
 
@@ -243,7 +250,7 @@ def check_ragged(base, backend, dtype, rows, share, seed, layout=None):
     case = base._replace(rows=tuple(rows), share=share)
     given = batch(case, dtype, seed=seed)
     pool = fill(case, given, dtype, layout=layout)
-    got = run(given.q_BCNH, pool, *ask(given), case=base, backend=backend)
+    got = run(given.q_BCNH, pool, *row_arguments(given), case=base, backend=backend)
     want = oracle.paged(given, **case.options)
     for x, exact, tolerance in zip(got, want, (oracle.TOLERANCE, oracle.LSE_TOLERANCE)):
         np.testing.assert_allclose(np.float64(x), exact, atol=tolerance[dtype], rtol=0)
@@ -278,24 +285,26 @@ def test_any_ragged_batch_agrees_on_the_simulated_gpu(rows, share, seed):
 def test_where_a_page_lies_does_not_change_one_bit():
     case = next(c for c in CASES if c.name == "mixed")
     given = batch(case)
-    first = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")
+    first = run(given.q_BCNH, fill(case, given, "float32"), *row_arguments(given), case=case, backend="xla")
     moved = np.random.default_rng(7).permutation(given.pages - 1) + 1
     shift = np.concatenate([[0], moved, [given.pages]]).astype(np.int32)
     table = np.where(given.table_BP < given.pages, shift[np.minimum(given.table_BP, given.pages)], 0)
     given = given._replace(table_BP=table.astype(np.int32), page_BS=shift[given.page_BS])
-    again = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")
+    again = run(given.q_BCNH, fill(case, given, "float32"), *row_arguments(given), case=case, backend="xla")
     assert all(bool(jnp.all(a == b)) for a, b in zip(first, again, strict=True))
 
 
 def test_rows_do_not_see_their_neighbours():
     case = next(c for c in CASES if c.name == "decode")
     given = batch(case)
-    out = run(given.q_BCNH, fill(case, given, "float32"), *ask(given), case=case, backend="xla")[0]
+    out = run(given.q_BCNH, fill(case, given, "float32"), *row_arguments(given), case=case, backend="xla")[0]
     order = np.array([2, 0, 1])
     turned = given._replace(
         **{name: getattr(given, name)[order] for name in ("q_BCNH", "table_BP", "start_B", "count_B")}
     )
-    swapped = run(turned.q_BCNH, fill(case, given, "float32"), *ask(turned), case=case, backend="xla")[0]
+    swapped = run(
+        turned.q_BCNH, fill(case, given, "float32"), *row_arguments(turned), case=case, backend="xla"
+    )[0]
     assert bool(jnp.all(swapped == out[order]))
 
 
@@ -360,4 +369,4 @@ def test_pages_in_view_are_enough_and_some_start_needs_them_all(window, chunk, p
 def test_bad_calls_name_what_disagrees(change, sentence):
     given = batch(CASES[0])._replace(**change)
     with pytest.raises(ValueError, match=sentence):
-        paged.explain(given.q_BCNH, paged.init(given.pages, 8, 2, 64, "float32"), *ask(given))
+        paged.explain(given.q_BCNH, paged.init(given.pages, 8, 2, 64, "float32"), *row_arguments(given))

@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 
 from absl import flags
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mixattn.evals.llm import OpenAI, RetryPolicy
 from mixattn.tools import files
+from mixattn.tools.progress import ProgressLines
 from serving.metropolis.commands import command_line
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation, SimulationRun
+from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import Commit, SqliteStore
 from serving.metropolis.town import make_town, stub_model
@@ -80,17 +81,15 @@ def _main() -> None:
 def _run(store: SqliteStore) -> SimulationRun:
     world, agents = make_town(FLAGS.residents)
     upto = None if FLAGS.upto < 0 else FLAGS.upto
-    with _progress() as progress:
-        task = progress.add_task("", total=FLAGS.steps, lead=0, flight=0, calls=0)
-        last = 0.0
+    with ProgressLines(quiet=FLAGS.json) as lines:
+        line, last = lines.add(FLAGS.steps), 0.0
 
         def show(commit: Commit) -> None:
             nonlocal last
             if time.monotonic() - last > 0.1:
                 last = time.monotonic()
-                base, stats = sim.schedule.base_step, sim.stats
-                lead = max(sim.schedule.step) - base
-                progress.update(task, completed=base, lead=lead, flight=stats.in_flight, calls=stats.calls)
+                base = sim.schedule.base_step
+                line.update(base, _words(base, max(sim.schedule.step) - base, sim.stats))
 
         options = {
             "mode": FLAGS.mode,
@@ -115,12 +114,10 @@ def _run(store: SqliteStore) -> SimulationRun:
                     return await sim.run(FLAGS.steps, resume=FLAGS.resume, upto=upto)
 
             result = asyncio.run(live())
-        progress.update(task, completed=FLAGS.steps)
+        line.update(FLAGS.steps, _words(FLAGS.steps, 0, result.stats))
     return result
 
 
-def _progress() -> Progress:
-    words = "slowest at step {task.completed}/{task.total} · lead {task.fields[lead]}"
-    load = "{task.fields[flight]} calls in flight, {task.fields[calls]} done"
-    columns = (TextColumn(words), BarColumn(), TextColumn(load), TimeElapsedColumn())
-    return Progress(*columns, disable=FLAGS.json)
+def _words(step: int, lead: int, stats: RunStats) -> str:
+    calls = f"{stats.in_flight} calls in flight, {stats.calls} done"
+    return f"slowest at step {step}/{FLAGS.steps} · lead {lead} · {calls}"

@@ -5,11 +5,14 @@ so that leads, blocking and waking all occur. Only the graph's `commit` is timed
 graph check every waiting agent after every commit, as a scheduler without watched blockers must.
 """
 
+import functools
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
+from pallas_kernels.measure import interleave
 from serving.metropolis.experiments.simulate import simulate_trace
 from serving.metropolis.runtime.server import ServerConfig
 from serving.metropolis.schedule.dependency_graph import Cluster, DependencyGraph
@@ -44,13 +47,14 @@ def measure(
     agents: int, commits: int, *, repeats: int = 3, rescan: bool = False, seed: int = 0
 ) -> ControllerCost:
     """Times `commits` commits `repeats` times in this thread."""
-    means, searches, members = [], 0.0, 0
-    for _ in range(repeats):
-        spent, searches, members = _drive(agents, commits, rescan, seed)
-        means.append(1e6 * spent / commits)
     method = "full rescan" if rescan else "watched blocker"
-    median = sorted(means)[len(means) // 2]
-    return ControllerCost(agents, method, commits, median, min(means), searches / commits, members / commits)
+    drive = functools.partial(_drive, agents, commits, rescan, seed)
+    taken = interleave({method: drive}, repeats, warmup=0)[method]
+    costs = [1e6 * spent / commits for spent, _, _ in taken]
+    _, searches, members = taken[-1]
+    return ControllerCost(
+        agents, method, commits, median(costs), min(costs), searches / commits, members / commits
+    )
 
 
 def _drive(agents: int, commits: int, rescan: bool, seed: int) -> tuple[float, float, int]:

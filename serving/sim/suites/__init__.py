@@ -1,1 +1,1 @@
-"""Whole suites of simulated experiments, written to results files."""
+"""Suites of experiments, and the one table and the pictures that they fill."""

@@ -60,10 +60,12 @@ def test_a_refusal_says_how_much_was_needed():
     said = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (32.00G) exceeds available"
     )
-    found = aot.refused(f"{said} HBM (15.75G). HLO module: jit_f.", 16 << 30)
+    found = aot.parse_out_of_memory(f"{said} HBM (15.75G). HLO module: jit_f.", 16 << 30)
     assert (found.total, found.fits, found.why) == (32 << 30, False, f"{said} HBM (15.75G)")
     with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
-        aot.refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem (18M of 16M).", 16 << 30)
+        aot.parse_out_of_memory(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem (18M of 16M).", 16 << 30
+        )
 
 
 def test_a_program_that_needs_a_byte_too_many_does_not_fit():

@@ -64,8 +64,8 @@ def test_a_ring_too_small_for_its_window_gives_other_tokens():
         check_against_teacher(requests, engine.run(requests), net)
 
 
-def test_a_layer_that_no_kind_takes_is_refused_by_number():
-    with pytest.raises(ValueError, match=r"\['full'\] takes layer 0"):
+def test_a_layer_that_no_kind_matches_is_refused_by_number():
+    with pytest.raises(ValueError, match=r"\['full'\] matches layer 0"):
         Engine(model("0s_1s"), CONFIG, kv_kinds=(KV_KINDS[0],))
 
 

@@ -7,12 +7,12 @@ import time
 import pytest
 
 from mixattn.tools import cli
-from pallas_kernels import results
 from serving.fair import metrics
 from serving.sim import fit
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, SimulatedEngine, run
-from serving.sim.suites import fairness, overhead
+from serving.sim.suites import fairness, overhead, table
+from serving.sim.suites.table import TableRow
 from serving.sim.workload import read_trace
 
 COMMAND = "serving.simulate"
@@ -80,7 +80,7 @@ BAD_LINES = {
     json.dumps(GOOD | {"output_len": 1.5}): "output_len is 1.5, not a whole number",
     json.dumps(GOOD | {"prefix": [["k", 4]]}): "the prefix has 4 tokens, prompt_len is 3",
     json.dumps(GOOD | {"speed": 2}): "unknown field speed",
-    json.dumps(GOOD | {"id": "r0"}): "'r0' is there already",
+    json.dumps(GOOD | {"id": "r0"}): "'r0' appears twice",
     json.dumps(GOOD | {"weight": 0}): "weight is 0",
 }
 
@@ -100,11 +100,11 @@ def test_a_bad_line_is_named_and_nothing_is_read(trace, line, says):
 
 def test_a_request_that_never_fits_stops_the_run_before_it_starts(trace):
     with_line(trace, json.dumps(GOOD | {"prompt_len": 9000}))
-    jobs = read_trace(trace).jobs
-    experiment = FairnessExperiment(jobs=lambda seed: jobs, server=SimulatedEngine(memory_tok=400))
+    requests = read_trace(trace).requests
+    experiment = FairnessExperiment(requests=lambda seed: requests, server=SimulatedEngine(memory_tok=400))
     seen = []
     with pytest.raises(ValueError, match="request 'x' of 'a' needs 9001 tokens"):
-        run(experiment, experiment.runs[0], jobs=jobs, log=seen.append)
+        run(experiment, experiment.runs[0], requests=requests, log=seen.append)
     assert not seen
 
 
@@ -116,7 +116,7 @@ def test_a_request_that_never_fits_stops_the_run_before_it_starts(trace):
         (["--admission=never"], "unknown admission 'never'; known: reserve, peak, optimistic"),
         (
             ["--suite=overhead"],
-            "give one of --config, --trace, --suite and --fit; given: --trace and --suite",
+            "give one of --config, --trace, --suite, --draw and --fit; given: --trace and --suite",
         ),
     ],
 )
@@ -139,37 +139,74 @@ def test_an_experiment_is_a_config(run_module):
 
 
 def test_the_cost_model_is_found_again_in_the_log_it_made():
-    from tests.serving.sim.test_simulator import job, simulate
+    from tests.serving.sim.test_simulator import request, simulate
 
-    jobs = [job(i, at_s=0.05 * i, prompt=20 + i % 50, output=10 + i % 40) for i in range(80)]
-    log, _ = simulate(jobs, memory_tok=2000, steps=(1,))
-    found = fit.of_events(log)
+    requests = [request(i, at_s=0.05 * i, prompt=20 + i % 50, output=10 + i % 40) for i in range(80)]
+    log, _ = simulate(requests, memory_tok=2000, steps=(1,))
+    found = fit.fit_step_cost(log)
     assert found.median_error < 0.02
     assert found.cost.step_s == pytest.approx(StepCost().step_s, rel=0.05)
     assert found.cost.row_s == pytest.approx(StepCost().row_s, rel=0.3)
     with pytest.raises(ValueError, match="a fit needs 20"):
-        fit.of_events(log[:10])
+        fit.fit_step_cost(log[:10])
 
 
-def test_a_suite_leaves_tables_that_say_where_they_come_from_and_a_picture(tmp_path):
+def ticking():
     ticks = iter(range(10**9))
-    fairness.run_suite(tmp_path, only=["E5"], clock=lambda: float(next(ticks)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "E5.csv",
-        "E5.png",
-        "E5_clients.csv",
-        "E5_paper.csv",
-        "paper.csv",
-    ]
-    about, device, versions, commit, *_ = (tmp_path / "E5.csv").read_text().splitlines()
-    assert about.startswith("# about: E5: Isolation")
-    assert device == "# device: none (virtual time)"
-    assert versions.startswith("# versions: python")
-    assert commit.startswith("# commit:")
-    rows = results.read_csv(tmp_path / "E5.csv")
-    assert [row["run"] for row in rows] == ["fcfs", "vtc"]
+    return lambda: float(next(ticks))
+
+
+def test_a_suite_fills_one_table_that_says_where_its_rows_come_from(tmp_path):
+    fairness.run_suite(tmp_path, only=["E5"], clock=ticking())
+    assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]
+    head, rows = table.read(tmp_path / "results.csv")
+    assert head["E5"].startswith("Isolation")
+    assert "; seed 0; none (virtual time); python " in head["E5"]
+    assert "; commit " in head["E5"]
+    assert list(dict.fromkeys(row.policy for row in rows)) == ["fcfs", "vtc"]
+    assert {row.client for row in rows} == {"", "c0", "c1"}
+    (figure,) = (r for r in rows if (r.policy, r.client, r.metric) == ("vtc", "c0", "ttft_mean_s"))
+    assert float(figure.paper) == 0.3
+    assert float(figure.ratio) == pytest.approx(float(figure.value) / 0.3, rel=0.01)
     with pytest.raises(ValueError, match="unknown experiment E99; known: E17"):
         fairness.experiments(["E99"])
+
+
+def test_an_update_replaces_the_rows_of_its_experiments_only(tmp_path):
+    first = [TableRow(id, "vtc", "", "finished", 1) for id in ("E1", "E2", "E3")]
+    table.update(tmp_path, {"E1": "one", "E2": "two", "E3": "three"}, first)
+    again = [TableRow("E2", "fcfs", "a", "finished", 2, 4, 0.5), TableRow("E4", "vtc", "", "finished", 3)]
+    table.update(tmp_path, {"E2": "two: again", "E4": "four"}, again)
+    head, rows = table.read(tmp_path / "results.csv")
+    assert head == {"E1": "one", "E2": "two: again", "E3": "three", "E4": "four"}
+    want = [("E1", "vtc", "1"), ("E2", "fcfs", "2"), ("E3", "vtc", "1"), ("E4", "vtc", "3")]
+    assert [(row.experiment, row.policy, row.value) for row in rows] == want
+    assert (rows[1].client, rows[1].paper, rows[1].ratio) == ("a", "4", "0.5")
+
+
+def test_the_committed_table_holds_every_experiment():
+    head, rows = table.read(fairness.ROOT / "results" / "fairness" / "results.csv")
+    assert {experiment.id for experiment in fairness.experiments()} <= set(head)
+    assert {row.experiment for row in rows} == set(head)
+
+
+def test_a_picture_is_drawn_on_demand_and_leaves_the_table_alone(tmp_path):
+    fairness.draw_suite(tmp_path, only=["E9"], clock=ticking())
+    assert [p.name for p in tmp_path.iterdir()] == ["E9.png"]
+
+
+def test_help_shows_each_example_on_a_line_of_its_own(run_module):
+    lines = run_module(COMMAND, "--help").stdout.splitlines()
+    examples = [line.strip() for line in lines if "python -m" in line]
+    assert len(examples) == 5
+    assert all(example.startswith("python -m serving.simulate --") for example in examples)
+
+
+def test_a_structured_workload_shares_prefixes():
+    (experiment,) = fairness.experiments(["E15"])
+    requests = experiment.workload()
+    assert {r.client for r in requests} == {"tree", "chat", "docs", "judge", "judge2", "cold"}
+    assert all(r.prompt_tok + r.output_tok == len(r.tokens) for r in requests)
 
 
 def test_every_experiment_is_a_config_that_checks():
@@ -187,8 +224,8 @@ def test_growth_exponents_are_slopes():
 def test_a_decision_among_thousands_costs_little_more_than_among_a_hundred():
     """No scan of all that wait hides in any policy: fifty times more may cost a few times more, not fifty."""
     for name in overhead.AGNOSTIC:
-        few = min(overhead.decisions(name, 100, 10, time.process_time, 60)[0] for _ in range(2))
-        many = min(overhead.decisions(name, 5000, 500, time.process_time, 60)[0] for _ in range(2))
+        few = min(overhead.decision_cost(name, 100, 10, time.process_time, 60)[0] for _ in range(2))
+        many = min(overhead.decision_cost(name, 5000, 500, time.process_time, 60)[0] for _ in range(2))
         assert many < 12 * few
-    few = min(overhead.passes("dlpm", 60, time.process_time, 30)[1] for _ in range(2))
-    assert overhead.passes("dlpm", 3000, time.process_time, 30)[1] < 12 * few
+    few = min(overhead.pass_cost("dlpm", 60, time.process_time, 30)[1] for _ in range(2))
+    assert overhead.pass_cost("dlpm", 3000, time.process_time, 30)[1] < 12 * few

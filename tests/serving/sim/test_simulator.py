@@ -15,18 +15,18 @@ from serving.sim.worker import Worker
 from serving.sim.workload import SimulatedRequest, Source, merged
 
 
-def simulate(jobs, policy="vtc", steps=(1, 2, 4, 8, 16), every=1, memory_tok=400, workers=1, **more):
+def simulate(requests, policy="vtc", steps=(1, 2, 4, 8, 16), every=1, memory_tok=400, workers=1, **more):
     log = []
     limits = Limits(chunk_tok=1000, step_tok=1000, decode_steps=steps, admit_every=every, mixed=False)
     made = [
         Worker(fair.make(policy), TokenMemory(memory_tok), limits, StepCost(), log.append)
         for _ in range(workers)
     ]
-    result = ServingSimulation(made, jobs, **more).run()
+    result = ServingSimulation(made, requests, **more).run()
     return log, result
 
 
-def job(i, at_s=0.0, prompt=10, output=10, client="a", **more):
+def request(i, at_s=0.0, prompt=10, output=10, client="a", **more):
     return SimulatedRequest(
         f"r{i}", client, at_s, SyntheticTokens([(i, prompt)]), prompt, output, output, **more
     )
@@ -41,9 +41,11 @@ IN_MID_JUMP += [(2, 58, 31), (1, 28, 58)]
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=25))
 @example(IN_MID_JUMP)
 @settings(max_examples=25)
-def test_jumping_over_steps_changes_no_time(requests):
-    jobs = [job(i, at_s, prompt, output, "ab"[i % 2]) for i, (at_s, prompt, output) in enumerate(requests)]
-    slow, fast = simulate(jobs, steps=(1,))[0], simulate(jobs, steps=tuple(range(1, 100)))[0]
+def test_jumping_over_steps_changes_no_time(arrivals):
+    requests = [
+        request(i, at_s, prompt, output, "ab"[i % 2]) for i, (at_s, prompt, output) in enumerate(arrivals)
+    ]
+    slow, fast = simulate(requests, steps=(1,))[0], simulate(requests, steps=tuple(range(1, 100)))[0]
 
     def times(log):
         return {(e["event"], e["id"]): e["t"] for e in log if e["event"] in ("admit", "finish")}
@@ -54,22 +56,24 @@ def test_jumping_over_steps_changes_no_time(requests):
 
 def test_one_request_takes_what_the_cost_model_says():
     cost = StepCost()
-    log, result = simulate([job(0, prompt=100, output=11)])
+    log, result = simulate([request(0, prompt=100, output=11)])
     # The prefill yields the first token; ten decode steps of one row follow, from 101 tokens of context on.
     want = 100 * cost.prefill_s + 10 * (cost.step_s + cost.row_s) + cost.context_s * sum(range(101, 111))
     assert result.end_s == pytest.approx(want)
     assert [e["event"] for e in log if e["event"] != "tokens"] == ["arrive", "admit", "first_token", "finish"]
 
 
-def test_a_job_may_wait_for_another():
-    log, _ = simulate([job(0), job(1, at_s=2.5, after="r0")])
+def test_a_request_may_wait_for_another():
+    log, _ = simulate([request(0), request(1, at_s=2.5, after="r0")])
     times = {(e["event"], e.get("id")): e["t"] for e in log}
     assert times["arrive", "r1"] == pytest.approx(times["finish", "r0"] + 2.5)
 
 
 def test_a_failed_worker_loses_its_requests_to_the_others():
-    jobs = [job(i, at_s=0.1 * i, output=40) for i in range(20)]
-    log, result = simulate(jobs, workers=2, router=fair.make("round_robin"), failures=[Failure(0, 1.0, 3.0)])
+    requests = [request(i, at_s=0.1 * i, output=40) for i in range(20)]
+    log, result = simulate(
+        requests, workers=2, router=fair.make("round_robin"), failures=[Failure(0, 1.0, 3.0)]
+    )
     assert result.moved > 0
     assert result.finished == 20
     assert sum(e["event"] == "finish" for e in log) == 20
@@ -77,7 +81,7 @@ def test_a_failed_worker_loses_its_requests_to_the_others():
 
 def test_with_all_workers_down_requests_wait_for_the_first_to_come_back():
     _, result = simulate(
-        [job(i, at_s=0.5 * i) for i in range(6)],
+        [request(i, at_s=0.5 * i) for i in range(6)],
         router=fair.make("least_load"),
         failures=[Failure(0, 0.4, 9.0)],
     )
@@ -86,8 +90,8 @@ def test_with_all_workers_down_requests_wait_for_the_first_to_come_back():
 
 
 def test_cancelled_requests_are_counted_and_free_their_memory():
-    jobs = [job(i, output=60, cancel_s=0.2 if i % 2 else None) for i in range(20)]
-    log, result = simulate(jobs, memory_tok=150)
+    requests = [request(i, output=60, cancel_s=0.2 if i % 2 else None) for i in range(20)]
+    log, result = simulate(requests, memory_tok=150)
     assert (result.finished, result.cancelled) == (10, 10)
     assert metrics.report(log).cancelled == 10
 
@@ -105,7 +109,7 @@ def test_the_same_seed_is_the_same_run():
 
 def test_two_workers_need_a_router():
     with pytest.raises(ValueError, match="2 workers need a router"):
-        simulate([job(0)], workers=2)
+        simulate([request(0)], workers=2)
 
 
 @pytest.mark.parametrize("source", [Source("a", rate=0), Source("a", end_s=0), Source("a", arrivals="never")])
@@ -117,6 +121,6 @@ def test_a_source_that_makes_no_sense_is_refused(source):
 def test_on_and_off_and_ramps_send_what_they_say():
     on_off = merged([Source("a", 1.0, end_s=240, on_s=60, off_s=60)], 0)
     assert len(on_off) == 120
-    assert all(j.arrival_s % 120 < 60 for j in on_off)
+    assert all(r.arrival_s % 120 < 60 for r in on_off)
     ramp = merged([Source("a", 0.2, rate_end=2.0, end_s=600)], 0)
     assert len(ramp) == pytest.approx(600 * 1.1, rel=0.05)

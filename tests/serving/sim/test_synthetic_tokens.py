@@ -10,15 +10,15 @@ from serving.kvcache.radix_tree import RadixTree
 from serving.sim.synthetic_tokens import SyntheticTokens
 from tests.serving.kv_groups import group
 
-runs = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=4)
+segments = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=4)
 
 
-def spelled(runs):
-    return [(key, i) for key, length in runs for i in range(length)]
+def spelled(segments):
+    return [(key, i) for key, length in segments for i in range(length)]
 
 
-@given(runs, runs, st.data())
-def test_runs_cut_and_compare_as_their_tokens_do(first, second, data):
+@given(segments, segments, st.data())
+def test_segments_cut_and_compare_as_their_tokens_do(first, second, data):
     a, b = spelled(first), spelled(second)
     x, y = SyntheticTokens(first), SyntheticTokens(second)
     assert len(x) == len(a)
