@@ -19,7 +19,17 @@ MAY: dict[str, set[str]] = {
     "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
-    "mixattn.evals": {"numpy", "httpx2", "scipy", "mixattn.tools"} | HOST,
+    "mixattn.evals": {"numpy", "httpx2"},
+    "mixattn.evals.__main__": set(),
+    "mixattn.evals.command_line": {"absl", "mixattn.tools.cli"},
+    "mixattn.evals.arena.stats": {"numpy", "scipy", "pyarrow"},
+    "mixattn.evals.arena.platform": {"mixattn.evals.llm", "mixattn.evals.arena.stats"}
+    | {"numpy", "scipy", "starlette", "jinja2", "mixattn.tools.files"},
+    "mixattn.evals.arena.commands": {"mixattn.evals.arena", "mixattn.tools", "pallas_kernels.results"}
+    | {"numpy", "scipy", "pyarrow", "starlette", "uvicorn", "matplotlib"}
+    | HOST,
+    "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},
+    "mixattn.evals.judge.commands": {"mixattn.evals", "mixattn.tools"} | HOST,
     "train": MODEL
     | HOST
     | {
@@ -188,7 +198,12 @@ def test_pure_rooms_load_without_jax():
 
 
 # Commands inside pure rooms: pictures, and live arrays on request.
-LOADS_JAX = ("mixattn.spec.drawing", "mixattn.spec.__main__", "serving.sim.suites")
+LOADS_JAX = (
+    "mixattn.spec.drawing",
+    "mixattn.spec.__main__",
+    "mixattn.evals.arena.commands",  # results name the device
+    "serving.sim.suites",
+)
 
 
 def test_a_public_class_name_means_one_thing():

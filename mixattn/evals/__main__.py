@@ -1,5 +1,6 @@
 """Quality measured in the same tree.
 
+    python -m mixattn.evals arena --help        rankings from pairwise votes, and their platform
     python -m mixattn.evals judge --help        a language model as the judge of answers
 
 `--help` after a command lists its subcommands.
@@ -8,7 +9,7 @@
 import importlib
 import sys
 
-COMMANDS = {"judge": "mixattn.evals.judge.commands"}
+COMMANDS = {"arena": "mixattn.evals.arena.commands", "judge": "mixattn.evals.judge.commands"}
 
 
 def main(argv: list[str]) -> None:

@@ -3,11 +3,12 @@
 One process appends to a file at a time; the system releases the lock however that process ends.
 """
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any, Self
+
+from mixattn.tools.exclusive import open_exclusive
 
 Row = dict[str, Any]
 
@@ -82,20 +83,16 @@ class LineLog:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as why:
-            os.close(self._file)
-            raise ValueError(f"{path} is being written by another run; wait for it or stop it") from why
+        busy = f"{path} is being written by another run; wait for it or stop it"
+        self._file = open_exclusive(path, busy)
         self.cut_bytes = self._repair()
 
     def append(self, row: Row) -> None:
         """Writes one line; it is on disk when this returns."""
         data = (json.dumps(row) + "\n").encode()
         while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
+            data = data[self._file.write(data) or 0 :]
+        os.fsync(self._file.fileno())
 
     def _repair(self) -> int:
         """Mends the last line; returns the number of bytes cut off."""
@@ -109,14 +106,14 @@ class LineLog:
         except (ValueError, RecursionError):
             whole = False
         if whole:
-            os.write(self._file, b"\n")
+            self._file.write(b"\n")
             return 0
-        os.ftruncate(self._file, end)
-        os.fsync(self._file)
+        self._file.truncate(end)
+        os.fsync(self._file.fileno())
         return len(torn)
 
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,7 @@
     python -m mixattn.evals judge questions --bench=runs/bench             our 80 questions and references
     python -m mixattn.evals judge answer --bench=runs/b --model=m --url=http://HOST/v1
     python -m mixattn.evals judge run --bench=runs/bench --judge=big --url=http://HOST/v1
-    python -m mixattn.evals judge show --mode=pairwise_all --judgments=runs/bench/model_judgment/big_pair.jsonl
+    python -m mixattn.evals judge show --mode=pairwise_all --judgments=big_pair.jsonl
     python -m mixattn.evals judge agreement --judges=big-pair,human --votes=big_pair.jsonl,human.jsonl
     python -m mixattn.evals judge bias --bench=runs/bench --judge=big --url=http://HOST/v1
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mixattn.evals.command_line import needed, print_json
 from mixattn.evals.judge import scripted
 from mixattn.evals.judge.bench import Bench, Question
 from mixattn.evals.judge.play import Caller, Outcome, Prices
 from mixattn.evals.llm import LanguageModel, OpenAI, RetryPolicy
+from mixattn.tools.progress import ProgressLines
 
 FLAGS = flags.FLAGS
 
@@ -118,15 +118,16 @@ async def opened(name: str) -> AsyncIterator[LanguageModel]:
 @contextlib.contextmanager
 def progress(words: str, total: int, spent: Caller) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress line on stderr; the function it gives counts one line done."""
-    columns = (
-        TextColumn(words),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[spent]}"),
-    )
-    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-    with bar:
-        task = bar.add_task("", total=total, spent="")
-        yield lambda line: bar.update(task, advance=1, spent=_spent(spent))
+    done = 0
+    with ProgressLines(console=Console(stderr=True, highlight=False)) as lines:
+        line = lines.add(total, words)
+
+        def count(_: dict[str, Any]) -> None:
+            nonlocal done
+            done += 1
+            line.update(done, f"{words}: {done} of {total}, {_spent(spent)}")
+
+        yield count
 
 
 def _spent(spent: Caller) -> str:

@@ -1,0 +1,48 @@
+"""Ranks models from pairwise votes, and collects the votes.
+
+    python -m mixattn.evals arena simulate --out=votes.jsonl --votes=20000       votes with a known truth
+    python -m mixattn.evals arena fit --votes=votes.jsonl                        ratings, intervals, rank ranges
+    python -m mixattn.evals arena fit --votes=votes.jsonl --cluster=judge --json one voter's votes are dependent
+    python -m mixattn.evals arena elo --votes=votes.jsonl                        online Elo and its order dependence
+    python -m mixattn.evals arena matrix --votes=votes.jsonl                     win rates of pairs with intervals
+    python -m mixattn.evals arena anomalies --votes=votes.jsonl                  voters who do not vote like the rest
+    python -m mixattn.evals arena plot --votes=votes.jsonl --out=ratings.png     the intervals as a picture
+    python -m mixattn.evals arena serve --models=models.toml --db=arena.sqlite   the platform, on 127.0.0.1:8700
+    python -m mixattn.evals arena attack                                         vote rigging against each defence
+    python -m mixattn.evals arena coverage                                       coverage and rank error, by simulation
+    python -m mixattn.evals arena bench                                          speed beside other programs
+
+`--help` after a command lists its flags.
+"""
+
+import importlib
+import sys
+
+COMMANDS = (
+    "fit",
+    "elo",
+    "matrix",
+    "anomalies",
+    "simulate",
+    "plot",
+    "serve",
+    "attack",
+    "coverage",
+    "bench",
+)
+
+
+def start(argv: list[str]) -> None:
+    """Runs the subcommand named by the first argument; exits with code 2 if there is none of that name."""
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print((__doc__ or "").strip())
+        return
+    if argv[1] not in COMMANDS:
+        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        command = importlib.import_module(f"mixattn.evals.arena.commands.{argv[1]}")
+    except ModuleNotFoundError as why:
+        print(f"error: {why.name} is not installed: pip install 'mixattn[evals]'", file=sys.stderr)
+        sys.exit(2)
+    command.start([f"{argv[0]} {argv[1]}", *argv[2:]])

@@ -1,0 +1,76 @@
+"""Answers being written: one task a side, a time limit each, saved as they grow, shown through the pacer."""
+
+import asyncio
+import logging
+import time
+
+from mixattn.evals.arena.platform.backends import AnswerEnded, Messages, stream
+from mixattn.evals.arena.platform.catalog import ArenaModel
+from mixattn.evals.arena.platform.pacer import LiveTurn, Pacer
+from mixattn.evals.arena.platform.store import BROKEN, DONE, STOPPED, WRITING, ArenaStore
+
+LOG = logging.getLogger("mixattn.arena")
+SAVE_EVERY_S = 1.0
+LONGEST = 60_000  # characters of an answer
+
+
+class LiveAnswers:
+    """The turns that are being answered, by battle."""
+
+    def __init__(self, store: ArenaStore, pacer: Pacer, limit_s: float):
+        self._store, self._pacer, self._limit_s = store, pacer, limit_s
+        self._turns: dict[str, LiveTurn] = {}
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+
+    def get(self, battle: str) -> LiveTurn | None:
+        return self._turns.get(battle)
+
+    def start(self, battle: str, turn: int, models: list[ArenaModel], talks: list[Messages]) -> None:
+        """Begins to answer; returns at once."""
+        live = LiveTurn([""] * len(models), [False] * len(models))
+        self._turns[battle] = live
+        self._pacer.add(live)
+        self._tasks[battle] = [
+            asyncio.create_task(self._answer(battle, turn, side, model, talk, live))
+            for side, (model, talk) in enumerate(zip(models, talks))
+        ]
+
+    async def _answer(
+        self, battle: str, turn: int, side: int, model: ArenaModel, talk: Messages, live: LiveTurn
+    ) -> None:
+        status, saved_s = BROKEN, 0.0
+        try:
+            async with asyncio.timeout(self._limit_s):
+                async for piece in stream(model, talk):
+                    live.texts[side] += piece
+                    if time.monotonic() - saved_s > SAVE_EVERY_S:
+                        saved_s = time.monotonic()
+                        self._store.write(battle, turn, side, live.texts[side], WRITING)
+                    if len(live.texts[side]) > LONGEST:
+                        break
+            status = DONE
+        except asyncio.CancelledError:
+            status = STOPPED
+        except (AnswerEnded, TimeoutError) as why:
+            LOG.warning("an answer of %s ended early: %s", model.name, why)
+        except Exception:
+            LOG.exception("an answer of %s failed", model.name)
+        finally:
+            live.ended[side] = True
+            self._store.write(battle, turn, side, live.texts[side], status)
+            if all(live.ended):
+                self._turns.pop(battle, None)
+                self._tasks.pop(battle, None)
+
+    def stop(self, battle: str, side: int | None = None) -> None:
+        """Ends one side's answer or all; what was written stays."""
+        for number, task in enumerate(self._tasks.get(battle, ())):
+            if side is None or number == side:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Stops everything and saves it."""
+        tasks = [task for group in self._tasks.values() for task in group]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The statistics of pairwise votes: numpy and scipy, no clock, no network."""

@@ -1,0 +1,106 @@
+"""Votes summed over equal ones: the cost of a fit then depends on pairs of models, not on votes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixattn.evals.arena.stats.votes import FIRST_WINS, TIE, Votes
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+WEIGHTINGS = ("none", "ipw_logged", "ipw_empirical")
+DENSE_CELLS = 4_000_000  # up to here a histogram over all cells is smaller than sorting the votes
+SCORE = np.array([0.0, 0.5, 1.0])  # y of an outcome: what the first model of the pair scores
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over the votes of each (pair, outcome). `low[p] < high[p]` are the models of pair p.
+
+    Outcomes are seen from `low`: column 0 low loses, 1 tie, 2 low wins.
+
+    Attributes:
+      n_models: models, with or without votes.
+      low, high: (P,) models of the pairs that met.
+      votes: (P, 3) number of votes.
+      weight: (P, 3) sum of weights; the likelihood needs it.
+      weight_sq: (P, 3) sum of squared weights; the sandwich needs it.
+    """
+
+    n_models: int
+    low: Ints
+    high: Ints
+    votes: Floats
+    weight: Floats
+    weight_sq: Floats
+
+
+def vote_weights(votes: Votes, weighting: str, min_pair_count: int = 50) -> Floats | None:
+    """(n,) inverse-probability weights (Chiang et al. 2024, eq. 7); None where all are 1.
+
+    ipw_logged: 1 / `pair_probability` of the vote. ipw_empirical: 1 / max(count of the pair, min_pair_count).
+
+    Raises:
+      ValueError: the weighting is none of WEIGHTINGS.
+    """
+    if weighting == "none":
+        return None
+    if weighting == "ipw_logged":
+        return 1.0 / np.asarray(votes.columns["pair_probability"], dtype=np.float64)
+    if weighting != "ipw_empirical":
+        raise ValueError(f"weighting {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
+    _, pair, count = np.unique(votes.pair(), return_inverse=True, return_counts=True)
+    return 1.0 / np.maximum(count, min_pair_count)[pair]
+
+
+def cells(votes: Votes) -> tuple[Ints, int]:
+    """(n,) the cell (pair, outcome seen from the lower index) of each vote, and the number of cells."""
+    first, second = votes.first, votes.second
+    swapped = first > second
+    outcome = np.where(swapped, FIRST_WINS - votes.outcome, votes.outcome)
+    return votes.pair() * 3 + outcome, 3 * len(votes.models) ** 2
+
+
+def count(votes: Votes, weights: Floats | None = None) -> Counts:
+    """The sums over votes (n,) with `weights` (n,), or weight 1."""
+    cell, size = cells(votes)
+    if size > DENSE_CELLS:
+        # Few of the cells are in use; number those pairs only.
+        used, pair = np.unique(cell // 3, return_inverse=True)
+        cell, size = pair * 3 + cell % 3, 3 * len(used)
+    else:
+        used = None
+    number = np.bincount(cell, minlength=size).reshape(-1, 3).astype(np.float64)
+    if used is None:
+        used = np.flatnonzero(number.any(axis=1))
+        keep = used
+    else:
+        keep = np.arange(len(used))
+    weight = weight_sq = number[keep]
+    if weights is not None:
+        weight = np.bincount(cell, weights, minlength=size).reshape(-1, 3)[keep]
+        weight_sq = np.bincount(cell, weights**2, minlength=size).reshape(-1, 3)[keep]
+    m = len(votes.models)
+    return Counts(m, used // m, used % m, number[keep], weight, weight_sq)
+
+
+def without_ties(votes: Votes) -> Votes:
+    """The votes that one model won.
+
+    Raises:
+      ValueError: there is none.
+    """
+    decided = votes.outcome != TIE
+    if not decided.any():
+        raise ValueError(f"no votes that count: all {len(votes)} are ties and --ties=drop leaves them out")
+    return votes.where(decided)
+
+
+def tally(counts: Counts) -> Ints:
+    """(M, 3) wins, losses and ties of each model, over `counts.votes`."""
+    table = np.zeros((counts.n_models, 3), dtype=np.int64)
+    loses, ties, wins = counts.votes.astype(np.int64).T
+    np.add.at(table, counts.low, np.stack([wins, loses, ties], axis=1))
+    np.add.at(table, counts.high, np.stack([loses, wins, ties], axis=1))
+    return table
