@@ -286,3 +286,19 @@ def test_likelihood_and_answer_verdicts_have_files_of_their_own(judge):
     assert set(row["g1_logprobs"]) == {"[[A]]", "[[B]]", "[[C]]"}
     single = figures(judge("--mode=single", "--judge=j", url, "--verdict=likelihood", "--json"))
     assert all(1 <= row["score"] <= 10 for row in read_rows(Path(single["file"])))
+
+
+def test_the_bias_command_measures_every_kind_and_continues(judge):
+    args = ("--judge=g", "--url=scripted:gullible", "--models=ant,bee", "--json")
+    done = figures(judge(*args, command="bias"))
+    assert done["position"]["consistent"]["share"] == 1.0
+    assert done["verbosity"]["failure"]["share"] == 0.0
+    assert done["injection"]["plain"]["end_mark"]["share"] == 1.0
+    assert (
+        done["injection"]["nonce"]["end_mark"]["share"]
+        == done["injection"]["plain"]["harmless text"]["share"]
+    )
+    assert done["calls"] > 0
+    again = figures(judge(*args, command="bias"))
+    assert again["calls"] == 0
+    assert again["position"] == done["position"]
