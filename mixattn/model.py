@@ -6,7 +6,7 @@ Each layer that owns K/V writes them before any layer reads them. The cache defi
 Axes: B rows, T tokens, D model width, V vocabulary, N query heads, H head size, L layers, E experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -135,34 +135,12 @@ class Transformer(nnx.Module):
         config = self.config
         kv: Cache = FullSequence({}, positions_BT, segment_BT) if cache is None else cache
         T = tokens_BT.shape[1]
-        positions = kv.positions(T)
-        ropes = self._rope_tables(positions)
-        x_BTD = self.embed(tokens_BT, positions)
+        x_BTD = self.embed(tokens_BT, kv.positions(T))
         real_BT = None if positions_BT is None or last_only else positions_BT >= 0
-        loads: list[Load] = []
-        for block, layer in zip(self.blocks, config.layers):
-            sliding = layer.slides
-            if layer.owns:
-                kv = kv.write(layer, *block.keys_values(x_BTD, ropes[sliding]))
-            if last_only and layer.index == config.owners[-1]:
-                written, x_BTD, kv = kv, kv.select_last(x_BTD), kv.at_last(T)
-                ropes = self._rope_tables(kv.positions(1))
-
-            def read_kv(q_BTNH: jax.Array, layer: Layer = layer, kv: Cache = kv) -> jax.Array:
-                scale, softcap = config.attention_scale or None, config.attention_softcap or None
-                return kv.attend(layer, q_BTNH, scale=scale, softcap=softcap)
-
-            def run_block(
-                x_BTD: jax.Array,
-                block: Block = block,
-                rope: RopeTable | None = ropes[sliding],
-                read_kv: ReadKV = read_kv,
-            ) -> tuple[jax.Array, Load | None]:
-                return block.feed_forward(block.attend(x_BTD, rope, read_kv), real_BT)
-
-            x_BTD, load = (remat(run_block) if remat else run_block)(x_BTD)
-            loads += [load] if load is not None else []
-        after = written if last_only else kv
+        last_owner = config.owners[-1] if last_only else None
+        x_BTD, after, loads = run_blocks(
+            config, self.blocks, config.layers, x_BTD, kv, last_owner=last_owner, real_BT=real_BT, remat=remat
+        )
         new_cache = None if cache is None else after.advance(T)
         return Forward(self.final_norm(x_BTD), new_cache, moe_metrics(loads))
 
@@ -179,9 +157,60 @@ class Transformer(nnx.Module):
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 
-    def _rope_tables(self, positions_BT: jax.Array) -> dict[bool, RopeTable | None]:
-        """The rotations of full (False) and sliding (True) layers."""
-        if self.config.positions != "rope":
-            return {False: None, True: None}
-        freq = {sliding: rope_frequencies(self.config, sliding=sliding) for sliding in (False, True)}
-        return {sliding: rope_cos_sin(positions_BT, freq_R) for sliding, freq_R in freq.items()}
+
+def run_blocks(
+    config: ModelConfig,
+    blocks: Iterable[Block],
+    layers: Iterable[Layer],
+    x_BTD: jax.Array,
+    kv: Cache,
+    *,
+    last_owner: int | None = None,
+    real_BT: jax.Array | None = None,
+    remat: Callable[..., Any] | None = None,
+) -> tuple[jax.Array, Cache, list[Load]]:
+    """Runs consecutive blocks over the residual stream; a whole stack, or a part of one.
+
+    Args:
+      layers: how each block attends; `kv` knows the owners by their indices.
+      last_owner: once this layer has written its K/V, only each row's last token goes on (T becomes 1).
+      real_BT: tokens that count for the experts' load; None = all.
+      remat: wraps each block's function of the residual stream.
+
+    Returns:
+      The residual stream, the cache with what these layers wrote (not advanced), and the experts' loads.
+    """
+    T = x_BTD.shape[1]
+    ropes = rope_tables(config, kv.positions(T))
+    written: Cache | None = None  # before only last tokens go on
+    loads: list[Load] = []
+    for block, layer in zip(blocks, layers):
+        if layer.owns:
+            kv = kv.write(layer, *block.keys_values(x_BTD, ropes[layer.slides]))
+        if layer.index == last_owner:
+            written, x_BTD, kv = kv, kv.select_last(x_BTD), kv.at_last(T)
+            ropes = rope_tables(config, kv.positions(1))
+
+        def read_kv(q_BTNH: jax.Array, layer: Layer = layer, kv: Cache = kv) -> jax.Array:
+            scale, softcap = config.attention_scale or None, config.attention_softcap or None
+            return kv.attend(layer, q_BTNH, scale=scale, softcap=softcap)
+
+        def run_block(
+            x_BTD: jax.Array,
+            block: Block = block,
+            rope: RopeTable | None = ropes[layer.slides],
+            read_kv: ReadKV = read_kv,
+        ) -> tuple[jax.Array, Load | None]:
+            return block.feed_forward(block.attend(x_BTD, rope, read_kv), real_BT)
+
+        x_BTD, load = (remat(run_block) if remat else run_block)(x_BTD)
+        loads += [load] if load is not None else []
+    return x_BTD, kv if written is None else written, loads
+
+
+def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> dict[bool, RopeTable | None]:
+    """The rotations of full (False) and sliding (True) layers."""
+    if config.positions != "rope":
+        return {False: None, True: None}
+    freq = {sliding: rope_frequencies(config, sliding=sliding) for sliding in (False, True)}
+    return {sliding: rope_cos_sin(positions_BT, freq_R) for sliding, freq_R in freq.items()}

@@ -69,6 +69,9 @@ class EngineConfig:
       penalties: compile in penalties and `logit_bias`; 9 bytes per slot and vocabulary entry.
       logprobs: alternatives whose log-probabilities a request may ask for; -1 = none compiled in.
       prompt_logprobs: compile in those of prompts too.
+      layers_per_program: layers that one program runs. Fewer compile faster where layers are alike, since
+        they share programs, but make more calls per decode step. 0 = all of a shallow stack, a few of a deep
+        one.
       overlap: start the next decode step before the last one's tokens are read, where its outcome does not
         matter. Hides host time behind an accelerator; on a CPU both share the cores.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
@@ -90,12 +93,14 @@ class EngineConfig:
     penalties: bool = False
     logprobs: int = -1
     prompt_logprobs: bool = False
+    layers_per_program: int = 0
     overlap: bool = False
     debug: bool = False
 
     def check(self) -> None:
         self.limits.check()
         least = {"max_slots": 1, "page_size": 1, "max_request_tok": 2, "logprobs": -1}
+        least["layers_per_program"] = 0
         least |= {name: 2 for name in ("num_pages", "window_pages") if getattr(self, name) != 0}
         for name, low in least.items():
             value = getattr(self, name)

@@ -19,12 +19,14 @@ shared     requests of 16 groups that share a system prompt; prefix cache on and
 clients    a flooding client and a modest one, under fcfs and vtc
 start      seconds to the first token, with an empty and with a warm compilation cache              1 min
 offline    256 requests, inputs and outputs uniform in 100..1024 tokens times --scale; overlap or not
+segments   30 layers in segments beside one program: compile seconds, decode and prefill            3 min
 pays       one KV budget, long prompts, end to end: MixAttention over standard, beside the formula   4 min
 
-Two parts need separate environments and run only when they are named:
+Parts that need more run only when they are named:
 
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
+start_model   start of a real model, cold and with programs kept    (models/smollm2, `make model`)
 """
 
 import json
@@ -37,7 +39,7 @@ from rich.table import Table
 
 from mixattn.tools import cli
 from pallas_kernels import results
-from serving.bench import Row, Size, budget, draw, latency, load, pages, peers, soak, step
+from serving.bench import Row, Size, budget, deep, draw, latency, load, pages, peers, soak, step
 
 _ONLY = flags.DEFINE_list(
     "only", [], "Parts to run, or `quick`; by default all that need no other environment."
@@ -63,13 +65,15 @@ PARTS: dict[str, Callable[[Size], list[Row]]] = {
     "shared": load.shared,
     "clients": load.clients,
     "start": latency.start,
+    "segments": deep.segments,
     "offline": load.offline,
     "pays": budget.pays,
     "transformers": peers.transformers,
     "llama": peers.llama,
+    "start_model": deep.start_model,
 }
 QUICK = list(PARTS)[:8]
-OTHER_ENVIRONMENT = {"transformers", "llama"}
+OTHER_ENVIRONMENT = {"transformers", "llama", "start_model"}
 
 
 def main() -> None:

@@ -75,8 +75,8 @@ def decode(size: Size) -> list[Row]:
     """32 rows of 8 steps per call: the engine's step and the bare program on the same state, interleaved."""
     import numpy as np
 
+    from serving.engine.device_state import PLAIN, DecodeBatch
     from serving.engine.engine import Engine
-    from serving.engine.steps import PLAIN, DecodeBatch
 
     rows = 32
     limits = Limits(chunk_tok=64, step_tok=256, decode_steps=(8, 1))

@@ -22,16 +22,17 @@ from serving import fair
 from serving.config import STOP_IDS, EngineConfig
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
+from serving.engine.device_state import DeviceState
 from serving.engine.invariants import InvariantChecker
 from serving.engine.kv_layout import KV_KINDS, KVKind, KVLayout, span_tok
 from serving.engine.model_runner import InFlightStep, ModelRunner
 from serving.engine.output import OutputStream
 from serving.engine.plan import RequestState, StepPlan
 from serving.engine.policy_fallback import FallbackPolicy
+from serving.engine.program_cache import ProgramCache
 from serving.engine.programs import Programs, chunk_sizes, feature_sets
 from serving.engine.scheduler import Scheduler
 from serving.engine.stats import EngineCounters, EngineStats
-from serving.engine.steps import DeviceState
 from serving.kvcache.manager import UNSHARED, KVCacheManager
 from serving.kvcache.tokens import TokenIds
 from serving.request import Delta, Output, Request, RequestId, RequestInfo, Sampling
@@ -49,6 +50,7 @@ class Engine:
       report: called with each program's name and compile seconds during start-up.
       decode: token ids -> text; without it outputs have no text and stop texts are refused.
       programs: compiled programs of another engine of the same shapes, shared instead of compiled.
+      program_cache: where compiled programs are kept from start to start; None: nowhere.
       kv_kinds: the kinds of page groups; the first whose device side takes a layer stores its K/V.
 
     Raises:
@@ -65,6 +67,7 @@ class Engine:
         report: Callable[[str, float], None] = lambda name, seconds: None,
         decode: Decode | None = None,
         programs: Programs | None = None,
+        program_cache: ProgramCache | None = None,
         kv_kinds: Sequence[KVKind] = KV_KINDS,
     ):
         config.check()
@@ -94,8 +97,12 @@ class Engine:
             max_steps=max(limits.decode_steps),
             decode_rows=config.decode_rows,
             feature_sets=feature_sets(config, model.config.vocab_size),
+            layers_per_program=config.layers_per_program,
         )
-        self.programs.compile(report) if programs is None else self.programs.borrow(programs)
+        if programs is None:
+            self.programs.compile(report, program_cache)
+        else:
+            self.programs.borrow(programs)
         self.state: DeviceState = self.programs.fresh_state()
         self.streams: dict[RequestId, OutputStream] = {}  # by the name an output is scheduled under
         self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs

@@ -23,11 +23,11 @@ import numpy as np
 from mixattn.cache import Kind, kind_of
 from mixattn.spec import ModelConfig
 from serving.config import EngineConfig
+from serving.engine.device_state import DeviceState
 from serving.engine.output import OutputStream
 from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.scheduler import Scheduler
 from serving.engine.stats import EngineStats
-from serving.engine.steps import DeviceState
 from serving.kvcache.manager import KVCacheManager
 from serving.request import RequestId
 

@@ -10,11 +10,7 @@ import jax
 import numpy as np
 
 from mixattn.cache import Kind
-from serving.engine.logits import Logprobs
-from serving.engine.output import OutputStream
-from serving.engine.plan import PrefillChunk, RequestState, StepPlan, StepResult
-from serving.engine.programs import Programs
-from serving.engine.steps import (
+from serving.engine.device_state import (
     NOT_FINITE,
     DecodeBatch,
     DeviceState,
@@ -22,6 +18,10 @@ from serving.engine.steps import (
     SamplingFeatures,
     StepOutput,
 )
+from serving.engine.logits import Logprobs
+from serving.engine.output import OutputStream
+from serving.engine.plan import PrefillChunk, RequestState, StepPlan, StepResult
+from serving.engine.programs import Programs
 from serving.kvcache.tokens import TokenIds
 from serving.request import Logprob, RequestId, Sampling
 

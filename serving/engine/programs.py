@@ -6,7 +6,6 @@ Axes: R requests of a call, C tokens of a chunk.
 """
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,19 +20,19 @@ from mixattn.cache import Kind, Paged
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams
 from serving.config import STOP_IDS, EngineConfig
-from serving.engine.logits import PenaltyRows
-from serving.engine.steps import (
+from serving.engine.device_state import (
     PLAIN,
     DecodeBatch,
     DeviceState,
     PrefillBatch,
     SamplingFeatures,
     SlotRows,
-    SplitModel,
     StepOutput,
-    decode,
-    prefill,
 )
+from serving.engine.logits import PenaltyRows
+from serving.engine.program_cache import ProgramCache
+from serving.engine.segments import SegmentKind
+from serving.engine.stacks import Name, ProgramSpec, make_stack
 from serving.request import Sampling
 
 
@@ -44,6 +43,7 @@ class Programs:
       buckets: (R, C) pairs, C at most the chunk size; one of the largest C must exist.
       decode_rows: row counts of smaller decode programs beside the one of every slot.
       feature_sets: what requests may ask for; `PLAIN` among them.
+      layers_per_program: see `EngineConfig`.
     """
 
     MAX_PROGRAMS = 64  # more than this is a configuration mistake, not a workload
@@ -58,13 +58,14 @@ class Programs:
         max_steps: int,
         decode_rows: Sequence[int] = (),
         feature_sets: Sequence[SamplingFeatures] = (PLAIN,),
+        layers_per_program: int = 0,
     ):
         self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
         decodes = {features._replace(prompt=False) for features in feature_sets}
         asked = len(buckets) * len(feature_sets) + len(self.decode_rows) * len(decodes)
         if asked > self.MAX_PROGRAMS:
             raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
-        self.network, self.params = SplitModel.split(model)
+        self.stack = make_stack(model, layers_per_program)
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
         self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
         self.vocab = model.config.vocab_size
@@ -73,7 +74,7 @@ class Programs:
         # Tables and row counts come with every call; what stays in the state are the pools.
         nothing = jnp.zeros(0, jnp.int32)
         self._cache = dataclasses.replace(cache, tables={}, start_B=nothing, count_B=nothing)
-        self._compiled: dict[Any, Callable] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def fresh_state(self) -> DeviceState:
         """An empty state: zeroed pools (a NaN in a masked place would leak through 0 * NaN), empty rows."""
@@ -116,39 +117,64 @@ class Programs:
         """Rows of the smallest compiled decode that `live` requests fit in."""
         return next(r for r in self.decode_rows if live <= r)
 
-    def compile(self, report: Callable[[str, float], None] = lambda name, seconds: None) -> None:
-        """Compiles all programs, on all cores; `report` is called with each program's name and seconds."""
+    def compile(
+        self,
+        report: Callable[[str, float], None] = lambda name, seconds: None,
+        cache: ProgramCache | None = None,
+    ) -> None:
+        """Compiles all programs, on all cores, or loads them from `cache`.
+
+        Args:
+          report: called with each program's name and seconds.
+        """
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with ThreadPoolExecutor(count) as cores:
-            building = [self._build(cores, name, run, *args) for name, run, args in self._listed()]
+            building = [(name, *self._build(cores, spec, cache)) for name, spec in self.stack.listing(self)]
             for name, began_s, built in building:
                 self._compiled[name], ended_s = built.result()
-                *words, features = name
-                extras = [word for word, on in zip(("penalties", "logprobs", "prompt"), _on(features)) if on]
-                label = " ".join([*map(str, words), *extras])
+                label = self._label(name)
                 self.compile_s[label] = ended_s - began_s
                 report(label, self.compile_s[label])
 
-    def _listed(self) -> Iterator[tuple[tuple, Any, tuple]]:
-        """Name, function and argument shapes of each program, the slowest to compile first."""
-        state = jax.eval_shape(self.fresh_state)
+    def _build(
+        self, cores: Executor, spec: ProgramSpec, cache: ProgramCache | None
+    ) -> tuple[float, Future[tuple[Any, float]]]:
+        """Traces one program here and starts to compile it on any core; or loads it there, untraced."""
+        began_s = time.perf_counter()
+        if cache is None:
+            lowered = spec.lower()
+            return began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
+        description = f"{self.stack.config}\n{spec.describe()}"
+        found = cache.load_or_compile
+        return began_s, cores.submit(
+            lambda: (found(description, lambda: spec.lower().compile()), time.perf_counter())
+        )
+
+    def _label(self, name: Name) -> str:
+        """A program's name for people: segments by number, features by the words that are on."""
+        kinds = list(dict.fromkeys(part for key in self._compiled for part in key if _is_kind(part)))
+        words: list[str] = []
+        for part in name:
+            if isinstance(part, SamplingFeatures):
+                words += [w for w, on in zip(("penalties", "logprobs", "prompt"), _on(part)) if on]
+            else:
+                words.append(str(kinds.index(part)) if _is_kind(part) else str(part))
+        return " ".join(words)
+
+    # ---- the batches to compile for (`serving.engine.stacks.Shapes`) ----
+
+    def state(self) -> DeviceState:
+        return jax.eval_shape(self.fresh_state)
+
+    def decodes(self) -> Iterator[tuple[DecodeBatch, SamplingFeatures]]:
         for features in sorted({features._replace(prompt=False) for features in self.feature_sets}):
             for R in reversed(self.decode_rows):
-                run = functools.partial(decode.lower, max_steps=self.max_steps, features=features)
-                yield ("decode", R, features), run, (state, self.blank_decode(R), np.int32(0))
+                yield self.blank_decode(R), features
+
+    def prefills(self) -> Iterator[tuple[PrefillBatch, SamplingFeatures]]:
         for features in self.feature_sets:
             for R, C in reversed(self.buckets):
-                run = functools.partial(prefill.lower, features=features)
-                yield ("prefill", R, C, features), run, (state, self.blank_prefill(R, C, features))
-
-    def _build(
-        self, cores: Executor, name: tuple, lower: Callable[..., Any], *args: Any
-    ) -> tuple[tuple, float, Future]:
-        """Traces one program here and starts to compile it on any core."""
-        began_s = time.perf_counter()
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.params, *args))
-        lowered = lower(self.network, *shapes)
-        return name, began_s, cores.submit(lambda: (lowered.compile(), time.perf_counter()))
+                yield self.blank_prefill(R, C, features), features
 
     def borrow(self, other: "Programs") -> None:
         """Shares the compiled programs of an engine with the same model and pools, instead of compiling.
@@ -156,7 +182,9 @@ class Programs:
         Raises:
           ValueError: they do not cover what these must do.
         """
-        for name in ("network", "slots", "decode_rows", "_table_pages"):
+        if self.stack.identity() != other.stack.identity():
+            raise ValueError("programs to share are those of another model")
+        for name in ("slots", "decode_rows", "_table_pages"):
             if (mine := getattr(self, name)) != (theirs := getattr(other, name)):
                 raise ValueError(f"programs to share have {name} {theirs}, this engine needs {mine}")
         if (mine := _shapes(self._cache)) != (theirs := _shapes(other._cache)):
@@ -180,13 +208,12 @@ class Programs:
     def prefill(
         self, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
     ) -> tuple[DeviceState, StepOutput]:
-        return self._compiled["prefill", *batch.tokens_RC.shape, features](self.params, state, batch)
+        return self.stack.prefill(self._compiled, state, batch, features)
 
     def decode(
         self, state: DeviceState, batch: DecodeBatch, steps: int, features: SamplingFeatures
     ) -> tuple[DeviceState, StepOutput]:
-        run = self._compiled["decode", len(batch.left_R), features]
-        return run(self.params, state, batch, np.int32(steps))
+        return self.stack.decode(self._compiled, state, batch, steps, features)
 
     def blank_decode(self, rows: int) -> DecodeBatch:
         """A batch of padding rows."""
@@ -211,6 +238,10 @@ class Programs:
 
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
+
+
+def _is_kind(part: Any) -> bool:
+    return isinstance(part, SegmentKind)
 
 
 def _serves(features: SamplingFeatures, want: SamplingFeatures) -> bool:
