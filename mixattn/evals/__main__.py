@@ -1,7 +1,9 @@
 """Quality measured in the same tree.
 
-    python -m mixattn.evals arena --help        rankings from pairwise votes, and their platform
-    python -m mixattn.evals judge --help        a language model as the judge of answers
+    python -m mixattn.evals arena --help
+        rankings from pairwise votes, and the platform that collects them
+    python -m mixattn.evals judge --help
+        a language model as the judge of answers, and how far it can be trusted
 
 `--help` after a command lists its subcommands.
 """
@@ -9,7 +11,10 @@
 import importlib
 import sys
 
-COMMANDS = {"arena": "mixattn.evals.arena.commands", "judge": "mixattn.evals.judge.commands"}
+COMMANDS = {
+    "arena": "mixattn.evals.arena.commands",
+    "judge": "mixattn.evals.judge.commands",
+}
 
 
 def main(argv: list[str]) -> None:

@@ -1,16 +1,27 @@
 """Ranks models from pairwise votes, and collects the votes.
 
-    python -m mixattn.evals arena simulate --out=votes.jsonl --votes=20000       votes with a known truth
-    python -m mixattn.evals arena fit --votes=votes.jsonl                        ratings, intervals, rank ranges
-    python -m mixattn.evals arena fit --votes=votes.jsonl --cluster=judge --json one voter's votes are dependent
-    python -m mixattn.evals arena elo --votes=votes.jsonl                        online Elo and its order dependence
-    python -m mixattn.evals arena matrix --votes=votes.jsonl                     win rates of pairs with intervals
-    python -m mixattn.evals arena anomalies --votes=votes.jsonl                  voters who do not vote like the rest
-    python -m mixattn.evals arena plot --votes=votes.jsonl --out=ratings.png     the intervals as a picture
-    python -m mixattn.evals arena serve --models=models.toml --db=arena.sqlite   the platform, on 127.0.0.1:8700
-    python -m mixattn.evals arena attack                                         vote rigging against each defence
-    python -m mixattn.evals arena coverage                                       coverage and rank error, by simulation
-    python -m mixattn.evals arena bench                                          speed beside other programs
+    python -m mixattn.evals arena simulate --out=votes.jsonl --votes=20000
+        votes with a known truth
+    python -m mixattn.evals arena fit --votes=votes.jsonl
+        ratings, intervals, rank ranges
+    python -m mixattn.evals arena fit --votes=votes.jsonl --cluster=judge --json
+        one voter's votes are dependent
+    python -m mixattn.evals arena elo --votes=votes.jsonl
+        online Elo and its order dependence
+    python -m mixattn.evals arena matrix --votes=votes.jsonl
+        win rates of pairs with intervals
+    python -m mixattn.evals arena anomalies --votes=votes.jsonl
+        voters who do not vote like the rest
+    python -m mixattn.evals arena plot --votes=votes.jsonl --out=ratings.png
+        the intervals as a picture
+    python -m mixattn.evals arena serve --models=models.toml --db=arena.sqlite
+        the platform, on 127.0.0.1:8700
+    python -m mixattn.evals arena attack
+        vote rigging against each defence
+    python -m mixattn.evals arena coverage
+        coverage and rank error, by simulation
+    python -m mixattn.evals arena bench
+        speed beside other programs
 
 `--help` after a command lists its flags.
 """

@@ -3,8 +3,8 @@
     python -m mixattn.evals arena anomalies --votes=votes.jsonl
     python -m mixattn.evals arena anomalies --votes=votes.jsonl --rule=products --alpha=0.05 --json
 
-Each voter (field judge) is compared with the others' votes on the same pairs. Of honest voters, at most a share of
-`alpha` is flagged. `--rule=paper` is the published rule to the letter; it finds almost nobody.
+Each voter (field judge) is compared with the others' votes on the same pairs. Of honest voters, at most a
+share of `alpha` is flagged. `--rule=paper` is the published rule to the letter; it finds almost nobody.
 """
 
 import sys

@@ -3,9 +3,10 @@
     python -m mixattn.evals arena attack
     python -m mixattn.evals arena attack --accounts=50 --honest=100000 --csv=results/arena_attack.csv
 
-The attacks: target_only votes for one model wherever it appears, omnipresent votes in every battle to help it,
-always_left does not look. The defences: none, a cap on the votes one voter counts for, leaving out voters whom the
-sequential anomaly test flags, and both. Everything is simulated; knowing the models is taken for granted.
+The attacks: target_only votes for one model wherever it appears, omnipresent votes in every battle to help
+it, always_left does not look. The defences: none, a cap on the votes one voter counts for, leaving out
+voters whom the sequential anomaly test flags, and both. Everything is simulated; knowing the models is
+taken for granted.
 """
 
 import sys
@@ -40,7 +41,14 @@ def _main() -> None:
     print("simulated; a minute or two ...", file=sys.stderr)
     rows = table(config)
     if FLAGS.csv:
-        write_csv(FLAGS.csv, rows, config=config, seed=FLAGS.seed, data="simulated votes and attackers", device="CPU")
+        write_csv(
+            FLAGS.csv,
+            rows,
+            config=config,
+            seed=FLAGS.seed,
+            data="simulated votes and attackers",
+            device="CPU",
+        )
     if FLAGS.json:
         command_line.print_json({"honest": config.honest, "most": config.most, "rows": rows})
         return

@@ -3,8 +3,9 @@
     python -m mixattn.evals arena bench --csv=results/arena_speed.csv
     python -m mixattn.evals arena bench --votes=100000
 
-Other programs are measured where they are installed (pip install 'mixattn[oracles]'). L-BFGS-B is our own program of the
-algorithm that FastChat uses: unique (pair, outcome) rows, scipy's L-BFGS-B from 0 with gtol 1e-6.
+Other programs are measured where they are installed (pip install 'mixattn[oracles]'). L-BFGS-B is our own
+program of the algorithm that FastChat uses: unique (pair, outcome) rows, scipy's L-BFGS-B from 0 with gtol
+1e-6.
 """
 
 import os
@@ -61,7 +62,15 @@ def _main() -> None:
     _files(votes, rows, add)
     if FLAGS.csv:
         cpu = f"{processor()}, 1 of {os.cpu_count()} cores"
-        write_csv(FLAGS.csv, rows, votes=FLAGS.votes, models=FLAGS.models, data="simulated votes", device=cpu, seed=0)
+        write_csv(
+            FLAGS.csv,
+            rows,
+            votes=FLAGS.votes,
+            models=FLAGS.models,
+            data="simulated votes",
+            device=cpu,
+            seed=0,
+        )
     if FLAGS.json:
         command_line.print_json({"votes": FLAGS.votes, "rows": rows})
     else:
@@ -152,4 +161,6 @@ def _files(votes: Votes, rows: list[dict[str, Any]], add: Callable[..., None]) -
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            rows.append({"what": f"whole command on {file.suffix}", "program": "ours", "cpu_s": round(cpu_s, 3)})
+            rows.append(
+                {"what": f"whole command on {file.suffix}", "program": "ours", "cpu_s": round(cpu_s, 3)}
+            )

@@ -2,12 +2,12 @@
 
     python -m mixattn.evals arena fit --votes=votes.parquet
     python -m mixattn.evals arena fit --votes=votes.jsonl --cluster=judge --json
-    python -m mixattn.evals arena fit --votes=votes.csv --weighting=ipw_empirical --anchor=MODEL --anchor_rating=1114
+    python -m mixattn.evals arena fit --votes=votes.csv --weighting=ipw_empirical --anchor=MODEL
     python -m mixattn.evals arena fit --votes=votes.jsonl --category=language=English --style
 
-Votes are parquet, JSON lines, a JSON list or CSV with the fields question_id, model_a, model_b, winner (model_a, model_b,
-tie or tie (bothbad)), judge, anony, language, tstamp. Votes with anony false are read, not used. A rating is
-anchor_rating + 400/ln 10 x (score - reference); se and interval are of that difference.
+Votes are parquet, JSON lines, a JSON list or CSV with the fields question_id, model_a, model_b, winner
+(model_a, model_b, tie or tie (bothbad)), judge, anony, language, tstamp. Votes with anony false are read, not
+used. A rating is anchor_rating + 400/ln 10 x (score - reference); se and interval are of that difference.
 """
 
 import sys

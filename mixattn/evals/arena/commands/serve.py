@@ -2,11 +2,13 @@
 
     python -m mixattn.evals arena serve --models=models.toml --db=arena.sqlite --port=8700
     ARENA_ADMIN_TOKEN=... python -m mixattn.evals arena serve ...                 with the page /admin
-    python -m mixattn.evals arena serve --demo --db=demo.sqlite                   three scripted models, to look around
+    python -m mixattn.evals arena serve --demo --db=demo.sqlite
+        three scripted models, to look around
 
-models.toml has one [[model]] for each model, with name and base_url (a server of OpenAI's chat protocol), perhaps model,
-key_env, weight and aliases; or with scripted = "a fixed answer". Votes are on disk before they are acknowledged; kill the
-server at any moment and start it again with the same --db. For a public arena set --count_delay_s and --min_vote_s.
+models.toml has one [[model]] for each model, with name and base_url (a server of OpenAI's chat protocol),
+perhaps model, key_env, weight and aliases; or with scripted = "a fixed answer". Votes are on disk before
+they are acknowledged; kill the server at any moment and start it again with the same --db. For a public
+arena set --count_delay_s and --min_vote_s.
 """
 
 import sys
@@ -36,7 +38,9 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_float("answer_limit_s", 120.0, "Time limit of one answer, in seconds.", 0.1)
     flags.DEFINE_integer("per_minute", 30, "Battles that one session may start in a minute.", 1)
     flags.DEFINE_float("cap", 100.0, "No voter counts for more than this many votes.", 1.0)
-    flags.DEFINE_float("count_delay_s", 0.0, "Mean of the random delay after which a vote counts, in seconds.", 0.0)
+    flags.DEFINE_float(
+        "count_delay_s", 0.0, "Mean of the random delay after which a vote counts, in seconds.", 0.0
+    )
     flags.DEFINE_float("min_vote_s", 0.0, "A vote sooner after the prompt is kept and not counted.", 0.0)
     flags.DEFINE_integer("same_prompt", 20, "Battles of one voter with one prompt that count.", 1)
     flags.DEFINE_float("honeypots", 0.0, "Share of battles that set a model against itself.", 0.0, 0.5)
@@ -56,10 +60,16 @@ def _main() -> None:
         raise ValueError(f"--db={db} lies in a folder that does not exist")
     store = ArenaStore(db)
     app = make_app(ArenaPlatform(models, store, config))
-    server = uvicorn.Server(uvicorn.Config(app, FLAGS.host, FLAGS.port, log_level="warning", server_header=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, FLAGS.host, FLAGS.port, log_level="warning", server_header=False)
+    )
     listening = server.config.bind_socket()
     listening.listen(2048)  # a visitor who comes before uvicorn is ready waits
-    print(f"arena of {len(models)} models on http://{FLAGS.host}:{listening.getsockname()[1]}/", file=sys.stderr, flush=True)
+    print(
+        f"arena of {len(models)} models on http://{FLAGS.host}:{listening.getsockname()[1]}/",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         server.run([listening])
     finally:

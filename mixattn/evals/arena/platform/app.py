@@ -1,4 +1,5 @@
-"""The arena's pages and forms. They work without JavaScript; the one script streams answers and handles keys."""
+"""The arena's pages and forms. They work without JavaScript; the one script streams answers and handles
+keys."""
 
 import asyncio
 import contextlib
@@ -64,7 +65,13 @@ class PlatformConfig:
 class ArenaPlatform:
     """One arena: its models, database, answers in progress and pages."""
 
-    def __init__(self, models: Sequence[ArenaModel], store: ArenaStore, config: PlatformConfig, pacer: Pacer | None = None):
+    def __init__(
+        self,
+        models: Sequence[ArenaModel],
+        store: ArenaStore,
+        config: PlatformConfig,
+        pacer: Pacer | None = None,
+    ):
         self.models = {model.name: model for model in models}
         self.store, self.config = store, config
         self.pacer = pacer or Pacer()
@@ -86,7 +93,8 @@ class ArenaPlatform:
         return [(a, b, float(w)) for (a, b), w in zip(pairs, weight / weight.sum())] if pairs else []
 
     def draw(self) -> tuple[list[str], float, bool]:
-        """The two models in the order of their sides, the pair's probability, and whether it is a honeypot."""
+        """The two models in the order of their sides, the pair's probability, and whether it is a
+        honeypot."""
         pairs = self.probabilities()
         if not pairs:
             raise Refused("fewer than two models are switched on", 503)
@@ -137,7 +145,9 @@ class ArenaPlatform:
 
     def not_counted(self, battle: dict[str, Any], session: str) -> str | None:
         """Why a vote on this battle is kept and does not count, or None."""
-        texts = [text for talk in self.store.conversations(battle["id"]) for text in (m["content"] for m in talk)]
+        texts = [
+            text for talk in self.store.conversations(battle["id"]) for text in (m["content"] for m in talk)
+        ]
         if battle["honeypot"]:
             return "honeypot"
         if leaks.find_leak(texts, self.leak_words):
@@ -290,7 +300,9 @@ class _Routes:
         start = request.headers.get("last-event-id") or request.query_params.get("from", "0")
         position = int(start) if start.isdigit() else 0
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self.events(battle["id"], position), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(
+            self.events(battle["id"], position), media_type="text/event-stream", headers=headers
+        )
 
     async def events(self, battle: str, position: int) -> AsyncIterator[str]:
         """Both sides' new text since `position`, then `end`. Says nothing of which side is fast."""
@@ -357,7 +369,9 @@ class _Routes:
 
     def is_admin(self, request: Request) -> bool:
         proof = request.cookies.get("arena_admin", "")
-        return tokens.matches(self.arena.store.secret, proof, "admin", self.admin_token(), request.state.session)
+        return tokens.matches(
+            self.arena.store.secret, proof, "admin", self.admin_token(), request.state.session
+        )
 
     async def admin(self, request: Request) -> Response:
         if not self.is_admin(request):
@@ -418,4 +432,6 @@ def make_app(arena: ArenaPlatform) -> Starlette:
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
     middleware = [Middleware(SafeHeaders, secret=arena.store.secret, cookie=COOKIE)]
-    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers={Refused: refused})
+    return Starlette(
+        routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers={Refused: refused}
+    )

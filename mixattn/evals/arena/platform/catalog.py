@@ -1,15 +1,15 @@
 """The models of an arena, from a TOML file.
 
-    [[model]]
-    name = "small"
-    base_url = "http://127.0.0.1:8000/v1"     # a server of OpenAI's chat protocol
-    model = "tiny"                            # its name there; `name` if left out
-    key_env = "SMALL_KEY"                     # environment variable that holds the key, if one is needed
-    weight = 1.0                              # how often it is drawn; 0 stops it
+[[model]]
+name = "small"
+base_url = "http://127.0.0.1:8000/v1"     # a server of OpenAI's chat protocol
+model = "tiny"                            # its name there; `name` if left out
+key_env = "SMALL_KEY"                     # environment variable that holds the key, if one is needed
+weight = 1.0                              # how often it is drawn; 0 stops it
 
-    [[model]]
-    name = "fixed"
-    scripted = "I say the same every time."   # for trying the platform out, and for tests
+[[model]]
+name = "fixed"
+scripted = "I say the same every time."   # for trying the platform out, and for tests
 """
 
 import os
@@ -68,10 +68,14 @@ def read_catalog(path: str | Path) -> list[ArenaModel]:
 def _model(entry: dict[str, Any], number: int, path: Path) -> ArenaModel:
     where = f"model {number} of {path}"
     if "engine" in entry:
-        raise ValueError(f"{where}: `engine` is not available here; serve the checkpoint over HTTP and give base_url")
+        raise ValueError(
+            f"{where}: `engine` is not available here; serve the checkpoint over HTTP and give base_url"
+        )
     unknown = sorted(entry.keys() - FIELDS)
     if unknown:
-        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; fields are {', '.join(sorted(FIELDS))}")
+        raise ValueError(
+            f"{where} has the unknown field {unknown[0]!r}; fields are {', '.join(sorted(FIELDS))}"
+        )
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
         raise ValueError(f"{where} has no name of 1 to 200 characters")
@@ -83,7 +87,9 @@ def _model(entry: dict[str, Any], number: int, path: Path) -> ArenaModel:
     values = {k: v for k, v in entry.items() if k not in ("key_env", "aliases")}
     key_env = entry.get("key_env")
     if key_env and key_env not in os.environ:
-        raise ValueError(f"{where} ({name}) takes its key from {key_env}, which the environment does not have")
+        raise ValueError(
+            f"{where} ({name}) takes its key from {key_env}, which the environment does not have"
+        )
     key = os.environ[key_env] if key_env else ""
     aliases = tuple(map(str, entry.get("aliases", ())))
     return ArenaModel(**({"model": name} | values | {"key": key, "aliases": aliases}))

@@ -34,7 +34,8 @@ def as_votes(records: list[dict[str, Any]]) -> Votes:
 
 @dataclass(frozen=True)
 class Board:
-    """A leaderboard: `models` as `arena fit` reports them, pairs of the win matrix, or why there is no ranking."""
+    """A leaderboard: `models` as `arena fit` reports them, pairs of the win matrix, or why there is no
+    ranking."""
 
     votes: int
     models: list[dict[str, Any]]
@@ -104,7 +105,7 @@ class Leaderboards:
         voter = numbered(votes.columns["judge"])
         moved = PER_UNIT * np.abs(leave_one_out(votes, weights, fit(counts), voter)).max(axis=1)
         rng = np.random.default_rng(0)
-        found = find_anomalies(votes, rule="products", alpha=0.05, rng=rng)
+        found = find_anomalies(votes, rule="betting", alpha=0.05, rng=rng)
         flagged = {verdict.voter for verdict in found if verdict.flagged}
         names = dict(zip(voter.tolist(), votes.columns["judge"].tolist()))
         left = np.bincount(voter, votes.outcome == 2) / np.bincount(voter)

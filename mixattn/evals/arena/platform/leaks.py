@@ -6,12 +6,45 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 # Makers and families that models name themselves after; further words come from the arena's own models.
-KEYWORDS = (
-    "openai chatgpt gpt3 gpt4 gpt5 anthropic claude gemini deepmind llama metaai mistral mixtral qwen alibaba deepseek "
-    "cohere vicuna alpaca grok phi3 phi4 gemma yandexgpt gigachat baidu ernie kimi moonshot zhipu chatglm "
-    "文心一言 通义千问 智谱 月之暗面 深度求索 星火"
-).split()
-# Cyrillic letters and digits that look like Latin ones; both the text and the word are mapped.
+KEYWORDS = [
+    "openai",
+    "chatgpt",
+    "gpt3",
+    "gpt4",
+    "gpt5",
+    "anthropic",
+    "claude",
+    "gemini",
+    "deepmind",
+    "llama",
+    "metaai",
+    "mistral",
+    "mixtral",
+    "qwen",
+    "alibaba",
+    "deepseek",
+    "cohere",
+    "vicuna",
+    "alpaca",
+    "grok",
+    "phi3",
+    "phi4",
+    "gemma",
+    "yandexgpt",
+    "gigachat",
+    "baidu",
+    "ernie",
+    "kimi",
+    "moonshot",
+    "zhipu",
+    "chatglm",
+    "文心一言",
+    "通义千问",
+    "智谱",
+    "月之暗面",
+    "深度求索",
+    "星火",
+]  # Cyrillic letters and digits that look like Latin ones; both the text and the word are mapped.
 LOOKALIKES = str.maketrans("аеорсухіјѕԁӏ013457", "aeopcyxijsdloieast")
 SHORT = 4  # a part of a name with fewer letters is too common to accuse with
 
@@ -39,7 +72,8 @@ def leak_words(names: Iterable[str], aliases: Iterable[str] = ()) -> tuple[str, 
 def find_leak(texts: Sequence[str], words: Sequence[str]) -> str | None:
     """The first of `words` that some text contains in any spelling, else None.
 
-    Letters may be spread over pieces ("z-e-b-r-a"), but a word must begin where a piece begins, and end where one
+    Letters may be spread over pieces ("z-e-b-r-a"), but a word must begin where a piece begins, and end
+    where one
     ends if it spans several: "open air" does not say "openai".
     """
     for text in texts:

@@ -1,4 +1,4 @@
-"""The arena's database: SQLite with a write-ahead log, one transaction a step, a public log that only grows."""
+"""The arena's database: SQLite with a write-ahead log, one transaction a step; the public log only grows."""
 
 import json
 import sqlite3
@@ -13,19 +13,24 @@ from mixattn.evals.arena.platform.battle import BattleState, Refused
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value BLOB);
-CREATE TABLE IF NOT EXISTS model (name TEXT PRIMARY KEY, enabled INTEGER, weight REAL, first_s REAL, last_s REAL);
+CREATE TABLE IF NOT EXISTS model (
+  name TEXT PRIMARY KEY, enabled INTEGER, weight REAL, first_s REAL, last_s REAL);
 CREATE TABLE IF NOT EXISTS battle (
   id TEXT PRIMARY KEY, session TEXT, mode TEXT, started_s REAL, language TEXT, category TEXT,
   pair_probability REAL, honeypot INTEGER, turns INTEGER, share TEXT UNIQUE);
 CREATE TABLE IF NOT EXISTS side (battle TEXT, position INTEGER, model TEXT, PRIMARY KEY (battle, position));
 CREATE TABLE IF NOT EXISTS message (
-  battle TEXT, turn INTEGER, position INTEGER, content TEXT, status TEXT, PRIMARY KEY (battle, turn, position));
+  battle TEXT, turn INTEGER, position INTEGER, content TEXT, status TEXT, PRIMARY KEY (battle, turn,
+  position));
 CREATE TABLE IF NOT EXISTS vote (
   battle TEXT PRIMARY KEY, winner TEXT, voter TEXT, voted_s REAL, counts_s REAL, not_counted TEXT);
-CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, time_s REAL, kind TEXT, detail TEXT);
+CREATE TABLE IF NOT EXISTS event (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, time_s REAL, kind TEXT, detail TEXT);
 CREATE INDEX IF NOT EXISTS battle_session ON battle (session, started_s);
-CREATE TRIGGER IF NOT EXISTS event_kept BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
-CREATE TRIGGER IF NOT EXISTS event_fixed BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
+CREATE TRIGGER IF NOT EXISTS event_kept BEFORE DELETE ON event
+  BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
+CREATE TRIGGER IF NOT EXISTS event_fixed BEFORE UPDATE ON event
+  BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
 CREATE TRIGGER IF NOT EXISTS vote_kept BEFORE DELETE ON vote BEGIN SELECT RAISE(ABORT, 'votes are kept'); END;
 """
 USER = -1  # position of the user's messages
@@ -48,7 +53,9 @@ class ArenaStore:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(SCHEMA)
             with self.transaction():
-                self._db.execute("INSERT OR IGNORE INTO setting VALUES ('secret', ?)", (tokens.new_id().encode(),))
+                self._db.execute(
+                    "INSERT OR IGNORE INTO setting VALUES ('secret', ?)", (tokens.new_id().encode(),)
+                )
                 self._db.execute("UPDATE message SET status = ? WHERE status = ?", (BROKEN, WRITING))
         except sqlite3.DatabaseError as why:
             raise ValueError(f"{path} cannot be used as the arena's database: {why}") from why
@@ -90,7 +97,9 @@ class ArenaStore:
                     self._db.execute("INSERT INTO model VALUES (?, 1, ?, ?, NULL)", (name, weight, now))
                     self._log("added", model=name, weight=weight)
                 elif known[name]["weight"] != weight or known[name]["last_s"] is not None:
-                    self._db.execute("UPDATE model SET weight = ?, last_s = NULL WHERE name = ?", (weight, name))
+                    self._db.execute(
+                        "UPDATE model SET weight = ?, last_s = NULL WHERE name = ?", (weight, name)
+                    )
                     self._log("weight", model=name, weight=weight)
             for name, row in known.items():
                 if name not in weights and row["last_s"] is None:
@@ -134,7 +143,18 @@ class ArenaStore:
         """A new battle with its first prompt; returns its identifier."""
         battle = tokens.new_id()
         with self.transaction():
-            row = (battle, session, mode, time.time(), language, category, probability, int(honeypot), 0, None)
+            row = (
+                battle,
+                session,
+                mode,
+                time.time(),
+                language,
+                category,
+                probability,
+                int(honeypot),
+                0,
+                None,
+            )
             self._db.execute("INSERT INTO battle VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             sides = [(battle, i, name) for i, name in enumerate(models)]
             self._db.executemany("INSERT INTO side VALUES (?, ?, ?)", sides)
@@ -184,14 +204,16 @@ class ArenaStore:
     def share(self, battle: str) -> str:
         """The link name of a battle, made when first asked for."""
         with self.transaction():
-            self._db.execute("UPDATE battle SET share = ? WHERE id = ? AND share IS NULL", (tokens.new_id(), battle))
+            self._db.execute(
+                "UPDATE battle SET share = ? WHERE id = ? AND share IS NULL", (tokens.new_id(), battle)
+            )
         return str(self._one("SELECT share FROM battle WHERE id = ?", battle)["share"])
 
     def state(self, battle: str) -> BattleState:
         """Where a stored battle stands."""
         turns = self._one("SELECT turns FROM battle WHERE id = ?", battle)["turns"]
-        sql = "SELECT content, status FROM message WHERE battle = ? AND turn = ? AND position >= 0 ORDER BY position"
-        rows = self._all(sql, battle, turns)
+        sql = "SELECT content, status FROM message WHERE battle = ? AND turn = ? AND position >= 0 "
+        rows = self._all(sql + "ORDER BY position", battle, turns)
         vote = self._one("SELECT winner FROM vote WHERE battle = ?", battle)
         ended = tuple(row["status"] != WRITING for row in rows)
         shown = tuple(done or bool(row["content"]) for done, row in zip(ended, rows))
@@ -227,8 +249,10 @@ class ArenaStore:
     def votes(self, *, counted: bool) -> list[dict[str, Any]]:
         """Votes in the public format whose delay has passed; with `counted`, those that count only."""
         sql = (
-            "SELECT battle.id AS question_id, a.model AS model_a, b.model AS model_b, winner, voter AS judge, "
-            "mode = 'battle' AS anony, language, voted_s AS tstamp, pair_probability, category, turns AS turn, "
+            "SELECT battle.id AS question_id, a.model AS model_a, b.model AS model_b, "
+            "winner, voter AS judge, "
+            "mode = 'battle' AS anony, language, voted_s AS tstamp, pair_probability, "
+            "category, turns AS turn, "
             "honeypot, not_counted FROM vote JOIN battle ON battle.id = vote.battle "
             "JOIN side a ON a.battle = battle.id AND a.position = 0 "
             "JOIN side b ON b.battle = battle.id AND b.position = 1 WHERE counts_s <= ? "
@@ -255,5 +279,3 @@ class ArenaStore:
         """Changes whenever a vote starts to count."""
         row = self._one("SELECT count(*), coalesce(max(rowid), 0) FROM vote WHERE counts_s <= ?", time.time())
         return int(row[0]), int(row[1])
-
-

@@ -3,8 +3,12 @@
 import re
 
 RULES = {
-    "coding": re.compile(r"```|\b(python|javascript|sql|regex|compile|function|class|bug|code|script|api)\b", re.I),
-    "math": re.compile(r"\d\s*[-+*/^=]\s*\d|\b(prove|theorem|integral|equation|solve|probability|matrix)\b", re.I),
+    "coding": re.compile(
+        r"```|\b(python|javascript|sql|regex|compile|function|class|bug|code|script|api)\b", re.I
+    ),
+    "math": re.compile(
+        r"\d\s*[-+*/^=]\s*\d|\b(prove|theorem|integral|equation|solve|probability|matrix)\b", re.I
+    ),
 }
 LONG = 1500  # characters
 

@@ -1,10 +1,14 @@
-"""Voters who do not vote like the rest (Chiang et al. 2024, section 5.1), by one of three rules.
+"""Voters who do not vote like the rest (Chiang et al. 2024, section 5.1, and one rule of our own).
 
-paper: p = (1 + #{h >= H'}) / (n + 1), Fisher's sum against chi-square at 5 random votes. Its p-values are discrete and
-too large, so it has almost no power; kept to compare with.
-randomised: ties among h and H' are broken at random, so that p is exactly uniform; both directions at alpha / 2.
-products: two running products of 1 / (2 p) against 1 / alpha, for wins and losses by name order (a test martingale,
-valid at any time).
+paper: p = (1 + #{h >= H'}) / (n + 1), Fisher's sum against chi-square at 5 random votes. Its p-values are
+discrete and too large, so it has almost no power; kept to compare with.
+randomised: ties among h and H' are broken at random, so that p is exactly uniform; both directions at
+alpha / 2.
+products: two running products of 1 / (2 p) against 1 / alpha, for wins and losses by name order (a test
+martingale, valid at any time).
+betting: bets against the hypothesis that a voter scores models as the others do: one bet for and one
+against each model and each side of the page, all shares of one stake, against 1 / alpha at any time. It
+has power where the others have little: a voter who favours one model, or a side.
 """
 
 from collections.abc import Callable
@@ -12,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from scipy.special import logsumexp
 from scipy.stats import chi2
 
-from mixattn.evals.arena.stats.counts import Floats, Ints
+from mixattn.evals.arena.stats.counts import SCORE, Floats, Ints
 from mixattn.evals.arena.stats.votes import FIRST_WINS, SECOND_WINS, TIE, Votes
 
-RULES = ("randomised", "products", "paper")
+RULES = ("randomised", "products", "paper", "betting")
 LOOKS = 5  # random times at which the Fisher rules look
 HORIZON = 100  # votes of a voter that are judged
 
@@ -35,18 +40,19 @@ class Verdict:
 def find_anomalies(
     votes: Votes, *, rule: str, alpha: float, rng: Generator, min_votes: int = 5
 ) -> list[Verdict]:
-    """Judges each voter of column `judge` against the votes of all others on the same pairs, flagged voters first.
+    """Judges each voter of column `judge` against the votes of all others on the same pairs, flagged
+    voters first.
 
     Raises:
       ValueError: there is no such rule.
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
-    judge: Callable[[Ints, Ints, float, Generator], int] = {
+    judge: dict[str, Callable[[Ints, Ints, float, Generator], int]] = {
         "paper": _paper,
         "randomised": _randomised,
         "products": _products,
-    }[rule]
+    }
     by_name = votes.first < votes.second
     outcome = np.where(by_name, votes.outcome, FIRST_WINS - votes.outcome)
     _, pair = np.unique(votes.pair(), return_inverse=True)
@@ -55,6 +61,7 @@ def find_anomalies(
     names, voter = np.unique(votes.columns["judge"].astype(str), return_inverse=True)
     order = np.argsort(voter, kind="stable")
     found = []
+    prior = np.array([0.5, 0.0, 0.5])  # a pair that nobody else voted on says nothing
     for v, mine in enumerate(np.split(order, np.cumsum(np.bincount(voter))[:-1])):
         if len(mine) < min_votes:
             continue
@@ -62,7 +69,12 @@ def find_anomalies(
         np.add.at(own, (pair[mine], outcome[mine]), 1)
         judged = mine[:HORIZON]
         history = (table - own)[pair[judged]]
-        at = judge(history, outcome[judged], alpha, rng)
+        if rule == "betting":
+            expected = (history + prior) @ SCORE / (history.sum(1) + 1)
+            expected = np.where(by_name[judged], expected, 1 - expected)
+            at = _betting(votes, judged, expected, alpha)
+        else:
+            at = judge[rule](history, outcome[judged], alpha, rng)
         found.append(Verdict(str(names[v]), len(judged), at > 0, at))
     return sorted(found, key=lambda verdict: (not verdict.flagged, -verdict.votes, verdict.voter))
 
@@ -120,4 +132,22 @@ def _products(history: Ints, outcome: Ints, alpha: float, rng: Generator) -> int
         p = (1 + beyond) / (1 + wins.sum(1))
         grown[side] = np.cumsum(np.where(decided, -np.log(2 * p), 0.0))
     hit = np.flatnonzero((grown >= np.log(1 / alpha)).any(axis=0))
+    return int(hit[0]) + 1 if len(hit) else 0
+
+
+def _betting(votes: Votes, mine: Ints, expected: Floats, alpha: float) -> int:
+    """Wealth of all bets together, from a stake of 1, against 1 / alpha.
+
+    Args:
+      expected: (j,) mean score of the first model of each of the voter's votes, by the others' votes.
+    """
+    m, j = len(votes.models), np.arange(len(mine))
+    score = votes.outcome[mine] / FIRST_WINS
+    log_wealth = np.zeros((len(mine), 2, m + 1))
+    for bet, sign in enumerate((1.0, -1.0)):
+        log_wealth[j, bet, votes.first[mine]] = np.log1p(sign * (score - expected))
+        log_wealth[j, bet, votes.second[mine]] = np.log1p(sign * (expected - score))
+        log_wealth[j, bet, m] = np.log1p(sign * (score - 0.5))  # sides are drawn by a fair coin
+    total = np.cumsum(log_wealth, axis=0).reshape(len(mine), -1)
+    hit = np.flatnonzero(logsumexp(total, axis=1) - np.log(total.shape[1]) >= np.log(1 / alpha))
     return int(hit[0]) + 1 if len(hit) else 0

@@ -1,7 +1,7 @@
 """Percentile bootstrap of Bradley-Terry scores, all resamples of a batch at once.
 
-A resample's scores are found by chord iterations: its own gradient, the original fit's inverse Hessian. A resample
-that does not converge so, or has no finite scores, is fitted alone or left out.
+A resample's scores are found by chord iterations: its own gradient, the original fit's inverse Hessian. A
+resample that does not converge so, or has no finite scores, is fitted alone or left out.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Bradley-Terry scores from counts, with sandwich covariance (Chiang et al. 2024, section 4 and eq. 7).
 
 P(first wins) = sigmoid(xi_first - xi_second); a tie is half a win and half a loss. Newton's method on the
-grounded Laplacian: one model's score is held at 0 and its row dropped. (The pseudo-inverse of the whole Laplacian
-keeps a null value of rounding size, which spoils standard errors.)
+grounded Laplacian: one model's score is held at 0 and its row dropped. (The pseudo-inverse of the whole
+Laplacian keeps a null value of rounding size, which spoils standard errors.)
 """
 
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ def measure(config: SyntheticConfig, trials: int, alpha: float = 0.05) -> Covera
     """Fits `trials` worlds with seeds from config.seed on, without ties so that the model is true."""
     m, rng = config.models, np.random.default_rng(config.seed)
     hits, joint = 0.0, 0
-    error, width = ({rule: 0.0 for rule in ranks.RULES} for _ in range(2))
+    error, width = (dict.fromkeys(ranks.RULES, 0.0) for _ in range(2))
     for trial in range(trials):
         votes, xi = simulate(replace(config, tie_rate=0.0, seed=config.seed + trial))
         found = fit(count(votes))

@@ -1,7 +1,8 @@
 """Ties as an outcome of their own (Davidson 1970; Newman 2023 fits the same model with nu / 2).
 
-P(win) : P(tie) : P(loss) = exp(d / 2) : nu : exp(-d / 2), with d the difference of two scores. Where a tie is half a win,
-as in Bradley-Terry, ties pull equal models together; here they say how close two models must be to tie.
+P(win) : P(tie) : P(loss) = exp(d / 2) : nu : exp(-d / 2), with d the difference of two scores. Where a tie
+is half a win, as in Bradley-Terry, ties pull equal models together; here they say how close two models
+must be to tie.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,8 @@ K, SCALE, START = 4.0, 400.0, 1000.0
 def elo(votes: Votes, order: Ints | None = None, *, k: float = K) -> Floats:
     """(M,) ratings after all votes; their mean stays START.
 
-    A vote moves k * (score - expected) points from loser to winner, expected = 1 / (1 + 10^((R_b - R_a) / 400)).
+    A vote moves k * (score - expected) points from loser to winner, expected = 1 / (1 + 10^((R_b - R_a) /
+    400)).
 
     Args:
       order: (n,) the votes' order; as they stand if None.

@@ -1,7 +1,7 @@
 """How much does one voter move the ratings, and weights that bound it.
 
-Leaving a voter out moves the scores, to first order, by -H^{-1} u, u the sum of that voter's score contributions: one
-solve with the inverse Hessian of the fit, for all voters at once.
+Leaving a voter out moves the scores, to first order, by -H^{-1} u, u the sum of that voter's score
+contributions: one solve with the inverse Hessian of the fit, for all voters at once.
 """
 
 import numpy as np
@@ -25,7 +25,8 @@ def leave_one_out(votes: Votes, weights: Floats | None, found: Fit, voter: Ints)
     rows = np.concatenate([voter, voter])
     columns = np.concatenate([votes.first, votes.second])
     u = csr_array(
-        (np.concatenate([residual, -residual]), (rows, columns)), shape=(int(voter.max()) + 1, len(votes.models))
+        (np.concatenate([residual, -residual]), (rows, columns)),
+        shape=(int(voter.max()) + 1, len(votes.models)),
     )
     moved = u @ found.bread
     return moved - moved.mean(axis=1, keepdims=True)
@@ -34,7 +35,8 @@ def leave_one_out(votes: Votes, weights: Floats | None, found: Fit, voter: Ints)
 def bounded_weights(
     votes: Votes, found: Fit, voter: Ints, limit: float, weights: Floats | None = None
 ) -> Floats:
-    """(n,) weights that keep every voter's influence on every score at `limit` log odds or below, to first order."""
+    """(n,) weights that keep every voter's influence on every score at `limit` log odds or below, to first
+    order."""
     given = np.ones(len(votes)) if weights is None else weights
     largest = np.abs(leave_one_out(votes, given, found, voter)).max(axis=1)
     return given * np.minimum(1.0, limit / np.maximum(largest, 1e-300))[voter]

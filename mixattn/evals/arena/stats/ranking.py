@@ -1,4 +1,5 @@
-"""From votes to a ranking: ratings, standard errors, intervals and rank ranges, as a report of plain values."""
+"""From votes to a ranking: ratings, standard errors, intervals and rank ranges, as a report of plain
+values."""
 
 import math
 import time

@@ -1,8 +1,10 @@
 """Rank ranges: between which places can each model stand, given how precisely it is known?
 
-Three rules. `marginal` compares intervals of single scores, which takes no account of there being many models.
-`simultaneous` is the paper's chi-square set projected on each score: right, and wide. `pairwise` compares simultaneous
-intervals of all differences (studentised maximum): right, and nearly as narrow as `marginal`. None depends on the anchor.
+Three rules. `marginal` compares intervals of single scores, which takes no account of there being many
+models.
+`simultaneous` is the paper's chi-square set projected on each score: right, and wide. `pairwise` compares
+simultaneous intervals of all differences (studentised maximum): right, and nearly as narrow as `marginal`.
+None depends on the anchor.
 """
 
 import numpy as np

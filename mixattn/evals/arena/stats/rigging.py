@@ -43,8 +43,8 @@ class RiggingConfig:
 def rigged_votes(attack: str, n: int, xi: Floats, target: int, rng: Generator) -> tuple[Ints, Ints, Ints]:
     """First model, second model and outcome of n votes that the attacker casts on drawn pairs.
 
-    target_only: abstains unless the target is there, and votes for it. omnipresent: votes everywhere, for the target,
-    against the model just above it, otherwise honestly. always_left: does not look.
+    target_only: abstains unless the target is there, and votes for it. omnipresent: votes everywhere, for
+    the target, against the model just above it, otherwise honestly. always_left: does not look.
 
     Raises:
       ValueError: there is no such attack.
@@ -71,12 +71,12 @@ def rigged_votes(attack: str, n: int, xi: Floats, target: int, rng: Generator) -
 def with_rigged(votes: Votes, attack: str, n: int, xi: Floats, config: RiggingConfig) -> Votes:
     """The honest votes with n rigged ones behind them."""
     rng = np.random.default_rng(config.seed + 1)
-    rigged = rigged_votes(attack, config.most, xi, config.target, rng)  # a longer attack continues a shorter one
+    rigged = rigged_votes(
+        attack, config.most, xi, config.target, rng
+    )  # a longer attack continues a shorter one
     judge = np.array([f"rigger_{i}" for i in range(config.accounts)], dtype=object)
     judges = np.concatenate([votes.columns["judge"], judge[np.arange(n) % config.accounts]])
-    joined = [
-        np.concatenate([a, b[:n]]) for a, b in zip((votes.first, votes.second, votes.outcome), rigged)
-    ]
+    joined = [np.concatenate([a, b[:n]]) for a, b in zip((votes.first, votes.second, votes.outcome), rigged)]
     return from_arrays(votes.models, *joined, judge=judges)
 
 
@@ -89,36 +89,34 @@ def scores(votes: Votes, defence: str, cap: float) -> Floats:
     if defence not in DEFENCES:
         raise ValueError(f"defence {defence!r} is not one of {', '.join(DEFENCES)}")
     if "anomaly" in defence:
-        found = find_anomalies(votes, rule="products", alpha=0.05, rng=np.random.default_rng(0))
+        found = find_anomalies(votes, rule="betting", alpha=0.05, rng=np.random.default_rng(0))
         flagged = [verdict.voter for verdict in found if verdict.flagged]
         votes = votes.where(~np.isin(votes.columns["judge"].astype(str), flagged))
     weights = cap_weights(numbered(votes.columns["judge"]), cap) if "cap" in defence else None
     return fit(count(votes, weights)).xi
 
 
-def place(xi: Floats, model: int) -> int:
-    """The model's place, from 0."""
-    return int((xi > xi[model]).sum())
+def votes_to_gain_a_place(
+    attack: str, defence: str, config: RiggingConfig
+) -> dict[str, float | int | str | None]:
+    """The fewest rigged votes, by bisection, that move the target a place: by the distance of two neighbours.
 
-
-def votes_to_gain_a_place(attack: str, defence: str, config: RiggingConfig) -> dict[str, float | int | str | None]:
-    """The fewest rigged votes that move the target up one place (None: more than `most`), found by bisection.
-
-    `moved_elo`: how far all `most` votes move the target's rating, in Elo points.
+    The distance is that of the true scores, measured on the model above, so that chance gaps of the honest
+    votes do not matter. None: more than `most`. `moved_elo`: what `most` votes do, in Elo points.
     """
     world = SyntheticConfig(models=config.models, votes=config.honest, voters=config.voters, seed=config.seed)
     votes, xi = simulate(world)
+    t = config.target
 
-    def after(n: int) -> Floats:
-        return scores(with_rigged(votes, attack, n, xi, config), defence, config.cap)
+    def lead(n: int) -> float:
+        found = scores(with_rigged(votes, attack, n, xi, config), defence, config.cap)
+        return float(found[t] - found[t - 1])
 
-    start = after(0)
-    goal = place(start, config.target) - 1
-    most = after(config.most)
-    gained = place(most, config.target) <= goal
-    needed = _first(lambda n: place(after(n), config.target) <= goal, config.most) if gained else None
-    moved = 400 / np.log(10) * float(most[config.target] - start[config.target])
-    return {"attack": attack, "defence": defence, "votes_needed": needed, "moved_elo": round(moved, 2)}
+    start, place = lead(0), float(xi[t - 1] - xi[t])
+    moved = lead(config.most) - start
+    needed = _first(lambda n: lead(n) - start >= place, config.most) if moved >= place else None
+    elo = round(400 / np.log(10) * moved, 2)
+    return {"attack": attack, "defence": defence, "votes_needed": needed, "moved_elo": elo}
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int:

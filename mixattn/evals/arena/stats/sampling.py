@@ -1,7 +1,8 @@
 """Which pair should meet next? Pairs whose interval would shrink most (Chiang et al. 2024, eq. 9).
 
-P(a) is proportional to sqrt(S_a / n_a) - sqrt(S_a / (n_a + 1)), S_a = q (1 - q) with q = (wins + 1) / (n_a + 2), mixed with a
-uniform share `explore`, so that every probability can be divided by. A pair below `first_votes` votes goes first.
+P(a) is proportional to sqrt(S_a / n_a) - sqrt(S_a / (n_a + 1)), S_a = q (1 - q) with q = (wins + 1) / (n_a
++ 2), mixed with a uniform share `explore`, so that every probability can be divided by. A pair below
+`first_votes` votes goes first.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Style control: Bradley-Terry scores beside coefficients for how an answer looks.
 
-logit = xi_first - xi_second + beta . z, where z compares the two answers' tokens, headers, lists and bold marks:
-(a - b) / (a + b + 1), divided by its root mean square. It is not centred, so that exchanging the sides of a vote
-changes nothing. No penalty. Oracle: logistic regression on the same columns.
+logit = xi_first - xi_second + beta . z, where z compares the two answers' tokens, headers, lists and bold
+marks: (a - b) / (a + b + 1), divided by its root mean square. It is not centred, so that exchanging the
+sides of a vote changes nothing. No penalty. Oracle: logistic regression on the same columns.
 """
 
 import json
@@ -21,7 +21,8 @@ from mixattn.evals.arena.stats.counts import Floats, Ints
 from mixattn.evals.arena.stats.votes import FIRST_WINS, Votes
 
 COLUMN = "conv_metadata"
-# feature -> the fields of `conv_metadata` of side a and side b; a field may be a number or an object of numbers
+# feature -> the fields of `conv_metadata` of side a and side b; a field may be a number or an object of
+# numbers
 FEATURES = {
     "tokens": "sum_assistant_{}_tokens",
     "headers": "header_count_{}",
@@ -35,8 +36,8 @@ TOLERANCE = 1e-11
 class StyleFit:
     """Scores (M,) with mean 0, style coefficients (F,), and their joint sandwich covariance.
 
-    `covariance` is (M + F, M + F) in the gauge where model `ground` has score 0. A feature without variance has
-    coefficient 0 and standard error 0.
+    `covariance` is (M + F, M + F) in the gauge where model `ground` has score 0. A feature without
+    variance has coefficient 0 and standard error 0.
     """
 
     xi: Floats
@@ -138,7 +139,8 @@ def bootstrap(
     resamples: int,
     rng: Generator,
 ) -> Floats:
-    """(R, M) mean-centred scores of resamples of votes, or of whole clusters; those without a fit are left out."""
+    """(R, M) mean-centred scores of resamples of votes, or of whole clusters; those without a fit are left
+    out."""
     weight = np.ones(len(votes)) if weights is None else weights
     group: NDArray[np.int64] = np.arange(len(votes)) if cluster is None else cluster
     groups = int(group.max()) + 1

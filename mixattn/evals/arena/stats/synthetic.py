@@ -1,4 +1,5 @@
-"""Votes with a known truth: models, pairs, ties, voters, style and anomalous voters. All of it is simulated."""
+"""Votes with a known truth: models, pairs, ties, voters, style and anomalous voters. All of it is
+simulated."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ class SyntheticConfig:
     Attributes:
       models: number of models.
       votes: number of votes.
-      world: true scores. spread: evenly over `width`; tied: groups of four alike; equal: all 0; beta: Beta(1/2, 1/2).
+      world: true scores. spread: evenly over `width`; tied: groups of four alike; equal: all 0; beta:
+        Beta(1/2, 1/2).
       width: distance of best and worst score, in natural-log odds.
       tie_rate: share of votes that are ties, whoever meets.
       skew: 0 draws pairs uniformly; above 0, close models meet more often.
@@ -92,7 +94,8 @@ def pair_probabilities(xi: Floats, skew: float) -> tuple[Ints, Ints, Floats]:
 def simulate(config: SyntheticConfig) -> tuple[Votes, Floats]:
     """The votes, and the true scores (M,).
 
-    The columns are pair_probability, judge, length_a and length_b; models are named m00, m01, ... in true order.
+    The columns are pair_probability, judge, length_a and length_b; models are named m00, m01, ... in true
+    order.
     """
     config.check()
     rng = np.random.default_rng(config.seed)

@@ -11,7 +11,8 @@ from mixattn.evals.arena.stats.counts import SCORE, Counts, Floats
 
 @dataclass(frozen=True)
 class WinMatrix:
-    """(M, M) score of row against column, its interval and the number of votes; NaN where a pair never met."""
+    """(M, M) score of row against column, its interval and the number of votes; NaN where a pair never
+    met."""
 
     rate: Floats
     lower: Floats
@@ -22,7 +23,8 @@ class WinMatrix:
 def win_matrix(counts: Counts, alpha: float = 0.05) -> WinMatrix:
     """Mean score of each pair with Wilson's interval; a tie scores one half.
 
-    The interval's number of trials is votes * q (1 - q) / variance: ties make a score less variable than a coin.
+    The interval's number of trials is votes * q (1 - q) / variance: ties make a score less variable than a
+    coin.
     """
     n = counts.votes.sum(axis=1)
     q = counts.votes @ SCORE / n

@@ -6,7 +6,20 @@ from mixattn.evals.arena.stats.counts import Counts
 from mixattn.evals.arena.stats.synthetic import SyntheticConfig, simulate
 
 # Chiang et al. 2024, figure 2: win rates of the row's model over later ones, and battles of each pair.
-FIGURE_2_MODELS = ["gpt-4-turbo", "gpt-4-0613", "mistral-medium", "mixtral", "gemini-pro-dev-api", "claude-2.1", "gpt-3.5-turbo-0613", "claude-instant-1", "llama-2-70b-chat", "llama-2-13b-chat", "llama-2-7b-chat", "mistral-7b-instruct"]
+FIGURE_2_MODELS = [
+    "gpt-4-turbo",
+    "gpt-4-0613",
+    "mistral-medium",
+    "mixtral",
+    "gemini-pro-dev-api",
+    "claude-2.1",
+    "gpt-3.5-turbo-0613",
+    "claude-instant-1",
+    "llama-2-70b-chat",
+    "llama-2-13b-chat",
+    "llama-2-7b-chat",
+    "mistral-7b-instruct",
+]
 FIGURE_2_RATES = """
 .68 .69 .75 .71 .76 .77 .75 .76 .79 .86 .90
 .50 .59 .61 .59 .59 .59 .62 .72 .70 .80

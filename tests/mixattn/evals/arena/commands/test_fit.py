@@ -22,7 +22,19 @@ def test_json_is_one_object_with_the_promised_fields(run_module, file):
     report = json.loads(done.stdout)
     assert report["votes"] == report["used"] == 4000
     assert {"load", "fit"} <= report["seconds"].keys()
-    names = ["model", "rating", "se", "lower", "upper", "rank", "rank_marginal", "battles", "wins", "losses", "ties"]
+    names = [
+        "model",
+        "rating",
+        "se",
+        "lower",
+        "upper",
+        "rank",
+        "rank_marginal",
+        "battles",
+        "wins",
+        "losses",
+        "ties",
+    ]
     assert all(list(model) == names for model in report["models"])
     ratings = [model["rating"] for model in report["models"]]
     assert ratings == sorted(ratings, reverse=True)

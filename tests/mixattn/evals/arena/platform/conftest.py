@@ -1,4 +1,5 @@
-"""Real servers: `serve` starts one and tells its address; a visitor keeps cookies and every byte it received."""
+"""Real servers: `serve` starts one and tells its address; a visitor keeps cookies and every byte it
+received."""
 
 import os
 import re
@@ -17,8 +18,8 @@ SECRET_NAMES = ("zebrafish-70x", "quokka <b>9y</b>")
 MODELS = """
 [[model]]
 name = "zebrafish-70x"
-scripted = "The left or the right one says a word or two, <script>document.title = 'broken in'</script> and ends."
-delay_s = 0.01
+scripted = "The left or the right one says a word or two, <script>document.title = 'broken in'</script> and
+ends." delay_s = 0.01
 
 [[model]]
 name = "quokka <b>9y</b>"

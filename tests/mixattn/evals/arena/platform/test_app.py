@@ -74,7 +74,9 @@ def test_votes_that_are_not_the_visitors_are_refused(arena, visitor):
     assert visitor.post(f"{elsewhere}/vote", token=token, winner="tie").status_code == 403
     assert visitor.post(f"{path}/vote", token=token, winner="mine").status_code == 400
     forged = visitor.http.post(
-        f"{path}/vote", data={"token": token, "winner": "tie"}, headers={"origin": "https://elsewhere.example"}
+        f"{path}/vote",
+        data={"token": token, "winner": "tie"},
+        headers={"origin": "https://elsewhere.example"},
     )
     assert forged.status_code == 403
     assert visitor.vote(path, "tie").status_code == 200
@@ -257,7 +259,10 @@ def test_the_log_and_the_votes_only_grow(serve):
         ("[[model]]\nname = 'a'\n[[model]]\nname = 'b'\n", "needs either base_url or scripted"),
         ("[[model]]\nname = 'a'\nscripted = 'x'\n" * 2, "names model 'a' twice"),
         ("[[model]\n", "not valid TOML"),
-        ("[[model]]\nname = 'a'\nbase_url = 'x'\nkey_env = 'NO_SUCH_KEY'\n" * 2, "takes its key from NO_SUCH_KEY"),
+        (
+            "[[model]]\nname = 'a'\nbase_url = 'x'\nkey_env = 'NO_SUCH_KEY'\n" * 2,
+            "takes its key from NO_SUCH_KEY",
+        ),
         ("[[model]]\nname = 'a'\nscripted = 'x'\ncolour = 1\n" * 2, "unknown field 'colour'"),
     ],
 )

@@ -15,7 +15,9 @@ from tests.mixattn.evals.arena.platform.conftest import Visitor
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver (apt-get install)"),
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver (apt-get install)"
+    ),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 PHONE, DESK = (390, 844), (1200, 900)
@@ -31,7 +33,12 @@ def browser():
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -78,7 +85,9 @@ class Page:
         raise AssertionError(f"never came: {self.text()}")
 
     def finished(self):
-        self.wait(lambda: "/battle/" in self.browser.current_url and not self.all("#live") and self.all("article"))
+        self.wait(
+            lambda: "/battle/" in self.browser.current_url and not self.all("#live") and self.all("article")
+        )
 
     def text(self):
         return self.one("body").text
@@ -132,7 +141,9 @@ def test_battle_vote_reveal_leaderboard(page):
     page.browser.get(f"{page.url}/leaderboard")
     page.wait(lambda: NAMES.search(page.text()))
     assert "broken in" not in page.browser.title
-    hosts = {url.split("/")[2] for url, _ in [*before, *page.received()] if url.startswith(("http:", "https:"))}
+    hosts = {
+        url.split("/")[2] for url, _ in [*before, *page.received()] if url.startswith(("http:", "https:"))
+    }
     assert hosts == {page.url.split("/")[2]}
     problems = [line for line in page.browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not problems
@@ -190,7 +201,10 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
     try:
         page.ask("A rather long question " * 8)
         page.finished()
-        for name, address in (("battle", page.browser.current_url), ("leaderboard", f"{page.url}/leaderboard")):
+        for name, address in (
+            ("battle", page.browser.current_url),
+            ("leaderboard", f"{page.url}/leaderboard"),
+        ):
             page.browser.get(address)
             overflow = page.browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
             assert overflow <= 0, f"{name} is {overflow} pixels too wide"

@@ -34,7 +34,7 @@ def rates(anomaly, rule, alpha):
     return np.mean(odd), np.mean(fair)
 
 
-@pytest.mark.parametrize(("rule", "alpha"), [("randomised", 0.1), ("products", 0.05)])
+@pytest.mark.parametrize(("rule", "alpha"), [("randomised", 0.1), ("products", 0.05), ("betting", 0.05)])
 def test_a_voter_for_the_worse_model_is_found_and_honest_voters_are_left_alone(rule, alpha):
     odd, fair = rates("favourite", rule, alpha)
     assert odd >= 0.8
@@ -58,3 +58,22 @@ def test_the_randomised_p_is_uniform_for_honest_votes():
         beyond, equal, n = anomalies.p_values(history, outcome, upper=upper)
         p = (beyond + rng.random(4000) * (1 + equal)) / (n + 1)
         assert kstest(p, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("anomaly", ["favourite", "always_left", "nothing"])
+def test_betting_finds_those_who_favour_a_model_or_a_side(anomaly):
+    votes = voters("none")
+    odd = np.char.startswith(votes.columns["judge"].astype(str), "odd")
+    changed = {
+        "favourite": np.where(votes.first == 9, 2, np.where(votes.second == 9, 0, votes.outcome)),
+        "always_left": np.full(len(votes), 2),
+        "nothing": votes.outcome,  # the control
+    }[anomaly]
+    outcome = np.where(odd, changed, votes.outcome)
+    votes = Votes(votes.rows, votes.models, votes.first, votes.second, outcome, votes.row, votes.columns)
+    found = anomalies.find_anomalies(votes, rule="betting", alpha=0.05, rng=np.random.default_rng(0))
+    share = {
+        kind: np.mean([v.flagged for v in found if v.voter.startswith(kind)]) for kind in ("odd", "fair")
+    }
+    assert share["fair"] <= 0.05
+    assert share["odd"] <= 0.1 if anomaly == "nothing" else share["odd"] >= 0.8

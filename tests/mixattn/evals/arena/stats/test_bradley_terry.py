@@ -16,7 +16,8 @@ from mixattn.evals.arena.stats.ranking import PER_UNIT, numbered
 from mixattn.evals.arena.stats.votes import from_arrays
 from tests.mixattn.evals.arena.worlds import design, figure_2, some_votes
 
-# Spec of the replay: scores, sandwich errors (centred), Elo with mixtral at 1114; then the same weighted by pair.
+# Spec of the replay: scores, sandwich errors (centred), Elo with mixtral at 1114; then the same weighted
+# by pair.
 GOLDEN = np.array([
     [1.1803, 0.0221, 1302.3, 1.1208, 0.0363, 1285.2],
     [0.4212, 0.0222, 1170.5, 0.4013, 0.0275, 1160.2],

@@ -51,10 +51,11 @@ def test_errors_equal_a_numerical_sandwich():
     step = h * np.eye(5)
     scores = np.stack([(each(at + e) - each(at - e)) / (2 * h) for e in step], 1)
     total = lambda theta: each(theta).sum()  # noqa: E731
-    hessian = np.array([
-        [(total(at + a + b) - total(at + a - b) - total(at - a + b) + total(at - a - b)) / (4 * h * h) for b in step]
-        for a in step
-    ])  # fmt: skip
+
+    def second(a, b):
+        return (total(at + a + b) - total(at + a - b) - total(at - a + b) + total(at - a - b)) / (4 * h * h)
+
+    hessian = np.array([[second(a, b) for b in step] for a in step])
     a = np.linalg.inv(hessian[1:, 1:])  # model 0 grounded
     covariance = np.zeros((5, 5))
     covariance[1:, 1:] = a @ (scores.T @ scores)[1:, 1:] @ a
