@@ -36,6 +36,7 @@ MAY: dict[str, set[str]] = {
         )
     },
     "mixattn.evals.__main__": set(),
+    "mixattn.evals.command_line": {"absl", "mixattn.tools.cli"},
     "mixattn.evals.arena.stats": {"numpy", "scipy", "pyarrow"},
     "mixattn.evals.arena.platform": {"mixattn.evals.llm", "mixattn.evals.arena.stats"}
     | {"numpy", "scipy", "starlette", "jinja2", "httpx2"},
@@ -43,6 +44,8 @@ MAY: dict[str, set[str]] = {
     | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
     | {"choix", "evalica"}  # measured beside ours where installed
     | HOST,
+    "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},
+    "mixattn.evals.judge.commands": {"mixattn.evals", "mixattn.tools"} | HOST,
     "train": MODEL
     | HOST
     | {

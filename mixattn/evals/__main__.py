@@ -10,6 +10,8 @@
 
     python -m mixattn.evals arena --help
         rankings from pairwise votes, and the platform that collects them
+    python -m mixattn.evals judge --help
+        a language model as the judge of answers, and how far it can be trusted
 
 `--help` after a command lists its subcommands.
 """
@@ -23,6 +25,9 @@ COMMANDS = {
     "dafnybench": "mixattn.evals.dafnybench.command",
 }
 COMMANDS = {"arena": "mixattn.evals.arena.commands"}
+    "arena": "mixattn.evals.arena.commands",
+    "judge": "mixattn.evals.judge.commands",
+}
 
 
 def main(argv: list[str]) -> None:

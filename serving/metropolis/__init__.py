@@ -7,8 +7,8 @@
 agents, `worlds` and `town` implement them.
 """
 
+from mixattn.evals.llm import RetryPolicy
 from serving.metropolis.runtime.engine import Aborted, Simulation, SimulationRun
-from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.store import InMemoryStore, SqliteStore
 from serving.metropolis.schedule.rules import Reach, in_place, multi_version
 from serving.metropolis.schedule.space import Grid, Hops

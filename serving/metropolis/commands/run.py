@@ -16,13 +16,12 @@ from pathlib import Path
 
 from absl import flags
 
-from mixattn.evals.llm import OpenAI
+from mixattn.evals.llm import OpenAI, RetryPolicy
 from mixattn.tools import files
 from mixattn.tools.progress import ProgressLines
 from serving.metropolis.commands import command_line
 from serving.metropolis.runtime.clock import run_virtual
 from serving.metropolis.runtime.engine import Simulation, SimulationRun
-from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import Commit, SqliteStore

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any
 
-from mixattn.evals.llm import CallFailed, LanguageModel
+from mixattn.evals.llm import CallFailed, LanguageModel, RetryPolicy
 from serving.metropolis.runtime.agent_table import AgentTable
 from serving.metropolis.runtime.llm_calls import LlmCalls
 from serving.metropolis.runtime.reach_check import ReachCheck
 from serving.metropolis.runtime.recovery import commits_to_keep, initial_table, make_checkpoint, recover
-from serving.metropolis.runtime.retry import PrioritySemaphore, RetryPolicy
 from serving.metropolis.runtime.run_stats import RunStats
+from serving.metropolis.runtime.semaphore import PrioritySemaphore
 from serving.metropolis.runtime.store import Commit, Store
 from serving.metropolis.schedule.dependency_graph import Cluster
 from serving.metropolis.schedule.rules import Rule, in_place

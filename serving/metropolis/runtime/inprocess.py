@@ -7,13 +7,24 @@ queue.
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from mixattn.evals.llm import CallFailed, Completion, Prompt, Usage
+from mixattn.evals.llm import (
+    CallFailed,
+    CallOptions,
+    Completion,
+    LanguageModel,
+    Likelihood,
+    Messages,
+    Prompt,
+    Usage,
+    as_text,
+)
 from serving.request import Output, Request, Sampling
 
 if TYPE_CHECKING:
@@ -36,12 +47,13 @@ class _Call:
     done: asyncio.Future[Output]
 
 
-class EngineModel:
+class EngineModel(LanguageModel):
     """A `LanguageModel` over an `Engine`. Use it from one event loop; `close()` ends its thread.
 
     Args:
       engine: no other code may step it at the same time.
       encode, decode: convert text to token ids and back.
+      render: turns a conversation into text that ends where the answer begins, like a chat template.
     """
 
     def __init__(
@@ -49,8 +61,9 @@ class EngineModel:
         engine: "Engine",
         encode: Callable[[str], list[int]] = bytes_to_ids,
         decode: Callable[[Sequence[int]], str] = ids_to_bytes,
+        render: Callable[[Messages], str] = as_text,
     ) -> None:
-        self._engine, self._encode, self._decode = engine, encode, decode
+        self._engine, self._encode, self._decode, self._render = engine, encode, decode, render
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._order = itertools.count()
         self._waiting: list[tuple[int, int, _Call]] = []
@@ -76,6 +89,36 @@ class EngineModel:
         sampling = Sampling(
             max_tokens=max_tokens, temperature=temperature, seed=None if seed is None else seed % 2**31
         )
+        output = await self._call(ids, sampling, priority, client)
+        text = self._decode(output.output_ids)
+        for stop_text in stop:
+            text = text.split(stop_text, 1)[0]
+        usage = Usage(output.prompt_tok, len(output.output_ids), output.hit_tok)
+        return Completion(text, usage, output.finish_reason)
+
+    async def complete_messages(self, messages: Messages, **options: Unpack[CallOptions]) -> Completion:
+        return await self.complete(self._render(messages), **options)
+
+    async def likelihoods(
+        self, messages: Messages, continuations: Sequence[str], *, priority: int = 0, client: str = ""
+    ) -> list[Likelihood]:
+        """From the log-probabilities of a prompt that ends in the continuation.
+
+        Raises:
+          CallFailed: the engine's config does not compile `prompt_logprobs` in, or the prompt is too long.
+        """
+        prompt_ids = self._encode(self._render(messages))
+        scoring = Sampling(max_tokens=1, prompt_logprobs=0)
+
+        async def one(continuation: str) -> Likelihood:
+            ids = prompt_ids + self._encode(continuation)
+            output = await self._call(ids, scoring, priority, client)
+            found = output.prompt_logprobs[len(prompt_ids) - 1 :]  # they begin with the second token
+            return Likelihood(math.fsum(each.logprob for each in found), len(found))
+
+        return list(await asyncio.gather(*map(one, continuations)))
+
+    async def _call(self, ids: list[int], sampling: Sampling, priority: int, client: str) -> Output:
         request = Request(client=client or "anyone", prompt_ids=ids, sampling=sampling)
         call = _Call(request, asyncio.get_running_loop().create_future())
         heappush(self._waiting, (priority, next(self._order), call))
@@ -84,11 +127,7 @@ class EngineModel:
         output = await call.done
         if output.finish_reason not in ("stop", "length"):
             raise CallFailed(f"the engine ended the call: {output.finish_reason}", transient=True)
-        text = self._decode(output.output_ids)
-        for stop_text in stop:
-            text = text.split(stop_text, 1)[0]
-        usage = Usage(output.prompt_tok, len(output.output_ids), output.hit_tok)
-        return Completion(text, usage, output.finish_reason)
+        return output
 
     async def _run(self) -> None:
         """Submits calls and steps the engine until no call waits. If the engine raises, every call fails."""

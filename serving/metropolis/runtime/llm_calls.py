@@ -3,9 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mixattn.evals.llm import Completion, Divergence, LanguageModel, Prompt, digest
-from serving.metropolis.runtime.retry import PrioritySemaphore, RetryPolicy, call_with_retries
+from mixattn.evals.llm import (
+    Completion,
+    Divergence,
+    LanguageModel,
+    Prompt,
+    RetryPolicy,
+    call_with_retries,
+    digest,
+)
 from serving.metropolis.runtime.run_stats import RunStats
+from serving.metropolis.runtime.semaphore import PrioritySemaphore
 from serving.metropolis.runtime.store import Call, Store
 from serving.metropolis.world import AgentId, StepContext, stable_hash
 
@@ -45,8 +53,8 @@ class LlmCalls:
           CallFailed: no attempt succeeded.
           Divergence: the log holds this call with another prompt.
         """
-        if (completion := self._from_log(ctx, index, prompt)) is not None:
-            return completion
+        if (logged := self._from_log(ctx, index, prompt)) is not None:
+            return logged
         seed, start_s = stable_hash(self.seed, ctx.agent, ctx.step, index), self.now()
 
         async def attempt() -> Completion:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from mixattn.evals.llm import Completion, Prompt, Usage
+from mixattn.evals.llm import Completion, LanguageModel, Prompt, Usage
 from serving.sim.cost import StepCost
 
 
@@ -147,7 +147,7 @@ class Replica:
         return prefill
 
 
-class SimulatedServer:
+class SimulatedServer(LanguageModel):
     """A `LanguageModel` over simulated replicas, on the running loop's clock (see `clock.run_virtual`).
 
     Args:

@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
+from mixattn.evals.llm import RetryPolicy
 from serving.metropolis import InMemoryStore, Simulation, SqliteStore
 from serving.metropolis.runtime import replay_page
 from serving.metropolis.runtime.audit import Violation, audit
 from serving.metropolis.runtime.clock import run_virtual
-from serving.metropolis.runtime.retry import RetryPolicy
 from serving.metropolis.runtime.server import ServerConfig, SimulatedServer
 from serving.metropolis.runtime.store import outcome_from_json, outcome_to_json
 from serving.metropolis.schedule.space import chebyshev
