@@ -219,8 +219,7 @@ LOADS_JAX = (
     "mixattn.spec.__main__",
     "serving.sim.suites",
     "mixattn.evals.dafnybench.command",
-    "mixattn.evals.arena.commands",  # results name the device
-    "serving.sim.suites",
+    "mixattn.evals.arena.commands",
 )
 
 

@@ -40,11 +40,10 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("serving.main", "serve a model offline: answer a file of requests, or compare policies"),
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
-    "evals": Command(
+    "evals": Command("mixattn.evals", "measure models: arena, judge, dafny, dafnybench, clover"),
         "mixattn.evals", "quality: rankings from pairwise votes (arena), a model as judge (judge)"
     ),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
-    "evals": Command("mixattn.evals", "model quality: code with proofs that are checked"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
     "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
     "bench-train": Command("train.bench", "benchmark: the training loop against its bare step and PyTorch"),
