@@ -219,6 +219,7 @@ LOADS_JAX = (
     "mixattn.spec.__main__",
     "serving.sim.suites",
     "mixattn.evals.dafnybench.command",
+    "mixattn.evals.clover.command",
     "mixattn.evals.arena.commands",
 )
 
