@@ -24,9 +24,10 @@ MAY: dict[str, set[str]] = {
     "mixattn.evals.command_line": {"absl", "mixattn.tools.cli"},
     "mixattn.evals.arena.stats": {"numpy", "scipy", "pyarrow"},
     "mixattn.evals.arena.platform": {"mixattn.evals.llm", "mixattn.evals.arena.stats"}
-    | {"numpy", "scipy", "starlette", "jinja2", "mixattn.tools.files"},
+    | {"numpy", "scipy", "starlette", "jinja2", "httpx2"},
     "mixattn.evals.arena.commands": {"mixattn.evals.arena", "mixattn.tools", "pallas_kernels.results"}
-    | {"numpy", "scipy", "pyarrow", "starlette", "uvicorn", "matplotlib"}
+    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
+    | {"choix", "evalica"}  # measured beside ours where installed
     | HOST,
     "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},
     "mixattn.evals.judge.commands": {"mixattn.evals", "mixattn.tools"} | HOST,

@@ -1,7 +1,7 @@
 """Simulates vote rigging against each defence: how many rigged votes lift a model by one place?
 
     python -m mixattn.evals arena attack
-    python -m mixattn.evals arena attack --accounts=50 --honest=100000 --csv=results/arena_attack.csv
+    python -m mixattn.evals arena attack --accounts=50 --honest=100000 --csv=results/arena/attack.csv
 
 The attacks: target_only votes for one model wherever it appears, omnipresent votes in every battle to help
 it, always_left does not look. The defences: none, a cap on the votes one voter counts for, leaving out

@@ -1,6 +1,6 @@
 """Measures the speed of reading and ranking votes beside other programs, in CPU seconds on one core.
 
-    python -m mixattn.evals arena bench --csv=results/arena_speed.csv
+    python -m mixattn.evals arena bench --csv=results/arena/speed.csv
     python -m mixattn.evals arena bench --votes=100000
 
 Other programs are measured where they are installed (pip install 'mixattn[oracles]'). L-BFGS-B is our own

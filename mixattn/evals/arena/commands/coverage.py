@@ -1,7 +1,7 @@
 """Measures coverage of intervals and error of rank ranges in simulated worlds with known scores.
 
     python -m mixattn.evals arena coverage --trials=50
-    python -m mixattn.evals arena coverage --trials=400 --csv=results/arena_coverage.csv
+    python -m mixattn.evals arena coverage --trials=400 --csv=results/arena/coverage.csv
 
 Nominal: marginal coverage 0.95; an error of at most 0.05 of the rank rules `pairwise` and `simultaneous`.
 """

@@ -33,7 +33,7 @@ def as_votes(records: list[dict[str, Any]]) -> Votes:
 
 
 @dataclass(frozen=True)
-class Board:
+class Standings:
     """A leaderboard: `models` as `arena fit` reports them, pairs of the win matrix, or why there is no
     ranking."""
 
@@ -43,18 +43,18 @@ class Board:
     why_not: str = ""
 
 
-def make_board(records: list[dict[str, Any]], cap: float) -> Board:
+def make_board(records: list[dict[str, Any]], cap: float) -> Standings:
     """Ranks votes with intervals clustered by voter; no voter counts for more than `cap` votes."""
     try:
         votes = as_votes(records)
     except ValueError as why:
-        return Board(0, [], [], str(why))
+        return Standings(0, [], [], str(why))
     pairs = rows_of(win_matrix(count(votes)), votes.models)
     try:
         report = rank_models(votes, Options(cluster="judge"), cap)
     except ValueError as why:
-        return Board(len(votes), [], pairs, f"too few votes for a ranking: {why}")
-    return Board(len(votes), report["models"], pairs)
+        return Standings(len(votes), [], pairs, f"too few votes for a ranking: {why}")
+    return Standings(len(votes), report["models"], pairs)
 
 
 class Leaderboards:
@@ -64,10 +64,10 @@ class Leaderboards:
         self._store, self._cap = store, cap
         self._version: tuple[int, int] | None = None
         self._records: list[dict[str, Any]] = []
-        self._boards: dict[tuple[str, str], Board] = {}
+        self._boards: dict[tuple[str, str], Standings] = {}
         self._lock = threading.Lock()
 
-    def get(self, category: str = "", language: str = "") -> Board:
+    def get(self, category: str = "", language: str = "") -> Standings:
         """The board of one category and language; "" is all of them."""
         with self._lock:
             version = self._store.version()

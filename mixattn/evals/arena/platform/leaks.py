@@ -44,7 +44,8 @@ KEYWORDS = [
     "月之暗面",
     "深度求索",
     "星火",
-]  # Cyrillic letters and digits that look like Latin ones; both the text and the word are mapped.
+]
+# Cyrillic letters and digits that look like Latin ones; both the text and the word are mapped.
 LOOKALIKES = str.maketrans("аеорсухіјѕԁӏ013457", "aeopcyxijsdloieast")
 SHORT = 4  # a part of a name with fewer letters is too common to accuse with
 

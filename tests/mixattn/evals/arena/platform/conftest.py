@@ -18,8 +18,8 @@ SECRET_NAMES = ("zebrafish-70x", "quokka <b>9y</b>")
 MODELS = """
 [[model]]
 name = "zebrafish-70x"
-scripted = "The left or the right one says a word or two, <script>document.title = 'broken in'</script> and
-ends." delay_s = 0.01
+scripted = "The left or the right one says a word, <script>document.title = 'broken in'</script> and ends."
+delay_s = 0.01
 
 [[model]]
 name = "quokka <b>9y</b>"
@@ -86,7 +86,7 @@ class Visitor:
         return path
 
     def wait(self, path: str) -> str:
-        for _ in range(200):
+        for _ in range(1200):
             page = self.get(path).text
             if "data-stream" not in page:
                 return page

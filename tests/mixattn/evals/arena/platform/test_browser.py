@@ -73,7 +73,7 @@ class Page:
         self.one("#prompt").send_keys(prompt)
         self.one("button.main").click()
 
-    def wait(self, holds, seconds=15):
+    def wait(self, holds, seconds=60):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
