@@ -34,8 +34,8 @@ def share(count: int, n: int) -> dict[str, Any]:
     return {
         "n": n,
         "share": p,
-        "lower": (middle - spread) / (1 + z * z / n),
-        "upper": (middle + spread) / (1 + z * z / n),
+        "lower": max(0.0, (middle - spread) / (1 + z * z / n)),
+        "upper": min(1.0, (middle + spread) / (1 + z * z / n)),
     }
 
 
