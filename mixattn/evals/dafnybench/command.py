@@ -7,6 +7,7 @@
     python -m mixattn.evals dafnybench run --data=CHECKOUT --model=ground_truth --dialect=auto
     python -m mixattn.evals dafnybench show --workdir=runs/annotator
     python -m mixattn.evals dafnybench cheats                          what each check lets pass
+    python -m mixattn.evals dafnybench bench                           the strict check's time
 
 `check` exits with 0 if the solution is accepted, 1 if not, 2 on bad input. --check=official is the public
 benchmark's own check, which takes many cheats for success; every table prints its rate beside ours. `run`
@@ -27,7 +28,7 @@ from mixattn.evals.dafny.protocol import Verify
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.tool import find
 from mixattn.evals.dafny.verifier import installed
-from mixattn.evals.dafnybench import cheats, layout, models, runner, show, tasks, truth
+from mixattn.evals.dafnybench import bench, cheats, layout, models, runner, show, tasks, truth
 from mixattn.evals.dafnybench.checking import Task, check
 from mixattn.tools import files
 from pallas_kernels import results
@@ -53,7 +54,14 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("time_limit", 20, "Solver seconds for one procedure.", lower_bound=1)
     flags.DEFINE_float("wall_limit", 120.0, "Seconds after which the verifier is killed.", lower_bound=0.1)
     flags.DEFINE_bool("json", False, "Print one JSON object.")
-    subcommands = {"check": _check, "strip": _strip, "run": _run, "show": _show, "cheats": _cheats}
+    subcommands = {
+        "check": _check,
+        "strip": _strip,
+        "run": _run,
+        "show": _show,
+        "cheats": _cheats,
+        "bench": _bench,
+    }
     command_line.run(__name__, subcommands, argv)
 
 
@@ -193,6 +201,16 @@ def _cheats(_: str) -> None:
         results.write_csv(FLAGS.out, rows, device=results.processor(), verifier=_verifier_words())
 
 
+def _bench(_: str) -> None:
+    """The strict check without the verifier."""
+    rows = list(bench.timings())
+    for row in rows:
+        line = "{lines} lines: {first_check_cpu_ms} ms, {next_check_cpu_ms} ms for a task's later solutions"
+        print(json.dumps(row) if FLAGS.json else line.format(**row))
+    if FLAGS.out:
+        results.write_csv(FLAGS.out, rows, device=results.processor(), repeats="median of 21")
+
+
 def _counted(items: list[Task], what: str) -> list[Task]:
     return items if len(items) < 2 else list(_each(items, what))
 
@@ -208,3 +226,13 @@ def _progress(line: str) -> None:
     """One line on a terminal that is written over."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+SUBCOMMANDS = {
+    "check": _check,
+    "strip": _strip,
+    "run": _run,
+    "show": _show,
+    "cheats": _cheats,
+    "bench": _bench,
+}
