@@ -204,11 +204,11 @@ def test_pure_rooms_load_without_jax():
 
 # Commands inside pure rooms: pictures, and live arrays on request.
 LOADS_JAX = (
-    *("mixattn.spec.drawing", "mixattn.spec.__main__", "serving.sim.suites"),
-    *(
-        "mixattn.evals.clover.command",
-        "mixattn.evals.dafnybench.command",
-    ),  # `results`, which asks jax for a device
+    "mixattn.spec.drawing",
+    "mixattn.spec.__main__",
+    "serving.sim.suites",
+    "mixattn.evals.dafnybench.command",
+    "mixattn.evals.clover.command",
 )
 
 

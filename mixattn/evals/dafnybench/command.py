@@ -28,7 +28,7 @@ from mixattn.evals.dafny.protocol import Verify
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.tool import find
 from mixattn.evals.dafny.verifier import installed
-from mixattn.evals.dafnybench import bench, cheats, layout, models, runner, show, tasks, truth
+from mixattn.evals.dafnybench import bench, cheats, layout, models, naming, runner, show, tasks, truth
 from mixattn.evals.dafnybench.checking import Task, check
 from mixattn.tools import files
 from pallas_kernels import results
@@ -90,7 +90,7 @@ def _run(_: str) -> None:
     if FLAGS.model == "ground_truth":
         return _ground_truth()
     verify, workers = _verifier(), FLAGS.parallel or cores()
-    model = models.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed)
+    model = naming.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed)
     questions = tasks.load(FLAGS.data)
     if FLAGS.dialect == "auto":
         questions = [tasks.in_dialect(task, verify)[0] for task in _counted(questions, "rewritten")]
@@ -226,13 +226,3 @@ def _progress(line: str) -> None:
     """One line on a terminal that is written over."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-
-SUBCOMMANDS = {
-    "check": _check,
-    "strip": _strip,
-    "run": _run,
-    "show": _show,
-    "cheats": _cheats,
-    "bench": _bench,
-}

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mixattn.evals.dafny.protocol import Verify
 from mixattn.evals.dafny.reader import read
 from mixattn.evals.dafny.strip import removable, without
 from mixattn.evals.dafnybench.checking import Task
@@ -132,31 +131,3 @@ def program_in(reply: str) -> str:
             end = inside.find(closing)
             return inside if end < 0 else inside[:end]
     return reply
-
-
-def named(name: str, base_url: str, verify: Verify, seed: int = 0) -> Model:
-    """The model that a command line names.
-
-    Raises:
-      ValueError: there is none of that name, and no server.
-    """
-    from mixattn.evals.dafnybench.annotator import annotator
-
-    kind, _, value = name.partition("@")
-    if name in ("identity", "oracle"):
-        return identity if name == "identity" else oracle
-    if kind == "oracle" and value.isdigit():
-        return oracle_at(int(value))
-    if kind == "noisy":
-        return noisy(float(value or 0.3), seed)
-    if name == "annotator":
-        return annotator(verify)
-    if name.removeprefix("cheater-") in CHEATERS:
-        return cheater(name.removeprefix("cheater-"))
-    if base_url:
-        return served(base_url, name)
-    cheaters = ", ".join(f"cheater-{kind}" for kind in CHEATERS)
-    raise ValueError(
-        f"--model={name} is not scripted, and there is no --url of a server;"
-        f" scripted are identity, oracle, oracle@3, noisy@0.3, annotator, ground_truth, {cheaters}"
-    )

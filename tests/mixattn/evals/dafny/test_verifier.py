@@ -30,7 +30,7 @@ def test_the_self_test_programs_get_their_verdicts(verify, name, program, verdic
         ("// nothing", "empty"),
         ("\0", "parse"),
         ("(" * 10_000, "parse"),
-        ("/* no end", "parse"),
+        ("/* no end", "empty"),  # Dafny 2.3 reads on as if the file ended; the strict check refuses it
         ('method M() { print "no end', "parse"),
         ("method M()\r\n  ensures true\r\n{\r\n  assert 1 < 2;\r\n}\r\n", "verified"),
         ("\ufeffmethod M() { assert 1 < 2; }", "verified"),

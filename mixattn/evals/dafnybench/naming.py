@@ -1,0 +1,40 @@
+"""The models that a command line can name."""
+
+from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafnybench.annotator import annotator
+from mixattn.evals.dafnybench.models import (
+    CHEATERS,
+    Model,
+    cheater,
+    identity,
+    noisy,
+    oracle,
+    oracle_at,
+    served,
+)
+
+
+def named(name: str, base_url: str, verify: Verify, seed: int = 0) -> Model:
+    """The model that a command line names.
+
+    Raises:
+      ValueError: there is none of that name, and no server.
+    """
+    kind, _, value = name.partition("@")
+    if name in ("identity", "oracle"):
+        return identity if name == "identity" else oracle
+    if kind == "oracle" and value.isdigit():
+        return oracle_at(int(value))
+    if kind == "noisy":
+        return noisy(float(value or 0.3), seed)
+    if name == "annotator":
+        return annotator(verify)
+    if name.removeprefix("cheater-") in CHEATERS:
+        return cheater(name.removeprefix("cheater-"))
+    if base_url:
+        return served(base_url, name)
+    cheaters = ", ".join(f"cheater-{kind}" for kind in CHEATERS)
+    raise ValueError(
+        f"--model={name} is not scripted, and there is no --url of a server;"
+        f" scripted are identity, oracle, oracle@3, noisy@0.3, annotator, ground_truth, {cheaters}"
+    )

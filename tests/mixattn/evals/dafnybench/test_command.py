@@ -1,0 +1,43 @@
+"""Command lines: exit codes, one sentence on bad input, one object with --json."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mixattn.evals.dafnybench.tasks import OWN
+
+
+def ran(*words):
+    command = [sys.executable, "-m", "mixattn.evals", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
+    (tmp_path / "binary.dfy").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "comment.dfy").write_text("/* no end")
+    for words, fact in (
+        (("dafny", "check", "missing.dfy"), "missing.dfy"),
+        (("dafny", "check", str(tmp_path / "binary.dfy")), "UTF-8"),
+        (("dafny", "check"), "FILE"),
+        (("dafnybench", "strip", str(tmp_path / "comment.dfy")), "comment"),
+        (("dafnybench", "show", f"--workdir={tmp_path}"), "no run"),
+    ):
+        found = ran(*words)
+        assert (found.returncode, found.stdout) == (2, ""), words
+        assert found.stderr.startswith("error: ")
+        assert found.stderr.count("\n") == 1
+        assert fact in found.stderr
+
+
+@pytest.mark.parametrize("command", ["dafny", "dafnybench"])
+def test_help_teaches_with_examples(command):
+    found = ran(command, "--help")
+    assert found.returncode == 0
+    assert f"python -m mixattn.evals {command} check" in found.stdout
+
+
+def test_strip_prints_the_program_without_hints():
+    found = ran("dafnybench", "strip", str(OWN / "power.dfy"))
+    assert "while i < exponent" in found.stdout
+    assert "invariant" not in found.stdout
