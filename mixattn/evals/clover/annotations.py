@@ -3,7 +3,7 @@
 The preconditions must imply each other. Under both, so must the postconditions, together with what the
 `modifies` clauses leave unchanged. A method that reads the heap gets two-state lemmas, its precondition in
 the old state. Sound and incomplete: "different" means that a proof failed. What the lemmas cannot express is
-"cannot say".
+"cannot say". A known gap: `modifies a` with `a[..] == old(a[..])` is not proved equal to modifying nothing.
 """
 
 import re

@@ -224,15 +224,19 @@ def _show(_: str) -> None:
     _print(about, rows)
     if FLAGS.csv:
         kinds = [{"table": "by kind", "row": line.pop("kind"), **line} for line in tables.by_kind(rows)]
-        parts = [{"table": "ablation", "row": line.pop("edges"), **line} for line in tables.ablation(rows)]
-        ledger.write_csv(
-            FLAGS.csv, kinds + parts * (not about["early_quit"]), **about, device=ledger.processor()
-        )
+        parts = [{"table": "ablation", "row": line.pop("edges"), **line} for line in _ablation(about, rows)]
+        about["data"] = "own" if about["data"] == "own" else "a checkout of CloverBench"
+        ledger.write_csv(FLAGS.csv, kinds + parts, **about, device=ledger.processor())
+
+
+def _ablation(about: dict[str, Any], rows: list[Row]) -> list[dict[str, Any]]:
+    """Empty for a run that did not make every check it could leave out."""
+    return [] if about["early_quit"] or len(about["edges"]) < 2 else tables.ablation(rows)
 
 
 def _print(about: dict[str, Any], rows: list[Row]) -> None:
     kinds = tables.by_kind(rows)
-    parts = [] if about["early_quit"] or len(about["edges"]) < 2 else tables.ablation(rows)
+    parts = _ablation(about, rows)
     if FLAGS.json:
         print(json.dumps({"run": about, "triples": len(rows), "by_kind": kinds, "ablation": parts}))
         return

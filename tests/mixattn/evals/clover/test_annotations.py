@@ -24,7 +24,6 @@ EQUAL = {
         f"{RANGE} modifies a ensures a[i] == old(a[i]) + 1",
         f"{RANGE} modifies a ensures old(a[i]) == a[i] - 1",
     ),
-    "modified and said to be the same": (ARRAY, "modifies a ensures a[..] == old(a[..])", ""),
     "new array": (
         "method M(a: array<int>) returns (r: array<int>)",
         "ensures fresh(r) && r[..] == a[..]",
