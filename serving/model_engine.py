@@ -82,7 +82,8 @@ def engine_config(
     Raises:
       ValueError: an unknown policy, a request that is too long, or a budget that holds none.
     """
-    fair.options(policy)
+    if policy not in fair.POLICIES:
+        raise ValueError(f"unknown policy {policy!r}; known: {', '.join(fair.POLICIES)}")
     limit = max_model_tok or model.max_positions
     if limit > model.max_positions and model.positions == "learned":
         raise ValueError(f"--max_model_len={limit}, but the model has {model.max_positions} positions")
