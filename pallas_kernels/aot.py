@@ -187,12 +187,13 @@ def _no_persistent_cache() -> Iterator[None]:
     """Disables the persistent cache: programs for an absent chip can be stored there, but not loaded."""
     enabled = jax.config.jax_enable_compilation_cache
     try:
-        _set_persistent_cache(False)
+        set_persistent_cache(False)
         yield
     finally:
-        _set_persistent_cache(enabled)
+        set_persistent_cache(enabled)
 
 
-def _set_persistent_cache(enabled: bool) -> None:
+def set_persistent_cache(enabled: bool) -> None:
+    """Switches JAX's own cache of compiled programs on or off, for this process."""
     jax.config.update("jax_enable_compilation_cache", enabled)
     compilation_cache.reset_cache()  # a process checks only once whether there is a cache

@@ -9,6 +9,7 @@ The content is a pickle, as JAX serializes executables; so only a folder of this
 to is read.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -16,7 +17,8 @@ import json
 import os
 import pickle
 import stat
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from absl import logging
 from jax.experimental import serialize_executable
 
 from mixattn.tools import files
+from pallas_kernels.aot import set_persistent_cache
 
 MAX_BYTES = 2 << 30  # of all files; the least recently used go first
 SUFFIX = ".program"
@@ -67,7 +70,8 @@ class ProgramCache:
         if found is not None:
             self.hits += 1
             return found
-        compiled = compile()
+        with _without_jax_cache():
+            compiled = compile()
         self._store(path, key, compiled)
         return compiled
 
@@ -107,6 +111,37 @@ class ProgramCache:
             total += path.stat().st_size
             if total > MAX_BYTES:
                 path.unlink(missing_ok=True)
+
+
+class _JaxCacheSwitch:
+    """Turns JAX's own cache off while any thread compiles for ours.
+
+    On a CPU a program that JAX has loaded from its cache serializes without its compiled functions, and would
+    fail when it is called after the next start.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._enabled = True
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._enabled = jax.config.jax_enable_compilation_cache
+                set_persistent_cache(False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    set_persistent_cache(self._enabled)
+
+
+_without_jax_cache = _JaxCacheSwitch()
 
 
 def _header(key: str, body: bytes) -> dict[str, Any]:

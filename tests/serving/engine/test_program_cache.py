@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from mixattn.spec import ModelConfig
+from pallas_kernels.aot import set_persistent_cache
 from serving.config import EngineConfig, Limits
 from serving.engine import program_cache, stacks
 from serving.engine.engine import Engine
@@ -45,6 +46,25 @@ def test_a_program_is_compiled_once_and_found_again(cache):
     assert (built, built_again) == (True, False)
     assert again(jnp.arange(3.0)).tolist() == first(jnp.arange(3.0)).tolist() == [0, 2, 4]
     assert oct(cache.folder.stat().st_mode)[-3:] == "700"
+
+
+def test_a_program_that_jax_has_in_its_own_cache_is_kept_whole(cache, tmp_path):
+    """On a CPU a program that was loaded from JAX's cache serializes without its functions."""
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
+        set_persistent_cache(True)
+        double(ProgramCache(tmp_path / "warms JAX's cache"))
+        jax.jit(lambda x: 2 * x).lower(jax.ShapeDtypeStruct((3,), jnp.float32)).compile()
+        jax.clear_caches()
+        double(cache)
+        assert jax.config.jax_enable_compilation_cache, "JAX's cache is on again"
+        found, built = double(ProgramCache(cache.folder))
+        assert not built
+        assert found(jnp.arange(3.0)).tolist() == [0, 2, 4]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        set_persistent_cache(True)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "header", "another program's"])
