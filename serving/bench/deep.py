@@ -29,7 +29,6 @@ DEEP = ModelConfig(
     n_layers=30, d_model=576, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536, vocab_size=49_152, tied=True
 )
 SHALLOW_LAYERS = 4
-WHOLE = 999  # layers per program: all of them
 CONFIG = EngineConfig(
     max_slots=16,
     max_request_tok=512,
@@ -37,6 +36,7 @@ CONFIG = EngineConfig(
     chunk_sizes=(128,),
     decode_rows=(1,),
     limits=Limits(chunk_tok=128, step_tok=128, decode_steps=(8, 1)),
+    layers_per_program=-1,
 )
 MODEL_FOLDER = Path("models/smollm2")
 
@@ -47,7 +47,7 @@ def segments(size: Size) -> list[Row]:
 
     net = network(DEEP)
     engines, compile_s = {}, {}
-    for side, layers in (("whole", WHOLE), ("segments", 0)):
+    for side, layers in (("whole", 0), ("segments", -1)):
         began = time.perf_counter()
         engines[side] = Engine(net, dataclasses.replace(CONFIG, layers_per_program=layers))
         compile_s[side] = time.perf_counter() - began

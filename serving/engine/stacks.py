@@ -1,8 +1,8 @@
 """How an engine's programs run a stack of layers: as a whole, or in segments.
 
-A shallow stack is one program per call, with several decode steps inside (`serving.engine.steps`). A deep one
-would compile for long, so its layers are shared between segments (`serving.engine.segments`) and each decode
-step is a chain of calls. Both give the same results up to how XLA fuses operations.
+As a whole it is one program per call, with several decode steps inside (`serving.engine.steps`). A deep stack
+compiles for long; where its start matters more than its speed, layers that are alike share the programs of
+segments (`serving.engine.segments`) and each decode step is a chain of calls. Both give the same results up to how XLA fuses operations.
 """
 
 import copy
@@ -108,10 +108,10 @@ class Stack(Protocol):
 
 
 def make_stack(model: Transformer, layers_per_program: int = 0) -> Stack:
-    """The stack for a model; `layers_per_program`: 0 = chosen by depth."""
-    if layers_per_program == 0 and model.config.n_layers <= MAX_WHOLE:
-        return WholeStack(model)
-    size = layers_per_program or segments.best_size(model)
+    """The stack for a model; `layers_per_program`: 0 = all layers, -1 = chosen by depth."""
+    size = layers_per_program or model.config.n_layers
+    if size < 0:
+        size = model.config.n_layers if model.config.n_layers <= MAX_WHOLE else segments.best_size(model)
     return WholeStack(model) if size >= model.config.n_layers else SegmentedStack(model, size)
 
 

@@ -6,7 +6,7 @@
 `state` is donated: the pools are updated in place, and each program depends on the one before it. So a page
 that the host reassigns while a step runs is overwritten only after that step has read it; no other fence is
 needed. A request's sampling parameters are installed in its slot by the chunk that ends its prompt,
-so decode needs nothing per request but who is live. Deep stacks run in segments of layers instead
+so decode needs nothing per request but who is live. A stack may run in segments of layers instead
 (`serving.engine.segments`), with the same parts before and after them.
 
 Axes: B slots, R requests of a call, C tokens of a chunk, P pages of a table row, N decode steps, V
