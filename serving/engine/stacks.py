@@ -2,7 +2,8 @@
 
 As a whole it is one program per call, with several decode steps inside (`serving.engine.steps`). A deep stack
 compiles for long; where its start matters more than its speed, layers that are alike share the programs of
-segments (`serving.engine.segments`) and each decode step is a chain of calls. Both give the same results up to how XLA fuses operations.
+segments (`serving.engine.segments`) and each decode step is a chain of calls. Both give the same results up to
+how XLA fuses operations.
 """
 
 import copy
