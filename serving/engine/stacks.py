@@ -1,9 +1,9 @@
 """How an engine's programs run a stack of layers: as a whole, or in segments.
 
 As a whole it is one program per call, with several decode steps inside (`serving.engine.steps`). A deep stack
-compiles for long; where its start matters more than its speed, layers that are alike share the programs of
-segments (`serving.engine.segments`) and each decode step is a chain of calls. Both give the same results up to
-how XLA fuses operations.
+compiles for long. Where its start matters more than its speed, layers that are alike share the programs of
+segments (`serving.engine.segments`), and each decode step is a chain of calls. Both give the same results up
+to how XLA fuses operations.
 """
 
 import copy
