@@ -12,7 +12,7 @@
 --tests holds a `Main` that calls the method and prints. Exit codes of `check`: 0 accepted, 1 not, 2 bad
 input. Without a model only the verifier's edge, anno-sound, is checked, and the method is not accepted.
 
-`run` goes on where it stopped when it is started again. Scripted models, which need no server: oracle takes
+`run` resumes when it is started again. Scripted models, which need no server: oracle takes
 every text of the own set at its word, charitable guesses what was meant, noisy is an oracle that is right
 with probability --p at each try, ground_truth always answers with the right triple. Programs that are run
 for the output checks are confined: no network, a folder of their own, limits on time, memory and processes.

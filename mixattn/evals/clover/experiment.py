@@ -1,4 +1,4 @@
-"""Checks many triples, keeps every finished one on disk, and goes on where it was stopped."""
+"""Checks many triples, keeps every finished one on disk, and resumes after a stop."""
 
 import asyncio
 import json

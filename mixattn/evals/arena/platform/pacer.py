@@ -33,7 +33,7 @@ class LiveTurn:
         self.announce()
 
     def announce(self) -> None:
-        """Wakes whoever waits for a change."""
+        """Wakes the tasks that wait for a change."""
         self.changed.set()
         self.changed = asyncio.Event()
 

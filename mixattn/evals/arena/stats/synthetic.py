@@ -29,7 +29,7 @@ class SyntheticConfig:
       world: true scores. spread: evenly over `width`; tied: groups of four alike; equal: all 0; beta:
         Beta(1/2, 1/2).
       width: distance of best and worst score, in natural-log odds.
-      tie_rate: share of votes that are ties, whoever meets.
+      tie_rate: share of votes that are ties, for every pair.
       skew: 0 draws pairs uniformly; above 0, close models meet more often.
       voters: voters, whose numbers of votes follow Zipf's law.
       anomaly: how `anomalous` of the voters vote.
