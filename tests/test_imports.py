@@ -40,7 +40,12 @@ MAY: dict[str, set[str]] = {
     "mixattn.evals.arena.stats": {"numpy", "scipy", "pyarrow"},
     "mixattn.evals.arena.platform": {"mixattn.evals.llm", "mixattn.evals.arena.stats"}
     | {"numpy", "scipy", "starlette", "jinja2", "httpx2"},
-    "mixattn.evals.arena.commands": {"mixattn.evals.arena", "mixattn.tools", "pallas_kernels.results"}
+    "mixattn.evals.arena.commands": {
+        "mixattn.evals.arena",
+        "mixattn.evals.command_line",
+        "mixattn.tools",
+        "pallas_kernels.results",
+    }
     | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
     | {"choix", "evalica"}  # measured beside ours where installed
     | HOST,
