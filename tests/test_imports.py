@@ -69,6 +69,7 @@ MAY: dict[str, set[str]] = {
     "serving.config": set(),
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
     "serving.fair": {"serving.request"},
+    "serving.fair.gap_meter": {"serving.fair", "serving.request", "numpy"},
     "serving.kvcache": {"numpy", "pallas_kernels.masks", "serving.request", "serving.config"},
     "serving.kvcache.sizing": {"serving.kvcache", "serving.config", "mixattn.spec", "numpy"},
     "serving.engine.plan": {"serving.kvcache", "serving.request"},

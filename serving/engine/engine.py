@@ -257,7 +257,14 @@ class Engine:
     def _queue(self, request: Request, name: str, index: int) -> None:
         seq = next(self._seq) - request.priority * PRIORITY_STEP
         sampling, now_s = request.sampling, self.clock()
-        info = RequestInfo(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
+        info = RequestInfo(
+            name,
+            request.client,
+            seq,
+            len(request.prompt_ids),
+            sampling.max_tokens,
+            program=request.program,
+        )
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         accepted = self.scheduler.submit(
             RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s

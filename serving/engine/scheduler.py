@@ -326,7 +326,7 @@ class Scheduler:
         self._release(req)
         del self.running[req.info.id]
         self.policy.finish(req.info.id)
-        self._log_event(now_s, "finish", req.info)
+        self._log_event(now_s, "finish", req.info, output=req.output_tok)
         return _output(req, why, now_s)
 
     def _release(self, req: RequestState) -> None:

@@ -16,6 +16,7 @@ What the driver guarantees:
 """
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, Protocol
 
 from serving.request import ClientId, RequestId, RequestInfo
@@ -60,11 +61,20 @@ class Policy(Protocol):
         and not carried out: state and charges are as before it.
         """
 
+    def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        """From now on the client has this share. What it has received and is owed does not change.
+
+        Raises:
+          ValueError: the weight is not above 0, or the policy does not share by weight.
+        """
+
     def served(self) -> Mapping[ClientId, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
-        """The proven bound on |W_f - W_g| of two backlogged clients in weighted tokens, or None.
+        """The proven bound on |W_f/phi_f - W_g/phi_g| of two backlogged clients of weights phi, or None.
+
+        In weighted tokens (per unit of weight).
 
         Holds under `reserve` admission, where prompts plus maximal outputs of the running batch fit in
         `memory_tok`. With a prefix cache, up to `max_hit_tok` of a prompt may occupy none of that memory.
