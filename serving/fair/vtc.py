@@ -120,7 +120,7 @@ class Vtc(PolicyBase):
 
     def _before_charge(self, account: Account, amount: int) -> None:
         if self.lift == "fluid":
-            self.clock.charge(account.client, amount)
+            self.clock.charge(account, amount)
 
     def _on_refund(self, account: Account) -> None:
         if account.client in self.backlog.waiting_of:
