@@ -74,7 +74,8 @@ MAY: dict[str, set[str]] = {
     "serving.kvcache.sizing": {"serving.kvcache", "serving.config", "mixattn.spec", "numpy"},
     "serving.engine.plan": {"serving.kvcache", "serving.request"},
     "serving.engine.scheduler": {"serving.kvcache", "serving.request", "serving.config", "serving.fair"}
-    | {"serving.engine.plan"},
+    | {"serving.engine.plan", "serving.engine.admission_window"},
+    "serving.engine.admission_window": set(),
     "serving.sim": {"numpy", "serving.engine.plan", "serving.engine.scheduler"}
     | {f"serving.{room}" for room in ("kvcache", "fair", "request", "config")},
     "serving.sim.suites": {

@@ -147,6 +147,14 @@ class Engine:
         """Ends a request; False if it is not live. The next step returns its last delta."""
         return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
+    def set_weight(self, client: str, weight: float) -> None:
+        """From now on the client has this share of the server.
+
+        Raises:
+          ValueError: the policy does not share by weight, or the weight is not above 0.
+        """
+        self.scheduler.set_weight(client, weight, self.clock())
+
     @property
     def live(self) -> bool:
         """Whether any request is unfinished or has a delta to fetch."""

@@ -65,6 +65,10 @@ class FallbackPolicy:
         self._tried("preempt", lambda policy: policy.preempt(id, prefilled_tok=prefilled_tok))
         self.waiting[id] = self.running.pop(id)
 
+    def victim(self, now_s: float) -> RequestId | None:
+        choose = getattr(self.policy, "victim", None)
+        return None if choose is None else choose(now_s)
+
     def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
         self.policy.set_weight(client, weight)
 

@@ -23,7 +23,6 @@ from serving.fair.ledger import Account, Ledger
 from serving.fair.predict import Predictor, no_prediction
 from serving.request import ClientId, RequestId, RequestInfo
 
-
 type Unit = Literal["client", "program"]
 """What shares the server: clients, or the programs that requests name (clients where they name none)."""
 
@@ -340,7 +339,11 @@ class PolicyBase(ABC):
             "ledger": self.ledger.snapshot(),
             "predictor": self.predictor.snapshot(),
             "requests": [
-                [*_plain_request(c.request), c.request.id in self.backlog, *(getattr(c, f) for f in Charge.FIELDS)]
+                [
+                    *_plain_request(c.request),
+                    c.request.id in self.backlog,
+                    *(getattr(c, f) for f in Charge.FIELDS),
+                ]
                 for c in self.charge_of.values()
             ],
         }

@@ -129,13 +129,17 @@ class Drr(PolicyBase):
 
     def snapshot(self) -> dict[str, Any]:
         forfeited = {"forfeited": dict(self._forfeited)} if self._forfeited else {}
-        return super().snapshot() | forfeited | {
-            "round": self.round,
-            "places": self.places,
-            "place_of": dict(self._place_of),
-            "turns_of": dict(self._turns_of),
-            "last_round_of": dict(self._last_round_of),
-        }
+        return (
+            super().snapshot()
+            | forfeited
+            | {
+                "round": self.round,
+                "places": self.places,
+                "place_of": dict(self._place_of),
+                "turns_of": dict(self._turns_of),
+                "last_round_of": dict(self._last_round_of),
+            }
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         self.round, self.places = state["round"], state["places"]

@@ -45,6 +45,10 @@ class TimedPolicy(Policy):
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
         self.policy.preempt(id, prefilled_tok=prefilled_tok)
 
+    def victim(self, now_s: float) -> RequestId | None:
+        choose = getattr(self.policy, "victim", None)
+        return None if choose is None else choose(now_s)
+
     def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
         self.policy.set_weight(client, weight)
 

@@ -58,7 +58,9 @@ def test_errata_vtc_starves_a_veteran_under_churn_and_its_gap_does_not_show_it(l
     assert report.lag["veteran"] > 3000
 
 
-@pytest.mark.parametrize(("policy", "options"), [("dlpm", {"newcomers": "quantum", "quantum_tok": 500}), ("vtc_predict", {})])
+@pytest.mark.parametrize(
+    ("policy", "options"), [("dlpm", {"newcomers": "quantum", "quantum_tok": 500}), ("vtc_predict", {})]
+)
 def test_errata_so_do_its_kin(policy, options):
     served, report = veteran(policy, **options)
     assert served < 12

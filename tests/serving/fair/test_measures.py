@@ -102,7 +102,10 @@ def test_a_target_counts_both_latencies_and_everybody_who_asked():
 
 def test_a_pause_that_never_ends_is_seen_until_the_end_of_the_log():
     log = log_of(
-        (0.0, "arrive", "a0", {}), (1.0, "arrive", "b0", {}), (7.5, "cancel", "b0", {}), (9.0, "arrive", "b1", {})
+        (0.0, "arrive", "a0", {}),
+        (1.0, "arrive", "b0", {}),
+        (7.5, "cancel", "b0", {}),
+        (9.0, "arrive", "b1", {}),
     )
     found = metrics.report(log)
     assert found.pause_s == {"a": 9.0, "b": 6.5}

@@ -79,7 +79,7 @@ def test_a_policy_uses_weights_or_refuses_them(name):
     able = name in ("vtc", "vtc_predict", "wvtc", "lcf", "hvtc", "drr", "dlpm")
     match = lambda request: 0  # noqa: E731
     match.path = lambda request: ()
-    assert fair.POLICIES[name].WEIGHTED == able
+    assert able == fair.POLICIES[name].WEIGHTED
     if able:
         fair.make(name, match=match, **options).set_weight("a", 3)
         with pytest.raises(ValueError, match="client 'a' has weight 0; a weight must be above 0"):
@@ -101,7 +101,9 @@ def serve(policy, count, log, start, tokens=10):
         policy.decoded({request.id: tokens})
         policy.finish(request.id)
         log.append(request.client)
-        policy.arrive(RequestInfo(f"{request.client}{i}+", request.client, 1000 + i, tokens, tokens), float(i))
+        policy.arrive(
+            RequestInfo(f"{request.client}{i}+", request.client, 1000 + i, tokens, tokens), float(i)
+        )
 
 
 @pytest.mark.parametrize("name", ["vtc", "vtc_fluid", "vtc_predict", "drr", "dlpm", "hvtc"])
