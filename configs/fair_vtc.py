@@ -221,7 +221,7 @@ def e8() -> FairnessExperiment:
             PolicyRun("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
             *(PolicyRun("rpm", {"limit": k}, label=f"rpm {k}") for k in (5, 10, 15, 20, 30)),
         ),
-        plots=("gap",),
+        plots=("measures", "gap"),
         paper={
             name: {"tok_per_s": rate, "max_diff": maximum, "avg_diff": average}
             for name, (rate, maximum, average) in tables.items()
@@ -231,13 +231,20 @@ def e8() -> FairnessExperiment:
 
 def e9() -> FairnessExperiment:
     weights = {f"c{i}": 1 + i for i in range(4)}
+    # All measures are of service per weight; the first policy does not know the weights.
     return FairnessExperiment(
         title="Weights 1:2:3:4 at equal demands (the published run had demands like the weights)",
         sources=tuple(even(f"c{i}", 1.2, end_s=360) for i in range(4)),
         server=artifact(4),
-        runs=(PolicyRun("vtc"), PolicyRun("wvtc", {"weights": weights})),
+        runs=(
+            PolicyRun("vtc", label="vtc, no weights"),
+            PolicyRun("wvtc", {"weights": weights}),
+            PolicyRun("drr", {"quantum_tok": 500, "weights": weights}),
+            PolicyRun("dlpm", {"quantum_tok": 2000, "weights": weights}),
+        ),
+        weights={client: float(weight) for client, weight in weights.items()},
         demand_s=360.0,
-        plots=("service", "latency"),
+        plots=("shares", "measures"),
     )
 
 

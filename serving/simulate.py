@@ -9,6 +9,7 @@ python -m serving.simulate --examples=DIR       a small synthetic file of every 
 python -m serving.simulate --suite=fairness     every experiment, into results/fairness (minutes)
 python -m serving.simulate --suite=paper        figures beside the papers' over 5 seeds (a quarter of an hour)
 python -m serving.simulate --suite=overhead     cost of a decision, up to 10^6 waiting (minutes)
+python -m serving.simulate --suite=scale --against=OLDER_CHECKOUT    time and memory beside an older version
 python -m serving.simulate --draw=E8 --out=.    a picture of an experiment, E8.svg
 
 Formats: own (JSON lines), azure, burstgpt (CSV), mooncake (JSON lines), sharegpt (JSON); their fields are in
@@ -37,7 +38,7 @@ from serving.fair.service_report import LatencyTarget
 from serving.sim import fit, seeds
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
-from serving.sim.suites import fairness, overhead, paper, tables
+from serving.sim.suites import fairness, overhead, paper, scale, tables
 from serving.sim.trace_experiment import parse_cost, parse_options, policy_runs, trace_experiment
 from serving.sim.traces import READERS, TraceOptions, examples, read_trace
 
@@ -74,7 +75,7 @@ _ROUTER_OPTION = flags.DEFINE_multi_string("router_option", [], "With --trace: N
 _COST = flags.DEFINE_string(
     "cost",
     None,
-    "With --trace: step costs in seconds, prefill_s=..,step_s=..,row_s=..,context_s=.., or what --fit prints.",
+    "With --trace: step costs, prefill_s=..,step_s=..,row_s=..,context_s=.., or a file as --fit prints it.",
 )
 _TTFT = flags.DEFINE_float("ttft_slo_s", math.inf, "With --trace: target of the time to first token.")
 _TPOT = flags.DEFINE_float("tpot_slo_s", math.inf, "With --trace: target of the time per output token.")
@@ -83,7 +84,10 @@ _CSV = flags.DEFINE_string("csv", None, "Also write the figures of every policy 
 _EVENTS = flags.DEFINE_string("events", None, "Write the event log of the last policy (seed 0) to this file.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 _EXAMPLES = flags.DEFINE_string("examples", None, "Write a small synthetic trace of every format here.")
-_SUITE = flags.DEFINE_enum("suite", None, ["fairness", "paper", "overhead"], "Run a suite, into --out.")
+_SUITE = flags.DEFINE_enum(
+    "suite", None, ["fairness", "paper", "overhead", "scale"], "Run a suite, into --out."
+)
+_AGAINST = flags.DEFINE_string("against", None, "With --suite=scale: an older checkout to compare with.")
 _FIT = flags.DEFINE_string("fit", None, "Fit the step cost model to an engine's event log and print it.")
 _ONLY = flags.DEFINE_list(
     "only", [], "With --suite: only these experiments, e.g. E1,E13; of overhead, E19 or E19-simulator."
@@ -99,7 +103,9 @@ def main() -> None:
     given += ["config"] if flags.FLAGS.config is not None else []
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
-        raise ValueError(f"give one of --config, --trace, --suite, --draw, --fit and --examples; given: {found}")
+        raise ValueError(
+            f"give one of --config, --trace, --suite, --draw, --fit and --examples; given: {found}"
+        )
     if _FIT.value:
         print(json.dumps(fit.fit_step_cost(metrics.read(_FIT.value)).report()))
     elif _EXAMPLES.value:
@@ -128,6 +134,9 @@ def _run_suite(out: Path) -> None:
             paper.run_suite(out, only=_ONLY.value, seeds=max(2, _SEEDS.value), clock=time.perf_counter)
         case "overhead":
             overhead.run_suite(out, only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
+        case "scale":
+            against = Path(_AGAINST.value) if _AGAINST.value else None
+            scale.run_suite(out, against=against, only=_ONLY.value)
 
 
 def _trace_experiment(notes: list[str]) -> FairnessExperiment:
@@ -167,8 +176,8 @@ def _trace_experiment(notes: list[str]) -> FairnessExperiment:
         notes.append("nothing in this trace is left to chance: all seeds give the same workload")
     if experiment.demand_s < 60:
         notes.append(
-            f"requests arrive for {experiment.demand_s:.3g} s: too short for figures that leave out the first 30 s "
-            "and the last 29 s"
+            f"requests arrive for {experiment.demand_s:.3g} s: too short for figures that leave out "
+            "the first 30 s and the last 29 s"
         )
     return experiment
 

@@ -1,9 +1,10 @@
 """Damping of optimistic admission: a limit on running requests that is learned from preemptions.
 
 Optimistic admission starts requests whose growth may not fit. Where outputs are long, every request that is
-preempted is admitted again at once and preempts another. The window limits how many requests run: a preemption
-sets it to a sixteenth less than what runs, every request that finishes opens it by 1 / window (additive increase,
-multiplicative decrease, as in TCP). Memory is not looked at, so the engine and the simulator share it.
+preempted is admitted again at once and preempts another. The window limits how many requests run: a
+preemption sets it to a sixteenth less than what runs, every request that finishes opens it by 1 / window
+(additive increase, multiplicative decrease, as in TCP). Memory is not looked at, so the engine and the
+simulator share it.
 """
 
 import math

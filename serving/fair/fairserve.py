@@ -4,11 +4,11 @@ for overload and for the end of an interaction.
   * The counter of a client grows by the charge over the mean charge of its own finished requests, so that an
     application with long prompts is not behind one with short ones. The client with the smallest counter goes
     first; the lift is VTC's.
-  * Requests beyond `limit` per `window_s` are refused only while more than `overload_waiting` requests wait, and
-    never in the middle of an interaction: a request of a `program` that has been accepted before passes.
+  * Requests beyond `limit` per `window_s` are refused only while more than `overload_waiting` requests wait,
+    and never in the middle of an interaction: a request of a `program` that has been accepted before passes.
 
-A re-telling of the idea from the abstract of arXiv 2411.15997; the published constants are not known to us. No
-bound on weighted tokens exists, since other units are shared.
+A re-telling of the idea from the abstract of arXiv 2411.15997; the published constants are not known to us.
+No bound on weighted tokens exists, since other units are shared.
 """
 
 from collections import deque

@@ -149,6 +149,6 @@ class FluidLagMeter:
         return found
 
     def jain(self) -> float:
-        """Jain's index of `shares`: of service per weight while there is contention; nan below two clients."""
+        """Jain's index of `shares`; nan below two clients."""
         shares = self.shares()
         return jain(shares.values()) if len(shares) > 1 else float("nan")

@@ -1,8 +1,8 @@
 """Least attained service with decay: the client that received the least in the recent past goes first.
 
-Service loses half of its weight every `half_life_s` seconds. No lift is needed, since idle clients cannot save
-up more than what decays, and no bound on service exists: what a client received long ago is forgotten, so two
-clients that both wait may drift apart without limit at different rates of service.
+Service loses half of its weight every `half_life_s` seconds. No lift is needed, since idle clients cannot
+save up more than what decays, and no bound on service exists: what a client received long ago is forgotten,
+so two clients that both wait may drift apart without limit at different rates of service.
 
 A re-telling of the program-aware fairness of llm-d's router (least attained service, half-life 60 s), without
 its share for the wait of the head.
@@ -22,8 +22,8 @@ MAX_HALVINGS = 500  # since the epoch, before all amounts are scaled down
 class LeastAttained(PolicyBase):
     """Serves the client with the least decayed service per weight.
 
-    Amounts are kept as of the epoch: service at time t counts 2^((t - epoch) / half-life), so that decay changes
-    no key.
+    Amounts are kept as of the epoch: service at time t counts 2^((t - epoch) / half-life), so that decay
+    changes no key.
     """
 
     WEIGHTED = True

@@ -11,8 +11,8 @@ What the driver guarantees:
     pass. No request is skipped because the head does not fit.
   * `admit` reports what the prefix cache saved, measured at admission. From then on `decoded` reports the
     request's tokens until exactly one of `finish`, `cancel` or `preempt`.
-  * Where the picked request does not fit, a driver asks a policy that has the method `victim(now_s)` for the id
-    of a running request to preempt, or None, and tries again (see `vtc_preempt`).
+  * Where the picked request does not fit, a driver asks a policy that has the method `victim(now_s)` for the
+    id of a running request to preempt, or None, and tries again (see `vtc_preempt`).
   * `preempt` returns a running request to waiting, ahead of its client's other requests. Tokens it had
     produced count as prompt from then on (`RequestInfo` does not change). Recomputation is not charged again.
 """

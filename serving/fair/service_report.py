@@ -38,8 +38,8 @@ class ServiceReport:
       gap_curve: (time, largest gap so far).
       lag: by client, the most that it fell behind weighted fluid sharing while it waited (see `fluid_lag`).
       pause_s: by client, the longest time between two admissions while it waited.
-      jain: Jain's index of service over fluid share, of the clients that waited for a twentieth of the service
-        per weight or more; nan if fewer than two did.
+      jain: Jain's index of service over fluid share, of the clients that waited for a twentieth of the
+        service per weight or more; nan if fewer than two did.
       ttft_s, tpot_s, e2e_s: time from arrival to first token, per output token after it, and to finish, of
         every finished request by client. tpot_s: of those with a second token, where the log has lengths.
       in_target: requests that met `target`, by client.

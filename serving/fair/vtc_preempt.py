@@ -3,8 +3,8 @@
 The lower bound of the VTC paper (Theorem 4.8) is for schedulers that let every admitted request finish. Where
 the head of the line does not fit, this policy names a victim: the request admitted last of the running client
 with the largest counter, if that is more than `threshold_tok` above the smallest counter of a waiting client.
-The victim waits again and its work is done anew without being charged. 2U still bounds the gap: a counter never
-grows more than U after an admission. The usual gap falls towards the threshold, and throughput with it.
+The victim waits again and its work is done anew without being charged. 2U still bounds the gap: a counter
+never grows more than U after an admission. The usual gap falls towards the threshold, and throughput with it.
 
 Source: VTC (arXiv 2401.00588), Remark 4.7 and App. C.3, which leave the rule open: a re-telling.
 """

@@ -14,6 +14,7 @@ from serving.kvcache.groups import FullGroup
 from serving.kvcache.manager import KVCacheManager
 from serving.request import ClientId
 from serving.sim.cost import StepCost
+from serving.sim.critical_path import by_critical_path
 from serving.sim.memory import ADMISSIONS, Admission, TokenMemory
 from serving.sim.simulator import Failure, ServingSimulation, SimulationResult
 from serving.sim.timed_policy import TimedPolicy
@@ -97,6 +98,7 @@ class PolicyRun:
     Attributes:
       prompt_weights: weights of a computed and of a cached prompt token in measured service.
       server: replaces the server of the experiment.
+      critical_path: calls of programs have priorities by the work behind them (see `critical_path`).
     """
 
     policy: str
@@ -104,6 +106,7 @@ class PolicyRun:
     label: str = ""
     prompt_weights: tuple[float, float] = (1.0, 1.0)
     server: SimulatedEngine | None = None
+    critical_path: bool = False
 
     @property
     def name(self) -> str:
@@ -210,9 +213,14 @@ class PolicyOutcome:
         }
 
     def client_rows(self) -> list[dict[str, Any]]:
-        """One row per client: its service while requests arrive, and its latencies."""
+        """One row per client: its service while requests arrive, and its latencies.
+
+        `finished_in_demand`: requests that finished before arrivals ended.
+        """
         rows = []
-        for client, served in self.records.by_client().items():
+        finished = self.records.by_client()
+        for client in sorted(self.report.service):
+            served = finished.get(client, [])
             ttft = [r.first_s - r.arrival_s for r in served]
             e2e = [r.end_s - r.arrival_s for r in served]
             window_s = self.demand_s - COOL_DOWN_S - WARM_UP_S
@@ -223,6 +231,7 @@ class PolicyOutcome:
                     "run": self.run.name,
                     "client": client,
                     "finished": len(served),
+                    "finished_in_demand": sum(r.end_s <= self.demand_s for r in served),
                     "service": self.report.service.get(client, 0.0),
                     "service_per_s": sum(within) / window_s if window_s > 0 else float("nan"),
                     "lag": self.report.lag.get(client, 0.0),
@@ -230,7 +239,7 @@ class PolicyOutcome:
                     "attainment": in_target / arrived if arrived else float("nan"),
                     "ttft_mean_s": mean(ttft),
                     **{f"ttft_p{p}_s": percentile(ttft, p) for p in (50, 90, 99)},
-                    "ttft_max_s": max(ttft),
+                    "ttft_max_s": max(ttft, default=float("nan")),
                     **{f"e2e_p{p}_s": percentile(e2e, p) for p in (50, 90, 99)},
                 }
             )
@@ -271,6 +280,8 @@ def run(
     server = policy_run.server or experiment.server
     server.check()
     requests = experiment.workload() if requests is None else list(requests)
+    if policy_run.critical_path:
+        requests = by_critical_path(requests)
     if not requests:
         raise ValueError(f"experiment {experiment.id!r} has no requests")
     _check_fits(requests, server)

@@ -12,7 +12,7 @@ from serving.kvcache.tokens import TokenIds, TokenSequence
 from serving.request import RequestId, RequestInfo
 from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Step, Worker
-from serving.sim.workload import SimulatedRequest
+from serving.sim.workload import SimulatedRequest, predecessors
 
 # Events at the same time are handled in this order: ended steps are recorded before arrivals are queued.
 _STEP, _DOWN, _UP, _ARRIVE, _CANCEL = range(5)
@@ -72,6 +72,7 @@ class ServingSimulation:
         self._queue: list[tuple[float, int, int, Any]] = []
         self._pushed = self._arrivals = 0
         self._dependents: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
+        self._unmet: dict[RequestId, int] = {}  # requests that it follows and that have not ended
         self._worker_of: dict[RequestId, int] = {}
         self._down: dict[int, None] = {}
         self._unrouted: list[SimulatedRequest] = []  # arrived while all workers were down
@@ -80,10 +81,12 @@ class ServingSimulation:
             if router:
                 router.join(worker)
         for request in requests:
-            if request.after is None:
+            before = predecessors(request)
+            if not before:
                 self._push(request.arrival_s, _ARRIVE, request)
-            else:
-                self._dependents[request.after].append(request)
+            self._unmet[request.id] = len(before)
+            for id in before:
+                self._dependents[id].append(request)
         for failure in failures:
             self._push(failure.down_s, _DOWN, failure.worker)
             self._push(failure.up_s, _UP, failure.worker)
@@ -204,6 +207,9 @@ class ServingSimulation:
         if self.router:
             self.router.ended(id, output_tok)
         for request in self._dependents.pop(id, ()):
+            self._unmet[request.id] -= 1
+            if self._unmet[request.id]:
+                continue
             self._push(self.now_s + request.arrival_s, _ARRIVE, request)
 
 

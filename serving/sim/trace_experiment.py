@@ -18,7 +18,8 @@ COMPUTED_ONLY = ("dlpm",)  # policies that do not bill cached tokens, so that th
 
 
 def parse_cost(text: str) -> StepCost:
-    """A step cost from `name=seconds,..`, or from a JSON file as --fit prints it; unnamed parts are the default's.
+    """A step cost from `name=seconds,..`, or from a JSON file as --fit prints it; unnamed parts are the
+    default's.
 
     Raises:
       ValueError: an unknown name or a value that is no number from 0 up.
@@ -104,7 +105,7 @@ def trace_experiment(
     target: LatencyTarget,
     trace: RequestTrace,
 ) -> FairnessExperiment:
-    """The experiment on the workload of a file, which is built anew for every seed but the first (`trace`)."""
+    """The experiment on the workload of a file, built anew for every seed but the first (`trace`)."""
 
     def requests(seed: int) -> list[Any]:
         return list((trace if seed == 0 else read_trace(path, format, options, seed)).requests)

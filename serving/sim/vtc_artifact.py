@@ -43,7 +43,8 @@ class ServedRequest:
 class RequestRecords:
     """Collects finished requests from an event log; `take` is called with every event.
 
-    `group_of`: see `serving.fair.metrics.ServiceMeter`. `cost_of(request, hit_tok)` is the cost of a request in weighted tokens, as its policy bills it.
+    `group_of`: see `serving.fair.metrics.ServiceMeter`. `cost_of(request, hit_tok)` is the cost of a request
+    in weighted tokens, as its policy bills it.
     """
 
     requests: dict[RequestId, SimulatedRequest]
@@ -84,7 +85,7 @@ class RequestRecords:
 
 
 class ClientCurves:
-    """The service of every client as a function of time, from the times and costs of its finished requests."""
+    """The service of every client over time, from the times and costs of its finished requests."""
 
     def __init__(self, records: RequestRecords) -> None:
         self._requests = {

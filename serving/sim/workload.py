@@ -16,7 +16,8 @@ class SimulatedRequest:
     """A request of a workload, with the output length that it will have.
 
     Attributes:
-      arrival_s: time of arrival; if `after` is set, seconds after the end of that request.
+      arrival_s: time of arrival; if `after` is set, seconds after the end of that request, or of the last of
+        several.
       tokens: the prompt, possibly followed by the output (which the prefix cache then keeps).
       output_tok: tokens it will produce. max_output_tok: the limit it asks for, which the scheduler knows.
       cancel_s: seconds after its arrival at which its client cancels it, if at all.
@@ -32,11 +33,17 @@ class SimulatedRequest:
     output_tok: int
     max_output_tok: int
     cache_salt: Hashable = ""
-    after: RequestId | None = None
+    after: RequestId | tuple[RequestId, ...] | None = None
     cancel_s: float | None = None
     deadline_s: float | None = None
     priority: int = 0
     program: str = ""
+
+
+def predecessors(request: SimulatedRequest) -> tuple[RequestId, ...]:
+    """The requests that it follows."""
+    after = request.after
+    return () if after is None else (after,) if isinstance(after, str) else after
 
 
 type Length = int | tuple[int, int] | tuple[str, float, float, int]

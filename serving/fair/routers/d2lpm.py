@@ -9,8 +9,8 @@ small quanta approach round robin by work, large quanta follow prefixes. A clien
 Credit spreads each client alone. Clients that share a prefix would all follow it to one worker, each with
 credit of its own, so two guards (ours) stand before it. A prefix is followed only if it covers `min_share` of
 the prompt. And no request goes to a worker with over `max_lead` live requests more than the least loaded one
-has (per unit of capacity): it goes to the best worker within the guard that has credit, or to the least loaded
-one without.
+has (per unit of capacity): it goes to the best worker within the guard that has credit, or to the least
+loaded one without.
 
 Bounds. At dispatch, load(w) <= min load + `max_lead` + 1 on every worker that receives a request. A client's
 work at two workers of equal capacity differs by at most quantum + one request + what was sent without credit

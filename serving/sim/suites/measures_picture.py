@@ -1,10 +1,11 @@
-"""Panels of dots and whiskers: the measures of every policy side by side, and service per weight by client."""
+"""Panels of dots and whiskers: the measures of every policy side by side, and service per weight."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from serving.fair.statistics import Interval, interval
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome
@@ -31,6 +32,9 @@ def draw_measures(
             dot(axis, interval([float(row[figure]) for row in own]), y, "o", "#0072B2")
         if log and all(row[figure] > 0 for own in rows.values() for row in own):
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+            axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+            axis.xaxis.set_minor_locator(NullLocator())
         else:
             axis.set_xlim(left=0)
         axis.set_xlabel(f"{words}\n({better} is better)", fontsize=7)
@@ -57,10 +61,11 @@ def draw_shares(
                 if line["client"] == client
             ]
             place = y + 0.16 * (i - (len(clients) - 1) / 2)
-            dot(axis, interval(rates), place, MARKERS[i % 8], "#0072B2" if i % 2 else "#D55E00")
+            found = interval(rates)
+            dot(axis, found, place, MARKERS[i % 8], "#0072B2" if i % 2 else "#D55E00")
             axis.annotate(
                 f"{client}, weight {weight:g}",
-                (interval(rates).mean, place),
+                (found.mean if math.isnan(found.high) else found.high, place),
                 xytext=(7, 0),
                 textcoords="offset points",
                 fontsize=6,
@@ -79,3 +84,8 @@ def dot(axis: Axes, found: Interval, y: float, marker: str, colour: str) -> None
         return
     error = None if math.isnan(found.high) else [[found.mean - found.low], [found.high - found.mean]]
     axis.errorbar(found.mean, y, xerr=error, fmt=marker, color=colour, ms=3.5, lw=1, capsize=2)
+
+
+def _plain(value: float, _: object) -> str:
+    """A short number, without powers of ten."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

@@ -1,7 +1,8 @@
 """Our figures beside the papers', over several seeds: results/fairness/paper.csv.
 
-One row per figure of a paper or its logs: our mean and 95 % interval, the ratio, and, where the figure is outside
-what is expected of a simulator (5 % of a throughput, 30 % of anything else), what is known of the reason.
+One row per figure of a paper or its logs: our mean and 95 % interval, the ratio, and, where the figure is
+outside what is expected of a simulator (5 % of a throughput, 30 % of anything else), what is known of the
+reason.
 """
 
 import math
@@ -142,7 +143,8 @@ def update(out: Path, experiment: FairnessExperiment, rows: list[dict[str, Any]]
         kept = [row for row in results.read_csv(path) if row["experiment"] != experiment.id]
         recipe = {k: v for k, v in results.read_recipe(path).items() if k not in results.SURROUNDINGS}
     recipe["about"] = (
-        "our mean and 95 % interval over seeds beside the figure of a paper or its logs; ratio: mean / paper; "
+        "our mean and 95 % interval over seeds beside the figure of a paper or its logs; "
+        "ratio: mean / paper; "
         "deviation: what is known of a ratio outside 5 % (throughput) or 30 %"
     )
     words = table.provenance(

@@ -1,7 +1,7 @@
 """Vector pictures of an experiment: lines and whiskers are means and 95 % intervals over the seeds.
 
-Lines carry their names at their ends and differ in style as well as in colour, so that they can be told apart in
-print without colours.
+Lines carry their names at their ends and differ in style as well as in colour, so that they can be told apart
+in print without colours.
 """
 
 import math
@@ -94,16 +94,13 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, int]], log: b
     """
     low, high = axis.get_ylim()
     scale = (lambda y: math.log10(max(y, 1e-9))) if log else (lambda y: y)
-    bottom, height = scale(max(low, 1.0) if log else low), 1.0
+    bottom = scale(max(low, 1.0) if log else low)
     height = scale(high) - bottom or 1.0
     pixels = axis.get_figure().get_figheight() * axis.get_position().height * 72  # type: ignore[union-attr]
     least = 9.0 / max(pixels, 1.0)  # of the axis height, for a line of text
-    places = sorted(
-        ((scale(max(y, 1.0) if log else y) - bottom) / height, y, x, name, i) for x, y, name, i in ends
-    )
-    at = -math.inf
-    placed = []
-    for place, y, x, name, i in places:
+    places = sorted(((scale(max(y, 1.0) if log else y) - bottom) / height, name, i) for _, y, name, i in ends)
+    at, placed = -math.inf, []
+    for place, name, i in places:
         at = max(place, at + least)
         placed.append((at, name, i))
     over = max(0.0, placed[-1][0] - 1.0) if placed else 0.0

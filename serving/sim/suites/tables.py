@@ -30,11 +30,13 @@ COLUMNS = {
 }
 MOST_CLIENTS = 40  # above it, those at both ends are shown
 ENDS = 10
-KEY = """Gap, lag and differences in weighted tokens per unit of weight; "-": nothing was measured.
-Gap: the most that one of two waiting clients got ahead of the other. Lag: the most that a waiting client fell behind \
-its share of a fluid server.
-Pause: the longest time between two admissions of a waiting client. Jain: of service over fluid share, of clients \
-that waited."""
+KEY = (
+    'Gap, lag and differences in weighted tokens per unit of weight; "-": nothing was measured.\n'
+    "Gap: the most that one of two waiting clients got ahead of the other. Lag: the most that a waiting "
+    "client fell behind its share of a fluid server.\n"
+    "Pause: the longest time between two admissions of a waiting client. Jain: of service over fluid share, "
+    "of clients that waited."
+)
 
 
 def show(console: Console, title: str, by_run: Rows, clients: Sequence[dict[str, Any]]) -> None:

@@ -33,9 +33,11 @@ class TraceOptions:
     """How to turn rows into a workload.
 
     Attributes:
-      clients: `column`, `column:NAME`, `hash:N` (N clients of equal popularity), or `zipf:N` (client k is k times
-        rarer than the first); "": the format's column if it has one, else `hash:8`. A session has one client.
-      rate: mean arrivals per second, of sessions where there are any; None: as in the file (1 if it has no times).
+      clients: `column`, `column:NAME`, `hash:N` (N clients of equal popularity), or `zipf:N` (client k is k
+        times rarer than the first); "": the format's column if it has one, else `hash:8`. A session has one
+        client.
+      rate: mean arrivals per second, of sessions where there are any; None: as in the file (1 if it has no
+        times).
       oversize: what becomes of a request that never fits: `drop` or `clip` (its prompt, then its output).
       memory_tok: the most tokens of prompt and output limit; None: any number.
       think_s: mean time between turns where the file has none.
@@ -96,7 +98,7 @@ class _Builder:
         self._kept: set[str] = set()
 
     def times(self, rows: list[TraceRow]) -> Iterator[float]:
-        """Seconds from the first arrival, scaled to the rate; where a row follows another, its time to think."""
+        """Seconds of arrival, scaled to the rate; where a row follows another, its time to think."""
         known = [row.arrival_s for row in rows if row.arrival_s is not None]
         first, last = min(known, default=0.0), max(known, default=0.0)
         scale = 1.0

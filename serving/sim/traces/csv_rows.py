@@ -13,7 +13,8 @@ def rows(path: str | Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[st
     """(line number, column -> text) of every row that is not empty.
 
     Raises:
-      ValueError: a column of `needed` that the header lacks, a row of another length, or bytes that are not text.
+      ValueError: a column of `needed` that the header lacks, a row of another length, or bytes that are not
+      text.
     """
     csv.field_size_limit(MAX_FIELD)
     reader = None
@@ -30,9 +31,8 @@ def rows(path: str | Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[st
                 if not values:
                     continue
                 if len(values) != len(columns):
-                    raise ValueError(
-                        f"{path} line {reader.line_num}: {len(values)} fields, but the header has {len(columns)}"
-                    )
+                    counts = f"{len(values)} fields, but the header has {len(columns)}"
+                    raise ValueError(f"{path} line {reader.line_num}: {counts}")
                 yield reader.line_num, dict(zip(columns, values))
     except (UnicodeDecodeError, csv.Error, EOFError, OSError) as why:
         if isinstance(why, FileNotFoundError | PermissionError | IsADirectoryError):

@@ -34,7 +34,12 @@ def mooncake(rng: random.Random) -> Iterator[str]:
         prompt = 512 * len(shared) + rng.randint(30, 1500)
         own = -(-prompt // 512) - len(shared)
         ids, fresh = [*shared, *range(fresh, fresh + own)], fresh + own
-        row = {"timestamp": at_ms, "input_length": prompt, "output_length": rng.randint(5, 120), "hash_ids": ids}
+        row = {
+            "timestamp": at_ms,
+            "input_length": prompt,
+            "output_length": rng.randint(5, 120),
+            "hash_ids": ids,
+        }
         yield json.dumps(row)
 
 

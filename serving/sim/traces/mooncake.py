@@ -1,7 +1,7 @@
 """Mooncake traces: JSON lines of timestamp (milliseconds), input_length, output_length, hash_ids.
 
-Each hash id names 512 tokens of the prompt together with all before them; the last block may be partial. Equal
-ids at the same place are shared prefixes. Tokens beyond the last id are the request's own.
+Each hash id names 512 tokens of the prompt together with all before them; the last block may be partial.
+Equal ids at the same place are shared prefixes. Tokens beyond the last id are the request's own.
 
 Source: github.com/kvcache-ai/Mooncake (arXiv 2407.00079).
 """

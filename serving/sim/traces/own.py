@@ -1,4 +1,5 @@
-"""Our own format: JSON lines with prefixes, sessions, cancels, deadlines, priorities, salts, programs, weights.
+"""Our own format: JSON lines with prefixes, sessions, cancels, deadlines, priorities, salts, programs,
+weights.
 
 See FORMATS.md beside this file for every field.
 """

@@ -1,8 +1,8 @@
 """Conversations of ShareGPT or LMSYS: a JSON list, or one JSON object per line, of turns without times.
 
 Every turn of a user and the answer after it is one request of a session whose prompt grows. Lengths are
-*estimates*: characters / 4, at least 1. Sessions arrive at random; a turn follows the answer before it after a
-random time to think. The text is not kept.
+*estimates*: characters / 4, at least 1. Sessions arrive at random; a turn follows the answer before it after
+a random time to think. The text is not kept.
 
     {"id": .., "conversations": [{"from": "human", "value": ..}, {"from": "gpt", "value": ..}, ..]}
     {"conversation_id": .., "model": .., "conversation": [{"role": "user", "content": ..}, ..]}

@@ -24,9 +24,11 @@ class TraceRow:
       prompt_tok, output_tok: lengths of its own, without what a session puts before.
       max_output_tok: the limit it asks for.
       columns: what may name its client, by column.
-      segments: the prompt; None: tokens of its own that nothing shares. tokens: real ids, if the file has them.
+      segments: the prompt; None: tokens of its own that nothing shares. tokens: real ids, if the file has
+        them.
       session: rows of one session follow each other; the prompt of each holds all before it.
-      after: the request at whose end, and `think_s` later, it arrives. think_s: also between turns of a session.
+      after: the request at whose end, and `think_s` later, it arrives. think_s: also between turns of a
+        session.
     """
 
     where: str

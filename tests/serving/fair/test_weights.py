@@ -1,4 +1,4 @@
-"""Weights: proportional service within proven bounds, refused where they mean nothing, changed while running."""
+"""Weights: service in proportion within proven bounds, refusals, and changes while running."""
 
 from fractions import Fraction
 
@@ -85,7 +85,7 @@ def test_a_policy_uses_weights_or_refuses_them(name):
         with pytest.raises(ValueError, match="client 'a' has weight 0; a weight must be above 0"):
             fair.make(name, match=match, **options).set_weight("a", 0)
         return
-    with pytest.raises(ValueError, match="client 'a' has weight 2, but .* cannot share by weight"):
+    with pytest.raises(ValueError, match=r"client 'a' has weight 2, but .* cannot share by weight"):
         fair.make(name, match=match, **options)
     plain = fair.make(name, match=match, **OPTIONS.get(name, {}))
     with pytest.raises(ValueError, match="cannot share by weight"):
