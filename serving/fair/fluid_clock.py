@@ -56,7 +56,7 @@ class FluidClock:
         self._known: dict[ClientId, Amount] = {}  # counters of waiting clients when last looked at
         self._grown: dict[ClientId, None] = {}  # waiting clients charged since
         self._largest = 0  # single charge per unit of weight
-        self._by_most = LazyMinHeap(lambda client: -self._known[client])
+        self._by_most: LazyMinHeap[ClientId] = LazyMinHeap(lambda client: -self._known[client])
 
     def charge(self, account: Account, amount: int) -> None:
         """The client is charged; a refund holds the time up until as much has been given again."""

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, .. degrees of freedom; beyond them the normal's 1.96.
-STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+STUDENT_95: tuple[float, ...] = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 STUDENT_95 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % confidence interval over `count` runs; the bounds are nan for one run."""
+    """A mean and its 95 % confidence interval over so many runs; the bounds are nan for one run."""
 
     mean: float
     low: float
     high: float
-    count: int
+    runs: int
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -48,7 +48,7 @@ def table_rows(by_run: Rows) -> list[dict[str, Any]]:
             "mean": _rounded(found.mean),
             "low": _rounded(found.low),
             "high": _rounded(found.high),
-            "seeds": found.count,
+            "seeds": found.runs,
         }
         for name, rows in by_run.items()
         for metric, found in intervals(rows).items()

@@ -114,7 +114,7 @@ def paper_rows(
                     "metric": metric,
                     "paper": figure,
                     **{key: float(f"{getattr(found, key):.5g}") for key in ("mean", "low", "high")},
-                    "seeds": found.count,
+                    "seeds": found.runs,
                     "ratio": float(f"{ratio:.3g}"),
                     "deviation": deviation(experiment.id, policy, metric, ratio),
                 }
@@ -153,4 +153,5 @@ def update(out: Path, experiment: FairnessExperiment, rows: list[dict[str, Any]]
     recipe[experiment.id] = words
     elsewhere = dict.fromkeys(results.SURROUNDINGS, "of each experiment below")
     about = {"about": recipe.pop("about")}
-    results.write_csv(path, [*kept, *rows], **{**about, **elsewhere, **recipe})
+    head: dict[str, Any] = {**about, **elsewhere, **recipe}
+    results.write_csv(path, [*kept, *rows], **head)

@@ -83,7 +83,7 @@ def plot_mean(axis: Axes, curves: Sequence[Curve], index: int, label: str = "") 
     axis.plot(times, means, lw=1.3, label=label, **look)  # type: ignore[arg-type]
     if len(curves) > 1:
         low, high = [f.low for _, f in points], [f.high for _, f in points]
-        axis.fill_between(times, low, high, color=look["color"], alpha=0.15, lw=0)  # type: ignore[arg-type]
+        axis.fill_between(times, low, high, color=look["color"], alpha=0.15, lw=0)
     return times[-1], means[-1]
 
 
@@ -96,8 +96,8 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, int]], log: b
     scale = (lambda y: math.log10(max(y, 1e-9))) if log else (lambda y: y)
     bottom = scale(max(low, 1.0) if log else low)
     height = scale(high) - bottom or 1.0
-    pixels = axis.get_figure().get_figheight() * axis.get_position().height * 72  # type: ignore[union-attr]
-    least = 9.0 / max(pixels, 1.0)  # of the axis height, for a line of text
+    points_high = axis.bbox.height * 72 / axis.figure.dpi
+    least = 9.0 / max(points_high, 1.0)  # of the axis height, for a line of text
     places = sorted(((scale(max(y, 1.0) if log else y) - bottom) / height, name, i) for _, y, name, i in ends)
     at, placed = -math.inf, []
     for place, name, i in places:

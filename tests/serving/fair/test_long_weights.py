@@ -1,7 +1,7 @@
 """Nightly: weighted bounds on a million events per policy that shares by weight (`make test-long`).
 
-Every event of a run is checked for what is owed (credit, counters), every run for the gap in service per weight.
-Every other run also changes weights while it runs; there only what holds across a change is checked.
+Every event of a run is checked for what is owed (credit, counters), every run for the gap in service per
+weight. Every other run also changes weights while it runs; there only what holds across a change is checked.
 """
 
 import pytest
@@ -90,7 +90,8 @@ def test_a_million_weighted_events_without_a_violation(name, capsys):
         )
     with capsys.disabled():
         print(
-            f"\n{name:12} {events:9,} events, {done:8,} requests finished, {changed} of {seed} runs with weights that "
-            f"change, {violations} violations; largest gap per weight {gap:,.0f}, {share:.2f} of its bound"
+            f"\n{name:12} {events:9,} events, {done:8,} requests finished, {changed} of {seed} runs with "
+            f"changing weights, {violations} violations; largest gap per weight {gap:,.0f}, "
+            f"{share:.2f} of its bound"
         )
     assert violations == 0

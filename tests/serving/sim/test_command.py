@@ -190,7 +190,7 @@ def test_a_suite_fills_one_table_that_says_where_its_rows_come_from(tmp_path):
     (figure,) = (r for r in rows if (r.policy, r.client, r.metric) == ("vtc", "c0", "ttft_mean_s"))
     assert float(figure.paper) == 0.3
     assert float(figure.ratio) == pytest.approx(float(figure.value) / 0.3, rel=0.01)
-    with pytest.raises(ValueError, match="unknown experiment E99; known: E17"):
+    with pytest.raises(ValueError, match="unknown experiment E99; known: E21"):
         fairness.experiments(["E99"])
 
 
@@ -233,7 +233,7 @@ def test_a_picture_is_a_vector_drawing_and_leaves_the_table_alone(tmp_path, id):
 def test_help_shows_each_example_on_a_line_of_its_own(run_module):
     lines = run_module(COMMAND, "--help").stdout.splitlines()
     examples = [line.strip() for line in lines if "python -m" in line]
-    assert len(examples) == 10
+    assert len(examples) == 11
     assert all(example.startswith("python -m serving.simulate --") for example in examples)
 
 
@@ -302,7 +302,7 @@ def test_costs_printed_by_fit_are_a_flag(run_module, trace, tmp_path):
     slow = run_module(COMMAND, f"--trace={trace}", f"--cost={tmp_path}/cost.json", "--json")
     fast = run_module(COMMAND, f"--trace={trace}", "--json")
     ends = [json.loads(done.stdout)["runs"][0]["end_s"] for done in (slow, fast)]
-    assert ends[0] > 3 * ends[1]
+    assert ends[0] > 2 * ends[1]
 
 
 def test_more_clients_than_fit_a_screen_are_shown_from_both_ends(run_module, tmp_path):
