@@ -221,7 +221,7 @@ def e8() -> FairnessExperiment:
             PolicyRun("vtc_predict", {"predictor": "oracle"}, label="vtc oracle"),
             *(PolicyRun("rpm", {"limit": k}, label=f"rpm {k}") for k in (5, 10, 15, 20, 30)),
         ),
-        plots=("measures", "gap"),
+        plots=("measures",),
         paper={
             name: {"tok_per_s": rate, "max_diff": maximum, "avg_diff": average}
             for name, (rate, maximum, average) in tables.items()

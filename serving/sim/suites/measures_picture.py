@@ -33,7 +33,7 @@ def draw_measures(
         if log and all(row[figure] > 0 for own in rows.values() for row in own):
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
-            axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+            axis.xaxis.set_major_formatter(FuncFormatter(plain_number))
             axis.xaxis.set_minor_locator(NullLocator())
         else:
             axis.set_xlim(left=0)
@@ -86,6 +86,6 @@ def dot(axis: Axes, found: Interval, y: float, marker: str, colour: str) -> None
     axis.errorbar(found.mean, y, xerr=error, fmt=marker, color=colour, ms=3.5, lw=1, capsize=2)
 
 
-def _plain(value: float, _: object) -> str:
+def plain_number(value: float, _: object) -> str:
     """A short number, without powers of ten."""
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

@@ -15,11 +15,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mixattn.tools import files
 from serving.fair.statistics import Interval, interval
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome
-from serving.sim.suites.measures_picture import draw_measures, draw_shares
+from serving.sim.suites.measures_picture import draw_measures, draw_shares, plain_number
 
 type Outcomes = Mapping[str, Sequence[PolicyOutcome]]
 """The outcomes of each run over the seeds."""
@@ -87,32 +88,38 @@ def plot_mean(axis: Axes, curves: Sequence[Curve], index: int, label: str = "") 
     return times[-1], means[-1]
 
 
-def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, int]], log: bool = False) -> None:
-    """Writes names to the right of curve ends, moved apart where they would overlap.
+def label_ends(
+    axis: Axes, ends: Sequence[tuple[float, float, str, int]], log: bool = False, leaders: bool = False
+) -> None:
+    """Writes names to the right of the axes, at the heights of curve ends or moved apart from each other.
 
-    `ends`: (x, y, name, number of its style).
+    Args:
+      ends: (x, y, name, number of its style).
+      leaders: draw a thin line from each point to its name.
     """
     low, high = axis.get_ylim()
     scale = (lambda y: math.log10(max(y, 1e-9))) if log else (lambda y: y)
-    bottom = scale(max(low, 1.0) if log else low)
+    bottom = scale(low)
     height = scale(high) - bottom or 1.0
     points_high = axis.bbox.height * 72 / axis.figure.dpi
     least = 9.0 / max(points_high, 1.0)  # of the axis height, for a line of text
-    places = sorted(((scale(max(y, 1.0) if log else y) - bottom) / height, name, i) for _, y, name, i in ends)
     at, placed = -math.inf, []
-    for place, name, i in places:
+    for place, x, y, name, i in sorted(((scale(end[1]) - bottom) / height, *end) for end in ends):
         at = max(place, at + least)
-        placed.append((at, name, i))
+        placed.append((at, x, y, name, i))
     over = max(0.0, placed[-1][0] - 1.0) if placed else 0.0
-    for place, name, i in placed:
+    for place, x, y, name, i in placed:
         axis.annotate(
             name,
-            (1.01, place - over),
-            xycoords="axes fraction",
+            (x, y) if leaders else (1.01, place - over),
+            xycoords="data" if leaders else "axes fraction",
+            xytext=(1.01, place - over),
+            textcoords="axes fraction",
             color=COLOURS[i % len(COLOURS)],
             va="center",
             fontsize=7,
             annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.7"} if leaders else None,
         )
 
 
@@ -184,6 +191,8 @@ def _draw_latency(panel: SubFigure, experiment: FairnessExperiment, outcomes: Ou
             if not math.isnan(p99.high):
                 axis.plot([at, at], [max(p99.low, 1e-3), p99.high], color=colour, lw=3.5, alpha=0.3)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks(range(len(rows)), [textwrap.fill(name, 12) for name in rows], fontsize=7)
     axis.set_ylabel(
         "time to first token [s]\nmarker: median, line: to p99,\nshade: interval of the p99", fontsize=7
@@ -201,6 +210,7 @@ def _draw_pareto(panel: SubFigure, experiment: FairnessExperiment, outcomes: Out
         name: (interval([float(row[x]) for row in own]), interval([float(row["req_per_s"]) for row in own]))
         for name, own in rows.items()
     }
+    ends: list[tuple[float, float, str, int]] = []
     swept = [point for name, point in found.items() if name.startswith(family)]
     axis.plot([p[0].mean for p in swept], [p[1].mean for p in swept], color="0.75", lw=1, zorder=1)
     for i, (name, (across, up)) in enumerate(found.items()):
@@ -215,20 +225,15 @@ def _draw_pareto(panel: SubFigure, experiment: FairnessExperiment, outcomes: Out
             ms=4,
             lw=0.9,
         )
-        axis.annotate(
-            name,
-            (across.mean, up.mean),
-            xytext=(5, 4 if i % 2 else -9),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=colour,
-        )
+        ends.append((across.mean, up.mean, name, i))
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(plain_number))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     words = (
         "p99 time to first token of the worst client [s]" if cluster else "largest lag behind a fluid server"
     )
     axis.set_xlabel(f"{words} (log; left is fairer)")
     axis.set_ylabel("requests/s")
     axis.set_ylim(bottom=0)
-    axis.margins(x=0.15)
     axis.grid(alpha=0.25, lw=0.5)
+    label_ends(axis, ends, leaders=True)
