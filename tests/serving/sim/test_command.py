@@ -4,18 +4,21 @@ mistake."""
 import dataclasses
 import json
 import math
+import re
 import time
 
 import pytest
 
 from mixattn.tools import cli
+from serving import fair
 from serving.fair import metrics
 from serving.sim import fit, seeds
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, SimulatedEngine, run
 from serving.sim.suites import fairness, overhead, paper, pictures, table
 from serving.sim.suites.table import TableRow
-from serving.sim.traces import read_trace
+from serving.sim.trace_experiment import parse_cost, parse_options, policy_runs
+from serving.sim.traces import TraceOptions, read_trace
 
 COMMAND = "serving.simulate"
 
@@ -121,21 +124,9 @@ def test_in_an_experiment_a_request_that_never_fits_stops_the_run_before_it_star
     [
         (["--policies=sjf"], "unknown policy 'sjf'"),
         (["--option=speed=3"], "policy vtc has no option speed; known: "),
-        (["--policies=vtc,fcfs", "--option=fcfs.lift=fluid"], "policy vtc and fcfs has no option fcfs.lift"),
         (["--policies=fcfs", "--option=weights={'a': 2}"], "client 'a' has weight 2, but Fcfs cannot share"),
-        (["--workers=2", "--router=fifo"], "unknown policy 'fifo'"),
-        (["--workers=2", "--router=sticky", "--router_option=x=1"], "'sticky' has no option x"),
         (["--cost=step_s=-1"], "cost.step_s is -1; it must be at least 0"),
-        (["--cost=speed=1"], "cost has no part speed; known: prefill_s, step_s, row_s, context_s"),
-        (["--cost=step_s=fast"], "cost.step_s is 'fast', not a number of seconds"),
-        (["--clients=column:model"], "no column 'model'; found client; --clients=hash:N makes N clients up"),
-        (["--clients=hash:none"], "hash:N needs a number of clients of at least 1"),
-        (["--clients=many"], "known: column, column:NAME, hash:N, zipf:N"),
-        (["--rate=0"], "rate is 0.0; it must be above 0"),
-        (["--ttft_slo_s=-1"], "the target ttft_s is -1.0; it must be above 0"),
-        (["--memory_tok=0"], "server.memory_tok is 0; it must be at least 1"),
         (["--memory_tok=30"], "holds no request; 30 rows, 0 requests; 30 dropped (larger than the memory)"),
-        (["--admission=never"], "unknown admission 'never'; known: reserve, peak, optimistic"),
         (
             ["--suite=overhead"],
             "--suite, --draw, --fit and --examples; given: --trace and --suite",
@@ -297,14 +288,6 @@ def test_a_cluster_is_two_flags(run_module, trace):
     assert row["busiest_share"] < 0.6
 
 
-def test_costs_printed_by_fit_are_a_flag(run_module, trace, tmp_path):
-    (tmp_path / "cost.json").write_text(json.dumps(dataclasses.asdict(StepCost(step_s=0.5)) | {"steps": 40}))
-    slow = run_module(COMMAND, f"--trace={trace}", f"--cost={tmp_path}/cost.json", "--json")
-    fast = run_module(COMMAND, f"--trace={trace}", "--json")
-    ends = [json.loads(done.stdout)["runs"][0]["end_s"] for done in (slow, fast)]
-    assert ends[0] > 2 * ends[1]
-
-
 def test_more_clients_than_fit_a_screen_are_shown_from_both_ends(run_module, tmp_path):
     lines = [GOOD | {"id": f"r{i}", "client": f"c{i:03}", "output_len": 1 + i} for i in range(90)]
     path = tmp_path / "many.jsonl"
@@ -349,3 +332,50 @@ def test_paper_rows_stand_beside_the_papers_figures(tmp_path):
     ]
     assert float(rows[0]["paper"]) == 0.3
     assert experiment.paper
+
+
+MISTAKES = {
+    "policy vtc and fcfs has no option fcfs.lift": lambda path: policy_runs(
+        ["vtc", "fcfs"], {"fcfs.lift": 1}, {}
+    ),
+    "option 'speed' is not NAME=VALUE": lambda path: parse_options(["speed"]),
+    "cost has no part speed; known: prefill_s, step_s, row_s, context_s": lambda path: parse_cost("speed=1"),
+    "cost.step_s is 'fast', not a number of seconds": lambda path: parse_cost("step_s=fast"),
+    "no column 'model'; found client; --clients=hash:N makes N clients up": lambda path: read_trace(
+        path, "own", TraceOptions(clients="column:model")
+    ),
+    "hash:N needs a number of clients of at least 1": lambda path: read_trace(
+        path, "own", TraceOptions(clients="hash:none")
+    ),
+    "known: column, column:NAME, hash:N, zipf:N": lambda path: read_trace(
+        path, "own", TraceOptions(clients="many")
+    ),
+    "rate is 0.0; it must be above 0": lambda path: TraceOptions(rate=0.0),
+    "oversize is 'cut'; known: drop, clip": lambda path: TraceOptions(oversize="cut"),
+    "'sticky' has no option x": lambda path: fair.make("sticky", x=1),
+}
+
+
+@pytest.mark.parametrize("says", MISTAKES)
+def test_a_wrong_choice_is_answered_with_the_right_ones(trace, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        MISTAKES[says](trace)
+
+
+def test_an_option_for_one_policy_reaches_that_one_only():
+    runs, blind = policy_runs(
+        ["vtc", "vtc_predict", "fcfs"], {"vtc.lift": "fluid", "output_weight": 3}, {"a": 2}
+    )
+    assert [run.options.get("lift") for run in runs] == ["fluid", None, None]
+    assert [run.options.get("output_weight") for run in runs] == [3, 3, 3]
+    assert blind == ["fcfs"]
+    assert runs[0].options["weights"] == {"a": 2}
+
+
+def test_a_fit_that_was_printed_is_read_back(tmp_path):
+    (tmp_path / "cost.json").write_text(json.dumps(dataclasses.asdict(StepCost(step_s=0.5)) | {"steps": 40}))
+    assert parse_cost(str(tmp_path / "cost.json")) == StepCost(step_s=0.5)
+    assert parse_cost("row_s=0,step_s=0.1") == StepCost(step_s=0.1, row_s=0)
+    (tmp_path / "cost.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"cost has no part \[1\]"):
+        parse_cost(str(tmp_path / "cost.json"))
