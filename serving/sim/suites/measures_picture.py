@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from serving.fair.statistics import Interval, interval
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome
@@ -30,13 +30,15 @@ def draw_measures(
     for axis, (figure, words, better, log) in zip(axes, MEASURES):
         for y, own in enumerate(rows.values()):
             dot(axis, interval([float(row[figure]) for row in own]), y, "o", "#0072B2")
-        if log and all(row[figure] > 0 for own in rows.values() for row in own):
+        values = [row[figure] for own in rows.values() for row in own if not math.isnan(row[figure])]
+        if log and values and min(values) > 0 and max(values) > 4 * min(values):
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
             axis.xaxis.set_major_formatter(FuncFormatter(plain_number))
             axis.xaxis.set_minor_locator(NullLocator())
         else:
             axis.set_xlim(left=0)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_xlabel(f"{words}\n({better} is better)", fontsize=7)
         axis.tick_params(axis="x", labelsize=6, which="both")
         axis.grid(axis="y", alpha=0.3, lw=0.5)
