@@ -6,8 +6,9 @@ its artifact.
 
 Seconds each. The server is the artifact's: an A10G with a 7B model, 10,000 tokens of KV less 32 per client
 for adapters, peak admission, admission attempts every 10 steps. Expected: throughput within 5% and gaps
-within 30% of the artifact's logs. results/fairness/paper.csv has every figure beside ours over five seeds, and
-a reason beside each that is further off: among them E6's two differences, E7's plain VTC, and E8's rate limits.
+within 30% of the artifact's logs. results/fairness/paper.csv has every figure beside ours over five seeds,
+and a reason beside each that is further off: among them E6's two differences, E7's plain VTC, and E8's rate
+limits.
 """
 
 from typing import Any
