@@ -31,7 +31,6 @@ from serving.engine.device_state import (
 )
 from serving.engine.logits import PenaltyRows
 from serving.engine.program_cache import ProgramCache
-from serving.engine.segments import SegmentKind
 from serving.engine.stacks import Name, ProgramSpec, make_stack
 from serving.request import Sampling
 
@@ -152,13 +151,12 @@ class Programs:
 
     def _label(self, name: Name) -> str:
         """A program's name for people: segments by number, features by the words that are on."""
-        kinds = list(dict.fromkeys(part for key in self._compiled for part in key if _is_kind(part)))
         words: list[str] = []
         for part in name:
             if isinstance(part, SamplingFeatures):
                 words += [w for w, on in zip(("penalties", "logprobs", "prompt"), _on(part)) if on]
             else:
-                words.append(str(kinds.index(part)) if _is_kind(part) else str(part))
+                words.append(str(part))
         return " ".join(words)
 
     # ---- the batches to compile for (`serving.engine.stacks.Shapes`) ----
@@ -238,10 +236,6 @@ class Programs:
 
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
-
-
-def _is_kind(part: Any) -> bool:
-    return isinstance(part, SegmentKind)
 
 
 def _serves(features: SamplingFeatures, want: SamplingFeatures) -> bool:
