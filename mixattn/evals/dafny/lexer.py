@@ -72,7 +72,9 @@ def lex(program: str) -> list[Token]:
         if text == "/*":
             at = _comment_end(program, start, line)
         elif text == '"' or text == "\0":
-            raise DafnyTextError(line, "a NUL character" if text == "\0" else "a string does not end on its line")
+            raise DafnyTextError(
+                line, "a NUL character" if text == "\0" else "a string does not end on its line"
+            )
         else:
             add(new(Token, (text, start, at, line)))
     return tokens

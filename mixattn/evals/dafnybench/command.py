@@ -16,21 +16,24 @@ continues where it was stopped. Scripted models: identity, oracle, oracle@3, noi
 
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+from rich.console import Console
 
 from mixattn.evals.dafny import command_line
 from mixattn.evals.dafny.command_line import read_program
 from mixattn.evals.dafny.pool import cores
-from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafny.protocol import VerifierGone, Verify
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.tool import find
 from mixattn.evals.dafny.verifier import installed
 from mixattn.evals.dafnybench import bench, cheats, layout, models, naming, runner, show, tasks, truth
 from mixattn.evals.dafnybench.checking import Task, check
 from mixattn.tools import files
+from mixattn.tools.progress import ProgressLines
 from pallas_kernels import results
 
 FLAGS = flags.FLAGS
@@ -107,10 +110,17 @@ def _run(_: str) -> None:
         mode=FLAGS.check,
         budget=budget,
     )
-    for n, name in enumerate(names, 1):
+
+    def words(n: int, name: str) -> str:
         accepted = sum(past[-1].accepted for past in journal.attempts.values() if past)
-        _progress(f"{n}/{len(questions)} tasks, {accepted} accepted, last {name[:40]}")
-    _progress("")
+        return f"{n}/{len(questions)} tasks, {accepted} accepted, last {name[:40]}"
+
+    try:
+        for _ in _followed(names, len(questions), words):
+            pass
+    except VerifierGone as why:
+        kept = sum(map(len, journal.attempts.values()))
+        raise ValueError(f"{why}; {kept} attempts are kept in {folder}: run this again to go on") from why
     layout.write(folder, FLAGS.model, questions, journal.attempts)
     _print_table(questions, journal.attempts, verify)
 
@@ -152,13 +162,22 @@ def _ground_truth() -> None:
         programs = [(task.name, task.original) for task in tasks.own()]
     else:
         programs = tasks.ground_truths(Path(FLAGS.data))
-    rows = []
-    rewriting = FLAGS.dialect == "auto"
-    for row in truth.verdicts(programs, _verifier(), FLAGS.parallel or cores(), rewriting=rewriting):
-        rows.append(row)
-        good = sum(r["verdict"] == "verified" for r in rows)
-        _progress(f"{len(rows)}/{len(programs)} programs, {good} verified")
-    _progress("")
+    rows: list[dict[str, Any]] = []
+    found_rows = truth.verdicts(
+        programs, _verifier(), FLAGS.parallel or cores(), rewriting=FLAGS.dialect == "auto"
+    )
+
+    def words(n: int, _: dict[str, Any]) -> str:
+        good = sum(row["verdict"] == "verified" for row in rows)
+        return f"{n}/{len(programs)} programs, {good} verified"
+
+    try:
+        for row in _followed(found_rows, len(programs), words):
+            rows.append(row)
+    except VerifierGone as why:
+        raise ValueError(
+            f"{why}; what was decided of {len(programs)} programs is remembered: run this again to go on"
+        ) from why
     rows.sort(key=lambda r: r["program"])
     found = truth.summary(rows)
     if FLAGS.out:
@@ -173,6 +192,7 @@ def _ground_truth() -> None:
         print(json.dumps(found))
     else:
         print(", ".join(f"{n} {verdict}" for verdict, n in sorted(found["verdicts"].items())))
+        print(f"{found['exit_0']} of {found['programs']} end with exit code 0; empty ones prove nothing")
         print(", ".join(f"{name} {good}/{of}" for name, (good, of) in found["verified"].items()))
 
 
@@ -183,11 +203,10 @@ def _verifier_words() -> str:
 
 def _cheats(_: str) -> None:
     """A list of cheats and honest solutions under both checks."""
-    rows = []
-    for row in cheats.judged(_verifier()):
-        rows.append(row)
-        _progress(f"{len(rows)} programs, last {row['name'][:40]}")
-    _progress("")
+    total = len(cheats.CHEATS) + len(cheats.HONEST)
+    judged = cheats.judged(_verifier(), FLAGS.parallel)
+    rows = list(_followed(judged, total, lambda n, row: f"{n}/{total} programs, last {row['name'][:40]}"))
+    rows.sort(key=lambda row: (row["kind"], not row["public_check_accepts"], row["name"]))
     columns = ("exit_0", "public_check_accepts", "ours_accepts")
     found: dict[str, dict[str, int]] = {}
     for kind in ("cheat", "honest"):
@@ -211,18 +230,14 @@ def _bench(_: str) -> None:
         results.write_csv(FLAGS.out, rows, device=results.processor(), repeats="median of 21")
 
 
-def _counted(items: list[Task], what: str) -> list[Task]:
-    return items if len(items) < 2 else list(_each(items, what))
+def _followed[T](items: Iterable[T], total: int, words: Callable[[int, T], str]) -> Iterator[T]:
+    """The items, with a line of progress on standard error behind each."""
+    with ProgressLines(console=Console(stderr=True, highlight=False), transient=True) as lines:
+        line = lines.add(total)
+        for n, item in enumerate(items, 1):
+            line.update(n, words(n, item))
+            yield item
 
 
-def _each(items: list[Task], what: str) -> Any:
-    for n, item in enumerate(items, 1):
-        _progress(f"{n}/{len(items)} {what}")
-        yield item
-    _progress("")
-
-
-def _progress(line: str) -> None:
-    """One line on a terminal that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+def _counted(items: list[Task], what: str) -> Iterator[Task]:
+    return _followed(items, len(items), lambda n, _: f"{n}/{len(items)} {what}")
