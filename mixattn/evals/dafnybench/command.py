@@ -7,6 +7,7 @@
     python -m mixattn.evals dafnybench run --data=CHECKOUT --model=ground_truth --dialect=auto
     python -m mixattn.evals dafnybench show --workdir=runs/annotator
     python -m mixattn.evals dafnybench cheats                          what each check lets pass
+    python -m mixattn.evals dafnybench scripted --attempts=3           every scripted model on our programs
     python -m mixattn.evals dafnybench bench                           the strict check's time
 
 `check` exits with 0 if the solution is accepted, 1 if not, 2 on bad input. --check=official is the public
@@ -30,7 +31,18 @@ from mixattn.evals.dafny.protocol import VerifierGone, Verify
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.tool import find
 from mixattn.evals.dafny.verifier import installed
-from mixattn.evals.dafnybench import bench, cheats, layout, models, naming, runner, show, tasks, truth
+from mixattn.evals.dafnybench import (
+    bench,
+    cheats,
+    layout,
+    models,
+    naming,
+    runner,
+    scripted,
+    show,
+    tasks,
+    truth,
+)
 from mixattn.evals.dafnybench.checking import Task, check
 from mixattn.tools import files
 from mixattn.tools.progress import ProgressLines
@@ -63,6 +75,7 @@ def start(argv: list[str]) -> None:
         "run": _run,
         "show": _show,
         "cheats": _cheats,
+        "scripted": _scripted,
         "bench": _bench,
     }
     command_line.run(__name__, subcommands, argv)
@@ -218,6 +231,37 @@ def _cheats(_: str) -> None:
         print("\n".join(f"{kind}: {counts}" for kind, counts in found.items()))
     if FLAGS.out:
         results.write_csv(FLAGS.out, rows, device=results.processor(), verifier=_verifier_words())
+
+
+def _scripted(_: str) -> None:
+    """Every scripted model on our programs, under both checks."""
+    folder = Path(FLAGS.workdir or "runs/dafnybench-scripted")
+    rates = scripted.rates(
+        tasks.own(),
+        _verifier(),
+        folder,
+        attempts=FLAGS.attempts,
+        parallel=FLAGS.parallel or cores(),
+        seed=FLAGS.seed,
+    )
+    rows = list(_followed(rates, len(scripted.MODELS), lambda n, row: f"{row['model']} done"))
+    if FLAGS.json:
+        print(json.dumps(rows))
+    else:
+        print(f"{'model':20} {'of':>4} {'strict':>8} {'public check':>13}")
+        for row in rows:
+            strict, public = (f"{100 * row[key]:.1f} %" for key in ("rate", "public_check_rate"))
+            print(f"{row['model']:20} {row['tasks']:4} {strict:>8} {public:>13}")
+    if FLAGS.out:
+        note = "scripted models: they measure the checks and no language model"
+        results.write_csv(
+            FLAGS.out,
+            rows,
+            device=results.processor(),
+            verifier=_verifier_words(),
+            seed=FLAGS.seed,
+            note=note,
+        )
 
 
 def _bench(_: str) -> None:
