@@ -16,6 +16,7 @@ continues where it was stopped. Scripted models: identity, oracle, oracle@3, noi
 """
 
 import json
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -62,7 +63,11 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("attempts", 10, "run: replies a task may take.", lower_bound=1)
     flags.DEFINE_integer("parallel", 0, "run: tasks at once; 0: one for each core.", lower_bound=0)
     flags.DEFINE_integer("budget_calls", 0, "run: replies over all tasks; 0: no limit.", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "run: of the noisy model.")
+    flags.DEFINE_float(
+        "budget_seconds", 0.0, "run: no reply is asked for after so long; 0: no limit.", lower_bound=0.0
+    )
+    flags.DEFINE_integer("sample", 0, "run: only so many tasks, drawn by --seed; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "run: of the noisy model and of --sample.")
     flags.DEFINE_enum("dialect", "none", ["none", "auto"], "auto: rewrite Dafny 4 for Dafny 2.3, both sides.")
     flags.DEFINE_string("workdir", "", "run, show: the folder of the run; default: runs/dafnybench-MODEL.")
     flags.DEFINE_string("out", "", "run --model=ground_truth, show, cheats: also write a CSV.")
@@ -107,12 +112,11 @@ def _run(_: str) -> None:
         return _ground_truth()
     verify, workers = _verifier(), FLAGS.parallel or cores()
     model = naming.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed)
-    questions = tasks.load(FLAGS.data)
-    if FLAGS.dialect == "auto":
-        questions = [tasks.in_dialect(task, verify)[0] for task in _counted(questions, "rewritten")]
+    questions = _questions(FLAGS.data, FLAGS.dialect, FLAGS.sample, FLAGS.seed, verify)
     folder = Path(FLAGS.workdir or f"runs/dafnybench-{FLAGS.model}")
-    journal = runner.Journal(folder, _settings())
-    budget = runner.Budget(FLAGS.budget_calls)
+    settings = _settings()
+    journal = runner.Journal(folder, settings)
+    budget = runner.Budget(FLAGS.budget_calls, FLAGS.budget_seconds)
     names = runner.run(
         questions,
         model,
@@ -135,12 +139,24 @@ def _run(_: str) -> None:
         kept = sum(map(len, journal.attempts.values()))
         raise ValueError(f"{why}; {kept} attempts are kept in {folder}: run this again to go on") from why
     layout.write(folder, FLAGS.model, questions, journal.attempts)
-    _print_table(questions, journal.attempts, verify)
+    _print_table(questions, journal.attempts, verify, settings)
+
+
+def _questions(data: str, dialect: str, sample: int, seed: int, verify: Verify) -> list[Task]:
+    """The tasks of a run, in order of their names."""
+    questions = tasks.load(data)
+    if sample and sample < len(questions):
+        drawn = random.Random(f"tasks {seed}").sample(range(len(questions)), sample)
+        questions = [questions[i] for i in sorted(drawn)]
+    if dialect == "auto":
+        questions = [tasks.in_dialect(task, verify)[0] for task in _counted(questions, "rewritten")]
+    return questions
 
 
 def _settings() -> dict[str, Any]:
     names = ("data", "model", "attempts", "check", "dialect", "seed", "time_limit", "wall_limit")
-    return {name: FLAGS[name].value for name in names}
+    settings = {name: FLAGS[name].value for name in names}
+    return settings | ({"sample": FLAGS.sample} if FLAGS.sample else {})
 
 
 def _show(_: str) -> None:
@@ -149,13 +165,17 @@ def _show(_: str) -> None:
         raise ValueError(f"{folder} holds no run; make one with: python -m mixattn.evals dafnybench run")
     settings = files.read_json(folder / "run.json")
     verify = installed(settings["time_limit"], settings["wall_limit"])
-    questions = tasks.load(settings["data"])
-    if settings["dialect"] == "auto":
-        questions = [tasks.in_dialect(task, verify)[0] for task in questions]
-    _print_table(questions, runner.load_attempts(folder), verify)
+    drawn = settings.get("sample", 0), settings["seed"]
+    questions = _questions(settings["data"], settings["dialect"], *drawn, verify)
+    _print_table(questions, runner.load_attempts(folder), verify, settings)
 
 
-def _print_table(questions: list[Task], attempts: dict[str, list[models.Attempt]], verify: Verify) -> None:
+def _print_table(
+    questions: list[Task],
+    attempts: dict[str, list[models.Attempt]],
+    verify: Verify,
+    settings: dict[str, Any],
+) -> None:
     done = [task for task in questions if task.name in attempts]
     usable, dafny = set(), "?"
     for task in _counted(done, "originals verified"):
@@ -166,8 +186,10 @@ def _print_table(questions: list[Task], attempts: dict[str, list[models.Attempt]
     found = show.table(questions, attempts, usable, dafny)
     print(json.dumps(found) if FLAGS.json else show.lines(found))
     if FLAGS.out:
+        data = "own" if settings["data"] == "own" else "a checkout of DafnyBench"
+        about = settings | {"data": data, "tasks": found["tasks"], "done": found["done"], "dafny": dafny}
         rows = [{"denominator": name, **row} for name, row in found["rates"].items()]
-        results.write_csv(FLAGS.out, rows, device=results.processor(), dafny=dafny, note=show.UNEQUAL)
+        results.write_csv(FLAGS.out, rows, device=results.processor(), **about, note=show.UNEQUAL)
 
 
 def _ground_truth() -> None:

@@ -106,3 +106,10 @@ def test_every_rate_names_its_denominator(tmp_path):
 def test_a_checkout_without_files_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="ground_truth"):
         public(tmp_path)
+
+
+def test_a_task_that_the_budget_does_not_reach_is_not_counted(tmp_path):
+    found = finished(tmp_path, models.identity, attempts=3, budget=runner.Budget(calls=4), parallel=1)
+    assert [len(past) for past in found.values()] == [4, 2]
+    late = runner.Budget(seconds=1e-9)
+    assert finished(tmp_path / "late", models.identity, budget=late) == {}
