@@ -63,6 +63,8 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("attempts", 10, "run: replies a task may take.", lower_bound=1)
     flags.DEFINE_integer("parallel", 0, "run: tasks at once; 0: one for each core.", lower_bound=0)
     flags.DEFINE_integer("budget_calls", 0, "run: replies over all tasks; 0: no limit.", lower_bound=0)
+    flags.DEFINE_integer("max_tokens", 4096, "run: of one reply of a server's model.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.3, "run: of a server's model.", lower_bound=0.0)
     flags.DEFINE_float(
         "budget_seconds", 0.0, "run: no reply is asked for after so long; 0: no limit.", lower_bound=0.0
     )
@@ -111,7 +113,8 @@ def _run(_: str) -> None:
     if FLAGS.model == "ground_truth":
         return _ground_truth()
     verify, workers = _verifier(), FLAGS.parallel or cores()
-    model = naming.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed)
+    options = {"max_tokens": FLAGS.max_tokens, "temperature": FLAGS.temperature}
+    model = naming.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed, **options)
     questions = _questions(FLAGS.data, FLAGS.dialect, FLAGS.sample, FLAGS.seed, verify)
     folder = Path(FLAGS.workdir or f"runs/dafnybench-{FLAGS.model}")
     settings = _settings()
@@ -156,7 +159,10 @@ def _questions(data: str, dialect: str, sample: int, seed: int, verify: Verify) 
 def _settings() -> dict[str, Any]:
     names = ("data", "model", "attempts", "check", "dialect", "seed", "time_limit", "wall_limit")
     settings = {name: FLAGS[name].value for name in names}
-    return settings | ({"sample": FLAGS.sample} if FLAGS.sample else {})
+    settings |= {"sample": FLAGS.sample} if FLAGS.sample else {}
+    return settings | (
+        {name: FLAGS[name].value for name in ("max_tokens", "temperature")} if FLAGS.url else {}
+    )
 
 
 def _show(_: str) -> None:

@@ -14,8 +14,16 @@ from mixattn.evals.dafnybench.models import (
 )
 
 
-def named(name: str, base_url: str, verify: Verify, seed: int = 0) -> Model:
-    """The model that a command line names.
+def named(
+    name: str,
+    base_url: str,
+    verify: Verify,
+    seed: int = 0,
+    *,
+    max_tokens: int = 4096,
+    temperature: float = 0.3,
+) -> Model:
+    """The model that a command line names; the last two are of a server's model.
 
     Raises:
       ValueError: there is none of that name, and no server.
@@ -32,7 +40,7 @@ def named(name: str, base_url: str, verify: Verify, seed: int = 0) -> Model:
     if name.removeprefix("cheater-") in CHEATERS:
         return cheater(name.removeprefix("cheater-"))
     if base_url:
-        return served(base_url, name)
+        return served(base_url, name, max_tokens=max_tokens, temperature=temperature)
     cheaters = ", ".join(f"cheater-{kind}" for kind in CHEATERS)
     raise ValueError(
         f"--model={name} is not scripted, and there is no --url of a server;"

@@ -54,5 +54,5 @@ def test_a_sample_is_run_shown_and_written(verify, tmp_path):
     header = (tmp_path / "table.csv").read_text()
     assert "# sample: 2" in header
     assert "# note: These rates are of this verifier" in header
-    other = ran("dafnybench", "run", *words[:2], f"--workdir={tmp_path / 'run'}")
+    other = ran("dafnybench", "run", *words[:2], words[3], f"--workdir={tmp_path / 'run'}")
     assert (other.returncode, "with sample=2, not None" in other.stderr) == (2, True)
