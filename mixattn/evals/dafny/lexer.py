@@ -59,6 +59,7 @@ def lex(program: str) -> list[Token]:
     at, line, size, next_line = 0, 1, len(program), line_ends[0]
     while at < size:
         found = match(program, at)
+        assert found is not None  # every part of the pattern is optional
         text = found[1]
         start, at = found.span(1)
         if text is None:
