@@ -10,6 +10,7 @@ from mixattn.evals.dafny.dialect import LEVELS, rewrite
 from mixattn.evals.dafny.lexer import DafnyTextError, lex
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafnybench.cheats import CHEATS, HONEST
+from mixattn.evals.dafnybench.checking import Task
 from mixattn.evals.dafnybench.tasks import own
 
 TASKS = own()
@@ -82,12 +83,10 @@ def fuzzed(dice: random.Random) -> str:
     return mutated(dice, dice.choice(PROGRAMS)) if kind < 0.7 else soup(dice) if kind < 0.95 else noise(dice)
 
 
-def digest(task, program: str) -> None:
+def digest(task: Task, program: str) -> None:
     """Everything that reads a text without asking the verifier."""
     strict.cheats(task.original, task.stripped, program)
-    strict.cheats(program, program, task.original)
-    for level in LEVELS:
-        rewrite(program, level)
+    rewrite(program, 2)
     for reads in (lex, strip):
         try:
             reads(program)
@@ -139,4 +138,7 @@ def test_no_text_makes_lexer_or_checker_raise_or_hang(n):
 def test_long_and_deep_texts_take_no_more_than_seconds(text):
     start_s = time.process_time()
     digest(TASKS[0], text)
+    strict.cheats(text, text, TASKS[0].original)  # a task may be as odd as a solution
+    for level in LEVELS:
+        rewrite(text, level)
     assert time.process_time() - start_s < 10
