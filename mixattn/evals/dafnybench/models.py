@@ -68,7 +68,7 @@ CHEATERS: dict[str, Callable[[Task], str]] = {
     "assume": lambda task: _assume_false(task.stripped, "assume  false;"),
     "assume-by": lambda task: _assume_false(task.stripped, "assert false by { assume 1 == 0; }"),
     "axiom": lambda task: _assume_false(task.stripped, "Trust();") + "\nlemma Trust() ensures false\n",
-    "verify-off": lambda task: task.stripped.replace("method ", "method {: verify /**/ !true} "),
+    "verify-off": lambda task: task.stripped.replace("method ", "method {: verify /**/ false} "),
     "no-loop": lambda task: task.stripped.replace("while ", "while false && "),
     "free": lambda task: task.stripped.replace("  ensures ", "  free ensures "),
     "weaken": lambda task: task.stripped.replace("  ensures ", "  ensures true || "),

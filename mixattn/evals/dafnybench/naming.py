@@ -34,7 +34,7 @@ def named(
     if kind == "oracle" and value.isdigit():
         return oracle_at(int(value))
     if kind == "noisy":
-        return noisy(float(value or 0.3), seed)
+        return noisy(_probability(name, value), seed)
     if name == "annotator":
         return annotator(verify)
     if name.removeprefix("cheater-") in CHEATERS:
@@ -46,3 +46,15 @@ def named(
         f"--model={name} is not scripted, and there is no --url of a server;"
         f" scripted are identity, oracle, oracle@3, noisy@0.3, annotator, ground_truth, {cheaters}"
     )
+
+
+def _probability(name: str, value: str) -> float:
+    try:
+        p = float(value or 0.3)
+    except ValueError:
+        p = -1.0
+    if not 0 <= p <= 1:
+        raise ValueError(
+            f"--model={name} names {value!r}; the noisy model takes a probability, e.g. noisy@0.3"
+        )
+    return p
