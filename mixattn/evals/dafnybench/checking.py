@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mixattn.evals.dafny import official, strict
+from mixattn.evals.dafny.dialect import rewrite
 from mixattn.evals.dafny.protocol import Problem, Verdict, Verification, Verify, located
 from mixattn.evals.dafny.reading import Cheat
 
@@ -47,6 +48,22 @@ def check(task: Task, solution: str, verify: Verify, mode: Mode = "strict") -> A
       VerifierGone: the verifier disappeared.
     """
     return _official(task, solution, verify) if mode == "official" else _strict(task, solution, verify)
+
+
+def check_in_dialect(task: Task, solution: str, level: int, verify: Verify, mode: Mode = "strict") -> Answer:
+    """The same for texts in words that the verifier does not know, which are rewritten at `level` for it.
+
+    What was changed is looked for in the texts as they are: rewriting must not hide a word. It is looked for
+    again in what is verified, so that rewriting cannot add one.
+
+    Raises:
+      VerifierGone: the verifier disappeared.
+    """
+    cheats = strict.cheats(task.original, task.stripped, solution) if mode == "strict" else ()
+    if cheats:
+        return Answer(False, "refused", cheats, (), 0, 0.0, _complaint(cheats))
+    rewritten = Task(task.name, rewrite(task.original, level), rewrite(task.stripped, level))
+    return check(rewritten, rewrite(solution, level), verify, mode)
 
 
 def _official(task: Task, solution: str, verify: Verify) -> Answer:

@@ -25,12 +25,13 @@ from absl import flags
 
 from mixattn.evals.dafny import command_line
 from mixattn.evals.dafny.command_line import read_program
+from mixattn.evals.dafny.dialect import level_for
 from mixattn.evals.dafny.pool import cores
 from mixattn.evals.dafny.protocol import VerifierGone, Verify
 from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.verifier import installed
 from mixattn.evals.dafnybench import layout, measurements, models, naming, runner, show, tasks
-from mixattn.evals.dafnybench.checking import Task, check
+from mixattn.evals.dafnybench.checking import Task, check_in_dialect
 from mixattn.tools import files
 from pallas_kernels import results
 
@@ -55,7 +56,9 @@ def start(argv: list[str]) -> None:
     )
     flags.DEFINE_integer("sample", 0, "run: only so many tasks, drawn by --seed; 0: all.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "run: of the noisy model and of --sample.")
-    flags.DEFINE_enum("dialect", "none", ["none", "auto"], "auto: rewrite Dafny 4 for Dafny 2.3, both sides.")
+    flags.DEFINE_enum(
+        "dialect", "none", ["none", "auto"], "run, check: auto rewrites Dafny 4 for Dafny 2.3, both sides."
+    )
     flags.DEFINE_string("workdir", "", "run, show: the folder of the run; default: runs/dafnybench-MODEL.")
     flags.DEFINE_string("out", "", "run --model=ground_truth, show, cheats: also write a CSV.")
     flags.DEFINE_integer("time_limit", 20, "Solver seconds for one procedure.", lower_bound=1)
@@ -86,7 +89,9 @@ def _check(_: str) -> None:
     original = read_program(FLAGS.original, "--original")
     stripped = read_program(FLAGS.stripped) if FLAGS.stripped else strip(original)
     solution = read_program(FLAGS.solution, "--solution")
-    answer = check(Task("file", original, stripped), solution, _verifier(), FLAGS.check)
+    task, verify = Task("file", original, stripped), _verifier()
+    level = level_for(original, verify) if FLAGS.dialect == "auto" else 0
+    answer = check_in_dialect(task, solution, level, verify, FLAGS.check)
     if FLAGS.json:
         print(json.dumps(answer.public()))
     else:
