@@ -32,6 +32,7 @@ from mixattn.evals.dafny.strip import strip
 from mixattn.evals.dafny.verifier import installed
 from mixattn.evals.dafnybench import layout, measurements, models, naming, runner, show, tasks
 from mixattn.evals.dafnybench.checking import Task, check_in_dialect
+from mixattn.evals.llm import CallFailed
 from mixattn.tools import files
 from pallas_kernels import results
 
@@ -129,9 +130,12 @@ def _run(_: str) -> None:
     try:
         for _ in command_line.followed(names, len(questions), words):
             pass
-    except VerifierGone as why:
+    except (VerifierGone, CallFailed) as why:
         kept = sum(map(len, journal.attempts.values()))
-        raise ValueError(f"{why}; {kept} attempts are kept in {folder}: run this again to go on") from why
+        what = "the model gave no answer: " * isinstance(why, CallFailed)
+        raise ValueError(
+            f"{what}{why}; {kept} attempts are kept in {folder}: run this again to go on"
+        ) from why
     layout.write(folder, FLAGS.model, questions, journal.attempts)
     _print_table(questions, journal.attempts, verify, settings)
 

@@ -5,6 +5,10 @@ The verifier is the stand-in for Dafny 4, which removes itself after a number of
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -61,3 +65,28 @@ def test_clover_keeps_finished_triples(run):
     done, _ = run(1_000_000, *words, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["triples"] == 20
+
+
+def attempts(folder):
+    lines = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    return sorted((a["task"], a["solution"], a["accepted"], a["verdict"], a["feedback"]) for a in lines)
+
+
+def test_a_run_killed_by_signal_9_ends_as_if_it_had_not_been(run, tmp_path):
+    words = ("dafnybench", "run", "--data=own", "--model=oracle@2", "--parallel=1", "--attempts=3")
+    done, _ = run(1_000_000, *words, "--workdir=DIR/whole")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "home")
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    env["MIXATTN_DAFNY_HOME"] = str(tmp_path / "home")
+    command = [sys.executable, "-m", "mixattn.evals", *words, f"--workdir={tmp_path / 'cut'}"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "cut" / "attempts.jsonl"
+    while not (journal.exists() and journal.read_text().count("\n") > 10) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert 10 < journal.read_text().count("\n") < len(attempts(tmp_path / "whole"))
+    done, _ = run(1_000_000, *words, "--workdir=DIR/cut")
+    assert done.returncode == 0, done.stderr
+    assert attempts(tmp_path / "cut") == attempts(tmp_path / "whole")
