@@ -31,7 +31,15 @@ def run(run_module, tmp_path):
 
 
 def test_attempts_are_kept_and_the_run_goes_on(run, tmp_path):
-    words = ("dafnybench", "run", "--data=own", "--model=oracle", "--parallel=1", "--workdir=DIR/run")
+    words = (
+        "dafnybench",
+        "run",
+        "--data=own",
+        "--model=oracle",
+        "--sample=16",
+        "--parallel=1",
+        "--workdir=DIR/run",
+    )
     done, _ = run(20, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
@@ -41,7 +49,7 @@ def test_attempts_are_kept_and_the_run_goes_on(run, tmp_path):
     assert f"{kept} attempts are kept" in said
     done, _ = run(1_000_000, *words, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["done"] == 47
+    assert json.loads(done.stdout)["done"] == 16
 
 
 def test_decided_programs_are_not_verified_again(run, tmp_path):
@@ -73,7 +81,7 @@ def attempts(folder):
 
 
 def test_a_run_killed_by_signal_9_ends_as_if_it_had_not_been(run, tmp_path):
-    words = ("dafnybench", "run", "--data=own", "--model=oracle@2", "--parallel=1", "--attempts=3")
+    words = ("dafnybench", "run", "--data=own", "--model=oracle@2", "--sample=16", "--parallel=1")
     done, _ = run(1_000_000, *words, "--workdir=DIR/whole")
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "home")
