@@ -31,8 +31,8 @@ def ground_truth() -> None:
         rewriting=FLAGS.dialect == "auto",
     )
 
-    def words(n: int, _: dict[str, Any]) -> str:
-        good = sum(row["verdict"] == "verified" for row in rows)
+    def words(n: int, row: dict[str, Any]) -> str:
+        good = sum(each["verdict"] == "verified" for each in [*rows, row])
         return f"{n}/{len(programs)} programs, {good} verified"
 
     try:
