@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mixattn.evals.dafny.expressions import Scan, is_word
 from mixattn.evals.dafny.lexer import DafnyTextError, Token, lex, partners
-from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafny.protocol import Verify, settled
 
 LEVELS = (0, 1, 2, 3)
 _FUNCTIONS = ("function", "predicate")
@@ -60,7 +60,7 @@ def level_for(program: str, verify: Verify) -> int:
         if rewritten in tried:
             continue
         tried.add(rewritten)
-        if verify(rewritten).verdict not in ("parse", "resolve", "crash"):
+        if settled(rewritten, verify).verdict not in ("parse", "resolve", "crash"):
             return level
     return 0
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mixattn.evals.dafny import official, strict
 from mixattn.evals.dafny.dialect import rewrite
-from mixattn.evals.dafny.protocol import Problem, Verdict, Verification, Verify, located
+from mixattn.evals.dafny.protocol import Problem, Verdict, Verification, Verify, located, settled
 from mixattn.evals.dafny.reading import Cheat
 
 type Mode = Literal["strict", "official"]
@@ -78,16 +78,10 @@ def _strict(task: Task, solution: str, verify: Verify) -> Answer:
     cheats = strict.cheats(task.original, task.stripped, solution)
     if cheats:
         return Answer(False, "refused", cheats, (), 0, 0.0, _complaint(cheats))
-    found = verified_twice(solution, verify)
+    found = settled(solution, verify)
     if found.verdict == "verified":
         cheats = (*_unverified(task, found, verify), *_believed(task, solution, verify))
     return _answer(found.verdict == "verified" and not cheats, found, cheats)
-
-
-def verified_twice(program: str, verify: Verify) -> Verification:
-    """A verification whose time-out was tried once more."""
-    found = verify(program)
-    return verify(program, tries=2) if found.verdict == "timeout" and found.tries < 2 else found
 
 
 def _answer(accepted: bool, found: Verification, cheats: tuple[Cheat, ...]) -> Answer:
@@ -110,9 +104,9 @@ def _believed(task: Task, solution: str, verify: Verify) -> tuple[Cheat, ...]:
     Not asked where the original itself does not pass that: it holds an axiom of its own.
     """
     honest = ("/noCheating:1",)
-    if verify(solution, flags=honest).verdict == "verified":
+    if settled(solution, verify, honest).verdict == "verified":
         return ()
-    if verify(task.original, flags=honest).verdict != "verified":
+    if settled(task.original, verify, honest).verdict != "verified":
         return ()
     return (Cheat("believed without proof", 0, "fails with /noCheating:1"),)
 
