@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mixattn.evals.dafny.lexer import DafnyTextError, Token
 from mixattn.evals.dafny.reader import read
-from mixattn.evals.dafny.reading import Cheat, Reading
+from mixattn.evals.dafny.reading import NO_BODY, Cheat, Reading, rule_of
 from mixattn.evals.dafny.strip import strip
 
 
@@ -74,14 +74,19 @@ def _texts(code: list[Token]) -> list[str]:
 
 
 def _changed(expected: list[Token], found: list[Token]) -> tuple[Cheat, ...]:
-    """The first place where the code differs."""
-    for old, new in zip(expected, found, strict=False):
+    """The first place where the code differs, by what was done there if that has a name."""
+    for i, (old, new) in enumerate(zip(expected, found, strict=False)):
         if old[0] != new[0]:
-            return (Cheat("changed", new.line, f"{new.text[:40]!r} instead of {old.text[:40]!r}"),)
+            what = f"{new.text[:40]!r} instead of {old.text[:40]!r}"
+            return (Cheat(_named(found, i), new.line, what),)
     if len(found) > len(expected):
         extra = found[len(expected)]
-        return (Cheat("changed", extra.line, f"{extra.text[:40]!r} is new"),)
+        return (Cheat(_named(found, len(expected)), extra.line, f"{extra.text[:40]!r} is new"),)
     if len(found) < len(expected):
         lost = expected[len(found)]
         return (Cheat("changed", found[-1].line if found else 1, f"{lost.text[:40]!r} is missing"),)
     return ()
+
+
+def _named(code: list[Token], i: int) -> str:
+    return "no body" if code[i][0] == NO_BODY else rule_of(code, i) or "changed"
