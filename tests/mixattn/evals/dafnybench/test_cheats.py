@@ -7,6 +7,7 @@ import pytest
 from mixattn.evals.dafny import strict
 from mixattn.evals.dafny.lexer import DafnyTextError, directives, lex
 from mixattn.evals.dafnybench.cheats import CHEATS, HONEST, SOLUTION, TASK
+from mixattn.evals.dafnybench.tasks import own
 
 
 @pytest.mark.parametrize("name", CHEATS)
@@ -65,3 +66,18 @@ def test_comments_and_blanks_between_tokens_hide_no_cheat():
             continue  # they stand at the start of a line, or are none
         spread = "".join(t.text + dice.choice([" ", "\n", "\t", " /* true */ ", " // ok\n"]) for t in tokens)
         assert strict.cheats(SOLUTION, TASK, spread), program
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("assume false;", "assume {:axiom} false;", "expect false;", ":| assume false", "free"),
+        *("{:verify false}", "{:axiom}", "{:extern}", "{:options}", "decreases *", "include", "..."),
+    ],
+)
+def test_what_is_forbidden_is_refused_between_any_two_tokens(words):
+    """Whatever the place makes of it: code, a hint, or nothing that Dafny can read."""
+    for task in own():
+        for token in lex(task.original)[::23]:
+            program = f"{task.original[: token.start]} {words} {task.original[token.start :]}"
+            assert strict.cheats(task.original, task.stripped, program), (task.name, token)
