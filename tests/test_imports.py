@@ -224,6 +224,7 @@ LOADS_JAX = (
     "mixattn.spec.__main__",
     "serving.sim.suites",
     "mixattn.evals.dafnybench.command",
+    "mixattn.evals.dafnybench.measurements",
     "mixattn.evals.clover.command",
     "mixattn.evals.arena.commands",
 )
