@@ -147,6 +147,20 @@ class Engine:
         """Ends a request; False if it is not live. The next step returns its last delta."""
         return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
+    def fail_all(self) -> None:
+        """Ends every live request as `error` and starts from a fresh state, after `step` itself raised."""
+        self._counts.resets += 1
+        self._in_flight = None
+        for name in list(self.streams):
+            self._drop(name, "error")
+        self.memory.clear_cache()
+        self.state = self.programs.fresh_state()
+
+    def take_done(self) -> list[Delta]:
+        """Deltas that the next step would return first."""
+        done, self._done = self._done, []
+        return done
+
     @property
     def live(self) -> bool:
         """Whether any request is unfinished or has a delta to fetch."""

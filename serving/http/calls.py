@@ -1,0 +1,67 @@
+"""One HTTP call on the event loop: what its outputs have produced and nobody has written yet."""
+
+import asyncio
+from collections.abc import Sequence
+
+from serving.http.errors import ApiError
+from serving.request import Delta, Request, RequestId
+
+
+class ActiveCall:
+    """The requests of one HTTP call, from submission to the last output.
+
+    Deltas that are not fetched are merged, so that a slow reader holds one per output.
+
+    Attributes:
+      requests: one per prompt.
+      open: outputs that have not ended.
+      error: why the call as a whole failed.
+    """
+
+    def __init__(self, requests: Sequence[Request], key: str = "") -> None:
+        self.requests, self.key = requests, key
+        self.place = {request.id: i for i, request in enumerate(requests)}
+        self.open = sum(request.sampling.n for request in requests)
+        self.error: ApiError | None = None
+        self.writing_since_s: float | None = None  # since when a write has been waiting for the reader
+        self._pending: dict[tuple[RequestId, int], Delta] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def ids(self) -> list[RequestId]:
+        return [request.id for request in self.requests]
+
+    def push(self, delta: Delta) -> None:
+        held = self._pending.get((delta.id, delta.index))
+        if held is None:
+            self._pending[delta.id, delta.index] = delta
+        else:
+            held.ids += delta.ids
+            held.text += delta.text
+            held.logprobs = (*held.logprobs, *delta.logprobs)
+            held.output = delta.output or held.output
+        self.open -= delta.output is not None
+        self._wake.set()
+
+    def fail(self, error: ApiError) -> None:
+        """Ends the call: whoever waits for deltas gets `error`."""
+        self.error = self.error or error
+        self._wake.set()
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
+
+    async def fetch(self) -> list[Delta]:
+        """The next deltas, at least one; empty when all outputs have ended.
+
+        Raises:
+          ApiError: the call failed.
+        """
+        while not self._pending and self.open and self.error is None:
+            self._wake.clear()
+            await self._wake.wait()
+        if self.error is not None:
+            raise self.error
+        deltas, self._pending = list(self._pending.values()), {}
+        return deltas
