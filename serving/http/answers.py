@@ -1,6 +1,7 @@
 """Answers in OpenAI's shapes: whole ones, and the chunks of a stream."""
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ OBJECTS = {
     ("chat", False): "chat.completion",
     ("chat", True): "chat.completion.chunk",
 }
+NEVER = -9999.0  # the log-probability of a token that a grammar or a minimum length forbids
 PREFIXES = {"completion": "cmpl", "chat": "chatcmpl", "ids": "gen"}
 
 
@@ -60,6 +62,11 @@ def usage(outputs: Sequence[Output], prompts: int, score_only: bool = False) -> 
         "total_tokens": prompt_tok + output_tok,
         "prompt_tokens_details": {"cached_tokens": sum(o.hit_tok for o in firsts)},
     }
+
+
+def told_value(logprob: float) -> float:
+    """A log-probability as JSON can say it: what is forbidden has the value OpenAI gives it."""
+    return logprob if math.isfinite(logprob) else NEVER
 
 
 class AnswerShape:
@@ -148,11 +155,11 @@ class AnswerShape:
             text = texts.text_of(lp.id)
             top: dict[str, float] = {}
             for id, value in lp.top:  # best first: where two ids print alike the better one stays
-                top.setdefault(texts.text_of(id), value)
+                top.setdefault(texts.text_of(id), told_value(value))
             if self.call.logprobs:
-                top.setdefault(text, lp.logprob)
+                top.setdefault(text, told_value(lp.logprob))
             tokens.append(text)
-            values.append(lp.logprob)
+            values.append(told_value(lp.logprob))
             tops.append(top)
             offsets.append(walk.step(lp.id))
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
@@ -168,7 +175,7 @@ class AnswerShape:
         assert self._texts is not None
         return {
             "token": self._texts.text_of(id),
-            "logprob": value,
+            "logprob": told_value(value),
             "bytes": list(self._texts.bytes_of(id)),
         }
 
@@ -268,7 +275,7 @@ def ids_answer(outputs: Sequence[Output], id: str) -> list[dict[str, Any]]:
                 "prompt_tokens": output.prompt_tok,
                 "completion_tokens": len(output.output_ids),
                 "cached_tokens": output.hit_tok,
-                "output_token_logprobs": [[lp.logprob, lp.id] for lp in output.logprobs],
+                "output_token_logprobs": [[told_value(lp.logprob), lp.id] for lp in output.logprobs],
             },
         }
         for output in outputs

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -229,4 +230,5 @@ async def _on_framework_error(request: Request, error: Any) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
+    logging.error("a request to %s raised", request.url.path, exc_info=error)
     return error_response(ApiError(500, "the server failed on this request", code="internal_error"))

@@ -1,8 +1,8 @@
 """API keys: a file of `name sha256 [weight] [limits]` lines. Keys themselves are stored nowhere.
 
-# name   sha256 of the key (printf %s KEY | sha256sum)                               weight  limits
-alice    2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90            2       inflight=8,priority
-bob      81b637d8fcd2c6da6359e6963113a1170de795e4b725b84d1e0b4cfd9ec58ce9            1       tokens_per_minute=60000
+# name, sha256 of the key (printf %s KEY | sha256sum), weight, limits
+alice 2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90 2 inflight=8,priority
+bob 81b637d8fcd2c6da6359e6963113a1170de795e4b725b84d1e0b4cfd9ec58ce9 tokens_per_minute=60000
 """
 
 import hashlib

@@ -33,7 +33,10 @@ class PromptReader:
         prompts = call.prompts
         if call.kind == "chat":
             variables = dict(call.template_variables)
-            if call.tools is not None and call.tools.shown:
+            if call.tools is not None:
+                if not self.template.knows_tools:
+                    message = "the model's chat template knows no tools"
+                    raise bad_field("tools", message, "unsupported_parameter")
                 variables["tools"] = call.tools.shown
             text = await self.template.render(
                 call.messages, add_generation_prompt=call.add_generation_prompt, **variables

@@ -1,5 +1,6 @@
 """Calls from the event loop to the engine and back: admission, submission, delivery, clean-up."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from serving.http.answers import AnswerShape
 from serving.http.calls import ActiveCall
 from serving.http.clients import Caller
 from serving.http.errors import ApiError, bad_field
+from serving.http.grammar import GrammarCompiler, MakeGrammar
 from serving.http.keys import ApiKey, KeyRing
 from serving.http.loop import EngineLoop, StepReport
 from serving.http.metrics import ServerMetrics
@@ -30,7 +32,8 @@ class ServedModel:
     Attributes:
       defaults: sampling of the checkpoint's generation_config.json.
       texts: bytes of single tokens; None without a tokenizer.
-      stop_texts: of the ids that end a text, for /tokenizer_info.
+      eos_ids: that end a text.
+      grammars: compiles structured output; None without a tokenizer.
     """
 
     name: str
@@ -41,7 +44,7 @@ class ServedModel:
     defaults: Mapping[str, Any]
     settings: Mapping[str, Any]
     eos_ids: Sequence[int]
-    grammars: Any = None
+    grammars: GrammarCompiler | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -152,7 +155,8 @@ class Service:
         self.opening += 1
         try:
             ids, texts = await model.prompts.read(call)
-            requests = [self._request(call, caller, client, model, prompt) for prompt in ids]
+            make = await self._grammar(call, model)
+            requests = [self._request(call, caller, client, model, prompt, make) for prompt in ids]
             for request in requests:
                 self._check(request, call)
             if call.rid is not None and call.rid in self.rids:
@@ -173,7 +177,13 @@ class Service:
         return opened
 
     def _request(
-        self, call: GenerationCall, caller: Caller, client: str, model: ServedModel, ids: list[int]
+        self,
+        call: GenerationCall,
+        caller: Caller,
+        client: str,
+        model: ServedModel,
+        ids: list[int],
+        grammar: MakeGrammar | None,
     ) -> Request:
         room = model.max_tok - len(ids)
         max_tokens = 1 if call.score_only else room if call.max_tokens is None else call.max_tokens
@@ -190,7 +200,16 @@ class Service:
             cache_salt=caller.salt(call.cache_salt),
             deadline_s=timeout_s,
             priority=call.priority,
+            grammar=grammar,
         )
+
+    async def _grammar(self, call: GenerationCall, model: ServedModel) -> MakeGrammar | None:
+        if call.grammar is None:
+            return None
+        if model.grammars is None:
+            message = f"{call.grammar.field} needs a tokenizer and the package llguidance (extra serve)"
+            raise bad_field(call.grammar.field, message, "unsupported_parameter")
+        return await asyncio.to_thread(model.grammars.compile, call.grammar)
 
     def _check(self, request: Request, call: GenerationCall) -> None:
         try:

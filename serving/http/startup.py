@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 from mixattn.spec import ModelConfig
 from serving import fair, model_engine
 from serving.config import STOP_IDS, EngineConfig, Limits
+from serving.http.grammar import GrammarCompiler
 from serving.http.prompts import PromptReader
 from serving.http.service import ServedModel, Service
 from serving.http.settings import HttpLimits
@@ -83,6 +85,7 @@ def engine_config(model: ModelConfig, options: StartOptions, eos_ids: list[int])
         penalties=True,
         logprobs=MAX_TOP,
         prompt_logprobs=True,
+        grammar=importlib.util.find_spec("llguidance") is not None,
     )
 
 
@@ -151,6 +154,11 @@ class Starter:
             defaults=model_engine.sampling_defaults(hf.generation_settings(path)),
             settings=special_tokens(settings) | {"tokenizer_class": settings.get("tokenizer_class")},
             eos_ids=config.eos_ids,
+            grammars=(
+                GrammarCompiler(tokenizer, config.eos_ids)
+                if config.grammar and tokenizer is not None
+                else None
+            ),
         )
         return engine, model
 

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from serving.http import grammar as grammars
+from serving.http import tool_calls
 from serving.http.body import Fields, shown
 from serving.http.errors import ApiError, bad_field
+from serving.http.grammar import GrammarAsked
 from serving.http.settings import HttpLimits
+from serving.http.tool_calls import ToolsAsked
 from serving.request import Sampling
 
 type Kind = Literal["completion", "chat", "ids"]
@@ -65,8 +69,8 @@ class GenerationCall:
     add_special: bool = True
     template_variables: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
-    grammar: Any = None
-    tools: Any = None
+    grammar: GrammarAsked | None = None
+    tools: ToolsAsked | None = None
 
     @property
     def score_only(self) -> bool:
@@ -92,6 +96,7 @@ def completion(fields: Fields, limits: HttpLimits) -> GenerationCall:
     call.logprobs = _top(fields, "logprobs")
     call.prompts = _prompts(fields.raw("prompt"), limits.outputs)
     call.add_special = fields.flag("add_special_tokens", True)
+    call.grammar = grammars.asked(fields, limits)
     if (best_of := fields.whole("best_of", 1)) != 1:
         raise bad_field("best_of", f"best_of is {best_of}; only 1 is supported", "unsupported_value")
     if call.echo and call.logprobs is not None:
@@ -119,6 +124,12 @@ def chat(fields: Fields, limits: HttpLimits) -> GenerationCall:
     if fields.has("chat_template"):
         raise bad_field("chat_template", "the template is the server's; start it with --chat_template=FILE")
     call.add_special = False
+    call.tools = tool_calls.asked(fields)
+    call.grammar = grammars.asked(fields, limits)
+    if call.tools is not None and call.tools.grammar is not None:
+        if call.grammar is not None:
+            raise bad_field("tool_choice", f"tool_choice and {call.grammar.field} both restrict the answer")
+        call.grammar = call.tools.grammar
     _check_sizes(call, limits)
     return call
 
@@ -174,7 +185,8 @@ def _message(i: int, message: Any) -> dict[str, Any]:
         raise bad_field(f"{where}.content", f"{where} must have text as its content, not {shown(content)}")
     if (calls := message.get("tool_calls")) is not None and not isinstance(calls, list):
         raise bad_field(f"{where}.tool_calls", f"{where}.tool_calls must be a list")
-    return {**message, "content": content}
+    more = {} if calls is None else {"tool_calls": tool_calls.for_template(calls)}
+    return {**message, "content": content, **more}
 
 
 def _part(where: str, part: Any) -> str:

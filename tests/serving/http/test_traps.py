@@ -91,7 +91,8 @@ def test_a_hundred_and_one_short_lines_are_refused_and_a_hundred_are_not(server)
 def test_content_length_beside_transfer_encoding_is_refused_and_closed(server):
     raw = (
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     )
     answer = exchange(server.connect(), raw)
     assert status_of(answer) == 400

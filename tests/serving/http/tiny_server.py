@@ -1,5 +1,6 @@
 """A tiny checkpoint with a byte-level tokenizer, real server processes on real sockets, and plain clients."""
 
+import contextlib
 import functools
 import http.client
 import json
@@ -21,7 +22,10 @@ from mixattn import ModelConfig, Transformer, hf
 ROOT = Path(__file__).resolve().parents[3]
 LONGEST = 1024
 TEXT = ["def f(x):\n    return x + 1\n", "the quick brown fox jumps over the lazy dog", "naïve café über"] * 3
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if tools %}<tools>{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 # One prefill shape and two decode programs instead of eight programs: the tests start many servers.
 SMALL = (
     "--engine.limits.chunk_tok=64",
@@ -212,10 +216,8 @@ class ServerProcess:
 def exchange(sock: socket.socket, raw: bytes, limit_s: float = 20) -> bytes:
     """Sends bytes and reads until the server closes or says nothing for a while."""
     sock.settimeout(limit_s)
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sock.sendall(raw)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     got = b""
     try:
         while piece := sock.recv(65536):
