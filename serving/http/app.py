@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -18,7 +18,6 @@ from serving.http.body import Fields
 from serving.http.clients import Caller, header_name
 from serving.http.credentials import secret_of
 from serving.http.errors import ApiError, bad_field
-from serving.http.operations import Operations
 from serving.http.responses import StreamAnswer, error_response, whole_answer
 from serving.http.service import OpenCall, Service
 from serving.http.wire import GenerationCall
@@ -191,8 +190,8 @@ class RequestFrame:
         return self._hosts is None or bare in self._hosts or not name
 
 
-def build(service: Service, operations: Operations, hosts: frozenset[str] | None) -> ASGIApp:
-    """The application."""
+def build(service: Service, others: Sequence[Route], hosts: frozenset[str] | None) -> ASGIApp:
+    """The application; `others`: routes beside those of the protocol."""
     routes = Routes(service)
     app = Starlette(
         routes=[
@@ -204,7 +203,7 @@ def build(service: Service, operations: Operations, hosts: frozenset[str] | None
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             Route("/detokenize", routes.detokenize, methods=["POST"]),
             Route("/tokenizer_info", routes.tokenizer_info, methods=["GET"]),
-            *operations.routes(),
+            *others,
         ],
         exception_handlers={
             ApiError: _on_api_error,

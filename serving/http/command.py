@@ -16,9 +16,11 @@ from absl import flags, logging
 from serving import model_engine
 from serving.config import EngineConfig
 from serving.http.app import build
+from serving.http.fairness import LiveFairness
 from serving.http.keys import KeyRing
 from serving.http.metrics import ServerMetrics
 from serving.http.operations import Operations
+from serving.http.page import Dashboard
 from serving.http.protocol import GuardedProtocol
 from serving.http.server import DrainingServer, listen
 from serving.http.service import Service
@@ -119,7 +121,10 @@ def serve() -> int:
     if keys is None:
         hosts = frozenset({"127.0.0.1", "localhost", "[::1]", "::1", given.host})
     by_peer: dict[Any, GuardedProtocol] = {}
-    app = build(service, Operations(service, {"checkpoint": str(options.checkpoint)}), hosts)
+    fairness = LiveFairness()
+    service.loop.listeners.append(fairness.take)
+    operations = Operations(service, {"checkpoint": str(options.checkpoint)})
+    app = build(service, [*operations.routes(), *Dashboard(service, fairness).routes()], hosts)
     socket = listen(given.host, given.port)
     server = DrainingServer(app, service, by_peer)
     with contextlib.ExitStack() as stack:

@@ -32,6 +32,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after_s = retry_after_s
+        self.challenge: str | None = None  # how a browser may ask for a key
 
     @property
     def body(self) -> dict[str, Any]:
@@ -42,9 +43,12 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        if self.retry_after_s is None:
-            return {}
-        return {"retry-after": str(max(1, round(self.retry_after_s)))}
+        found = {}
+        if self.retry_after_s is not None:
+            found["retry-after"] = str(max(1, round(self.retry_after_s)))
+        if self.challenge is not None:
+            found["www-authenticate"] = self.challenge
+        return found
 
     def encoded(self) -> bytes:
         return json.dumps(self.body).encode()

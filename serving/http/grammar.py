@@ -159,8 +159,8 @@ class GrammarCompiler:
         first = matcher_of(self._words, source, log_level=0, limits=self._limits)
         if first.is_error():
             raise self._refusal(given, first.get_error())
-        if why := _fails_early(first.deep_copy()):
-            raise self._refusal(given, why)
+        if failure := _fails_early(first.deep_copy()):
+            raise self._refusal(given, failure)
         return lambda: OutputGrammar(first.deep_copy(), self._tokens)
 
     def _refusal(self, given: GrammarAsked, why: str) -> ApiError:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from serving.engine.engine import Engine
 from serving.fair.ledger import SCALE
-from serving.http import reading
+from serving.http import openapi, reading
 from serving.http.clients import Caller
 from serving.http.credentials import secret_of
 from serving.http.errors import ApiError, bad_field
@@ -36,6 +36,7 @@ class Operations:
             Route("/abort_request", self.abort, methods=["POST"]),
             Route("/flush_cache", self.flush, methods=["POST", "GET"]),
             Route("/get_server_info", self.server_info, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
 
     async def health(self, request: HttpRequest) -> Response:
@@ -126,6 +127,10 @@ class Operations:
                 **self.info,
             }
         )
+
+    async def openapi(self, request: HttpRequest) -> Response:
+        model = self.service.model
+        return JSONResponse(openapi.document(self.service.limits, model.name if model else "a model"))
 
     def _key(self, request: HttpRequest) -> ApiKey | None:
         return self.service.key_of(secret_of(request.headers))

@@ -6,7 +6,9 @@ import socket
 import threading
 import time
 
-from tests.serving.http.tiny_server import exchange, raw_post
+import pytest
+
+from tests.serving.http.tiny_server import ServerProcess, exchange, raw_post
 
 LONG = {"prompt": "the quick", "max_tokens": 900, "ignore_eos": True}
 
@@ -130,8 +132,18 @@ def test_a_reader_who_stalls_is_cancelled_and_others_go_on(start):
     assert server.stop() == 0
 
 
-def test_an_engine_exception_fails_its_own_requests_only(start):
-    server = start(module="tests.serving.http.faulty").ready()
+@pytest.fixture(scope="module")
+def faulty():
+    running = ServerProcess("--limit_watchdog_s=0.5", module="tests.serving.http.faulty")
+    try:
+        yield running.ready()
+        assert running.stop() == 0
+    finally:
+        running.close()
+
+
+def test_an_engine_exception_fails_its_own_requests_only(faulty):
+    server = faulty
     bystander = begin(server, {**LONG, "max_tokens": 200})
     until(lambda: server.stats()["running"] == 1)
     status, answer = server.post("/v1/completions", {"prompt": [7, 7], "max_tokens": 3})
@@ -145,32 +157,20 @@ def test_an_engine_exception_fails_its_own_requests_only(start):
     assert server.stats()["resets"] == 2
     assert server.get("/health")[0] == 200
     server.until_idle()
-    assert server.stop() == 0
 
 
-def test_an_exception_after_the_first_token_is_an_event_and_then_the_end(start):
-    server = start(module="tests.serving.http.faulty").ready()
+def test_an_exception_after_the_first_token_is_an_event_and_then_the_end(faulty):
+    server = faulty
     events = server.stream("/v1/completions", LONG)
     assert next(events)["choices"]
     threading.Thread(target=server.post, args=("/v1/completions", {"prompt": [9]})).start()
     last = list(events)[-1]
     assert last["error"]["code"] == "engine_error"
     server.complete()
-    assert server.stop() == 0
 
 
-def test_three_failed_steps_in_a_minute_are_unhealthy(start):
-    server = start(module="tests.serving.http.faulty").ready()
-    for _ in range(3):
-        assert server.post("/v1/completions", {"prompt": [9]})[0] == 500
-    status, answer = server.get("/health")
-    assert (status, answer["error"]["code"]) == (503, "unhealthy")
-    assert server.post("/v1/completions", {"prompt": "a"})[0] == 503
-    assert server.stop() == 0
-
-
-def test_a_stuck_step_makes_health_fail_until_it_ends(start):
-    server = start("--limit_watchdog_s=0.5", module="tests.serving.http.faulty").ready()
+def test_a_stuck_step_makes_health_fail_until_it_ends(faulty):
+    server = faulty
     assert server.get("/health_generate")[0] == 200
     asking = threading.Thread(target=server.post, args=("/v1/completions", {"prompt": [8], "max_tokens": 1}))
     asking.start()
@@ -178,11 +178,28 @@ def test_a_stuck_step_makes_health_fail_until_it_ends(start):
     asking.join()
     assert server.get("/health")[0] == 200
     assert "unhealthy" in server.errors()
-    assert server.stop() == 0
 
 
-def test_sigterm_drains_and_exits_with_0(start):
-    server = start().ready()
+def test_three_failed_steps_in_a_minute_are_unhealthy(faulty):
+    server = faulty  # the last test with it
+    for _ in range(3):
+        server.post("/v1/completions", {"prompt": [9]})
+    status, answer = server.get("/health")
+    assert (status, answer["error"]["code"]) == (503, "unhealthy")
+    assert server.post("/v1/completions", {"prompt": "a"})[0] == 503
+
+
+def test_the_socket_answers_before_the_model_is_ready_and_sigterm_drains(start):
+    server = start()
+    # The port is not printed before the ready line; find it where the kernel lists it.
+    server.port = listening_port(server.process.pid)
+    assert server.get("/health")[0] == 200
+    for path in ("/ready", "/v1/models"):
+        status, headers, answer = server.request("GET", path)
+        assert (status, answer["error"]["code"], "retry-after" in headers) == (503, "starting", True)
+    assert server.post("/v1/completions", {"prompt": "a"})[0] == 503
+    server.ready()
+    assert server.get("/ready")[0] == 200
     got = {}
     events = server.stream("/v1/completions", LONG)
     next(events)
@@ -202,10 +219,11 @@ def test_sigterm_drains_and_exits_with_0(start):
     asking.join(30)
     assert got["status"] == 200
     assert len(got["answer"]["choices"]) == 6
-    assert server.stop() == 0
+    assert server.wait() == 0
     assert "Traceback" not in server.errors()
 
 
+@pytest.mark.long
 def test_what_outlasts_the_drain_ends_with_an_error_event(start):
     server = start("--limit_drain_s=0.3", "--max_model_len=16000").ready()
     events = server.stream("/v1/completions", {**LONG, "max_tokens": 15000})
@@ -214,9 +232,10 @@ def test_what_outlasts_the_drain_ends_with_an_error_event(start):
     server.process.send_signal(signal.SIGTERM)
     assert list(events)[-1]["error"]["code"] == "shutting_down"
     assert b" 503 " in exchange(waiting, b"")[:20]
-    assert server.stop() == 0
+    assert server.wait() == 0
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_with_every_connection_answered(start):
     server = start("--limit_drain_s=60", "--max_model_len=16000").ready()
     events = server.stream("/v1/completions", {**LONG, "max_tokens": 15000})
@@ -226,22 +245,8 @@ def test_a_second_signal_ends_at_once_with_every_connection_answered(start):
     began_s = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert list(events)[-1]["error"]["code"] == "shutting_down"
-    assert server.stop(0) == 1
+    assert server.wait() == 1
     assert time.monotonic() - began_s < 5
-
-
-def test_before_the_model_is_ready_the_socket_answers(start):
-    server = start("--port=0")
-    # The port is not printed before the ready line; find it where the kernel lists it.
-    server.port = listening_port(server.process.pid)
-    assert server.get("/health")[0] == 200
-    for path in ("/ready", "/v1/models"):
-        status, headers, answer = server.request("GET", path)
-        assert (status, answer["error"]["code"], "retry-after" in headers) == (503, "starting", True)
-    assert server.post("/v1/completions", {"prompt": "a"})[0] == 503
-    server.ready()
-    assert server.get("/ready")[0] == 200
-    assert server.stop() == 0
 
 
 def listening_port(pid: int, limit_s: float = 60.0) -> int:

@@ -118,6 +118,10 @@ class ServerProcess:
     def stop(self, number: int = signal.SIGTERM, limit_s: float = 30) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait(limit_s)
+
+    def wait(self, limit_s: float = 30) -> int:
+        """The exit status, without another signal."""
         try:
             return self.process.wait(limit_s)
         finally:
