@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from serving import model_engine
+from serving import fair, model_engine
 from serving.config import EngineConfig
 from serving.http.app import build
 from serving.http.fairness import LiveFairness
@@ -108,9 +108,8 @@ def serve() -> int:
     """
     given = flags.FLAGS
     limits = HttpLimits(**{f.name: given[f"limit_{f.name}"].value for f in dataclasses.fields(HttpLimits)})
-    options, keys = _options(), None
-    if given.api_keys:
-        keys = KeyRing(Path(given.api_keys))
+    keys = KeyRing(Path(given.api_keys)) if given.api_keys else None
+    options = _options(keys)
     if keys is None and not _is_loopback(given.host):
         raise ValueError(
             f"--host={given.host} can be reached by others; give --api_keys=FILE, or serve on 127.0.0.1"
@@ -158,7 +157,7 @@ async def _life(server: DrainingServer, starter: Starter, service: Service, sock
     return server.status
 
 
-def _options() -> StartOptions:
+def _options(keys: KeyRing | None) -> StartOptions:
     given = flags.FLAGS
     named = given.checkpoint or given.model
     if not named:
@@ -171,13 +170,16 @@ def _options() -> StartOptions:
     template = Path(given.chat_template) if given.chat_template else None
     if template is not None and not template.is_file():
         raise ValueError(f"--chat_template={template} does not exist")
+    policy = given.policy or ("hvtc" if keys else "vtc")
+    weights = keys.weights if keys else {}
     options = StartOptions(
         checkpoint=path,
         name=given.served_model_name or served_name(path),
         kv_bytes=_kv_bytes(),
         max_model_tok=given.max_model_len or 0,
         slots=given.slots or 0,
-        policy=given.policy or ("hvtc" if given.api_keys else "vtc"),
+        policy=policy,
+        policy_options={"weights": weights} if weights and "weights" in fair.options(policy) else {},
         dtype=given.dtype,
         chat_template=template,
     )
@@ -213,7 +215,7 @@ def _reload(service: Service) -> None:
     assert service.keys is not None
     try:
         service.keys.reload()
-        _say(f"read {len(service.keys.keys)} keys again")
+        _say(f"read {len(service.keys.keys)} keys again; a changed weight counts from the next start")
     except ValueError as why:
         logging.error("the old keys stay: %s", why)
 

@@ -64,8 +64,8 @@ class KeyRing:
         return found
 
     @property
-    def weights(self) -> Mapping[str, Fraction]:
-        return {key.name: key.weight for key in self.keys if key.weight != 1}
+    def weights(self) -> Mapping[str, float]:
+        return {key.name: float(key.weight) for key in self.keys if key.weight != 1}
 
 
 def read(path: Path) -> list[ApiKey]:

@@ -101,8 +101,8 @@ class ServerMetrics:
 
     # ---- what happened ----
 
-    def delta(self, delta: Delta, at_s: float) -> None:
-        """Tokens arrived: time to the first, or the gap since the last."""
+    def delta(self, delta: Delta, at_s: float, began_s: float | None) -> None:
+        """Tokens arrived: time to the first since the call began, or the gap since the last."""
         count = len(delta.ids)
         name = delta.id, delta.index
         if count:
@@ -113,6 +113,9 @@ class ServerMetrics:
                     for _ in range(count):
                         histogram.observe(gap_s)
                 self.recent["itl"].append(gap_s)
+            elif began_s is not None:
+                self._observe("time_to_first_token_seconds", at_s - began_s)
+                self.recent["ttft"].append(at_s - began_s)
             self._last_s[name] = at_s
             self._rate.append((at_s, count))
         if delta.output is not None:
@@ -125,11 +128,8 @@ class ServerMetrics:
         if output.admit_s >= 0:
             self._observe("request_queue_time_seconds", output.admit_s - output.arrival_s)
         if output.first_token_s >= 0:
-            ttft_s = output.first_token_s - output.arrival_s
-            self._observe("time_to_first_token_seconds", ttft_s)
             self._observe("request_prefill_time_seconds", output.first_token_s - output.admit_s)
             self._observe("request_decode_time_seconds", output.finish_s - output.first_token_s)
-            self.recent["ttft"].append(ttft_s)
 
     def used(self, client: str, prompt_tok: int, hit_tok: int, output_tok: int, scored_tok: int) -> None:
         """A call is over; its usage."""

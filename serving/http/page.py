@@ -1,4 +1,4 @@
-"""The dashboard: a page, its script and style, and a stream of what they show. Nothing comes from elsewhere."""
+"""The dashboard: a page, its script and style, and a stream of figures. Nothing comes from elsewhere."""
 
 import asyncio
 import importlib.resources

@@ -59,6 +59,7 @@ class OpenCall:
     client: str
     peer: Any = None  # address of its connection
     outputs: list[Output] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
     closed: bool = False
 
     @property
@@ -247,7 +248,7 @@ class Service:
             self._refused(id, why)
         for delta in report.deltas:
             opened = self.calls.get(delta.id)
-            self.metrics.delta(delta, report.at_s)
+            self.metrics.delta(delta, report.at_s, None if opened is None else opened.began_s)
             if opened is None:
                 continue
             opened.active.push(delta)
