@@ -23,7 +23,6 @@ class ActiveCall:
         self.place = {request.id: i for i, request in enumerate(requests)}
         self.open = sum(request.sampling.n for request in requests)
         self.error: ApiError | None = None
-        self.writing_since_s: float | None = None  # since when a write has been waiting for the reader
         self._pending: dict[tuple[RequestId, int], Delta] = {}
         self._wake = asyncio.Event()
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from serving.http.keys import KeyRing
 from serving.http.metrics import ServerMetrics
 from serving.http.operations import Operations
 from serving.http.page import Dashboard
-from serving.http.protocol import GuardedProtocol
 from serving.http.server import DrainingServer, listen
 from serving.http.service import Service
 from serving.http.settings import HttpLimits
@@ -119,20 +119,25 @@ def serve() -> int:
     hosts = None
     if keys is None:
         hosts = frozenset({"127.0.0.1", "localhost", "[::1]", "::1", given.host})
-    by_peer: dict[Any, GuardedProtocol] = {}
     fairness = LiveFairness()
     service.loop.listeners.append(fairness.take)
     operations = Operations(service, {"checkpoint": str(options.checkpoint)})
     app = build(service, [*operations.routes(), *Dashboard(service, fairness).routes()], hosts)
     socket = listen(given.host, given.port)
-    server = DrainingServer(app, service, by_peer)
+    server = DrainingServer(app, service)
+    status = 0
     with contextlib.ExitStack() as stack:
         if given.event_log:
             stack.enter_context(_event_log(service, Path(given.event_log)))
         starter = Starter(service, options, limits, overridden, _say)
         factory = server.config.get_loop_factory()
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_life(server, starter, service, socket, given.host))
+            status = runner.run(_life(server, starter, service, socket, given.host))
+    if server.force_exit:  # at once: the engine's thread may be in the middle of a long step
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 async def _life(server: DrainingServer, starter: Starter, service: Service, socket: Any, host: str) -> int:
@@ -151,7 +156,7 @@ async def _life(server: DrainingServer, starter: Starter, service: Service, sock
         name = service.model.name if service.model else ""
         print(f"ready http://{address}:{socket.getsockname()[1]} model {name}", flush=True)
     await serving
-    service.loop.stop()
+    service.loop.stop(wait=not server.force_exit)
     if service.model is not None:
         service.model.prompts.template.close()
     return server.status

@@ -57,7 +57,6 @@ class OpenCall:
     ticket: Ticket
     call: GenerationCall
     client: str
-    peer: Any = None  # address of its connection
     outputs: list[Output] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
     closed: bool = False

@@ -225,10 +225,10 @@ def test_the_socket_answers_before_the_model_is_ready_and_sigterm_drains(start):
 
 @pytest.mark.long
 def test_what_outlasts_the_drain_ends_with_an_error_event(start):
-    server = start("--limit_drain_s=0.3", "--max_model_len=16000").ready()
-    events = server.stream("/v1/completions", {**LONG, "max_tokens": 15000})
+    server = start("--limit_drain_s=0.3", "--max_model_len=4000").ready()
+    events = server.stream("/v1/completions", {**LONG, "max_tokens": 3900})
     next(events)
-    waiting = begin(server, {**LONG, "max_tokens": 15000})
+    waiting = begin(server, {**LONG, "max_tokens": 3900})
     server.process.send_signal(signal.SIGTERM)
     assert list(events)[-1]["error"]["code"] == "shutting_down"
     assert b" 503 " in exchange(waiting, b"")[:20]
@@ -237,11 +237,11 @@ def test_what_outlasts_the_drain_ends_with_an_error_event(start):
 
 @pytest.mark.long
 def test_a_second_signal_ends_at_once_with_every_connection_answered(start):
-    server = start("--limit_drain_s=60", "--max_model_len=16000").ready()
-    events = server.stream("/v1/completions", {**LONG, "max_tokens": 15000})
+    server = start("--limit_drain_s=60", "--max_model_len=4000").ready()
+    events = server.stream("/v1/completions", {**LONG, "max_tokens": 3900})
     next(events)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    until(lambda: server.get("/ready")[0] == 503)
     began_s = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert list(events)[-1]["error"]["code"] == "shutting_down"
