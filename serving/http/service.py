@@ -167,7 +167,7 @@ class Service:
         finally:
             self.opening -= 1
         shape = AnswerShape(call, model.name, model.texts, ids, texts, call.tools and call.tools.reader)
-        opened = OpenCall(ActiveCall(requests, caller.share), shape, ticket, call, client)
+        opened = OpenCall(ActiveCall(requests, caller.share, stream=call.stream), shape, ticket, call, client)
         for request in requests:
             self.calls[request.id] = opened
             ticket.waiting.update(request.names)
