@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 type ClientId = str
 type RequestId = str
@@ -130,6 +130,16 @@ def _biases(values: Any) -> bool:
     )
 
 
+class TokenGrammar(Protocol):
+    """Which tokens may come next in one output."""
+
+    def fill(self, allowed_W: Any) -> None:
+        """Sets bit `v % 32` of word `v // 32` of a uint32 row for each token `v` that may come next."""
+
+    def accept(self, id: int) -> Literal["stop", "length"] | None:
+        """Goes on by a token; tells why the output ends with it, if it does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One client's request.
@@ -145,6 +155,7 @@ class Request:
         higher goes first.
       program: the task it is a call of, e.g. an agent's; with `unit="program"`, policies charge all calls
         of a program to one account, in place of the client's.
+      grammar: makes the grammar of one output; None = any text.
     """
 
     client: ClientId
@@ -155,6 +166,7 @@ class Request:
     deadline_s: float | None = None
     priority: int = 0
     program: str = ""
+    grammar: Callable[[], TokenGrammar] | None = None
 
     def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt", "program"):
