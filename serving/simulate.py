@@ -47,9 +47,14 @@ TABLE = "results/fairness"
 cli.define_config()
 _TRACE = flags.DEFINE_string("trace", None, "A file of requests, in place of --config.")
 _FORMAT = flags.DEFINE_enum("format", "own", list(READERS), "With --trace: what the file is.")
-_POLICIES = flags.DEFINE_list("policies", ["vtc"], f"With --trace: any of {', '.join(fair.POLICIES)}.")
+_POLICIES = flags.DEFINE_list(
+    "policies",
+    ["vtc"],
+    "With --trace: policies to compare, each with options of its own, as in vtc,vtc:lift=fluid; known: "
+    + ", ".join(fair.POLICIES),
+)
 _OPTION = flags.DEFINE_multi_string(
-    "option", [], "With --trace: NAME=VALUE for the policies that have it, or POLICY.NAME=VALUE for one."
+    "option", [], "With --trace: NAME=VALUE for all policies that have it; may be repeated."
 )
 _CLIENTS = flags.DEFINE_string(
     "clients",
@@ -109,6 +114,7 @@ def main() -> None:
     if _FIT.value:
         print(json.dumps(fit.fit_step_cost(metrics.read(_FIT.value)).report()))
     elif _EXAMPLES.value:
+        Path(_EXAMPLES.value).mkdir(parents=True, exist_ok=True)
         for name in examples.FILES:
             with files.whole(Path(_EXAMPLES.value) / name) as partial:
                 partial.write_text("".join(f"{line}\n" for line in examples.lines(name)))

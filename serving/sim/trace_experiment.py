@@ -68,31 +68,32 @@ def policy_runs(
 ) -> tuple[list[PolicyRun], list[str]]:
     """The runs of these policies, and the names of those that cannot share by the given weights.
 
-    `options` go to every policy that has them; an option written POLICY.NAME to that policy alone.
+    A name may carry options of its own, as in `vtc:lift=fluid`; `options` go to every policy that has them.
 
     Raises:
       ValueError: an unknown policy, or an option that none of them has.
     """
     runs, blind, used = [], [], set[str]()
-    for name in names:
+    for text in dict.fromkeys(names):
+        name, *own = text.split(":")
         if name not in fair.POLICIES:
             raise ValueError(f"unknown policy {name!r}; known: {', '.join(fair.POLICIES)}")
         known = fair.options(name)
-        given = {}
-        for option, value in options.items():
-            policy, dot, own = option.rpartition(".")
-            if own in known and (not dot or policy == name):
-                given[own] = value
-                used.add(option)
+        given = {option: value for option, value in options.items() if option in known}
+        used |= set(given)
+        given |= parse_options(own)
+        if strange := sorted(set(given) - set(known)):
+            raise ValueError(f"policy {name} has no option {', '.join(strange)}; known: {', '.join(known)}")
         if weights and fair.POLICIES[name].WEIGHTED:
             given.setdefault("weights", weights)
         elif weights:
-            blind.append(name)
+            blind.append(text)
         prompt_weights = (1.0, 0.0) if name in COMPUTED_ONLY else (1.0, 1.0)
-        runs.append(PolicyRun(name, given, prompt_weights=prompt_weights))
+        runs.append(PolicyRun(name, given, label=text, prompt_weights=prompt_weights))
     if unknown := sorted(set(options) - used):
-        lists = "; ".join(f"{name} has {', '.join(fair.options(name))}" for name in dict.fromkeys(names))
-        raise ValueError(f"policy {' and '.join(names)} has no option {', '.join(unknown)}; known: {lists}")
+        kinds = list(dict.fromkeys(run.policy for run in runs))
+        lists = "; ".join(f"{name} has {', '.join(fair.options(name))}" for name in kinds)
+        raise ValueError(f"policy {' and '.join(kinds)} has no option {', '.join(unknown)}; known: {lists}")
     return runs, blind
 
 

@@ -80,7 +80,7 @@ def cell(found: Interval) -> str:
     """The mean, and half the width of its interval where there is one."""
     if math.isnan(found.mean):
         return "-"
-    if math.isnan(found.high) or found.high == found.mean:
+    if math.isnan(found.high) or found.high - found.mean <= 1e-9 * abs(found.mean):
         return _text(found.mean)
     return f"{_text(found.mean)}\n±{_text(found.high - found.mean)}"
 

@@ -335,9 +335,8 @@ def test_paper_rows_stand_beside_the_papers_figures(tmp_path):
 
 
 MISTAKES = {
-    "policy vtc and fcfs has no option fcfs.lift": lambda path: policy_runs(
-        ["vtc", "fcfs"], {"fcfs.lift": 1}, {}
-    ),
+    "policy fcfs has no option lift": lambda path: policy_runs(["vtc", "fcfs:lift=fluid"], {}, {}),
+    "policy vtc and fcfs has no option x": lambda path: policy_runs(["vtc:lift=fluid", "fcfs"], {"x": 1}, {}),
     "option 'speed' is not NAME=VALUE": lambda path: parse_options(["speed"]),
     "cost has no part speed; known: prefill_s, step_s, row_s, context_s": lambda path: parse_cost("speed=1"),
     "cost.step_s is 'fast', not a number of seconds": lambda path: parse_cost("step_s=fast"),
@@ -362,12 +361,13 @@ def test_a_wrong_choice_is_answered_with_the_right_ones(trace, says):
         MISTAKES[says](trace)
 
 
-def test_an_option_for_one_policy_reaches_that_one_only():
-    runs, blind = policy_runs(
-        ["vtc", "vtc_predict", "fcfs"], {"vtc.lift": "fluid", "output_weight": 3}, {"a": 2}
-    )
-    assert [run.options.get("lift") for run in runs] == ["fluid", None, None]
-    assert [run.options.get("output_weight") for run in runs] == [3, 3, 3]
+def test_a_policy_may_have_options_of_its_own():
+    names = ["vtc", "vtc:lift=fluid", "dlpm:quantum_tok=9:aging_tok=3", "fcfs"]
+    runs, blind = policy_runs(names, {"output_weight": 3}, {"a": 2})
+    assert [run.name for run in runs] == names
+    assert [run.options.get("lift") for run in runs] == [None, "fluid", None, None]
+    assert [run.options.get("output_weight") for run in runs] == [3, 3, 3, 3]
+    assert runs[2].options["quantum_tok"] == 9
     assert blind == ["fcfs"]
     assert runs[0].options["weights"] == {"a": 2}
 
