@@ -81,7 +81,7 @@ NEW_ONLY = {("waiting", 20_000)}  # the older one would need some 40 GB
 
 
 def run_suite(out: Path, *, against: Path | None, only: Sequence[str] = (), rounds: int = 2) -> None:
-    """Writes the table, the rows of each case as soon as it has run; without an older checkout, of this one alone.
+    """Writes the table, a case at a time; without an older checkout, of this one alone.
 
     Raises:
       ValueError: an unknown case, or `against` is no checkout.
