@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from mixattn.hf.safetensors_file import save_aligned
 from mixattn.tools.files import write_text
 
 GENERATION = "generation_config.json"
@@ -168,7 +168,7 @@ def _write_shards(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], sh
     for i, shard in enumerate(_shards(tensors, shard_bytes)):
         part = directory / f".model-{i}.partial"
         with _removed_on_error(part):
-            save_file(shard, part, metadata={"format": "pt"})
+            save_aligned(shard, part)
         parts.append((part, list(shard)))
         total_bytes += sum(x.nbytes for x in shard.values())
     if len(parts) == 1:
