@@ -144,7 +144,8 @@ class Routes:
         named = {n: v for n, v in model.settings.items() if n.endswith("_token") and isinstance(v, str)}
         if ends:
             named.setdefault("eos_token", ends[0])
-        info = {"tokenizer_class": model.settings.get("tokenizer_class", "PreTrainedTokenizerFast"), **named}
+        kind = model.settings.get("tokenizer_class") or "PreTrainedTokenizerFast"
+        info: dict[str, Any] = {"tokenizer_class": kind, **named}
         info |= {"model_max_length": model.max_tok, "vocab_size": model.vocab}
         info["chat_template"] = model.prompts.template.source
         return JSONResponse(info)
