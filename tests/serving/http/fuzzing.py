@@ -158,4 +158,5 @@ def one(port: int, raw: bytes, leaves: bool, draw: random.Random) -> tuple[int, 
     except OSError as why:
         if not answer:
             return 0, repr(why).encode()
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     return (int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0), answer
