@@ -65,6 +65,7 @@ MAY: dict[str, set[str]] = {
         "tensorboardX",
     },
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
+    "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
