@@ -68,6 +68,7 @@ MAY: dict[str, set[str]] = {
     "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
     | {"prometheus_client", "llguidance", "absl"},
     "serving.http.template_worker": {"jinja2"},  # a process of its own, with nothing of the server in it
+    "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
