@@ -16,7 +16,7 @@ from flax import nnx
 
 from mixattn import hf
 from mixattn.cache import Ring
-from mixattn.hf.checkpoint_dir import read_json
+from mixattn.hf.json_file import read_object as read_json
 from mixattn.hf.families import FAMILIES
 from mixattn.hf.translate import read_config, write_config
 
