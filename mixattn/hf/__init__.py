@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "native_config",
+    "open_source",
     "read_config",
     "read_tokenizer",
     "save",

@@ -69,6 +69,7 @@ def check_tokenizer(folder: Path, model, about: dict) -> list[str]:
 
 def main(folder: Path) -> None:
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     bad, worst = [], {False: 0.0, True: 0.0}
     for case in sorted(path.parent for path in folder.glob("*/want.json")):
