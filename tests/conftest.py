@@ -1,8 +1,18 @@
 """Strict from the first day: silent promotions and warnings are failures."""
 
 import os
+import signal
+import threading
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A shell that starts the suite in the background ignores Ctrl-C for it, and children inherit that: the tests
+# that interrupt one would wait for ever.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

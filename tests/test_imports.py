@@ -16,7 +16,10 @@ HOST = {"rich", "absl", "ml_collections"}
 MAY: dict[str, set[str]] = {
     "pallas_kernels": {"jax", "numpy", "absl", "tokamax"},  # tokamax: an extra, for GPUs
     "mixattn": MODEL | {"tokenizers", "safetensors", "ml_dtypes", "jinja2", "gguf"} | HOST,
-    "mixattn.hf.export.modeling_mixattn": {"torch", "transformers"},  # runs elsewhere, imported by nobody here
+    "mixattn.hf.export.modeling_mixattn": {
+        "torch",
+        "transformers",
+    },  # runs elsewhere, imported by nobody here
     "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,

@@ -69,9 +69,7 @@ def render(
         raise ValueError(f"the chat template of {where} does not render: {_first_line(why)}") from why
 
 
-def choose(
-    templates: Mapping[str, str], name: str | None, tools: Sequence[Any] | None, where: object
-) -> str:
+def choose(templates: Mapping[str, str], name: str | None, tools: Sequence[Any] | None, where: object) -> str:
     """The template of this name, else itself a template; without a name "tool_use" for tools, or "default"."""
     if name is not None:
         return templates.get(name, name)
@@ -80,7 +78,9 @@ def choose(
     if tools is not None and "tool_use" in templates:
         return templates["tool_use"]
     if "default" not in templates:
-        raise ValueError(f"{where} has chat templates {', '.join(sorted(templates))} but no default; name one")
+        raise ValueError(
+            f"{where} has chat templates {', '.join(sorted(templates))} but no default; name one"
+        )
     return templates["default"]
 
 
@@ -161,7 +161,11 @@ def _compiled(text: str) -> "jinja2.Template":
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     """Jinja's own escapes HTML."""
     return json.dumps(

@@ -87,7 +87,9 @@ def test_named_templates_are_chosen_by_name_and_by_tools(tmp_path):
 
 
 def test_a_token_that_is_null_prints_nothing_and_the_generation_prompt_can_be_left_out(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "chat_template": TEMPLATE}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": None, "chat_template": TEMPLATE})
+    )
     assert chat_prompt(tmp_path, HELLO) == "[user] Hello\n[assistant]"
     assert chat_prompt(tmp_path, HELLO, add_generation_prompt=False) == "[user] Hello\n"
 

@@ -276,7 +276,11 @@ TOOL = {
         },
     },
 }
-CALL = {"id": "abc123def", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln <1>"}}}
+CALL = {
+    "id": "abc123def",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Köln <1>"}},
+}
 USER = {"role": "user", "content": "Hi <b>&'there'\" \n"}
 SYSTEM = {"role": "system", "content": " Be brief. "}
 ANSWER = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello, 世界! "}
@@ -297,7 +301,11 @@ CHATS = [
     ),
     (
         [USER, {"role": "assistant", "content": "Yes.", "reasoning": "because"}],
-        {"add_generation_prompt": True, "documents": [{"title": "T", "text": "x & y"}], "enable_thinking": False},
+        {
+            "add_generation_prompt": True,
+            "documents": [{"title": "T", "text": "x & y"}],
+            "enable_thinking": False,
+        },
     ),
     ([{"role": "user", "content": [{"type": "text", "text": " part "}]}], {"add_generation_prompt": True}),
 ]

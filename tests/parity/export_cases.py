@@ -51,7 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "yarn_smooth": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 32, "rope_truncate": False},
     "longrope": LONG | {"rope_short": (1.0, 1.5, 2.0), "rope_long": (2.0, 4.0, 8.0)},
-    "longrope_short": LONG | {"rope_original": 32, "rope_short": (1.0, 1.5, 2.0), "rope_long": (2.0, 4.0, 8.0)},
+    "longrope_short": LONG
+    | {"rope_original": 32, "rope_short": (1.0, 1.5, 2.0), "rope_long": (2.0, 4.0, 8.0)},
     "longrope_set": LONG
     | {"rope_short": (1.0, 1.5, 2.0), "rope_long": (2.0, 4.0, 8.0), "rope_attention": 1.2},
     "longrope_partial": LONG | {"rope_fraction": 0.67, "rope_short": (1.0, 1.5), "rope_long": (2.0, 4.0)},
