@@ -96,6 +96,7 @@ class Windows:
       loss_mask: weights of the tokens as targets; None = 1.
       seq_len: T.
       document_mask: whether `segment_BT` numbers the documents of a window; else it is 0.
+      separator: the id that begins a document.
 
     Raises:
       ValueError: the stream is shorter than one window.
@@ -109,13 +110,14 @@ class Windows:
         seq_len: int,
         seed: int,
         document_mask: bool = False,
+        separator: int = tokens.SEPARATOR_ID,
     ):
         if len(stream) < seq_len + 1:
             raise ValueError(
                 f"a window takes {seq_len + 1} tokens, this part of the corpus has {len(stream)}"
             )
         self.stream, self.loss_mask, self.seq_len, self.seed = stream, loss_mask, seq_len, seed
-        self.document_mask = document_mask
+        self.document_mask, self.separator = document_mask, separator
         self.count = max(1, (len(stream) - seq_len) // seq_len)
 
     def offset(self, epoch: int) -> int:
@@ -128,9 +130,7 @@ class Windows:
         at = slice(start := self.offset(epoch) + window * self.seq_len, start + self.seq_len + 1)
         token = np.asarray(self.stream[at], dtype=np.int32)
         loss_mask = np.ones(self.seq_len) if self.loss_mask is None else self.loss_mask[at][1:]
-        segment = (
-            (token[:-1] == tokens.SEPARATOR_ID).cumsum() if self.document_mask else np.zeros(self.seq_len)
-        )
+        segment = (token[:-1] == self.separator).cumsum() if self.document_mask else np.zeros(self.seq_len)
         return {
             "tokens_BT": token[:-1],
             "target_BT": token[1:],

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
-from tokenizers import Tokenizer
 
 from mixattn import ModelConfig, hf
 from mixattn.tools import files
@@ -105,13 +104,17 @@ def _open_corpus(
     tokenizer = folder / "data" / "tokenizer.json" if stage.path and index else None
     if init_from := experiment.train.init_from:
         tokenizer = Path(init_from) / "tokenizer.json"
+        if not tokenizer.is_file():
+            raise ValueError(
+                f"train.init_from={init_from} has no tokenizer.json, with which to read the text"
+            )
     vocab_size = experiment.model.vocab_size
     if jax.process_index() == 0:
         corpus = data.prepare(source, own, vocab_size, report, tokenizer=tokenizer)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"tokens of stage {index}")
         corpus = data.prepare(source, own, vocab_size, report)
-    if tokenizer and corpus.tokenizer.to_str() != Tokenizer.from_file(str(tokenizer)).to_str():
+    if tokenizer and corpus.tokenizer.to_str() != hf.read_tokenizer(tokenizer).to_str():
         raise ValueError(f"the tokens in {corpus.folder} are not those of {tokenizer}")
     return corpus
 

@@ -1,7 +1,7 @@
 """Tokenized corpora on disk, memory-mapped when read.
 
-A token folder holds `tokenizer.json` (byte-level BPE; id 0 separates documents); for each of the parts train
-and validation a `PART.bin` (little-endian token ids, a separator before every document) and, if some tokens
+A token folder holds `tokenizer.json`, whose end-of-text token separates documents (in one trained here
+byte-level BPE with id 0); for each of the parts train and validation a `PART.bin` (little-endian token ids, a separator before every document) and, if some tokens
 do not count in the loss, a `PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one
 {"path", "ids"} per document); and `manifest.json`, which is written last: a folder without it is incomplete.
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mixattn import hf
 from mixattn.tools import files
 from train import corpus
 
@@ -42,7 +43,12 @@ class TokenizedCorpus:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return hf.read_tokenizer(self.folder / "tokenizer.json")
+
+    @property
+    def separator(self) -> int:
+        """The id before every document; 0 in folders of older versions."""
+        return int(self.manifest.get("separator", SEPARATOR_ID))
 
     @property
     def bytes_per_token(self) -> float:
@@ -117,18 +123,19 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
-        trained = Tokenizer.from_file(str(tokenizer)) if tokenizer else None
+        trained = hf.read_tokenizer(tokenizer) if tokenizer else None
         if trained is None:
             report(f"training a tokenizer of {vocab_size} entries")
             trained = train_tokenizer(_sample(corpus.documents(path, limit_bytes)), vocab_size)
         with files.whole(folder / "tokenizer.json") as temporary:
             trained.save(str(temporary))
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder = hf.read_tokenizer(folder / "tokenizer.json")
+    separator = hf.end_token(tokenizer) if tokenizer else encoder.token_to_id(SEPARATOR)
     shards = []
     for documents in _grouped(corpus.documents(path, limit_bytes)):
-        shards.append(_shard(folder / "shards", documents, encoder))
+        shards.append(_shard(folder / "shards", documents, encoder, separator))
         report(f"tokenized {len(shards)} shard{'s' * (len(shards) > 1)}")
-    return _join(folder, shards, encoder)
+    return _join(folder, shards, encoder, separator)
 
 
 def _sample(documents: Iterable[corpus.Document]) -> Iterator[str]:
@@ -154,10 +161,10 @@ def _grouped(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docum
         yield group
 
 
-def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -> Path:
+def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer, separator: int) -> Path:
     """Encodes one group of documents into an .npz named by its content, unless it exists."""
     folder.mkdir(exist_ok=True)
-    content = hashlib.sha256(encoder.to_str().encode())
+    content = hashlib.sha256(f"{separator} {encoder.to_str()}".encode())
     for document in documents:
         content.update(f"{document.name}\0{document.text}\0".encode())
     path = folder / f"{content.hexdigest()[:32]}.npz"
@@ -169,7 +176,7 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
     names, sizes = [], dict.fromkeys(corpus.PARTS, (0, 0))
     for document in documents:
         part = corpus.part(document.name)
-        ids = [np.array([SEPARATOR_ID], np.int32)]
+        ids = [np.array([separator], np.int32)]
         loss_mask = [np.array([all(in_loss for _, in_loss in document.pieces)])]
         for _, in_loss in document.pieces:
             ids.append(np.asarray(next(encoded).ids, dtype=np.int32))
@@ -189,7 +196,7 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
     return path
 
 
-def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorpus:
+def _join(folder: Path, shards: list[Path], encoder: Tokenizer, separator: int) -> TokenizedCorpus:
     """Concatenates the shards into the final files, the manifest last, and removes the shards."""
     dtype = np.dtype("<u2" if encoder.get_vocab_size() <= 1 << 16 else "<u4")
     parts = {part: {"documents": 0, "bytes": 0, "tokens": 0} for part in corpus.PARTS}
@@ -223,6 +230,7 @@ def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorp
     manifest = {
         "dtype": dtype.str,
         "vocab_size": encoder.get_vocab_size(),
+        "separator": separator,
         "learn": not all_in_loss,
         "parts": parts,
     }

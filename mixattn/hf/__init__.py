@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 
 from mixattn.hf import checkpoint_dir, native, tensors, tokenizer_file, translate
-from mixattn.hf.companions import Companions, SpecialIds, id_fields, named_templates
+from mixattn.hf.companions import Companions, SpecialIds, id_fields, named_templates, read_settings
 from mixattn.hf.native import NATIVE
 from mixattn.hf.native import read_config as native_config
 from mixattn.hf.sources import CheckpointSource, open_source
@@ -190,10 +190,11 @@ def end_token(path: str | Path, named: str = "") -> int:
       ValueError: no such token is known.
     """
     path = Path(path)
-    if not path.is_file() or path.suffix != ".json":
-        source = open_source(path)
-        return tokenizer_file.end_token(source.tokenizer(), source.tokenizer_settings(), named, path)
-    return tokenizer_file.end_token(read_tokenizer(path), {}, named, path)
+    if path.is_file() and path.suffix == ".json":
+        settings = read_settings(path.parent)
+        return tokenizer_file.end_token(read_tokenizer(path, settings), settings, named, path)
+    source = open_source(path)
+    return tokenizer_file.end_token(source.tokenizer(), source.tokenizer_settings(), named, path)
 
 
 def generation_settings(path: str | Path) -> dict[str, Any]:

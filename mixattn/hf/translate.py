@@ -43,7 +43,7 @@ def family_of(model_type: str) -> Family:
       ValueError: an unknown model type.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        why = f": {NOT_SERVED[model_type]}" if model_type in NOT_SERVED else ""
+        why = f": {NOT_SERVED[model_type]}" if str(model_type) in NOT_SERVED else ""
         raise ValueError(f"model_type is {model_type!r}{why}; known are mixattn, {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 

@@ -15,6 +15,7 @@ _CHOICES = {
     "rope_scaling": ("none", "linear", "llama3", "yarn", "longrope", "dynamic"),
     "norm": ("rms", "layer"),
     "activation": ACTIVATIONS,
+    "dtype": ("float32", "bfloat16", "float16", "float64"),
     "router_order": ("softmax_topk", "topk_softmax", "softmax_topk_raw"),
 }
 
@@ -140,7 +141,6 @@ class ModelConfig:
             raise ValueError(f"experts_per_token is {self.experts_per_token} of {self.n_experts} experts")
         if any(not 0 <= i < self.n_layers for i in self.dense_layers):
             raise ValueError(f"dense_layers {self.dense_layers} names a layer outside 0..{self.n_layers - 1}")
-        itemsize(self.dtype)
 
     def _check_rope(self) -> None:
         rotated = self.rotated
