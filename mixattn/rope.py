@@ -105,7 +105,7 @@ def _kept_llama3(config: ModelConfig, freq_R: np.ndarray) -> np.ndarray:
 
 
 def _kept_yarn(config: ModelConfig) -> np.ndarray:
-    """1 for pairs that rotate more than `rope_fast` times within the original context, 0 below `rope_slow`."""
+    """1 for pairs that rotate more than `rope_fast` times in the original context, 0 below `rope_slow`."""
     size = config.rotated
 
     def pair(rotations: float) -> float:

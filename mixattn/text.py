@@ -33,10 +33,10 @@ def chat_prompt(path: str | Path, messages: Sequence[Mapping[str, Any]], **optio
     """Renders `{"role": ..., "content": ...}` messages with a checkpoint's chat template.
 
     The template is chat_template.jinja, otherwise `chat_template` of tokenizer_config.json, or the one in a
-    GGUF file. `options` are `tools`, `documents`, `template`, `add_generation_prompt` (on: the prompt ends where
-    the assistant's answer begins), and whatever else the template reads.
+    GGUF file. `options` are `tools`, `documents`, `template`, `add_generation_prompt` (on: the prompt ends
+    where the assistant's answer begins), and whatever else the template reads.
 
-    The text has the special tokens in it: encode it by `chat_ids`, or with `hf.encode`, which adds none twice.
+    The text has the special tokens in it: encode it by `chat_ids`, or with `hf.encode`, which doubles none.
 
     Raises:
       ValueError: there is no template, it does not render, or it refuses the messages.

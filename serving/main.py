@@ -11,9 +11,9 @@ serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (the input
 With --requests it answers the lines of that file instead (fields: see `serving.offline.requests_file`) and
 writes one line per answer; the same command resumes a run that was stopped, and does again what failed or was
 asked differently. A line that cannot be asked gets an error for an answer and the exit code is 1; --strict
-refuses the file instead. --model names a Hugging Face directory or a GGUF file instead of WORKDIR/model. Without
---config the engine's sizes follow from the model, the requests and --kv_memory, and sampling defaults are those
-of the model's generation_config.json.
+refuses the file instead. --model names a Hugging Face directory or a GGUF file instead of WORKDIR/model.
+Without --config the engine's sizes follow from the model, the requests and --kv_memory, and sampling defaults
+are those of the model's generation_config.json.
 
 Programs are compiled at the start, listed with their compile times, and kept in ~/.cache/mixattn/programs,
 except in a comparison of policies (there JAX_COMPILATION_CACHE_DIR=DIR in the environment keeps them).

@@ -1,4 +1,4 @@
-"""Whether a request can be served at all, from the sizes of model and engine alone: before anything is loaded.
+"""Whether a request can be served at all, from the sizes of model and engine: before anything is loaded.
 
 Imports no jax.
 """

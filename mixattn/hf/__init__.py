@@ -10,7 +10,6 @@ settings; `companions` carries all but the first two. The native layout is that 
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mixattn.hf import checkpoint_dir, native, tensors, tokenizer_file, translat
 from mixattn.hf.companions import Companions, SpecialIds, id_fields, named_templates, read_settings
 from mixattn.hf.native import NATIVE
 from mixattn.hf.native import read_config as native_config
-from mixattn.hf.sources import CheckpointSource, open_source
+from mixattn.hf.sources import open_source
 from mixattn.hf.tokenizer_file import encode, read_tokenizer
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
@@ -63,7 +62,7 @@ def save(
 ) -> None:
     """Writes config.json, the weights, and what lies beside them; `load` refuses an interrupted save.
 
-    transformers opens the result: a family's by itself, the native layout by the code that is written with it.
+    transformers opens the result: a family's by itself, the native layout by the code that lies with it.
 
     Args:
       architecture: "mixattn", or a model type of `mixattn.hf.families` that can express the model.

@@ -6,8 +6,8 @@ python -m mixattn.hf convert --from=DIR --to=DIR --architecture=llama     to a H
 python -m mixattn.hf convert --from=DIR --to=DIR --wiring=ma_offset --window=1024 --init=mean
 python -m mixattn.hf show --from=DIR                                      the parameter count and the config
 
-The tokenizer, chat templates, special tokens and generation settings of the source go along. transformers opens
-what is written: a Hugging Face architecture by itself, the native layout with trust_remote_code=True.
+The tokenizer, chat templates, special tokens and generation settings of the source go along. transformers
+opens what is written: a Hugging Face architecture by itself, the native layout with trust_remote_code=True.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
 """Chat templates: Jinja in a sandbox, with what Hugging Face's templates rely on.
 
-Beside Jinja's own there are `raise_exception`, `strftime_now`, a `tojson` that escapes nothing, `{% break %}` and
-`{% continue %}`, and `{% generation %}`, which marks what an assistant said and prints it unchanged. Special
-tokens that a checkpoint does not name are undefined, and so is every key of a message whose value is null.
+Beside Jinja's own there are `raise_exception`, `strftime_now`, a `tojson` that escapes nothing, `{% break %}`
+and `{% continue %}`, and `{% generation %}`, which marks what an assistant said and prints it unchanged.
+Special tokens that a checkpoint does not name are undefined, and so is every key of a message whose value is
+null.
 """
 
 import json
@@ -24,7 +25,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _MAX_DEPTH = 64
 
 
-class Refused(Exception):
+class TemplateRefusal(Exception):
     """A template said so, by `raise_exception`."""
 
 
@@ -52,7 +53,6 @@ def render(
     Raises:
       ValueError: there is no such template, it does not render, or it refuses the messages.
     """
-    import jinja2
 
     text = choose(templates, template, tools, where)
     special = {name: token_text(settings.get(name)) for name in _TOKENS}
@@ -61,7 +61,7 @@ def render(
     try:
         plain = _plain({**context, "messages": [_message(message) for message in messages]})
         return _compiled(text).render(plain | {"add_generation_prompt": add_generation_prompt})
-    except Refused as why:
+    except TemplateRefusal as why:
         raise ValueError(f"the chat template of {where} refuses these messages: {_first_line(why)}") from why
     except (RecursionError, MemoryError) as why:
         raise ValueError(f"the chat template of {where} does not end: {type(why).__name__}") from why
@@ -70,7 +70,7 @@ def render(
 
 
 def choose(templates: Mapping[str, str], name: str | None, tools: Sequence[Any] | None, where: object) -> str:
-    """The template of this name, else itself a template; without a name "tool_use" for tools, or "default"."""
+    """The template called `name`, else `name` itself; None: "tool_use" if there are tools, or "default"."""
     if name is not None:
         return templates.get(name, name)
     if not templates:
@@ -95,7 +95,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A copy out of JSON's types only: templates come from strangers and get nothing with methods of its own."""
+    """A copy out of JSON's types: templates come from strangers and get nothing with methods of its own."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"messages are nested more than {_MAX_DEPTH} levels deep")
     if value is None or isinstance(value, bool):
@@ -146,7 +146,7 @@ def _compiled(text: str) -> "jinja2.Template":
             return dict(*args, **fields)
 
     def raise_exception(message: str) -> None:
-        raise Refused(message)
+        raise TemplateRefusal(message)
 
     def strftime_now(format: str) -> str:
         return datetime.now().strftime(format)

@@ -34,7 +34,10 @@ CONFIG, TOKENIZER, SINGLE, INDEX = (
 )
 # What other programs write instead of safetensors, and how to get from it to safetensors.
 _OTHER_WEIGHTS = ("pytorch_model*.bin", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5", "*.npz")
-_HOW = "open it in transformers and save it again: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+_HOW = (
+    "open it in transformers and save it again: "
+    "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+)
 SHARD_BYTES = 4 * 2**30
 
 

@@ -3,8 +3,9 @@
     tokenizer.json   tokenizer_config.json   chat_template.jinja   additional_chat_templates/NAME.jinja
     generation_config.json
 
-`convert` and `save` carry all of it. Ids of special tokens come from generation_config.json, then config.json,
-then the names in tokenizer_config.json, and are written into all three, so that every reader finds them.
+`convert` and `save` carry all of it. Ids of special tokens come from generation_config.json, then
+config.json, then the names in tokenizer_config.json, and are written into all three, so that every reader
+finds them.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The native layout: `"model_type": "mixattn"`, and every field of `ModelConfig` under `"mixattn"` in config.json.
+"""The native layout: `"model_type": "mixattn"`, and under `"mixattn"` every field of `ModelConfig`.
 
 The fields beside it are what other programs ask a config.json for; where they contradict ours, the file is
 refused. `auto_map` names `modeling_mixattn.py`, which lies in the folder too: with it transformers opens the
@@ -56,7 +56,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     """The `ModelConfig` stored in a native config.json of any version.
 
     Raises:
-      ValueError: a field that `ModelConfig` does not have or refuses, or two fields that contradict each other.
+      ValueError: a field that `ModelConfig` does not have or refuses, or two that contradict each other.
     """
     nested = raw.get(NATIVE)
     if nested is None:

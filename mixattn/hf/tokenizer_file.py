@@ -45,7 +45,7 @@ def read_tokenizer(path: str | Path, settings: Mapping[str, Any] | None = None) 
 
 
 def plain(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The same tokenizer without truncation and padding, with the tokens around a text that `settings` say."""
+    """The same tokenizer without truncation and padding, with the tokens around a text as `settings` say."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     adds = {name: settings.get(f"add_{name}_token") for name in ("bos", "eos")}

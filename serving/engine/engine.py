@@ -318,7 +318,7 @@ class Engine:
                 self._done.append(delta)
 
     def _drop_faulty(self, fault: RequestFault) -> None:
-        """Ends a request that the host could not prepare. No program ran; the others of its step run again."""
+        """Ends a request that the host could not prepare. No program ran; the others run again."""
         logging.error("request %r cannot be prepared and ends: %r", fault.name, fault.why)
         self._drop(fault.name, "error")
         self.scheduler.drop_all_pages(self.clock())

@@ -32,9 +32,9 @@ class _Kept(NamedTuple):
 class Answers:
     """The file of answers; opening it again resumes behind its last whole answer.
 
-    Dropped are: a last line that was cut short, the outputs of a request that has only some of its `n`, answers
-    that failed, and answers to a request that has changed since. While the file is open no other run can open
-    it.
+    Dropped are: a last line that was cut short, the outputs of a request that has only some of its `n`,
+    answers that failed, and answers to a request that has changed since. While the file is open no other run
+    can open it.
 
     Args:
       model: fingerprint of the model; "" is not compared.
@@ -84,7 +84,7 @@ class Answers:
         others = {kept.answer.get("model", self._model) for kept in answers} - {self._model}
         if self._model and others:
             raise ValueError(
-                f"{self._path} holds answers of another model ({sorted(map(str, others))[0]}, not {self._model}); "
+                f"{self._path} holds answers of another model ({min(map(str, others))}, not {self._model}); "
                 "name another --out, or remove it"
             )
         good = [kept for kept in answers if self._answers_it(kept, requests.get(kept.id))]

@@ -2,8 +2,8 @@
 
     {"custom_id": "a1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}
 
-`body.model` is not compared with the model served. Answers keep our format, under `custom_id` as their id, and
-carry `metadata`. Fields that vLLM adds to OpenAI's are understood too.
+`body.model` is not compared with the model served. Answers keep our format, under `custom_id` as their id,
+and carry `metadata`. Fields that vLLM adds to OpenAI's are understood too.
 """
 
 from collections.abc import Mapping

@@ -5,8 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from mixattn import generate
-from mixattn import hf
+from mixattn import generate, hf
 from mixattn.text import chat_ids, chat_prompt, complete
 from tests.mixattn.tiny import SHORT, model
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  a template is one line where its author wrote one
 """Chat templates in the styles of known families, and conversations to render with them. Imports nothing.
 
 Written for these tests; what they have in common with the families is the features they use.

@@ -24,8 +24,7 @@ def rendered(name: str, number: int) -> str | None:
             {"default": chat_cases.TEMPLATES[name]}, chat_cases.SPECIAL, messages, **options
         )
     except ValueError as why:
-        assert "\n" not in str(why)
-        return None
+        return None if "\n" not in str(why) else str(why)
 
 
 @pytest.mark.parametrize("name", chat_cases.TEMPLATES)

@@ -16,8 +16,8 @@ from flax import nnx
 
 from mixattn import hf
 from mixattn.cache import Ring
-from mixattn.hf.json_file import read_object as read_json
 from mixattn.hf.families import FAMILIES
+from mixattn.hf.json_file import read_object as read_json
 from mixattn.hf.translate import read_config, write_config
 
 ROOT = Path(os.environ.get("MIXATTN_PARITY") or Path(__file__).parent / "fixtures")

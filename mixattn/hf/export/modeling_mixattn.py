@@ -2,8 +2,8 @@
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-The names and shapes of the parameters are those of the JAX model, so the weights are read as they are. A layer
-that reads another one's keys and values has none in the cache; sliding layers keep their window only.
+The names and shapes of the parameters are those of the JAX model, so the weights are read as they are. A
+layer that reads another one's keys and values has none in the cache; sliding layers keep their window only.
 
 Axes: B rows, T queries, S keys, N query heads, K kv heads, H head size, R rotated pairs, X = B*T.
 """
@@ -54,7 +54,7 @@ class MixAttentionConfig(PreTrainedConfig):
         return Fields(self.mixattn, self.wiring)
 
 
-class Linear(nn.Module):
+class TorchLinear(nn.Module):
     """y = x @ kernel + bias; the kernel is [in, out]."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = False) -> None:
@@ -67,7 +67,7 @@ class Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class Norm(nn.Module):
+class TorchNorm(nn.Module):
     """RMS norm, or LayerNorm with bias, computed in float32."""
 
     def __init__(self, width: int, f: Fields, kind: str | None = None) -> None:
@@ -87,7 +87,7 @@ class Norm(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class Embedding(nn.Module):
+class TorchEmbedding(nn.Module):
     """Token embeddings times a factor, plus learned positions if configured."""
 
     def __init__(self, f: Fields) -> None:
@@ -107,12 +107,15 @@ class Embedding(nn.Module):
         return x_BTD
 
 
-class FeedForward(nn.Module):
+class TorchFeedForward(nn.Module):
     def __init__(self, f: Fields, width: int) -> None:
         super().__init__()
         self.act = ACTIVATIONS[f.activation]
-        self.gate = Linear(f.d_model, width, f.ffn_bias) if f.gated else None
-        self.up, self.down = Linear(f.d_model, width, f.ffn_bias), Linear(width, f.d_model, f.ffn_bias)
+        self.gate = TorchLinear(f.d_model, width, f.ffn_bias) if f.gated else None
+        self.up, self.down = (
+            TorchLinear(f.d_model, width, f.ffn_bias),
+            TorchLinear(width, f.d_model, f.ffn_bias),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.gate is None:
@@ -120,7 +123,7 @@ class FeedForward(nn.Module):
         return self.down(self.act(self.gate(x)) * self.up(x))
 
 
-class MoE(nn.Module):
+class TorchMoE(nn.Module):
     """A mixture of experts that drops no token."""
 
     def __init__(self, f: Fields) -> None:
@@ -147,22 +150,22 @@ class MoE(nn.Module):
         return y_XD.reshape(x_BTD.shape)
 
 
-class Attention(nn.Module):
+class TorchAttention(nn.Module):
     """Owners have k and v; readers attend to their owner's, normalized and rotated once."""
 
     def __init__(self, f: Fields, layer: int) -> None:
         super().__init__()
         self.f, self.owner, self.window = f, f.owner[layer], f.windows[layer]
         heads, kv_heads, owns = f.n_heads * f.head_dim, f.n_kv_heads * f.head_dim, f.owner[layer] == layer
-        self.q = Linear(f.d_model, heads, f.qkv_bias)
-        self.k = Linear(f.d_model, kv_heads, f.qkv_bias) if owns else None
-        self.v = Linear(f.d_model, kv_heads, f.qkv_bias) if owns else None
-        self.o = Linear(heads, f.d_model, f.out_bias)
+        self.q = TorchLinear(f.d_model, heads, f.qkv_bias)
+        self.k = TorchLinear(f.d_model, kv_heads, f.qkv_bias) if owns else None
+        self.v = TorchLinear(f.d_model, kv_heads, f.qkv_bias) if owns else None
+        self.o = TorchLinear(heads, f.d_model, f.out_bias)
         width = (f.head_dim, f.head_dim) if f.qk_norm_by_head else (heads, kv_heads)
-        self.q_norm = Norm(width[0], f, "rms") if f.qk_norm else None
-        self.k_norm = Norm(width[1], f, "rms") if f.qk_norm and owns else None
+        self.q_norm = TorchNorm(width[0], f, "rms") if f.qk_norm else None
+        self.k_norm = TorchNorm(width[1], f, "rms") if f.qk_norm and owns else None
 
-    def heads(self, y: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    def heads(self, y: torch.Tensor, norm: TorchNorm | None = None) -> torch.Tensor:
         """[B, heads, T, H]."""
         if norm is not None and not self.f.qk_norm_by_head:
             y, norm = norm(y), None
@@ -205,18 +208,18 @@ class Attention(nn.Module):
         return seen[None, None] if mask_BT is None else seen & mask_BT[:, None, None, -S:].bool()
 
 
-class Block(nn.Module):
+class TorchBlock(nn.Module):
     def __init__(self, f: Fields, layer: int) -> None:
         super().__init__()
 
-        def norm(wanted: bool) -> Norm | None:
-            return Norm(f.d_model, f) if wanted else None
+        def norm(wanted: bool) -> TorchNorm | None:
+            return TorchNorm(f.d_model, f) if wanted else None
 
         self.attention_norm, self.ffn_norm = norm(f.pre_norms), norm(f.pre_norms)
         self.attention_post_norm, self.ffn_post_norm = norm(f.post_norms), norm(f.post_norms)
-        self.attention = Attention(f, layer)
+        self.attention = TorchAttention(f, layer)
         sparse = f.n_experts and layer not in f.dense_layers
-        self.ffn = MoE(f) if sparse else FeedForward(f, f.d_ff_dense or f.d_ff)
+        self.ffn = TorchMoE(f) if sparse else TorchFeedForward(f, f.d_ff_dense or f.d_ff)
 
     def forward(self, x: torch.Tensor, *context: Any) -> torch.Tensor:
         x = x + normed(self.attention_post_norm, self.attention(normed(self.attention_norm, x), *context))
@@ -226,16 +229,16 @@ class Block(nn.Module):
 class MixAttentionForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MixAttentionConfig
     base_model_prefix = "model"
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["TorchBlock"]  # noqa: RUF012  transformers wants a list
     _supports_attention_backend = False
 
     def __init__(self, config: MixAttentionConfig) -> None:
         super().__init__(config)
         f = self.f = config.fields
-        self.embed = Embedding(f)
-        self.blocks = nn.ModuleList(Block(f, layer) for layer in range(f.n_layers))
-        self.final_norm = Norm(f.d_model, f)
-        self.lm_head = None if f.tied else Linear(f.d_model, f.vocab_size)
+        self.embed = TorchEmbedding(f)
+        self.blocks = nn.ModuleList(TorchBlock(f, layer) for layer in range(f.n_layers))
+        self.final_norm = TorchNorm(f.d_model, f)
+        self.lm_head = None if f.tied else TorchLinear(f.d_model, f.vocab_size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -292,7 +295,7 @@ class MixAttentionForCausalLM(PreTrainedModel, GenerationMixin):
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def normed(norm: Norm | None, x: torch.Tensor) -> torch.Tensor:
+def normed(norm: TorchNorm | None, x: torch.Tensor) -> torch.Tensor:
     return x if norm is None else norm(x)
 
 

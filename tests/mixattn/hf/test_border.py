@@ -1,4 +1,4 @@
-"""What comes in from a checkpoint directory is right, or refused in one sentence with file, field and value."""
+"""What comes in from a checkpoint is right, or refused in one sentence with file, field and value."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def test_more_end_tokens_than_the_engine_compares_are_refused_by_name(llama):
     change(llama, "generation_config.json", eos_token_id=list(range(12)))
     assert hf.stop_ids(llama) == list(range(12))
     with pytest.raises(
-        ValueError, match="names 12 tokens that end a text .eos_token_id.; the engine compares 8"
+        ValueError, match=r"names 12 tokens that end a text .eos_token_id.; the engine compares 8"
     ):
         eos_ids(llama)
 
@@ -207,7 +207,7 @@ def test_files_get_the_permissions_that_new_files_get(tmp_path):
 def test_what_config_json_repeats_for_others_must_agree_with_ours(tmp_path):
     hf.save(model(TINY), tmp_path)
     change(tmp_path, hidden_size=64)
-    with pytest.raises(ValueError, match="hidden_size is 64, but mixattn.d_model is 32"):
+    with pytest.raises(ValueError, match=r"hidden_size is 64, but mixattn\.d_model is 32"):
         hf.load(tmp_path)
 
 

@@ -165,5 +165,5 @@ def test_a_missing_tokenizer_is_named(tmp_path):
 @pytest.mark.parametrize("value", [3, [{"name": "x"}], {"default": 3}, [{"name": "../x", "template": "a"}]])
 def test_a_chat_template_that_is_none_is_refused(tmp_path, value):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-    with pytest.raises(ValueError, match="chat.template"):
+    with pytest.raises(ValueError, match=r"chat.template"):
         hf.chat_templates(tmp_path)
