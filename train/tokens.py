@@ -3,7 +3,8 @@
 A token folder holds `tokenizer.json`, whose end-of-text token separates documents (one trained here is
 byte-level BPE, and that token has id 0); for each of the parts train and validation a `PART.bin`
 (little-endian token ids, a separator before every document) and, if some tokens do not count in the loss, a
-`PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one {"path", "ids"} per document); and `manifest.json`, which is written last: a folder without it is incomplete.
+`PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one {"path", "ids"} per document); and
+`manifest.json`, which is written last: a folder without it is incomplete.
 
 Tokenizing is resumable: documents are grouped into shards, and finished shards are kept.
 """
