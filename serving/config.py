@@ -70,8 +70,8 @@ class EngineConfig:
       logprobs: alternatives whose log-probabilities a request may ask for; -1 = none compiled in.
       prompt_logprobs: compile in those of prompts too.
       layers_per_program: layers that one program runs. Fewer compile faster where layers are alike, since
-        they share programs, but make more calls per decode step, which cost a small model on a CPU 12 to 19 %
-        of a step. 0 = all; -1 = a few of a deep stack, all of a shallow one.
+        they share programs, but make more calls per decode step (`results/serving/segments.csv`). 0 = all;
+        -1 = a few of a deep stack, all of a shallow one.
       overlap: start the next decode step before the last one's tokens are read, where its outcome does not
         matter. Hides host time behind an accelerator; on a CPU both share the cores.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
@@ -93,7 +93,7 @@ class EngineConfig:
     penalties: bool = False
     logprobs: int = -1
     prompt_logprobs: bool = False
-    layers_per_program: int = 0
+    layers_per_program: int = -1
     overlap: bool = False
     debug: bool = False
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mixattn.hf import companions
 from mixattn.hf.json_file import read_object
 from mixattn.hf.quantised import refuse_codes
+from mixattn.hf.safetensors_file import save_aligned
 from mixattn.tools.files import write_text
 
 CONFIG, TOKENIZER, SINGLE, INDEX = (
@@ -191,8 +191,7 @@ def _write_shards(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], sh
     for i, shard in enumerate(_shards(tensors, shard_bytes)):
         part = directory / f".model-{i}.partial"
         with _removed_on_error(part):
-            save_file(shard, part, metadata={"format": "pt"})
-            part.chmod(_usual_mode(directory))
+            save_aligned(shard, part)
         parts.append((part, list(shard)))
         total_bytes += sum(x.nbytes for x in shard.values())
     if len(parts) == 1:
@@ -224,13 +223,3 @@ def _removed_on_error(part: Path) -> Iterator[None]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _usual_mode(directory: Path) -> int:
-    """The permissions that a new file gets here, which safetensors' files do not."""
-    probe = directory / ".mode.partial"
-    try:
-        probe.touch()
-        return probe.stat().st_mode & 0o777
-    finally:
-        probe.unlink(missing_ok=True)

@@ -134,7 +134,7 @@ class ModelRunner:
         return batch
 
     def _batch(self, chunks: Sequence[PrefillChunk], features: SamplingFeatures) -> PrefillBatch:
-        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
+        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks), features)
         batch = self._programs.blank_prefill(*shape, features)
         for r, chunk in enumerate(chunks):
             req, count = chunk.req, chunk.end - chunk.start
@@ -165,6 +165,7 @@ class ModelRunner:
         stops = sorted(stream.stops)
         batch.stop_RE[r, : len(stops)] = stops
         batch.min_end_R[r] = req.info.prompt_tok + sampling.min_tokens
+        batch.logprobs_R[r] = sampling.logprobs is not None
         if batch.penalties is not None:
             batch.penalties.set(r, sampling, stream.request.prompt_ids, req.output_ids)
 

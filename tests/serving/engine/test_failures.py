@@ -217,7 +217,7 @@ def test_row_11_prompts_at_the_edges_of_pages_chunks_and_buckets(length):
 def test_row_12_a_shape_outside_the_buckets_fails_its_request_and_compiles_nothing(monkeypatch):
     eng = engine()
     known = eng.stats().programs
-    monkeypatch.setattr(eng.programs, "bucket", lambda requests, tokens: (3, 17))
+    monkeypatch.setattr(eng.programs, "bucket", lambda requests, tokens, features: (3, 17))
     [output] = eng.run([info([1, 2, 3])])
     assert output.finish_reason == "error"
     monkeypatch.undo()
