@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A shell that starts `make test` in the background ignores Ctrl-C for it, and programs inherit that. Tests that
-# press Ctrl-C in a program of their own need the default, which a program inherits from a handled signal.
+# A shell that starts `make test` in the background makes it ignore Ctrl-C, and programs inherit that. Tests
+# that press Ctrl-C in a program of their own need the default, which follows from a handled signal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -43,7 +43,7 @@ class _WithDigests(atomicity.AtomicRenameTemporaryPath):
     """Adds the digests to a finished checkpoint before it gets its name."""
 
     async def finalize(self) -> None:
-        named = self._final_path
+        named: epath.Path = self._final_path
         # Still a temporary name, which orbax removes at its next start.
         self._final_path = epath.Path(f"{self._tmp_path}-whole")
         try:

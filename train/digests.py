@@ -1,7 +1,7 @@
 """Digests of every file of a folder, so that damage is noticed before anything is read.
 
-`digests.txt` holds a line for each file (XXH3-128 in hex, bytes, relative path), sorted by path, and ends with
-the digest of these lines. It is no defence against somebody who wants to deceive: anyone can write it anew.
+`digests.txt` holds a line for each file (XXH3-128 in hex, bytes, relative path), sorted by path, and ends
+with the digest of these lines. It is no defence against somebody who wants to deceive: anyone can write it.
 """
 
 from collections.abc import Iterable
