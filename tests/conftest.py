@@ -2,17 +2,8 @@
 
 import os
 import signal
-import threading
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-# A shell that starts the suite in the background ignores Ctrl-C for it, and children inherit that: the tests
-# that interrupt one would wait for ever.
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    and threading.current_thread() is threading.main_thread()
-):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
@@ -20,6 +11,11 @@ from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell that starts `make test` in the background makes it ignore Ctrl-C, and programs inherit that. Tests
+# that press Ctrl-C in a program of their own need the default, which follows from a handled signal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A first call compiles, so an example's wall time says nothing; and CI must not depend on luck.
 settings.register_profile(

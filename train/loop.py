@@ -185,7 +185,7 @@ class Trainer:
                     raise KeyboardInterrupt
         return state.params
 
-    def _tokens_after(self, step: int) -> int:
+    def tokens_after(self, step: int) -> int:
         """Training tokens seen after `step`, over all stages."""
         seen = 0
         for stage, steps in zip(self.experiment.train.stages, self.steps):
@@ -224,7 +224,7 @@ class Trainer:
             loss=float(metrics.loss),
             grad_norm=float(metrics.grad_norm),
             rate=float(metrics.lr_scale) * train.optimizer.learning_rate,
-            tokens=self._tokens_after(step),
+            tokens=self.tokens_after(step),
             seconds=seconds,
             tokens_per_s=stage.batch_size * stage.seq_len / step_s,
             load_balance=float(metrics.load_balance),

@@ -45,8 +45,8 @@ def run(
       OSError: the folder cannot be written.
     """
     folder = Path(workdir)
-    with claimed(folder, experiment):
-        if (folder / "summary.json").exists() and step is None:
+    with claimed(folder, experiment, step) as claim:
+        if (folder / "summary.json").exists() and step is None and not claim.changes:
             summary = files.read_json(folder / "summary.json")
             print(
                 f"{folder} is trained already: {_verdict(summary)}; remove it or pass --step to train again"
@@ -54,8 +54,9 @@ def run(
             return summary
         params = initial_params(experiment)
         trainer, start_step = prepare_run(
-            experiment, folder, params, step=step, tensorboard=tensorboard, evaluators=evaluators
+            experiment, claim, params, step=step, tensorboard=tensorboard, evaluators=evaluators
         )
+        claim.record()
         with contextlib.ExitStack() as closing:
             for part in (trainer.line, trainer.metrics, trainer.board, trainer.checkpoints):
                 if part:
@@ -111,8 +112,8 @@ def _summary(trainer: Trainer, params: Params, loss: float, rows: list[dict[str,
         "passed": must_beat == "none" or loss < trainer.baselines[must_beat],
         "parameters": optimizer.count_params(params),
         "steps": trainer.steps,
-        "tokens": int(rows[-1]["tokens"]),
-        "train_seconds": float(rows[-1]["seconds"]),
+        "tokens": trainer.tokens_after(sum(trainer.steps)),
+        "train_seconds": trainer.seconds,
         "corpus": {"path": experiment.data.path or "the standard library", **corpus.manifest},
         "evaluated": trainer.evaluated,
         "curve": [{name: float(row[name]) for name in curve if row[name]} for row in rows],
@@ -126,7 +127,8 @@ def _export(experiment: TrainingExperiment, params: Params, corpus: TokenizedCor
     stages = experiment.train.stages
     theta = stages[-1].rope_theta or experiment.model.rope_theta
     config = ModelConfig(**{**vars(experiment.model), "rope_theta": theta})
-    model = objective.model_of(config, params)
+    # The master copy is more exact than what the config asks for.
+    model = objective.model_of(config, {path: x.astype(config.dtype) for path, x in params.items()})
     unfinished = folder / ".model.part"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -180,7 +180,11 @@ MORE = {
     ),
     "phi3_sliding": (
         "phi3",
-        {**{n: v for n, v in SMALL.items() if n != "head_dim"}, "num_key_value_heads": 4, "sliding_window": 5},
+        {
+            **{n: v for n, v in SMALL.items() if n != "head_dim"},
+            "num_key_value_heads": 4,
+            "sliding_window": 5,
+        },
     ),
     "qwen3_moe_renormalized": (
         "qwen3_moe",

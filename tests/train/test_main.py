@@ -66,6 +66,8 @@ def test_a_run_writes_a_model_prompts_and_a_summary(trained):
     _, config = hf.load(workdir / "model")
     assert config.kv_wiring == "0s_1"
     tokenizer = hf.load_tokenizer(workdir / "model")
+    end = tokenizer.token_to_id(tokens.SEPARATOR)
+    assert hf.special_ids(workdir / "model") == (end, (end,), end)
     documents = [json.loads(line) for line in (workdir / "heldout.jsonl").read_text().splitlines()]
     assert len(documents) == summary["corpus"]["parts"]["heldout"]["documents"]
     name, ids = documents[0]["path"], documents[0]["ids"]
