@@ -42,8 +42,8 @@ class DataConfig:
       validation_share: share of the documents that validate.
       heldout_share: share of the documents that are kept as prompts in heldout.jsonl (0 = none).
       tokenizer: a tokenizer.json or a folder with one, to use instead of training one ("" = train one).
-      separator: text of the tokenizer's token that goes before every document ("" = the one that it ends texts
-        with; a tokenizer trained here has its own).
+      separator: text of the tokenizer's token that goes before every document ("" = the one that it ends
+        texts with; a tokenizer trained here has its own).
       token_dtype: numbers in a .bin file: "uint16" or "uint32", little-endian.
     """
 

@@ -95,10 +95,12 @@ class Companions:
         settings = {name: value for name, value in self.settings.items() if name not in _NOT_CARRIED}
         assert self.tokenizer is not None
         for role, id in (("bos", ids.bos), ("eos", ids.eos[0] if ids.eos else None), ("pad", ids.pad)):
-            if id is not None and not tokenizer_file.token_text(settings.get(f"{role}_token")):
+            # Naming an ordinary piece makes transformers cut texts at it, and so encode them differently.
+            named = tokenizer_file.token_text(settings.get(f"{role}_token"))
+            if id is not None and not named and id in self.tokenizer.get_added_tokens_decoder():
                 settings[f"{role}_token"] = self.tokenizer.id_to_token(id)
-        named = {f"{role}_token" for role in _ROLES}
-        settings = {k: tokenizer_file.token_text(v) or None if k in named else v for k, v in settings.items()}
+        names = {f"{role}_token" for role in _ROLES}
+        settings = {k: tokenizer_file.token_text(v) or None if k in names else v for k, v in settings.items()}
         return {"model_max_length": max_tok, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 

@@ -107,7 +107,7 @@ def _read_qwen3_moe(raw: Raw) -> Raw:
             "qk_norm": True,
             "d_ff": raw["moe_intermediate_size"],
             "d_ff_dense": raw["intermediate_size"],
-            "n_experts": raw["num_experts"],
+            "n_experts": raw.get("num_local_experts") or raw["num_experts"],  # as transformers 5 writes it
             "experts_per_token": raw["num_experts_per_tok"],
             "dense_layers": tuple(sorted(dense)),
             "router_order": "softmax_topk" if raw["norm_topk_prob"] else "softmax_topk_raw",
@@ -262,6 +262,7 @@ def _read_opt(raw: Raw) -> Raw:
 
 
 def _write_opt(config: ModelConfig) -> Raw:
+    _whole_heads(config)
     return {
         "num_hidden_layers": config.n_layers,
         "hidden_size": config.d_model,

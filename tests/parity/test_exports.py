@@ -108,7 +108,15 @@ def test_an_export_is_read_back_the_same(name, tokenizer, tmp_path):
         ids = [tokenizer.encode(text).ids for text in TEXTS]
         stop = new[: new.index(eos) + 1] if new else []
         np.savez(folder / "want.npz", tokens=tokens, logits=want)
-        about = {"new": stop, "eos": eos, "pad": 1, "texts": TEXTS, "ids": ids, "native": family == "mixattn"}
+        about = {
+            "new": stop,
+            "eos": eos,
+            "named_eos": 0 if eos == 0 else None,
+            "pad": 1,
+            "texts": TEXTS,
+            "ids": ids,
+            "native": family == "mixattn",
+        }
         (folder / "want.json").write_text(json.dumps(about))
 
 

@@ -52,7 +52,7 @@ def check_tokenizer(folder: Path, model, about: dict) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=about["native"])
     found = {
         "ids": [tokenizer(text)["input_ids"] for text in about["texts"]],
-        "eos": tokenizer.eos_token_id,
+        "named_eos": tokenizer.eos_token_id,
         "pad": tokenizer.pad_token_id,
     }
     wrong = [f"{name} {value}, not {about[name]}" for name, value in found.items() if value != about[name]]

@@ -167,3 +167,14 @@ def test_a_chat_template_that_is_none_is_refused(tmp_path, value):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     with pytest.raises(ValueError, match=r"chat.template"):
         hf.chat_templates(tmp_path)
+
+
+def test_only_special_tokens_are_named_beside_the_tokenizer(tmp_path):
+    """transformers cuts texts at whatever is named, so naming an ordinary word would change what they encode to."""
+    made = words()
+    made.add_special_tokens(["w3"])
+    hf.save(model(SHORT), tmp_path, made, extra={"eos_token_id": 3, "pad_token_id": 5})
+    named = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert named["eos_token"] == "w3"
+    assert "pad_token" not in named
+    assert hf.special_ids(tmp_path) == SpecialIds(None, (3,), 5)
