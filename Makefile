@@ -30,7 +30,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@python=$$(.ci/find-python) || exit 1; \
 	echo "setting up $(VENV) with $$python (about a minute)"; \
 	$$python -m venv $(VENV) && \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,serve,dev]"
 	@touch $@
 
 # Three commands that meet in one folder; each continues or repeats on its own.
@@ -81,7 +81,7 @@ $(VENV)-aot/.ready: pyproject.toml constraints.txt
 	@python=$$(.ci/find-python) || exit 1; \
 	echo "setting up $(VENV)-aot with the TPU and GPU compilers"; \
 	$$python -m venv $(VENV)-aot && \
-	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,dev]" && \
+	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,serve,dev]" && \
 	for extra in aot-tpu aot-cuda gpu; do \
 	  $(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
 	  2>$(VENV)-aot/$$extra.log \

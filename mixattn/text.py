@@ -11,8 +11,9 @@ from typing import Any
 
 import tokenizers
 
+from mixattn import chat_template
 from mixattn.generation import generate
-from mixattn.hf import chat_template, chat_templates, encode, open_source, tokenizer_settings
+from mixattn.hf import chat_templates, encode, open_source, tokenizer_settings
 from mixattn.model import Transformer
 
 

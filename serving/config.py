@@ -69,6 +69,7 @@ class EngineConfig:
       penalties: compile in penalties and `logit_bias`; 9 bytes per slot and vocabulary entry.
       logprobs: alternatives whose log-probabilities a request may ask for; -1 = none compiled in.
       prompt_logprobs: compile in those of prompts too.
+      grammar: compile in masks of the tokens that a request's grammar allows.
       layers_per_program: layers that one program runs. Fewer compile faster where layers are alike, since
         they share programs, but make more calls per decode step (`results/serving/segments.csv`). 0 = all;
         -1 = a few of a deep stack, all of a shallow one.
@@ -93,6 +94,7 @@ class EngineConfig:
     penalties: bool = False
     logprobs: int = -1
     prompt_logprobs: bool = False
+    grammar: bool = False
     layers_per_program: int = -1
     overlap: bool = False
     debug: bool = False

@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 type ClientId = str
 type RequestId = str
@@ -152,6 +152,16 @@ def _biases(values: Any) -> bool:
     )
 
 
+class TokenGrammar(Protocol):
+    """Which tokens may come next in one output."""
+
+    def fill(self, allowed_W: Any) -> None:
+        """Sets bit `v % 32` of word `v // 32` of a uint32 row for each token `v` that may come next."""
+
+    def accept(self, id: int) -> Literal["stop", "length"] | None:
+        """Goes on by a token; tells why the output ends with it, if it does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One client's request.
@@ -164,8 +174,9 @@ class Request:
       cache_salt: requests share cached prefixes only with requests of the same salt.
       deadline_s: seconds after arrival at which it ends, finished or not.
       priority: among requests that a policy serves in order of arrival (a client's own; with `fcfs`, all),
-        higher goes first. Files of requests and language models say it the other way round, as vLLM does;
-        their borders turn the sign.
+        higher goes first. Files of requests, HTTP and language models say it the other way round, as vLLM
+        does; their borders turn the sign.
+      grammar: makes the grammar of one output; None = any text.
     """
 
     client: ClientId
@@ -175,6 +186,7 @@ class Request:
     cache_salt: str = ""
     deadline_s: float | None = None
     priority: int = 0
+    grammar: Callable[[], TokenGrammar] | None = None
 
     def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt"):

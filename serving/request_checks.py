@@ -43,6 +43,8 @@ def check_features(request: Request, model: ModelConfig, config: EngineConfig, *
         )
     if sampling.stop and not decodes:
         raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
+    if request.grammar is not None and not config.grammar:
+        raise ValueError(f"request {id!r} has a grammar, but config.grammar is off")
     if sampling.has_penalties and not config.penalties:
         raise ValueError(f"request {id!r} asks for penalties or a bias, but config.penalties is off")
     if sampling.top > (most := min(config.logprobs, model.vocab_size)):

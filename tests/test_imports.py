@@ -20,6 +20,7 @@ MAY: dict[str, set[str]] = {
         "torch",
         "transformers",
     },  # runs elsewhere, imported by nobody here
+    "mixattn.chat_template": {"jinja2"},
     "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
@@ -72,6 +73,12 @@ MAY: dict[str, set[str]] = {
         "etils",
     },
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
+    "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
+    | {"prometheus_client", "llguidance", "absl"},
+    "serving.http.template_worker": {
+        "jinja2",
+        "mixattn.chat_template",
+    },  # a process of its own, with nothing of the server in it
     "serving.request": set(),
     "serving.config": set(),
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
@@ -231,6 +238,7 @@ LOADS_JAX = (
     "mixattn.spec.__main__",
     "serving.sim.suites",
     "mixattn.evals.dafnybench.command",
+    "mixattn.evals.dafnybench.measurements",
     "mixattn.evals.clover.command",
     "mixattn.evals.arena.commands",
 )

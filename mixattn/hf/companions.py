@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from mixattn.chat_template import token_text
 from mixattn.hf import json_file, tokenizer_file
 
 GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
@@ -72,9 +73,7 @@ class Companions:
             if values.get(field) is not None:
                 return _ids(values[field], f"{where}: {file} has {field}", vocab_size, role)
         id = None
-        if self.tokenizer is not None and (
-            text := tokenizer_file.token_text(self.settings.get(f"{role}_token"))
-        ):
+        if self.tokenizer is not None and (text := token_text(self.settings.get(f"{role}_token"))):
             id = self.tokenizer.token_to_id(text)
         return [] if id is None else [id]
 
@@ -96,11 +95,11 @@ class Companions:
         assert self.tokenizer is not None
         for role, id in (("bos", ids.bos), ("eos", ids.eos[0] if ids.eos else None), ("pad", ids.pad)):
             # Naming an ordinary piece makes transformers cut texts at it, and so encode them differently.
-            named = tokenizer_file.token_text(settings.get(f"{role}_token"))
+            named = token_text(settings.get(f"{role}_token"))
             if id is not None and not named and id in self.tokenizer.get_added_tokens_decoder():
                 settings[f"{role}_token"] = self.tokenizer.id_to_token(id)
         names = {f"{role}_token" for role in _ROLES}
-        settings = {k: tokenizer_file.token_text(v) or None if k in names else v for k, v in settings.items()}
+        settings = {k: token_text(v) or None if k in names else v for k, v in settings.items()}
         return {"model_max_length": max_tok, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from mixattn.chat_template import token_text
 from mixattn.hf import json_file
 
 NAME = "tokenizer.json"
@@ -103,12 +104,6 @@ def end_token(
         f"{where} names no token that ends a text (eos_token in tokenizer_config.json), and has none of "
         f"{', '.join(END_NAMES[:5])}; name one"
     )
-
-
-def token_text(value: Any) -> str:
-    """The text of a special token, which tokenizer_config.json stores as a string or as an object."""
-    text = value.get("content") if isinstance(value, Mapping) else value
-    return text if isinstance(text, str) else ""
 
 
 def _named(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], name: str) -> list[int]:

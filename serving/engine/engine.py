@@ -149,6 +149,20 @@ class Engine:
         """Ends a request; False if it is not live. The next step returns its last delta."""
         return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
+    def fail_all(self) -> None:
+        """Ends every live request as `error` and starts from a fresh state, after `step` itself raised."""
+        self._counts.resets += 1
+        self._in_flight = None
+        for name in list(self.streams):
+            self._drop(name, "error")
+        self.memory.clear_cache()
+        self.state = self.programs.fresh_state()
+
+    def take_done(self) -> list[Delta]:
+        """Deltas that the next step would return first."""
+        done, self._done = self._done, []
+        return done
+
     @property
     def live(self) -> bool:
         """Whether any request is unfinished or has a delta to fetch."""
@@ -184,7 +198,11 @@ class Engine:
         if in_flight is None and (plan := self.scheduler.plan(now_s)):
             in_flight = self._launch(plan)
         if in_flight is not None:
-            if self.config.overlap and (plan := self.scheduler.ahead(in_flight.plan)):
+            if (
+                self.config.overlap
+                and not self._bound_by_grammar(in_flight)
+                and (plan := self.scheduler.ahead(in_flight.plan))
+            ):
                 self._in_flight = self._launch(plan)
                 self._counts.ahead += 1
             sent = time.perf_counter()
@@ -299,6 +317,11 @@ class Engine:
         except Exception as why:
             self._reset(plan, why)
             return None
+
+    def _bound_by_grammar(self, in_flight: InFlightStep) -> bool:
+        """Whether a row's next mask depends on the token that the running step samples."""
+        rows = [stream for req in in_flight.plan.decode if (stream := self.streams.get(req.info.id))]
+        return any(stream.grammar is not None for stream in rows)
 
     def _wait_for(self, in_flight: InFlightStep) -> InFlightStep | None:
         try:

@@ -9,7 +9,7 @@ from absl import logging
 
 from serving.engine.detokenizer import Decode, IncrementalDetokenizer
 from serving.engine.plan import StepResult
-from serving.request import Delta, Logprob, Output, Request
+from serving.request import Delta, FinishReason, Logprob, Output, Request
 
 
 class OutputStream:
@@ -27,6 +27,7 @@ class OutputStream:
         self.text = decode and IncrementalDetokenizer(
             decode, sampling.stop, include_stop=sampling.include_stop, prompt=request.prompt_ids
         )
+        self.grammar = request.grammar() if request.grammar is not None else None
         self.logprobs: list[Logprob] = []
         self.prompt_logprobs: dict[int, Logprob] = {}
         self._stop: int | str | None = None
@@ -48,17 +49,20 @@ class OutputStream:
         Args:
           broken: the logits after `ids` were not finite.
         """
+        ended: FinishReason | None = None
         text, tokens_to_min = self.text, self.sampling.min_tokens - self._taken
         for n, id in enumerate(ids, 1):
             if id in self.stops and n >= tokens_to_min:
                 self._stop = id
             elif text is not None and self._guarded(text.push, id, may_stop=n >= tokens_to_min):
                 self._stop = text.stopped_by
+            elif self.grammar is not None:
+                ended = self.grammar.accept(id)
             if self._failed:
                 return StepResult(n, ids[:n], "error")
-            if self._stop is not None:
+            if self._stop is not None or ended is not None:
                 self.logprobs += logprobs[:n]
-                return StepResult(n, ids[:n], "stop")
+                return StepResult(n, ids[:n], ended or "stop")
         self._taken += len(ids)
         self.logprobs += logprobs
         return StepResult(len(ids), ids, "error" if broken or self._failed else None)

@@ -41,8 +41,7 @@ def renderer(model: str | Path, tokenizer: "Tokenizer", **variables: Any) -> Ren
 
     The template writes the begin-of-text token itself where the model wants one, so the tokenizer adds none.
     """
-    from mixattn import hf
-    from mixattn.hf import chat_template
+    from mixattn import chat_template, hf
 
     templates, settings = hf.chat_templates(model), hf.tokenizer_settings(model)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixattn.hf import chat_template
+from mixattn import chat_template
 from tests.parity import chat_cases
 
 FOLDER = os.environ.get("MIXATTN_PARITY")

@@ -334,13 +334,13 @@ class Statements:
                 raise DafnyTextError(self.tokens[i].line, f"{self._text[i]!r} has no block")
             close = self.partner[at]
             self._keep(start, at + 1)
-            inside = len(code)
             if self._text[at + 1] == "case":
                 self._cases(at + 1, close)
-                holds = True
+                holds |= self._any_code
             else:
+                inside = len(code)
                 self.statements(at + 1, close)
-            holds |= len(code) > inside
+                holds |= len(code) > inside
             self._keep(close, close + 1)
             at = close + 1
             if not (self._text[i] == "if" and at < end and self._text[at] == "else"):

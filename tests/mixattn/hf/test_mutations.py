@@ -13,8 +13,7 @@ import pytest
 from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from mixattn import hf
-from mixattn.hf import chat_template
+from mixattn import chat_template, hf
 from tests.mixattn.hf import mutations
 from tests.mixattn.tiny import model, wired
 

@@ -3,7 +3,7 @@
 Beside Jinja's own there are `raise_exception`, `strftime_now`, a `tojson` that escapes nothing, `{% break %}`
 and `{% continue %}`, and `{% generation %}`, which marks what an assistant said and prints it unchanged.
 Special tokens that a checkpoint does not name are undefined, and so is every key of a message whose value is
-null.
+null. Imports neither jax nor, before it renders, jinja2.
 """
 
 import json
@@ -12,10 +12,9 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mixattn.hf.tokenizer_file import token_text
-
 if TYPE_CHECKING:
     import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 type Message = Mapping[str, Any]
 
@@ -55,18 +54,36 @@ def render(
     """
 
     text = choose(templates, template, tools, where)
-    special = {name: token_text(settings.get(name)) for name in _TOKENS}
-    context = {name: value for name, value in special.items() if value} | variables
-    context |= {"tools": None if tools is None else list(tools), "documents": documents and list(documents)}
+    given: dict[str, Any] = {**special_tokens(settings), **variables, "messages": list(messages)}
+    given |= {"tools": None if tools is None else list(tools), "documents": documents and list(documents)}
+    given["add_generation_prompt"] = add_generation_prompt
     try:
-        plain = _plain({**context, "messages": [_message(message) for message in messages]})
-        return _compiled(text).render(plain | {"add_generation_prompt": add_generation_prompt})
+        return _compiled(text).render(context(given))
     except TemplateRefusal as why:
         raise ValueError(f"the chat template of {where} refuses these messages: {_first_line(why)}") from why
     except (RecursionError, MemoryError) as why:
         raise ValueError(f"the chat template of {where} does not end: {type(why).__name__}") from why
     except Exception as why:  # a template may do anything wrong that Python can
         raise ValueError(f"the chat template of {where} does not render: {_first_line(why)}") from why
+
+
+def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names, by role."""
+    found = {name: token_text(settings.get(name)) for name in _TOKENS}
+    return {name: text for name, text in found.items() if text}
+
+
+def token_text(value: Any) -> str:
+    """The text of a special token, which tokenizer_config.json stores as a string or as an object."""
+    text = value.get("content") if isinstance(value, Mapping) else value
+    return text if isinstance(text, str) else ""
+
+
+def context(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template sees: `messages` without nulls, `tools` and `documents` null where there are none."""
+    messages = [_message(message) for message in variables.get("messages", ())]
+    plain: dict[str, Any] = _plain({"tools": None, "documents": None, **variables, "messages": messages})
+    return plain
 
 
 def choose(templates: Mapping[str, str], name: str | None, tools: Sequence[Any] | None, where: object) -> str:
@@ -114,6 +131,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 @lru_cache(maxsize=16)
 def _compiled(text: str) -> "jinja2.Template":
+    return environment().from_string(text)
+
+
+def environment() -> "ImmutableSandboxedEnvironment":
+    """A sandbox with what Hugging Face's templates expect to find."""
     import jinja2
     from jinja2 import ext, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -151,13 +173,13 @@ def _compiled(text: str) -> "jinja2.Template":
     def strftime_now(format: str) -> str:
         return datetime.now().strftime(format)
 
-    environment = ImmutableSandboxedEnvironment(
+    made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    environment.globals |= {"namespace": Namespace, "dict": Dict()}
-    return environment.from_string(text)
+    made.filters["tojson"] = _to_json
+    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    made.globals |= {"namespace": Namespace, "dict": Dict()}
+    return made
 
 
 def _to_json(
