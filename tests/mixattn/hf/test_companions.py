@@ -170,7 +170,7 @@ def test_a_chat_template_that_is_none_is_refused(tmp_path, value):
 
 
 def test_only_special_tokens_are_named_beside_the_tokenizer(tmp_path):
-    """transformers cuts texts at whatever is named, so naming an ordinary word would change what they encode to."""
+    """transformers cuts texts at whatever is named: naming an ordinary word changes what they encode to."""
     made = words()
     made.add_special_tokens(["w3"])
     hf.save(model(SHORT), tmp_path, made, extra={"eos_token_id": 3, "pad_token_id": 5})
