@@ -141,7 +141,8 @@ def write(
         with files.whole(folder / "tokenizer.json") as temporary:
             trained.save(str(temporary))
     encoder = hf.read_tokenizer(folder / "tokenizer.json")
-    separator_id = hf.end_token(tokenizer, separator) if tokenizer else encoder.token_to_id(SEPARATOR)
+    given = tokenizer or folder / "tokenizer.json"
+    separator_id = hf.end_token(given, separator if tokenizer else SEPARATOR)
     shards = []
     left_out: list[LeftOut] = []
     for documents in _grouped(source.documents(left_out)):

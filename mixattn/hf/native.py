@@ -77,9 +77,8 @@ def _model_config(fields: dict[str, Any]) -> ModelConfig:
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"config.json has a field {unknown[0]!r} that ModelConfig does not have")
     tuples = {name for name, kind in known.items() if kind in (tuple[int, ...], tuple[float, ...])}
-    return ModelConfig(
-        **{
-            name: tuple(value) if name in tuples and isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if name in tuples and isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+    return ModelConfig(**values)

@@ -51,7 +51,7 @@ def number(section: Mapping[str, Any], name: str, where: str, default: float | N
     Raises:
       ValueError: it is missing and has no default, or is no such number.
     """
-    value = section.get(name)
+    value: Any = section.get(name)
     if value is None and default is not None:
         return default
     if not _is_number(value) or value <= 0:

@@ -47,9 +47,9 @@ def _broken_whole(name: str, value: Any) -> str:
     low, high = _LEAST.get(name, 0), _MOST.get(name, _SIZE)
     if not isinstance(value, Integral) or isinstance(value, bool):
         return "a whole number"
-    if value < low:
+    if int(value) < low:
         return f"at least {low}"
-    return f"at most {high}" if value > high else ""
+    return f"at most {high}" if int(value) > high else ""
 
 
 def _broken_number(name: str, value: Any) -> str:
