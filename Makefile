@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf model dafny clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf clients model dafny clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-long  nightly-size property runs"
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
+	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
@@ -93,6 +94,18 @@ $(VENV)-aot/.ready: pyproject.toml constraints.txt
 $(PARITY)/.ready: .ci/parity-env
 	@.ci/parity-env $(PARITY)
 	@touch $@
+
+# Clients of OpenAI's protocol in an environment of their own, which has no jax and no torch (650 MB).
+CLIENTS := $(VENV)-clients
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(CLIENTS) with $$python (about two minutes)"; \
+	$$python -m venv $(CLIENTS) && \
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@touch $@
+
+clients: setup $(CLIENTS)/.ready
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.clients --peer=$(CLIENTS)/bin/python
 
 parity: setup $(PARITY)/.ready
 	rm -rf build/parity

@@ -21,6 +21,7 @@ class Limits:
       mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
       share_cold: a request whose next page a running one is computing waits for that page instead of
         computing it too.
+      damped: whether optimistic admission learns from preemptions how many requests to run at once.
       admission: `reserve` reserves what a request needs until its end, so that none is ever preempted
         (`serving.kvcache.reservation`; the fairness bounds assume it); `optimistic` only its prompt's pages.
     """
@@ -32,6 +33,7 @@ class Limits:
     mixed: bool = True
     share_cold: bool = True
     admission: Admission = "reserve"
+    damped: bool = True
 
     def check(self) -> None:
         if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:

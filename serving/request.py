@@ -176,6 +176,8 @@ class Request:
       priority: among requests that a policy serves in order of arrival (a client's own; with `fcfs`, all),
         higher goes first. Files of requests, HTTP and language models say it the other way round, as vLLM
         does; their borders turn the sign.
+      program: the task it is a call of, e.g. an agent's; with `unit="program"`, policies charge all calls
+        of a program to one account, in place of the client's.
       grammar: makes the grammar of one output; None = any text.
     """
 
@@ -186,10 +188,11 @@ class Request:
     cache_salt: str = ""
     deadline_s: float | None = None
     priority: int = 0
+    program: str = ""
     grammar: Callable[[], TokenGrammar] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("client", "id", "cache_salt"):
+        for name in ("client", "id", "cache_salt", "program"):
             if not isinstance(value := getattr(self, name), str) or not is_text(value):
                 raise ValueError(f"request {self.id!a}: {name} is {value!a}; it must be text")
         try:
@@ -228,6 +231,7 @@ class RequestInfo:
       prompt_tok: prompt length, in tokens.
       max_output_tok: the most tokens it may produce.
       predicted_tok: a prediction of its output length, if there is one.
+      program: see `Request`; "" for none.
     """
 
     id: RequestId
@@ -236,6 +240,7 @@ class RequestInfo:
     prompt_tok: int
     max_output_tok: int
     predicted_tok: int | None = None
+    program: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,15 +79,18 @@ MAY: dict[str, set[str]] = {
         "jinja2",
         "mixattn.chat_template",
     },  # a process of its own, with nothing of the server in it
+    "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
     "serving.fair": {"serving.request"},
+    "serving.fair.gap_meter": {"serving.fair", "serving.request", "numpy"},
     "serving.kvcache": {"numpy", "pallas_kernels.masks", "serving.request", "serving.config"},
     "serving.kvcache.sizing": {"serving.kvcache", "serving.config", "mixattn.spec", "numpy"},
     "serving.engine.plan": {"serving.kvcache", "serving.request"},
     "serving.engine.scheduler": {"serving.kvcache", "serving.request", "serving.config", "serving.fair"}
-    | {"serving.engine.plan"},
+    | {"serving.engine.plan", "serving.engine.admission_window"},
+    "serving.engine.admission_window": set(),
     "serving.sim": {"numpy", "serving.engine.plan", "serving.engine.scheduler"}
     | {f"serving.{room}" for room in ("kvcache", "fair", "request", "config")},
     "serving.sim.suites": {

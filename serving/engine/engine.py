@@ -149,6 +149,14 @@ class Engine:
         """Ends a request; False if it is not live. The next step returns its last delta."""
         return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
 
+    def set_weight(self, client: str, weight: float) -> None:
+        """From now on the client has this share of the server.
+
+        Raises:
+          ValueError: the policy does not share by weight, or the weight is not above 0.
+        """
+        self.scheduler.set_weight(client, weight, self.clock())
+
     def fail_all(self) -> None:
         """Ends every live request as `error` and starts from a fresh state, after `step` itself raised."""
         self._counts.resets += 1
@@ -263,7 +271,14 @@ class Engine:
     def _queue(self, request: Request, name: str, index: int) -> None:
         seq = next(self._seq) - request.priority * PRIORITY_STEP
         sampling, now_s = request.sampling, self.clock()
-        info = RequestInfo(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
+        info = RequestInfo(
+            name,
+            request.client,
+            seq,
+            len(request.prompt_ids),
+            sampling.max_tokens,
+            program=request.program,
+        )
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         accepted = self.scheduler.submit(
             RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s

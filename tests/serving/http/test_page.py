@@ -63,6 +63,19 @@ def test_metrics_are_what_prometheus_reads(server):
     assert {"mixattn:prompt_tokens", "mixattn:time_to_first_token_seconds"} <= families
 
 
+def test_other_servers_names_are_exported_where_asked_for():
+    from serving.http.metrics import ServerMetrics
+
+    assert b"vllm:" not in ServerMetrics("m").text()
+    text = ServerMetrics("m", compat=True).text()
+    for name in (
+        b"vllm:num_requests_running",
+        b"sglang:num_queue_reqs",
+        b"vllm:time_to_first_token_seconds_bucket",
+    ):
+        assert name in text
+
+
 def test_openapi_lists_every_route(server):
     document = server.get("/openapi.json")[1]
     assert document["openapi"].startswith("3.")
