@@ -180,6 +180,11 @@ def _trace_experiment(notes: list[str]) -> FairnessExperiment:
         notes.append(f"{', '.join(blind)} cannot share by weight and ran without; the figures are by weight")
     if _SEEDS.value > 1 and not trace.random:
         notes.append("nothing in this trace is left to chance: all seeds give the same workload")
+    if experiment.groups:
+        notes.append(
+            f"measured by program: {len(experiment.groups)} clients are "
+            f"{len(set(experiment.groups.values()))} programs"
+        )
     if experiment.demand_s < 60:
         notes.append(
             f"requests arrive for {experiment.demand_s:.3g} s: too short for figures that leave out "
