@@ -49,6 +49,9 @@ COMMANDS: dict[str, Command] = {
     "bench-serving": Command(
         "serving.bench", "benchmark: the engine, part by part and against other programs"
     ),
+    "bench-client": Command(
+        "serving.bench.client", "benchmark: load on any server that speaks OpenAI's protocol"
+    ),
     "aot-record": Command(
         "pallas_kernels.aot_record", "record what the TPU and GPU compilers produce for every kernel"
     ),

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import Generator
 from typing import Any
@@ -16,24 +15,6 @@ from serving.http.protocol import guarded
 from serving.http.service import Service
 
 TICK_S = 0.5  # of the housekeeping
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket.
-
-    Raises:
-      ValueError: the port is taken, or the host is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((host, port))
-    except (OSError, OverflowError) as why:
-        made.close()
-        raise ValueError(f"--host={host} --port={port} cannot be opened: {why}") from why
-    made.listen(2048)
-    return made
 
 
 class DrainingServer(uvicorn.Server):

@@ -12,7 +12,7 @@ from absl import logging
 from serving.http.admission import CHARS_PER_TOK, Admission, Ticket
 from serving.http.answers import AnswerShape
 from serving.http.calls import ActiveCall
-from serving.http.clients import Caller
+from serving.http.clients import HttpCaller
 from serving.http.errors import ApiError, bad_field
 from serving.http.grammar import GrammarCompiler, MakeGrammar
 from serving.http.keys import ApiKey, KeyRing
@@ -138,7 +138,7 @@ class Service:
 
     # ---- a call ----
 
-    async def open(self, call: GenerationCall, caller: Caller) -> OpenCall:
+    async def open(self, call: GenerationCall, caller: HttpCaller) -> OpenCall:
         """Admits, tokenises and submits a call.
 
         Raises:
@@ -179,7 +179,7 @@ class Service:
     def _request(
         self,
         call: GenerationCall,
-        caller: Caller,
+        caller: HttpCaller,
         client: str,
         model: ServedModel,
         ids: list[int],

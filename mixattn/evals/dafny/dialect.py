@@ -47,9 +47,16 @@ def rewrite(program: str, level: int) -> str:
         edits = [*_declarations(tokens, level), *_loops(program, tokens)]
     except DafnyTextError:
         return program
-    for edit in sorted(edits, reverse=True):
-        program = program[: edit.start] + edit.text + program[edit.end :]
-    return program
+    return _edited(program, sorted(edits))
+
+
+def _edited(program: str, edits: list[Edit]) -> str:
+    """`program` with its edits, in order of their places, none inside another."""
+    parts, at = [], 0
+    for edit in edits:
+        parts += [program[at : edit.start], edit.text]
+        at = edit.end
+    return "".join([*parts, program[at:]])
 
 
 def level_for(program: str, verify: Verify) -> int:
@@ -105,11 +112,12 @@ def _used_in_code(text: list[str]) -> set[str]:
             words = used
         elif text[i + 1 : i + 2] and text[i + 1] in ("(", "<") and is_word(word or " "):
             words.add(word)
-    while True:
-        more = used.union(*(bodies[name] for name in used & bodies.keys()))
-        if more == used:
-            return used
-        used = more
+    todo = list(used)
+    while todo:
+        new = bodies.pop(todo.pop(), set()) - used
+        used |= new
+        todo += new
+    return used
 
 
 def _loops(program: str, tokens: list[Token]) -> Iterator[Edit]:

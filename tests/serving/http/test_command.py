@@ -47,3 +47,16 @@ def test_a_checkpoint_whose_weights_are_broken_ends_the_server(run_module, tmp_p
     assert done.stdout == ""
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_before_the_model_is_ready_ends_the_server(start):
+    import signal
+    import time
+
+    from tests.serving.http.test_life import listening_port
+
+    server = start()
+    listening_port(server.process.pid)
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait(20) == 0

@@ -3,8 +3,11 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -267,3 +270,44 @@ def listening_port(pid: int, limit_s: float = 60.0) -> int:
                     return int(words[1].split(":")[1], 16)
         time.sleep(0.05)
     raise AssertionError("it never listened")
+
+
+FARM = """
+import json, socket, sys
+body = json.dumps({"prompt": "the quick", "max_tokens": 900, "ignore_eos": True, "stream": True})
+head = "POST /v1/completions HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Type: application/json\\r\\n"
+held = []
+for i in range(20):
+    sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    sock.sendall(f"{head}Content-Length: {len(body)}\\r\\n\\r\\n{body}".encode())
+    held.append(sock)
+held[0].recv(100)
+print("running", flush=True)
+while True:
+    for sock in held:
+        sock.recv(1000)
+"""
+
+
+def test_kill_9_of_a_farm_of_clients_leaves_nothing(server):
+    before = server.until_idle()["finished"].get("cancel", 0)
+    farm = subprocess.Popen([sys.executable, "-c", FARM, str(server.port)], stdout=subprocess.PIPE, text=True)
+    with farm:
+        assert farm.stdout is not None
+        assert farm.stdout.readline() == "running\n"
+        farm.kill()
+    assert server.until_idle()["finished"].get("cancel", 0) >= before + 15
+    server.complete()
+
+
+def test_no_part_of_the_server_reads_a_clock_that_can_jump():
+    """`time.time` only dates answers; nothing waits by it."""
+    folder = Path(__file__).resolve().parents[3] / "serving" / "http"
+    uses = [
+        line.strip()
+        for path in sorted(folder.glob("*.py"))
+        for line in path.read_text().splitlines()
+        if "time.time()" in line
+    ]
+    assert len(uses) == 2
+    assert all("created" in line for line in uses)

@@ -63,6 +63,19 @@ def test_metrics_are_what_prometheus_reads(server):
     assert {"mixattn:prompt_tokens", "mixattn:time_to_first_token_seconds"} <= families
 
 
+def test_other_servers_names_are_exported_where_asked_for():
+    from serving.http.metrics import ServerMetrics
+
+    assert b"vllm:" not in ServerMetrics("m").text()
+    text = ServerMetrics("m", compat=True).text()
+    for name in (
+        b"vllm:num_requests_running",
+        b"sglang:num_queue_reqs",
+        b"vllm:time_to_first_token_seconds_bucket",
+    ):
+        assert name in text
+
+
 def test_openapi_lists_every_route(server):
     document = server.get("/openapi.json")[1]
     assert document["openapi"].startswith("3.")
@@ -94,8 +107,9 @@ def test_a_browser_shows_names_as_text_and_complains_of_nothing(server):
         deadline_s = time.monotonic() + 20
         while NAME not in page.find_element("tag name", "body").text and time.monotonic() < deadline_s:
             time.sleep(0.2)
-        names = [cell.get_attribute("title") for cell in page.find_elements("css selector", "td.name")]
-        assert NAME in names
+        # In one call: the rows are replaced every second.
+        titles = "return [...document.querySelectorAll('td.name')].map((cell) => cell.title)"
+        assert NAME in page.execute_script(titles)
         assert not page.find_elements("css selector", "td.name img")
         wide = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
         assert wide <= 0

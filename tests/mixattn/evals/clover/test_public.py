@@ -65,3 +65,11 @@ def test_every_component_of_a_program_is_rewritten_as_its_right_one_needs(checko
     assert "while" in right.method.body
     assert right.annotation == triples[0].annotation
     assert changed.method.body.split() == triples[-1].method.body.split()
+
+
+def test_tests_are_rewritten_even_where_the_program_need_not_be(checkout):
+    path = checkout / "dataset/CloverBench/textbook_algo_unit_tests/twice/twice_tests.dfy"
+    path.write_text(PROGRAM + "method Main() { for i := 0 to 3 { var r := Twice(i); print r; } }\n")
+    rewritten = in_dialect(load(checkout)[0], ScriptedVerifier(lambda _: "verified"))
+    assert "while" in rewritten[0].tests
+    assert rewritten[0].method == load(checkout)[0][0].method

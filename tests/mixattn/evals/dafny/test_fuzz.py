@@ -131,7 +131,12 @@ def test_no_text_makes_lexer_or_checker_raise_or_hang(n):
         "//" * 20_000,
         "\r" * 50_000,
         "*/" * 20_000,
+        "predicate",  # a declaration that ends at once
         "method M<" + "A," * 20_000,
+        "method M() { " + "assert true by { assert true; } " * 4_000 + "}",
+        "method M() { " + "calc { 1; { assert true; } 1; } " * 3_000 + "}",
+        "method M() { " + "for i := 0 to 3 { } " * 4_000 + "}",
+        "".join(f"function F{i}(): int {{ F{i + 1}() }} " for i in range(3_000)) + "method M() { F0(); }",
     ],
     ids=lambda text: repr(text[:16]),
 )

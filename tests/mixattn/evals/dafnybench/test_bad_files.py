@@ -102,7 +102,7 @@ def test_every_command_answers_every_odd_file(verify, tmp_path, names):
                 json.loads(done.stdout)
 
 
-def test_a_checkout_without_its_files_says_which(tmp_path):
+def test_a_checkout_without_its_files_says_which(verify, tmp_path):
     found = ran(["dafnybench", "run", f"--data={tmp_path}", "--model=ground_truth"])
     assert (found.returncode, "ground_truth" in found.stderr) == (2, True)
     truths = tmp_path / "DafnyBench" / "dataset" / "ground_truth"
