@@ -65,6 +65,9 @@ MAY: dict[str, set[str]] = {
         "tensorboardX",
     },
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
+    "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
+    | {"prometheus_client", "llguidance", "absl"},
+    "serving.http.template_worker": {"jinja2"},  # a process of its own, with nothing of the server in it
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),

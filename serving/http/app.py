@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http import answers, reading, wire
 from serving.http.body import Fields
-from serving.http.clients import Caller, header_name
+from serving.http.clients import HttpCaller, header_name
 from serving.http.credentials import secret_of
 from serving.http.errors import ApiError, bad_field
 from serving.http.responses import StreamAnswer, error_response, whole_answer
@@ -64,10 +64,10 @@ class Routes:
 
         return shape
 
-    def _caller(self, request: Request) -> Caller:
+    def _caller(self, request: Request) -> HttpCaller:
         key = self.service.key_of(secret_of(request.headers))
         header = next((v for n, v in request.scope["headers"] if n == b"x-client-id"), None)
-        return Caller(key, header_name(header), request.client.host if request.client else "local")
+        return HttpCaller(key, header_name(header), request.client.host if request.client else "local")
 
     def _check_model(self, fields: Fields, name: str) -> None:
         asked = fields.text("model")
@@ -144,7 +144,8 @@ class Routes:
         named = {n: v for n, v in model.settings.items() if n.endswith("_token") and isinstance(v, str)}
         if ends:
             named.setdefault("eos_token", ends[0])
-        info = {"tokenizer_class": model.settings.get("tokenizer_class", "PreTrainedTokenizerFast"), **named}
+        kind = model.settings.get("tokenizer_class") or "PreTrainedTokenizerFast"
+        info: dict[str, Any] = {"tokenizer_class": kind, **named}
         info |= {"model_max_length": model.max_tok, "vocab_size": model.vocab}
         info["chat_template"] = model.prompts.template.source
         return JSONResponse(info)

@@ -14,16 +14,16 @@ class ActiveCall:
 
     Attributes:
       requests: one per prompt.
+      stream: whether deltas are wanted, or only the end of the last output.
       open: outputs that have not ended.
       error: why the call as a whole failed.
     """
 
-    def __init__(self, requests: Sequence[Request], key: str = "") -> None:
-        self.requests, self.key = requests, key
+    def __init__(self, requests: Sequence[Request], key: str = "", *, stream: bool = True) -> None:
+        self.requests, self.key, self._stream = requests, key, stream
         self.place = {request.id: i for i, request in enumerate(requests)}
         self.open = sum(request.sampling.n for request in requests)
         self.error: ApiError | None = None
-        self.writing_since_s: float | None = None  # since when a write has been waiting for the reader
         self._pending: dict[tuple[RequestId, int], Delta] = {}
         self._wake = asyncio.Event()
 
@@ -32,6 +32,12 @@ class ActiveCall:
         return [request.id for request in self.requests]
 
     def push(self, delta: Delta) -> None:
+        """Takes the next delta of one of the outputs."""
+        self.open -= delta.output is not None
+        if not self._stream:
+            if not self.open:
+                self._wake.set()
+            return
         held = self._pending.get((delta.id, delta.index))
         if held is None:
             self._pending[delta.id, delta.index] = delta
@@ -40,7 +46,6 @@ class ActiveCall:
             held.text += delta.text
             held.logprobs = (*held.logprobs, *delta.logprobs)
             held.output = delta.output or held.output
-        self.open -= delta.output is not None
         self._wake.set()
 
     def fail(self, error: ApiError) -> None:

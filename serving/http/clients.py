@@ -13,7 +13,7 @@ from serving.request import ClientId
 
 
 @dataclass(frozen=True)
-class Caller:
+class HttpCaller:
     """Who sent a request: the key it came with (None: keys are off), its header, its address."""
 
     key: ApiKey | None

@@ -1,31 +1,21 @@
-"""The command line of the server: flags to options, then the process's life."""
+"""The command line of the server: flags to options. Imports no jax."""
 
-import asyncio
-import contextlib
 import dataclasses
 import ipaddress
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from serving import fair, model_engine
 from serving.config import EngineConfig
-from serving.http.app import build
-from serving.http.fairness import LiveFairness
 from serving.http.keys import KeyRing
-from serving.http.metrics import ServerMetrics
-from serving.http.operations import Operations
-from serving.http.page import Dashboard
-from serving.http.protocol import GuardedProtocol
-from serving.http.server import DrainingServer, listen
-from serving.http.service import Service
+from serving.http.listening import listen
+from serving.http.options import StartOptions, served_name
 from serving.http.settings import HttpLimits
-from serving.http.startup import Starter, StartOptions, served_name
 
 _OVERRIDES: dict[str, str] = {}  # --engine.FIELD=VALUE, taken off before absl sees them
 
@@ -87,6 +77,11 @@ def overridden(config: EngineConfig) -> EngineConfig:
     return config
 
 
+def check_overrides() -> None:
+    """Raises ValueError for a field that no engine has, before a model is read."""
+    overridden(EngineConfig())
+
+
 def _value(path: str, text: str, now: Any) -> Any:
     if isinstance(now, str):
         return text
@@ -109,52 +104,25 @@ def serve() -> int:
     given = flags.FLAGS
     limits = HttpLimits(**{f.name: given[f"limit_{f.name}"].value for f in dataclasses.fields(HttpLimits)})
     keys = KeyRing(Path(given.api_keys)) if given.api_keys else None
-    options = _options(keys)
     if keys is None and not _is_loopback(given.host):
         raise ValueError(
             f"--host={given.host} can be reached by others; give --api_keys=FILE, or serve on 127.0.0.1"
         )
-    metrics = ServerMetrics(options.name, compat=given.metrics_compat)
-    service = Service(limits, metrics, keys)
-    hosts = None
-    if keys is None:
-        hosts = frozenset({"127.0.0.1", "localhost", "[::1]", "::1", given.host})
-    by_peer: dict[Any, GuardedProtocol] = {}
-    fairness = LiveFairness()
-    service.loop.listeners.append(fairness.take)
-    operations = Operations(service, {"checkpoint": str(options.checkpoint)})
-    app = build(service, [*operations.routes(), *Dashboard(service, fairness).routes()], hosts)
-    socket = listen(given.host, given.port)
-    server = DrainingServer(app, service, by_peer)
-    with contextlib.ExitStack() as stack:
-        if given.event_log:
-            stack.enter_context(_event_log(service, Path(given.event_log)))
-        starter = Starter(service, options, limits, overridden, _say)
-        factory = server.config.get_loop_factory()
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_life(server, starter, service, socket, given.host))
+    check_overrides()
+    options = _options(keys)
+    with listen(given.host, given.port) as socket:
+        from serving.http import process  # jax is loaded only after flags and port have been checked
 
-
-async def _life(server: DrainingServer, starter: Starter, service: Service, socket: Any, host: str) -> int:
-    events = asyncio.get_running_loop()
-    serving = events.create_task(server.serve(sockets=[socket]))
-    if service.keys is not None:
-        events.add_signal_handler(signal.SIGHUP, _reload, service)
-    starting = events.create_task(starter.run())
-    await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done() and (why := starting.exception()) is not None:
-        server.stop(2)
-        await serving
-        raise why
-    if starting.done():
-        address = f"[{host}]" if ":" in host else host
-        name = service.model.name if service.model else ""
-        print(f"ready http://{address}:{socket.getsockname()[1]} model {name}", flush=True)
-    await serving
-    service.loop.stop()
-    if service.model is not None:
-        service.model.prompts.template.close()
-    return server.status
+        process.check(options, overridden)
+        door = process.Door(
+            socket=socket,
+            host=given.host,
+            keys=keys,
+            limits=limits,
+            compat=given.metrics_compat,
+            event_log=Path(given.event_log) if given.event_log else None,
+        )
+        return process.run(options, door, overridden)
 
 
 def _options(keys: KeyRing | None) -> StartOptions:
@@ -165,6 +133,8 @@ def _options(keys: KeyRing | None) -> StartOptions:
     if given.port is None:
         raise ValueError("--port is missing; name one, e.g. --port=8000")
     path = Path(named)
+    if given.policy and given.policy not in fair.POLICIES:
+        raise ValueError(f"unknown policy {given.policy!r}; known: {', '.join(fair.POLICIES)}")
     if not path.is_file() and not (path / "config.json").exists():
         raise ValueError(f"--checkpoint={path} holds no model")
     template = Path(given.chat_template) if given.chat_template else None
@@ -183,16 +153,7 @@ def _options(keys: KeyRing | None) -> StartOptions:
         dtype=given.dtype,
         chat_template=template,
     )
-    from mixattn import hf
-
-    overridden(_config_of(hf.read_config(path), options))  # a mistake is told before the socket opens
     return options
-
-
-def _config_of(model: Any, options: StartOptions) -> EngineConfig:
-    from serving.http.startup import engine_config
-
-    return engine_config(model, options, [])
 
 
 def _kv_bytes() -> int:
@@ -209,27 +170,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _reload(service: Service) -> None:
-    assert service.keys is not None
-    try:
-        service.keys.reload()
-        _say(f"read {len(service.keys.keys)} keys again; a changed weight counts from the next start")
-    except ValueError as why:
-        logging.error("the old keys stay: %s", why)
-
-
-@contextlib.contextmanager
-def _event_log(service: Service, path: Path) -> Any:
-    """Writes each event as it happens; a step's lines reach the file together."""
-    with path.open("w", buffering=1 << 16) as out:
-
-        def listener(event: dict[str, Any]) -> None:
-            out.write(json.dumps(event) + "\n")
-
-        service.loop.listeners.append(listener)
-        yield
 
 
 def _say(line: str) -> None:

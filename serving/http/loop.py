@@ -105,11 +105,11 @@ class EngineLoop:
         self._tell(command)
         return answer
 
-    def stop(self) -> None:
+    def stop(self, *, wait: bool = True) -> None:
         """Ends the thread after the running step; live requests stay where they are."""
         self._stopping = True
         self._wake.set()
-        if hasattr(self, "_thread"):
+        if wait and hasattr(self, "_thread"):
             self._thread.join(timeout=10)
 
     def stuck_s(self) -> float:

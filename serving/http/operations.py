@@ -11,7 +11,7 @@ from starlette.routing import Route
 from serving.engine.engine import Engine
 from serving.fair.ledger import SCALE
 from serving.http import openapi, reading
-from serving.http.clients import Caller
+from serving.http.clients import HttpCaller
 from serving.http.credentials import secret_of
 from serving.http.errors import ApiError, bad_field
 from serving.http.keys import ApiKey
@@ -56,7 +56,7 @@ class Operations:
         call = GenerationCall(
             kind="ids", sampling={"temperature": 0.0}, prompts=[[0]], max_tokens=1, timeout_s=HEALTH_S
         )
-        opened = await service.open(call, Caller(None, "health", "health"))
+        opened = await service.open(call, HttpCaller(None, "health", "health"))
         try:
             async with asyncio.timeout(HEALTH_S):
                 while opened.active.open:

@@ -5,6 +5,7 @@ head is; and h11 accepts Content-Length beside Transfer-Encoding, which proxies 
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -49,10 +50,14 @@ class CheckedConnection(h11.Connection):
 
 
 class GuardedProtocol(H11Protocol):
-    """One connection. `limits` and `by_peer` are set by `guarded`."""
+    """One connection; `guarded` sets `limits` and `refused`.
+
+    Attributes:
+      unread_since_s: since when the peer has not taken what was written, on the event loop's clock.
+    """
 
     limits: HttpLimits
-    by_peer: dict[Any, "GuardedProtocol"]
+    refused: Callable[[int], None]
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -61,10 +66,10 @@ class GuardedProtocol(H11Protocol):
         self._phase = ""
         self._refused = False
         self._lingered = 0
+        self.unread_since_s: float | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.by_peer[self.client] = self
         if len(self.connections) > self.limits.connections:
             message = f"{self.limits.connections} connections are open already"
             self.refuse(ApiError(503, message, code="too_many_connections", retry_after_s=1))
@@ -74,8 +79,15 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._enter("closed", None)
         self._unset_keepalive_if_required()
-        self.by_peer.pop(self.client, None)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.unread_since_s = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.unread_since_s = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -104,6 +116,7 @@ class GuardedProtocol(H11Protocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        self.refused(error.status)
         self._enter("refused", None)
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
@@ -159,10 +172,11 @@ class GuardedProtocol(H11Protocol):
         self.refuse(ApiError(408, message, code="request_timeout"))
 
 
-def guarded(limits: HttpLimits, by_peer: dict[Any, GuardedProtocol]) -> type[GuardedProtocol]:
+def guarded(limits: HttpLimits, refused: Callable[[int], None]) -> type[GuardedProtocol]:
     """The protocol class of one server.
 
     Args:
-      by_peer: filled with the open connections by their peer's address.
+      refused: told the status of what was refused before the application saw it.
     """
-    return type("GuardedProtocolOfServer", (GuardedProtocol,), {"limits": limits, "by_peer": by_peer})
+    members = {"limits": limits, "refused": staticmethod(refused)}
+    return type("GuardedProtocolOfServer", (GuardedProtocol,), members)

@@ -1,7 +1,6 @@
 """How answers leave: whole, or as a stream of events. Both cancel their call when the client goes."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -63,7 +62,6 @@ class StreamAnswer(Response):
         async with watching(Request(scope, receive)) as gone:
             gone.add_done_callback(lambda _: _left(service, opened, gone))
             self._started = False
-            opened.peer = scope.get("client") and tuple(scope["client"])
             service.writing.add(opened)
             try:
                 await self._stream(send)
@@ -98,9 +96,7 @@ class StreamAnswer(Response):
         if not self._started:
             self._started = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
-        self._opened.active.writing_since_s = time.monotonic()
         await send({"type": "http.response.body", "body": b"".join(events), "more_body": not last})
-        self._opened.active.writing_since_s = None
 
     async def _tell_error(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._started:

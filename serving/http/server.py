@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import Generator
 from typing import Any
@@ -12,28 +11,10 @@ import uvicorn
 from absl import logging
 
 from serving.http.errors import ApiError
-from serving.http.protocol import GuardedProtocol, guarded
+from serving.http.protocol import guarded
 from serving.http.service import Service
 
 TICK_S = 0.5  # of the housekeeping
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket.
-
-    Raises:
-      ValueError: the port is taken, or the host is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((host, port))
-    except (OSError, OverflowError) as why:
-        made.close()
-        raise ValueError(f"--host={host} --port={port} cannot be opened: {why}") from why
-    made.listen(2048)
-    return made
 
 
 class DrainingServer(uvicorn.Server):
@@ -43,12 +24,12 @@ class DrainingServer(uvicorn.Server):
       status: exit status of the process.
     """
 
-    def __init__(self, app: Any, service: Service, by_peer: dict[Any, GuardedProtocol]) -> None:
+    def __init__(self, app: Any, service: Service) -> None:
         limits = service.limits
         super().__init__(
             uvicorn.Config(
                 app,
-                http=guarded(limits, by_peer),
+                http=guarded(limits, service.metrics.reject),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -61,7 +42,7 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self.status = 0
-        self._service, self._by_peer = service, by_peer
+        self._service = service
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.contextmanager
@@ -99,18 +80,16 @@ class DrainingServer(uvicorn.Server):
         self.stop(0)
 
     async def _housekeeping(self) -> None:
-        """Cancels streams that nobody reads, and names a stuck step once."""
-        told = False
+        """Drops connections that nobody reads, which cancels their calls, and names a stuck step once."""
+        events = asyncio.get_running_loop()
+        limit_s, told = self._service.limits.stall_s, False
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            for opened in list(self._service.writing):
-                since_s = opened.active.writing_since_s
-                if since_s is not None and now_s - since_s > self._service.limits.stall_s:
-                    logging.warning("cancelled a stream that nobody reads")
-                    self._service.close(opened)
-                    if (connection := self._by_peer.get(opened.peer)) is not None:
-                        connection.transport.abort()
+            for connection in list(self.server_state.connections):
+                since_s = getattr(connection, "unread_since_s", None)
+                if since_s is not None and events.time() - since_s > limit_s:
+                    logging.warning("dropped a connection whose reader took nothing for %g s", limit_s)
+                    connection.transport.abort()
             why = self._service.unhealthy
             if why and not told:
                 live = list(self._service.calls)[:20]

@@ -12,7 +12,7 @@ from absl import logging
 from serving.http.admission import CHARS_PER_TOK, Admission, Ticket
 from serving.http.answers import AnswerShape
 from serving.http.calls import ActiveCall
-from serving.http.clients import Caller
+from serving.http.clients import HttpCaller
 from serving.http.errors import ApiError, bad_field
 from serving.http.grammar import GrammarCompiler, MakeGrammar
 from serving.http.keys import ApiKey, KeyRing
@@ -57,7 +57,6 @@ class OpenCall:
     ticket: Ticket
     call: GenerationCall
     client: str
-    peer: Any = None  # address of its connection
     outputs: list[Output] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
     closed: bool = False
@@ -139,7 +138,7 @@ class Service:
 
     # ---- a call ----
 
-    async def open(self, call: GenerationCall, caller: Caller) -> OpenCall:
+    async def open(self, call: GenerationCall, caller: HttpCaller) -> OpenCall:
         """Admits, tokenises and submits a call.
 
         Raises:
@@ -168,7 +167,7 @@ class Service:
         finally:
             self.opening -= 1
         shape = AnswerShape(call, model.name, model.texts, ids, texts, call.tools and call.tools.reader)
-        opened = OpenCall(ActiveCall(requests, caller.share), shape, ticket, call, client)
+        opened = OpenCall(ActiveCall(requests, caller.share, stream=call.stream), shape, ticket, call, client)
         for request in requests:
             self.calls[request.id] = opened
             ticket.waiting.update(request.names)
@@ -180,7 +179,7 @@ class Service:
     def _request(
         self,
         call: GenerationCall,
-        caller: Caller,
+        caller: HttpCaller,
         client: str,
         model: ServedModel,
         ids: list[int],

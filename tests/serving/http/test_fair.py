@@ -78,6 +78,7 @@ def test_a_light_client_does_not_wait_for_a_flood(start):
     assert 0 < gap <= bound
 
 
+@pytest.mark.long
 def test_first_come_first_served_is_the_control_that_fails(start):
     server = start("--policy=fcfs", "--limit_queued_requests=200").ready()
     floods, lights = two_clients(server.port, 32, 6, {"user": "flood"}, {"user": "light"})

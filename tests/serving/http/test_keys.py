@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from serving.http.clients import Caller
+from serving.http.clients import HttpCaller
 from serving.http.keys import KeyRing, read
 
 SECRETS = {"alice": "sk-alice", "bob": "sk-bob", "carol": "sk-carol"}
@@ -121,11 +121,11 @@ def test_a_users_name_is_one_part_of_a_path(tmp_path):
     assert key.priority
     assert ring.find("sk-bob") is None
     assert ring.weights == {"alice": key.weight}
-    caller = Caller(key, None, "1.2.3.4")
+    caller = HttpCaller(key, None, "1.2.3.4")
     assert caller.client("bob/../x%") == "alice/bob%2F..%2Fx%25"
     assert caller.client(None) == "alice"
-    assert Caller(None, "head", "1.2.3.4").client(None) == "head"
-    assert Caller(None, None, "1.2.3.4").client("") == "1.2.3.4"
+    assert HttpCaller(None, "head", "1.2.3.4").client(None) == "head"
+    assert HttpCaller(None, None, "1.2.3.4").client("") == "1.2.3.4"
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -225,10 +228,10 @@ def test_the_socket_answers_before_the_model_is_ready_and_sigterm_drains(start):
 
 @pytest.mark.long
 def test_what_outlasts_the_drain_ends_with_an_error_event(start):
-    server = start("--limit_drain_s=0.3", "--max_model_len=16000").ready()
-    events = server.stream("/v1/completions", {**LONG, "max_tokens": 15000})
+    server = start("--limit_drain_s=0.3", "--max_model_len=4000").ready()
+    events = server.stream("/v1/completions", {**LONG, "max_tokens": 3900})
     next(events)
-    waiting = begin(server, {**LONG, "max_tokens": 15000})
+    waiting = begin(server, {**LONG, "max_tokens": 3900})
     server.process.send_signal(signal.SIGTERM)
     assert list(events)[-1]["error"]["code"] == "shutting_down"
     assert b" 503 " in exchange(waiting, b"")[:20]
@@ -237,11 +240,11 @@ def test_what_outlasts_the_drain_ends_with_an_error_event(start):
 
 @pytest.mark.long
 def test_a_second_signal_ends_at_once_with_every_connection_answered(start):
-    server = start("--limit_drain_s=60", "--max_model_len=16000").ready()
-    events = server.stream("/v1/completions", {**LONG, "max_tokens": 15000})
+    server = start("--limit_drain_s=60", "--max_model_len=4000").ready()
+    events = server.stream("/v1/completions", {**LONG, "max_tokens": 3900})
     next(events)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    until(lambda: server.get("/ready")[0] == 503)
     began_s = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert list(events)[-1]["error"]["code"] == "shutting_down"
@@ -267,3 +270,44 @@ def listening_port(pid: int, limit_s: float = 60.0) -> int:
                     return int(words[1].split(":")[1], 16)
         time.sleep(0.05)
     raise AssertionError("it never listened")
+
+
+FARM = """
+import json, socket, sys
+body = json.dumps({"prompt": "the quick", "max_tokens": 900, "ignore_eos": True, "stream": True})
+head = "POST /v1/completions HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Type: application/json\\r\\n"
+held = []
+for i in range(20):
+    sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    sock.sendall(f"{head}Content-Length: {len(body)}\\r\\n\\r\\n{body}".encode())
+    held.append(sock)
+held[0].recv(100)
+print("running", flush=True)
+while True:
+    for sock in held:
+        sock.recv(1000)
+"""
+
+
+def test_kill_9_of_a_farm_of_clients_leaves_nothing(server):
+    before = server.until_idle()["finished"].get("cancel", 0)
+    farm = subprocess.Popen([sys.executable, "-c", FARM, str(server.port)], stdout=subprocess.PIPE, text=True)
+    with farm:
+        assert farm.stdout is not None
+        assert farm.stdout.readline() == "running\n"
+        farm.kill()
+    assert server.until_idle()["finished"].get("cancel", 0) >= before + 15
+    server.complete()
+
+
+def test_no_part_of_the_server_reads_a_clock_that_can_jump():
+    """`time.time` only dates answers; nothing waits by it."""
+    folder = Path(__file__).resolve().parents[3] / "serving" / "http"
+    uses = [
+        line.strip()
+        for path in sorted(folder.glob("*.py"))
+        for line in path.read_text().splitlines()
+        if "time.time()" in line
+    ]
+    assert len(uses) == 2
+    assert all("created" in line for line in uses)
