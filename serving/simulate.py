@@ -1,6 +1,7 @@
 """Fair scheduling in virtual time: the papers' experiments, or any workload.
 
 python -m serving.simulate --config=configs/fair_vtc.py:E1
+python -m serving.simulate --config=configs/moe_lightning.py          offloaded mixtures: schedules compared
 python -m serving.simulate --trace=requests.jsonl --policy=dlpm --memory_tok=20000 --json
 python -m serving.simulate --suite=fairness     every experiment, into results/fairness (minutes)
 python -m serving.simulate --suite=overhead     cost of a decision, up to 10^6 waiting (minutes)
@@ -29,6 +30,8 @@ from mixattn.tools import cli, files
 from serving import fair
 from serving.fair import metrics
 from serving.fair.metrics import Event
+from serving.offload.commands import simulate as offload
+from serving.offload.experiment import OffloadExperiment
 from serving.sim import fit
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome, PolicyRun, SimulatedEngine, run
 from serving.sim.suites import fairness, overhead
@@ -77,6 +80,9 @@ def main() -> None:
         overhead.run_suite(out, only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
     else:
         experiment = _trace_experiment(_TRACE.value) if _TRACE.value else cli.config()
+        if isinstance(experiment, OffloadExperiment):
+            offload.run_experiment(experiment, as_json=_JSON.value)
+            return
         if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
         show(experiment, list(_run_all(experiment)))
