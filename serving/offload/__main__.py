@@ -1,8 +1,8 @@
 """Plans and simulates mixture models larger than a device's memory (MoE-Lightning).
 
-    python -m serving.offload plan --model=mixtral-8x7b --hardware=l4 --prompt=77 --generate=32     how to run it
-    python -m serving.offload simulate --gantt=gantt.svg                                           schedules compared
-    python -m serving.offload calibrate --checkpoint=DIR                                           this machine's rates
+    python -m serving.offload plan --model=mixtral-8x7b --hardware=l4 --prompt=77      how to run it
+    python -m serving.offload simulate --gantt=gantt.svg                         schedules compared
+    python -m serving.offload calibrate --checkpoint=DIR                       this machine's rates
 
 `--help` after a command lists its flags. `run` and `bench` are not built yet.
 """

@@ -1,7 +1,7 @@
 """Distributes requests over micro-batches so that each holds about as many prompt tokens, without padding.
 
-Source: MoE-Lightning (arXiv 2411.11217), algorithm 2. As in its artifact, micro-batches that are not full are used too;
-as in its text, requests that do not fit go back to the queue.
+Source: MoE-Lightning (arXiv 2411.11217), algorithm 2. As in its artifact, micro-batches that are not full are
+used too; as in its text, requests that do not fit go back to the queue.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Task durations of a policy from the roofline, for schedules that a simulator compares.
 
-Modelled, not measured: each task takes the longer of its FLOPs and its bytes at the machine's rates. Besides the planner's
-terms they hold what it leaves out: projections, hidden states on the link, and the copy into pinned staging, which reads
-and writes host memory once each.
+Modelled, not measured: each task takes the longer of its FLOPs and its bytes at the machine's rates. Besides
+the planner's terms they hold what it leaves out: projections, hidden states on the link, and the copy into
+pinned staging, which reads and writes host memory once each.
 """
 
 from serving.offload.plan import OffloadPlanner, OffloadPolicy
@@ -38,7 +38,7 @@ def task_seconds(planner: OffloadPlanner, policy: OffloadPolicy, *, pinned: bool
 
 
 def simulated_tokens_per_s(planner: OffloadPlanner, policy: OffloadPolicy, schedule: str) -> float:
-    """Decoding rate with the schedule, from the simulated pass, whose fill and drain are counted every token."""
+    """Decoding rate from the simulated pass; its fill and drain are counted for every token."""
     tasks = emit(
         schedule,
         layers=planner.shape.mixture_layers,

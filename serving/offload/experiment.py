@@ -1,8 +1,8 @@
 """Simulates the paper's settings with every schedule and puts the ratios beside the paper's.
 
-Everything here is modelled: durations from peak rates, decode only. The paper measured prefill and decode of real runs, and
-each system chose its own policy, while FlexGen's schedules run here with the policy planned for padded CGOPipe. So only
-the order and the rough size of ratios can agree.
+Everything here is modelled: durations from peak rates, decode only. The paper measured prefill and decode of
+real runs, and each system chose its own policy, while FlexGen's schedules run here with the policy planned
+for padded CGOPipe. So only the order and the rough size of ratios can agree.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,9 @@ def planner_of(setting: str, generate_tok: int, *, padded: bool) -> OffloadPlann
     names = paper.SETTINGS[setting]
     prompt = paper.MAX_TOK if padded else paper.MEAN_TOK
     return OffloadPlanner(
-        MixtureShape(named_model(names.model)), hardware(names.hardware), OffloadWorkload(prompt, generate_tok)
+        MixtureShape(named_model(names.model)),
+        hardware(names.hardware),
+        OffloadWorkload(prompt, generate_tok),
     )
 
 
@@ -86,7 +88,9 @@ def _row(setting: str, generate_tok: int) -> dict[str, Any]:
         row[f"paper_over_{name}_padded"] = _ratio(ours, paper.measured(setting, system, generate_tok))
     row["s1_unpadded_over_s4_padded"] = rates["s1 unpadded"] / rates["s4"]
     free_paper = paper.measured(setting, "MoE-Lightning", generate_tok)
-    row["paper_unpadded_over_s4_padded"] = _ratio(free_paper, paper.measured(setting, "FlexGen", generate_tok))
+    row["paper_unpadded_over_s4_padded"] = _ratio(
+        free_paper, paper.measured(setting, "FlexGen", generate_tok)
+    )
     row["simulated_over_paper_unpadded"] = _ratio(rates["s1 unpadded"], free_paper)
     return row
 

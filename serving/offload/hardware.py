@@ -1,7 +1,7 @@
 """Machines, as the hierarchical roofline sees them: two memories, two processors and the link between them.
 
-Sources: the constants of the MoE-Lightning artifact. Peak rates are those it plans with; measured ones are 1.3 to
-4 times lower, which is what `efficiency` is for. GB of the artifact are GiB.
+Sources: the constants of the MoE-Lightning artifact. Peak rates are those it plans with; measured ones are
+1.3 to 4 times lower, which is what `efficiency` is for. GB of the artifact are GiB.
 """
 
 import dataclasses
@@ -41,9 +41,7 @@ class OffloadHardware:
                     f"{field.name} of hardware {self.name} is {getattr(self, field.name)}; it must be above 0"
                 )
 
-    def efficiency(
-        self, *, device: float = 1.0, host: float = 1.0, link: float = 1.0
-    ) -> "OffloadHardware":
+    def efficiency(self, *, device: float = 1.0, host: float = 1.0, link: float = 1.0) -> "OffloadHardware":
         """The machine at these shares of its peak rates.
 
         Raises:
@@ -62,7 +60,7 @@ class OffloadHardware:
         )
 
     def times(self, devices: int) -> "OffloadHardware":
-        """`devices` such devices on one host: memory, bandwidth and rate of the devices add up, the link does not."""
+        """`devices` such devices on one host: their memory and rates add up, the link's does not."""
         return dataclasses.replace(
             self,
             name=f"{devices}x{self.name}",

@@ -1,9 +1,9 @@
 """Finds races in a schedule: buffers read before they are filled, or refilled while they are still read.
 
-An oracle that knows only what tasks read and write, not why the emitter added a need. Two tasks are ordered if lanes and
-needs imply it; anything else may happen in any order in a runtime, whatever the modelled durations are. Weights count as a
-lane of their own: a runtime may read them from a file, and the artifact's pages were only right because hidden states
-happened to follow them on one copy stream.
+An oracle that knows only what tasks read and write, not why the emitter added a need. Two tasks are ordered
+if lanes and needs imply it; anything else may happen in any order in a runtime, whatever the modelled
+durations are. Weights count as a lane of their own: a runtime may read them from a file, and the artifact's
+pages were only right because hidden states happened to follow them on one copy stream.
 """
 
 from collections import defaultdict

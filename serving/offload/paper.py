@@ -1,9 +1,9 @@
 """The paper's machines, workloads and measured figures, to stand beside simulated ones.
 
-Source: MoE-Lightning (arXiv 2411.11217), tables 2 to 5 and figure 7, whose numbers are in the artifact's plotting scripts.
-Figures are tokens a second of prefill and decode together, measured; FlexGen, FlexGen(c), DeepSpeed and MoE-Lightning(p)
-pad prompts to the longest, MoE-Lightning does not. Mixtral 8x7B on one T4 (S1) and one L4 (S2), 8x22B on two (S6) and four
-(S7) T4. The paper has no S3 to S5.
+Source: MoE-Lightning (arXiv 2411.11217), tables 2 to 5 and figure 7, whose numbers are in the artifact's
+plotting scripts. Figures are tokens a second of prefill and decode together, measured; FlexGen, FlexGen(c),
+DeepSpeed and MoE-Lightning(p) pad prompts to the longest, MoE-Lightning does not. Mixtral 8x7B on one T4 (S1)
+and one L4 (S2), 8x22B on two (S6) and four (S7) T4. The paper has no S3 to S5.
 """
 
 from typing import NamedTuple

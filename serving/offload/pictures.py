@@ -62,7 +62,9 @@ def draw_gantt(passes: Mapping[str, Sequence[Span]], out: Path, *, title: str, m
       title: says which of the two.
       out: a PNG or SVG file.
     """
-    figure, axes = plt.subplots(len(passes), 1, figsize=(12, 1.9 * len(passes) + 1), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(
+        len(passes), 1, figsize=(12, 1.9 * len(passes) + 1), sharex=True, squeeze=False
+    )
     end_s = max(span.end_s for spans in passes.values() for span in spans)
     used: set[str] = set()
     for axis, (name, spans) in zip(axes[:, 0], passes.items()):
@@ -118,9 +120,15 @@ def draw_roofline(planner: OffloadPlanner, micro_batch: int, batch: int, out: Pa
         axis.annotate(name, (value, axis.get_ylim()[0] * 1.5), fontsize=8)
     here = roofline.ffn_intensity(shape, batch)
     axis.plot(here, roofline.fetched(peak, near, here), "o", color="black", label=f"the plan, N = {batch}")
-    attention = roofline.attention_intensity(shape, planner.workload.prompt_tok + planner.workload.generate_tok)
+    attention = roofline.attention_intensity(
+        shape, planner.workload.prompt_tok + planner.workload.generate_tok
+    )
     axis.plot(
-        attention, roofline.local(peak.far_flops, peak.far_Bps, attention), "s", color="#c98a5a", label="attention on the host"
+        attention,
+        roofline.local(peak.far_flops, peak.far_Bps, attention),
+        "s",
+        color="#c98a5a",
+        label="attention on the host",
     )
     axis.set_xlabel("FLOP per byte read on the host")
     axis.set_ylabel("FLOP/s (bound from peak rates)")
@@ -137,7 +145,7 @@ def _save(figure: Any, out: Path) -> None:
 
 
 def chrome_trace(passes: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
-    """The passes as a Chrome trace (chrome://tracing, Perfetto): a process per pass, a thread per lane, microseconds."""
+    """The passes as a Chrome trace: a process per pass, a thread per lane, microseconds."""
     events: list[dict[str, Any]] = []
     for process, (name, spans) in enumerate(passes.items()):
         events.append({"ph": "M", "name": "process_name", "pid": process, "args": {"name": name}})

@@ -1,12 +1,13 @@
 """Chooses how to run a mixture model that exceeds a device: batch, micro-batch, and what stays on the device.
 
-For a batch that is given, a pass only speeds up with more resident experts, and nothing else depends on their share, so
-the best share is the largest that device memory allows: no solver is needed. The search is over micro-batch sizes and
-their number. With attention on the device a second share, of K/V, competes for the same memory; the best pair is a corner
-of the region that both memories allow.
+For a batch that is given, a pass only speeds up with more resident experts, and nothing else depends on their
+share, so the best share is the largest that device memory allows: no solver is needed. The search is over
+micro-batch sizes and their number. With attention on the device a second share, of K/V, competes for the same
+memory; the best pair is a corner of the region that both memories allow.
 
-Source: MoE-Lightning (arXiv 2411.11217), section 4.2, equations 12 to 14, with the memory terms of its artifact. Decode
-only, peak rates, FLOPs of attention as published: absolute figures are 2.6 to 4.7 times the paper's own measurements.
+Source: MoE-Lightning (arXiv 2411.11217), section 4.2, equations 12 to 14, with the memory terms of its
+artifact. Decode only, peak rates, FLOPs of attention as published: absolute figures are 2.6 to 4.7 times the
+paper's own measurements.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ class OffloadWorkload:
     def __post_init__(self) -> None:
         if self.prompt_tok < 1 or self.generate_tok < 2:
             raise ValueError(
-                f"a prompt of {self.prompt_tok} and {self.generate_tok} generated tokens; a plan needs at least 1 and 2"
+                f"a prompt of {self.prompt_tok} and {self.generate_tok} generated tokens;"
+                " a plan needs at least 1 and 2"
             )
 
 
@@ -87,8 +89,10 @@ class OffloadPlanner:
     """Prices policies for one model, machine and workload, and searches the best.
 
     Attributes:
-      prefill_on_device: whether hidden states of a whole batch's prefill stay on the device, as in the artifact.
-      all_experts: whether a micro-batch reads every expert, as the paper assumes; False = the expected distinct ones.
+      prefill_on_device: whether hidden states of a whole batch's prefill stay on the device, as in the
+        artifact.
+      all_experts: whether a micro-batch reads every expert, as the paper assumes; False = the expected
+        distinct ones.
     """
 
     shape: MixtureShape
@@ -246,8 +250,9 @@ class OffloadPlanner:
         size = self.hardware.device_bytes if on_device else self.hardware.host_bytes
         share = DEVICE_SHARE if on_device else HOST_SHARE
         return Infeasible(
-            f"{policy.micro_batches} micro-batches of {policy.micro_batch} need {use / 2**30:.2f} GiB of {memory} memory;"
-            f" {share:.0%} of {size / 2**30:.2f} GiB may be used, and at least {use / share / 2**30:.2f} GiB would do"
+            f"{policy.micro_batches} micro-batches of {policy.micro_batch} need {use / 2**30:.2f} GiB of {memory}"
+            f" memory; {share:.0%} of {size / 2**30:.2f} GiB may be used,"
+            f" and at least {use / share / 2**30:.2f} GiB would do"
         )
 
     def _fit_two_shares(self, empty: OffloadPolicy) -> OffloadPolicy:
@@ -261,7 +266,7 @@ class OffloadPlanner:
         return best
 
     def _corners(self, empty: OffloadPolicy) -> Iterator[tuple[float, float]]:
-        """Allowed shares at which two limits meet: 0 and 1 of each, and both memories, which are linear in them."""
+        """Allowed shares at which two limits meet: 0 and 1 of each, and both memories."""
         zero = self._slack(empty)
         one_w = self._slack(dataclasses.replace(empty, resident=1.0))
         one_c = self._slack(dataclasses.replace(empty, kv_resident=1.0))

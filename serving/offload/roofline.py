@@ -1,8 +1,10 @@
-"""The hierarchical roofline: how fast a computation can run on a processor when its data lie at another level.
+"""The hierarchical roofline: how fast a computation can run on a processor when its data lie at another
+level.
 
-Level i is the fast memory and its processor (a device), level j the slow one (the host). Intensity is FLOPs per byte
-read *at that level*, so one computation has one intensity per level. Source: MoE-Lightning (arXiv 2411.11217), section 3,
-equations 4 to 11. Figures are peaks and therefore bounds: the paper's own runs reach a fifth to two fifths of them.
+Level i is the fast memory and its processor (a device), level j the slow one (the host). Intensity is FLOPs
+per byte read *at that level*, so one computation has one intensity per level. Source: MoE-Lightning (arXiv
+2411.11217), section 3, equations 4 to 11. Figures are peaks and therefore bounds: the paper's own runs reach
+a fifth to two fifths of them.
 """
 
 from dataclasses import dataclass
@@ -52,8 +54,8 @@ def fetched(peak: Rates, near_intensity: float, far_intensity: float) -> float:
 def turning_point_1(peak: Rates) -> float:
     """Far intensity below which moving the data cannot pay: P_j / B_ji.
 
-    Equation 9 has the intensity on both sides. Where the far processor is bound by its memory the condition is
-    B_j >= B_ji and does not depend on intensity: see `stays_far`.
+    Equation 9 has the intensity on both sides. Where the far processor is bound by its memory the condition
+    is B_j >= B_ji and does not depend on intensity: see `stays_far`.
     """
     return peak.far_flops / peak.link_Bps
 
@@ -103,6 +105,6 @@ def tokens_to_reach(shape: MixtureShape, intensity: float, *, most: int = 10**7)
 
 
 def balance_tokens(flops: float, Bps: float, shape: MixtureShape) -> float:
-    """Tokens of a pass at which reading a layer's experts takes as long as computing them: E b P / (2 k BW)."""
+    """Tokens at which reading a layer's experts takes as long as computing them: E b P / (2 k BW)."""
     config = shape.config
     return config.n_experts * shape.b * flops / (2 * config.experts_per_token * Bps)

@@ -1,18 +1,20 @@
 """Schedules of one decode pass as lists of tasks on lanes; the simulator and a runtime execute the same list.
 
-A pass runs L layers over m micro-batches. A lane executes its tasks in list order, so list order is part of a schedule;
-`needs` names tasks of other lanes only. Weights not resident arrive in pages, one for each micro-batch, into one of two
-layer buffers. Layers and micro-batches count from 0, and layer 0 is resident when a pass begins.
+A pass runs L layers over m micro-batches. A lane executes its tasks in list order, so list order is part of a
+schedule; `needs` names tasks of other lanes only. Weights not resident arrive in pages, one for each
+micro-batch, into one of two layer buffers. Layers and micro-batches count from 0, and layer 0 is resident
+when a pass begins.
 
     s1        CGOPipe: pages between hidden states, attention on the host two micro-batches ahead
-    s2        the same overlap, but the next layer's weights in one piece, after (or before) the layer's hidden states
-    s3        host attention, one micro-batch after the other, the next layer's weights meanwhile (FlexGen(c))
-    s4        attention on the device, K/V of the next micro-batch fetched during the present one (FlexGen)
-    flexgen   s4 with FlexGen's barrier after every micro-batch
+    s2        the same overlap, but the next layer's weights in one piece, after (or before) the layer's
+    hidden states s3        host attention, one micro-batch after the other, the next layer's weights
+    meanwhile (FlexGen(c)) s4        attention on the device, K/V of the next micro-batch fetched during the
+    present one (FlexGen) flexgen   s4 with FlexGen's barrier after every micro-batch
     zero      one micro-batch, K/V on the device, weights streamed by layer (DeepSpeed ZeRO-Inference)
     serial    nothing overlaps
 
-Source: MoE-Lightning (arXiv 2411.11217), section 4.1, algorithm 1 and figure 6; its index slips are corrected.
+Source: MoE-Lightning (arXiv 2411.11217), section 4.1, algorithm 1 and figure 6; its index slips are
+corrected.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,8 @@ class LaneTask(NamedTuple):
     """One piece of work.
 
     Attributes:
-      kind: pre, offload, attention, load, post, weights, pin, kv, block (a whole layer of a micro-batch) or store.
+      kind: pre, offload, attention, load, post, weights, pin, kv, block (a whole layer of a micro-batch) or
+        store.
       layer, part: the layer, and the micro-batch or page.
       lane: one of `LANES`.
       seconds: its modelled duration.
@@ -49,7 +52,8 @@ class TaskSeconds:
       pre, post: projections before attention; output projection and experts after it, on the device.
       offload, load: q, k, v to the host; the attention's output to the device.
       host_attention, device_attention: attention on either side.
-      weights, pin: a layer's streamed experts over the link; their copy into pinned staging (0 = no such stage).
+      weights, pin: a layer's streamed experts over the link; their copy into pinned staging (0 = no such
+        stage).
       kv: K/V of a micro-batch to the device, where the device attends.
       store: its new K/V back to the host.
     """
@@ -82,7 +86,7 @@ class _Emitter:
         seconds: float,
         *needs: tuple[str, int, int] | None,
     ) -> None:
-        """`needs` names tasks by kind, layer and part. None, tasks of a past pass and of the same lane need no wait."""
+        """`needs` names tasks; None, tasks of a past pass and of the same lane need no wait."""
         found = {self.place[name] for name in needs if name is not None and name in self.place}
         found = {need for need in found if self.tasks[need].lane != lane}
         self.place[kind, layer, part] = len(self.tasks)
@@ -96,7 +100,8 @@ def emit(
 
     Args:
       schedule: one of `SCHEDULES`.
-      variant: "first" issues the whole weights of s2 and s3 before the layer's first task, not after its last.
+      variant: "first" issues the whole weights of s2 and s3 before the layer's first task, not after its
+        last.
       ahead: micro-batches that s1 and s2 run ahead; fewer than 2 stalls the device, which a test shows.
 
     Raises:
@@ -131,13 +136,13 @@ def _pre_and_attend(to: _Emitter, run: _Pass, i: int, j: int) -> None:
 
 
 def _post(to: _Emitter, run: _Pass, i: int, j: int, last_page: int) -> None:
-    """The rest of a layer. Its first micro-batch waits for the last page; those after it follow it on their lane."""
+    """The rest of a layer. Its first micro-batch waits for the last page; the others follow it."""
     weights = ("weights", i, last_page) if j == 0 else None
     to.add("post", i, j, "device", run.seconds.post, ("load", i, j), weights)
 
 
 def _page(to: _Emitter, run: _Pass, i: int, p: int) -> None:
-    """Page p of layer i: staging slot p is free once the layer before has left it, the buffer once layer i-2 is done."""
+    """Page p of layer i: staging slot p is free once layer i-1 has left it, the buffer once layer i-2 is done."""
     if i >= run.layers:
         return
     t, free = run.seconds, ("post", i - 2, run.m - 1) if p == 0 else None
@@ -216,7 +221,7 @@ def _s4(to: _Emitter, run: _Pass) -> None:
 
 
 def _flexgen(to: _Emitter, run: _Pass) -> None:
-    """Every step of a layer and a micro-batch ends when all of its transfers and its computation have ended."""
+    """A step, one micro-batch of one layer, ends when its transfers and its computation have ended."""
     _kv(to, run, 0)
     for q in range(run.layers * run.m):
         i, j = divmod(q, run.m)

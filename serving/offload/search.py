@@ -1,7 +1,8 @@
 """Searches micro-batch size and number of micro-batches for the most tokens a second.
 
-Sizes are 1 to 4 and then every 32 from 36, as in the artifact. For each size every number of micro-batches that fits is
-priced; feasibility is monotone in that number, so the largest is found by doubling and halving. Ties go to the larger batch.
+Sizes are 1 to 4 and then every 32 from 36, as in the artifact. For each size every number of micro-batches
+that fits is priced; feasibility is monotone in that number, so the largest is found by doubling and halving.
+Ties go to the larger batch.
 """
 
 from collections.abc import Iterator
@@ -43,8 +44,8 @@ def search(
       micro_batch: search only this size.
       max_micro_batches: 1 gives ZeRO-Inference's shape, one micro-batch.
       max_batch: rows of a pass at most, for example the number of requests there are.
-      first_peak: for each size stop at the first number that is slower than the one before, as the artifact does;
-        otherwise price every number that fits.
+      first_peak: for each size stop at the first number that is slower than the one before, as the artifact
+        does; otherwise price every number that fits.
 
     Raises:
       Infeasible: not even one row fits.

@@ -1,9 +1,11 @@
 """Bytes and FLOPs of a mixture model's parts, from its `ModelConfig`. Pure; no jax.
 
-Windows, K/V sharing and a K/V budget (H2O) act on two different figures: what a layer's attention *reads* and what the
-whole model *stores*. A window or a budget shortens both; sharing K/V between layers shortens only what is stored.
+Windows, K/V sharing and a K/V budget (H2O) act on two different figures: what a layer's attention *reads* and
+what the whole model *stores*. A window or a budget shortens both; sharing K/V between layers shortens only
+what is stored.
 
-Axes of names: D model width, F expert width, E experts, k experts of a token, L layers, b bytes of an element.
+Axes of names: D model width, F expert width, E experts, k experts of a token, L layers, b bytes of an
+element.
 """
 
 from dataclasses import dataclass
@@ -106,16 +108,16 @@ class MixtureShape:
 
     @cached_property
     def resident_bytes(self) -> int:
-        """Attention projections of all layers (W_o) and feed-forwards of dense layers, which stay on the device.
+        """Attention projections of all layers (W_o) and feed-forwards of dense layers, which stay on the
+        device.
 
         Embedding and head are not counted, as in the paper's model.
         """
         config = self.config
         readers = config.n_layers - len(config.owners)
         dense = (config.n_layers - self.mixture_layers) * self.matrices * config.d_model * config.dense_width
-        return (
-            config.n_layers * self.projection_bytes
-            + self.b * (dense - 2 * readers * config.d_model * self.kv_width)
+        return config.n_layers * self.projection_bytes + self.b * (
+            dense - 2 * readers * config.d_model * self.kv_width
         )
 
     def seen_tok(self, layer: int, context_tok: float) -> float:
@@ -147,7 +149,7 @@ class MixtureShape:
         return 2 * self.matrices * config.d_model * config.d_ff * config.experts_per_token * tokens
 
     def ffn_bytes(self, tokens: float, *, all_experts: bool = False) -> float:
-        """Bytes that the experts of one layer read and write: hidden states and the expected distinct experts."""
+        """Bytes that one layer's experts read and write: hidden states and the expected distinct experts."""
         config = self.config
         experts = config.n_experts if all_experts else distinct_experts(config, tokens)
         return self.b * tokens * (config.d_model + config.d_ff) + experts * self.expert_bytes

@@ -1,4 +1,5 @@
-"""Executes a schedule in virtual time: each lane is first in, first out, and a task starts when lane and needs allow.
+"""Executes a schedule in virtual time: each lane is first in, first out, and a task starts when lane and
+needs allow.
 
 Issuing a task costs nothing. A task that waits blocks those behind it on its lane, as on a real copy stream.
 """
@@ -74,7 +75,9 @@ def simulate(tasks: Sequence[LaneTask]) -> SimulatedPass:
     spans: list[Span] = []
     for index, task in enumerate(tasks):
         if late := [need for need in task.needs if not 0 <= need < index]:
-            raise ValueError(f"task {index} ({task.kind}) needs task {late[0]}, which does not come before it")
+            raise ValueError(
+                f"task {index} ({task.kind}) needs task {late[0]}, which does not come before it"
+            )
         start = max([free.get(task.lane, 0.0), *(spans[need].end_s for need in task.needs)])
         spans.append(Span(task, start, start + task.seconds))
         free[task.lane] = start + task.seconds

@@ -30,14 +30,25 @@ def define_planner(module: str) -> None:
 
     text("model", "mixtral-8x7b", f"One of {', '.join(MODELS)}.")
     text("hardware", "l4", f"One of {', '.join(HARDWARE)}.")
-    flags.DEFINE_integer("prompt", 77, "Prompt tokens: the mean, or the maximum if padded.", module_name=module)
+    flags.DEFINE_integer(
+        "prompt", 77, "Prompt tokens: the mean, or the maximum if padded.", module_name=module
+    )
     flags.DEFINE_integer("generate", 32, "Generated tokens of each request.", module_name=module)
-    flags.DEFINE_float("device_memory_gb", None, "Device memory in GiB, instead of the preset's.", module_name=module)
-    flags.DEFINE_float("host_memory_gb", None, "Host memory in GiB, instead of the preset's.", module_name=module)
-    flags.DEFINE_integer("kv_budget", None, "Keys that a layer keeps of a sequence at most (H2O).", module_name=module)
+    flags.DEFINE_float(
+        "device_memory_gb", None, "Device memory in GiB, instead of the preset's.", module_name=module
+    )
+    flags.DEFINE_float(
+        "host_memory_gb", None, "Host memory in GiB, instead of the preset's.", module_name=module
+    )
+    flags.DEFINE_integer(
+        "kv_budget", None, "Keys that a layer keeps of a sequence at most (H2O).", module_name=module
+    )
     for part in ("device", "host", "link"):
         flags.DEFINE_float(
-            f"efficiency_{part}", 1.0, f"Share of the {part}'s peak rates that is reached.", module_name=module
+            f"efficiency_{part}",
+            1.0,
+            f"Share of the {part}'s peak rates that is reached.",
+            module_name=module,
         )
 
 

@@ -1,9 +1,10 @@
-"""Plans how to run a mixture model that exceeds the device, from sizes and rates alone; no weights are needed.
+"""Plans how to run a mixture model that exceeds the device, from sizes and rates alone; no weights are
+needed.
 
 python -m serving.offload plan --model=mixtral-8x7b --hardware=l4 --prompt=77 --generate=32
-python -m serving.offload plan --hardware=t4 --prompt=418 --json                   prompts padded to their maximum
-python -m serving.offload plan --device_memory_gb=12 --efficiency_link=0.77        a smaller card, a measured link
-python -m serving.offload plan --roofline=roofline.svg                             the plan's point on the roofline
+python -m serving.offload plan --hardware=t4 --prompt=418 --json                prompts padded to their maximum
+python -m serving.offload plan --device_memory_gb=12 --efficiency_link=0.77     a smaller card, a measured link
+python -m serving.offload plan --roofline=roofline.svg                          the plan's point on the roofline
 
 Predictions are bounds from peak rates: the paper's own runs reached a fifth to two fifths of them.
 """
@@ -91,11 +92,13 @@ def _show(planner: OffloadPlanner, report: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     workload = planner.workload
     console.print(
-        f"{FLAGS.model} on {planner.hardware.name}: prompts of {workload.prompt_tok:g}, {workload.generate_tok} generated"
+        f"{FLAGS.model} on {planner.hardware.name}: prompts of {workload.prompt_tok:g},"
+        f" {workload.generate_tok} generated"
     )
     side = "device" if report["device_attention"] else "host"
     console.print(
-        f"{report['micro_batch']} x {report['micro_batches']} rows (N = {report['batch']}), r_w {report['resident']:.4f}"
+        f"{report['micro_batch']} x {report['micro_batches']} rows (N = {report['batch']}),"
+        f" r_w {report['resident']:.4f}"
         f" = {report['resident_experts']} of {report['experts']} experts resident, attention on the {side},"
         f" schedule {report['schedule']}"
     )
@@ -107,7 +110,8 @@ def _show(planner: OffloadPlanner, report: dict[str, Any]) -> None:
     console.print(table)
     gain = report["tokens_per_s_with_1_gib_more"] / report["tokens_per_s"] - 1
     console.print(
-        f"{report['tokens_per_s']:,.0f} tokens/s while decoding (bound; the paper measured 2.6 to 4.7 times less);"
+        f"{report['tokens_per_s']:,.0f} tokens/s while decoding (bound; the paper measured 2.6 to 4.7 times"
+        " less);"
         f" 1 GiB more device memory: {gain:+.1%}"
     )
     _show_turning_points(console, planner, report)

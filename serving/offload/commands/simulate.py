@@ -5,7 +5,8 @@ python -m serving.offload simulate --hardware=t4 --prompt=418            prompts
 python -m serving.offload simulate --micro_batch=64 --micro_batches=6    a policy of your own
 python -m serving.offload simulate --gantt=gantt.svg --trace=trace.json  a picture; a Chrome trace
 
-All figures are simulated: durations come from peak rates, not from a run. The paper's settings with its measured figures
+All figures are simulated: durations come from peak rates, not from a run. The paper's settings with its
+measured figures
 beside: python -m serving.simulate --config=configs/moe_lightning.py
 """
 
@@ -62,12 +63,15 @@ def _main() -> None:
 def _policy(planner: OffloadPlanner) -> OffloadPolicy:
     if (FLAGS.micro_batch is None) != (FLAGS.micro_batches is None):
         raise ValueError(
-            f"--micro_batch is {FLAGS.micro_batch} and --micro_batches {FLAGS.micro_batches}; give both or none"
+            f"--micro_batch is {FLAGS.micro_batch} and --micro_batches {FLAGS.micro_batches};"
+            " give both or none"
         )
     if FLAGS.micro_batch is None:
         return search(planner).policy
     if min(FLAGS.micro_batch, FLAGS.micro_batches) < 1:
-        raise ValueError(f"{FLAGS.micro_batches} micro-batches of {FLAGS.micro_batch}; both must be at least 1")
+        raise ValueError(
+            f"{FLAGS.micro_batches} micro-batches of {FLAGS.micro_batch}; both must be at least 1"
+        )
     return planner.fit(FLAGS.micro_batch, FLAGS.micro_batches)
 
 
@@ -116,7 +120,7 @@ def draw(planner: OffloadPlanner, policy: OffloadPolicy, out: Path) -> None:
 
 
 def run_experiment(experiment: OffloadExperiment, *, as_json: bool) -> None:
-    """Simulates the paper's settings and prints them beside its figures; `serving.simulate --config` calls this."""
+    """Simulates the paper's settings beside its figures; `serving.simulate --config` calls this."""
     rows = simulate_settings(experiment)
     if experiment.gantt:
         planner = planner_of(experiment.settings[0], experiment.generate_tok[0], padded=True)
@@ -125,8 +129,14 @@ def run_experiment(experiment: OffloadExperiment, *, as_json: bool) -> None:
         print(json.dumps({"simulated": True, "rows": rows}))
         return
     console = Console(width=None if sys.stdout.isatty() else 170)
-    console.print(_table("Simulated decoding, tokens/s (bounds from peak rates; s1-s4, zero: padded to 418)", rows, RATES))
-    console.print(_table("Ratios, simulated | measured by the paper (own policies, prefill included)", rows, RATIOS))
+    console.print(
+        _table(
+            "Simulated decoding, tokens/s (bounds from peak rates; s1-s4, zero: padded to 418)", rows, RATES
+        )
+    )
+    console.print(
+        _table("Ratios, simulated | measured by the paper (own policies, prefill included)", rows, RATIOS)
+    )
 
 
 RATES = {
@@ -169,4 +179,10 @@ def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> T
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) and value < 100 else f"{value:.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and value < 100
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

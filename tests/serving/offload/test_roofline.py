@@ -2,10 +2,10 @@
 
 import pytest
 
+from mixattn.spec import ModelConfig
 from serving.offload import roofline
 from serving.offload.roofline import Rates
 from serving.offload.shapes import MixtureShape, distinct_experts, named_model
-from mixattn.spec import ModelConfig
 
 # The constants of the paper's figures 4 and 5: an L4, whose peak is the sparse one.
 L4 = Rates(near_flops=242e12, far_flops=1.3e12, near_Bps=300e9, far_Bps=100e9, link_Bps=16e9)
@@ -15,7 +15,11 @@ MIXTRAL = MixtureShape(named_model("mixtral-8x7b"))
 def sliding(window: int) -> MixtureShape:
     return MixtureShape(
         ModelConfig(
-            *(4, 64, 4, 2, 16, 128, 100), kv_wiring="0_0_2s_2s", window=window, n_experts=4, experts_per_token=2
+            *(4, 64, 4, 2, 16, 128, 100),
+            kv_wiring="0_0_2s_2s",
+            window=window,
+            n_experts=4,
+            experts_per_token=2,
         )
     )
 
@@ -68,7 +72,10 @@ def test_at_the_balance_point_link_and_device_memory_limit_alike():
 
 def test_balance_in_tokens_does_not_depend_on_the_sizes_of_the_model():
     """E b P / (2 k BW): float32, 200 GFLOP/s and 1.5 GB/s give N* of about 1,067 for 8 experts of which 2."""
-    wide, narrow = sliding(8), MixtureShape(ModelConfig(*(2, 32, 2, 1, 16, 64, 50), n_experts=4, experts_per_token=2))
+    wide, narrow = (
+        sliding(8),
+        MixtureShape(ModelConfig(*(2, 32, 2, 1, 16, 64, 50), n_experts=4, experts_per_token=2)),
+    )
     assert roofline.balance_tokens(2e11, 1.5e9, wide) == roofline.balance_tokens(2e11, 1.5e9, narrow)
 
 

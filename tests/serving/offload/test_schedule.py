@@ -1,5 +1,6 @@
 """Schedules: golden makespans, laws that every simulation obeys, and races found when a need is dropped."""
 
+import itertools
 import random
 
 import pytest
@@ -47,7 +48,9 @@ def test_staging_costs_one_micro_batch_its_overlap():
     assert makespan("s1", 6, 1, durations(3, 6, 2, 6, 6)) == 62.5
 
 
-@pytest.mark.parametrize(("paper", "expected"), [((2, 16, 2, 4, 8), 144), ((2, 6, 3, 4, 6), 168), ((5, 8, 2, 10, 8), 216)])
+@pytest.mark.parametrize(
+    ("paper", "expected"), [((2, 16, 2, 4, 8), 144), ((2, 6, 3, 4, 6), 168), ((5, 8, 2, 10, 8), 216)]
+)
 def test_one_micro_batch_ahead_is_not_enough(paper, expected):
     assert makespan("s1", 6, 4, durations(*paper), ahead=1) == expected
 
@@ -90,7 +93,7 @@ def test_lanes_never_overlap_themselves_and_needs_always_hold(schedule, size, se
     run = simulate(tasks)
     for lane in LANES:
         mine = [span for span in run.spans if span.task.lane == lane]
-        assert all(a.end_s <= b.start_s for a, b in zip(mine, mine[1:]))
+        assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(mine))
     for span in run.spans:
         assert all(run.spans[need].end_s <= span.start_s for need in span.task.needs)
     assert run.makespan_s >= max(run.busy_s().values()) - 1e-9
@@ -113,7 +116,10 @@ def test_dropping_any_one_need_is_a_race(schedule, m):
     for index, task in enumerate(tasks):
         for need in task.needs:
             fewer = tuple(n for n in task.needs if n != need)
-            assert races([*tasks[:index], task._replace(needs=fewer), *tasks[index + 1 :]]), (task, tasks[need])
+            assert races([*tasks[:index], task._replace(needs=fewer), *tasks[index + 1 :]]), (
+                task,
+                tasks[need],
+            )
             dropped += 1
     assert dropped > len(tasks) / 4
 
@@ -158,7 +164,7 @@ def test_cgopipe_is_never_slower_than_s2_and_s3_and_never_beats_its_bound():
 
 
 def test_a_task_that_needs_a_later_one_is_refused():
-    with pytest.raises(ValueError, match="task 0 .* needs task 1"):
+    with pytest.raises(ValueError, match=r"task 0 .* needs task 1"):
         simulate([LaneTask("pre", 0, 0, "device", 1.0, (1,)), LaneTask("post", 0, 0, "device", 1.0)])
 
 
