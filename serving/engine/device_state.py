@@ -49,11 +49,13 @@ class SamplingFeatures(NamedTuple):
       penalties: penalties and bias.
       top: log-probabilities of the token and this many alternatives; -1 = none.
       prompt: also of the prompt's tokens (prefill).
+      grammar: tokens that a grammar forbids.
     """
 
     penalties: bool = False
     top: int = -1
     prompt: bool = False
+    grammar: bool = False
 
 
 PLAIN = SamplingFeatures()
@@ -61,7 +63,16 @@ PLAIN = SamplingFeatures()
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_B", "position_B", "sampling_B", "stop_BE", "min_end_B", "logprobs_B", "penalties"],
+    data_fields=[
+        "token_B",
+        "position_B",
+        "sampling_B",
+        "stop_BE",
+        "min_end_B",
+        "logprobs_B",
+        "penalties",
+        "allowed_BW",
+    ],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ class SlotRows:
       min_end_B: the first position at which it may end.
       logprobs_B: whether log-probabilities are asked for.
       penalties: if compiled in.
+      allowed_BW: only while a program runs: the batch's bit masks of allowed tokens.
     """
 
     token_B: jax.Array
@@ -85,6 +97,7 @@ class SlotRows:
     min_end_B: jax.Array
     logprobs_B: jax.Array
     penalties: PenaltyRows | None
+    allowed_BW: jax.Array | None = None
 
     @classmethod
     def empty(cls, slots: int, vocab: int = 0) -> "SlotRows":
@@ -118,6 +131,7 @@ class PrefillBatch(NamedTuple):
       slot_R: slot to install the request in after its last chunk; the number of slots = none.
       known_R: its next token if known (it was preempted), -1 = sample it.
       sampling_R, stop_RE, min_end_R, logprobs_R, penalties: its sampling; penalties where compiled in.
+      allowed_RW: see `DecodeBatch`.
     """
 
     tokens_RC: Any
@@ -132,6 +146,7 @@ class PrefillBatch(NamedTuple):
     min_end_R: Any
     logprobs_R: Any
     penalties: PenaltyRows | None
+    allowed_RW: Any = None
 
 
 class DecodeBatch(NamedTuple):
@@ -141,11 +156,14 @@ class DecodeBatch(NamedTuple):
       tables: by kind, their page tables.
       slot_R: their slots; the number of slots = padding. With as many rows as slots, row r is slot r.
       left_R: tokens each may still produce in this call; 0 for rows that do not decode.
+      allowed_RW: uint32, a bit per token of the vocabulary; where grammars are compiled in. It holds for one
+        token, so a row under a grammar decodes one step per call.
     """
 
     tables: Mapping[Kind, Any]
     slot_R: Any
     left_R: Any
+    allowed_RW: Any = None
 
 
 class StepOutput(NamedTuple):

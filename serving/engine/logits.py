@@ -1,13 +1,14 @@
 """Logits processors: what happens to each row's logits between the model and sampling, on the device.
 
     1. penalties: repetition, then frequency and presence      3. stop ids masked below `min_tokens`
-    2. bias                                                    4. log-probabilities, then `mixattn.sample`
+    2. bias, then what a grammar forbids                       4. log-probabilities, then `mixattn.sample`
 
 A row without penalties and bias keeps its logits bit for bit, so it does not matter which program serves it.
 
 Axes: B rows, V vocabulary, E stop ids, K alternatives.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -87,6 +88,22 @@ def mask_stop_tokens(logits_BV: jax.Array, stop_BE: jax.Array, young_B: jax.Arra
     return jax.lax.cond(jnp.any(young_B), hide, lambda logits_BV: logits_BV, logits_BV)
 
 
+ALL_ALLOWED = 0xFFFFFFFF  # a word of a mask that forbids nothing
+
+
+def mask_forbidden(logits_BV: jax.Array, allowed_BW: jax.Array) -> jax.Array:
+    """-inf at tokens whose bit is not set: bit `v % 32` of word `v // 32`."""
+
+    def hide(logits_BV: jax.Array) -> jax.Array:
+        B, V = logits_BV.shape
+        bits = allowed_BW[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]
+        allowed_BV = (bits & jnp.uint32(1)).reshape(B, -1)[:, :V] > 0
+        return jnp.where(allowed_BV, logits_BV, -jnp.inf)
+
+    masked = jnp.any(allowed_BW != jnp.uint32(ALL_ALLOWED))
+    return jax.lax.cond(masked, hide, lambda logits_BV: logits_BV, logits_BV)
+
+
 class Logprobs(NamedTuple):
     """Log-probabilities of one token per row and of the K likeliest; leading axes are the caller's."""
 
@@ -95,9 +112,13 @@ class Logprobs(NamedTuple):
     top_id_K: Any
 
     def at(self, index: Any, id: int, k: int) -> Logprob:
-        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays."""
+        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays.
+
+        What cannot be drawn, for example a stop token before `min_tokens`, is no alternative.
+        """
         ids, values = self.top_id_K[index][:k].tolist(), self.top_K[index][:k].tolist()
-        return Logprob(id, float(self.chosen[index]), tuple(zip(ids, values)))
+        top = tuple((id, value) for id, value in zip(ids, values) if value > -math.inf)
+        return Logprob(id, float(self.chosen[index]), top)
 
 
 def logprobs(logits_XV: jax.Array, token_X: jax.Array, k: int) -> Logprobs:

@@ -29,7 +29,7 @@ from serving.engine.device_state import (
     SlotRows,
     StepOutput,
 )
-from serving.engine.logits import PenaltyRows
+from serving.engine.logits import ALL_ALLOWED, PenaltyRows
 from serving.engine.program_cache import ProgramCache
 from serving.engine.stacks import Name, ProgramSpec, make_stack
 from serving.request import Sampling
@@ -93,8 +93,11 @@ class Programs:
                 return R, C
         raise ValueError(f"no prefill program for {requests} chunks of {chunk_tok}; there are {self.buckets}")
 
-    def features(self, asked: Iterable[Sampling], *, prompt: bool) -> SamplingFeatures:
+    def features(self, asked: Iterable[Sampling], *, prompt: bool, grammar: bool = False) -> SamplingFeatures:
         """The smallest compiled feature set that serves all of `asked`.
+
+        Args:
+          grammar: whether one of them is under a grammar.
 
         Raises:
           ValueError: none does.
@@ -106,7 +109,7 @@ class Programs:
             whole = prompt and sampling.prompt_logprobs is not None
             top = sampling.top if prompt or sampling.logprobs is not None else -1
             want = SamplingFeatures(
-                want.penalties or sampling.has_penalties, max(want.top, top), want.prompt or whole
+                want.penalties or sampling.has_penalties, max(want.top, top), want.prompt or whole, grammar
             )
         for features in self.feature_sets:
             if _serves(features, want):
@@ -155,7 +158,7 @@ class Programs:
         words: list[str] = []
         for part in name:
             if isinstance(part, SamplingFeatures):
-                words += [w for w, on in zip(("penalties", "logprobs", "prompt"), _on(part)) if on]
+                words += [w for w, on in zip(("penalties", "logprobs", "prompt", "grammar"), _on(part)) if on]
             else:
                 words.append(str(part))
         return " ".join(words)
@@ -168,7 +171,7 @@ class Programs:
     def decodes(self) -> Iterator[tuple[DecodeBatch, SamplingFeatures]]:
         for features in sorted({features._replace(prompt=False) for features in self.feature_sets}):
             for R in reversed(self.decode_rows):
-                yield self.blank_decode(R), features
+                yield self.blank_decode(R, features), features
 
     def prefills(self) -> Iterator[tuple[PrefillBatch, SamplingFeatures]]:
         for features in self.feature_sets:
@@ -214,10 +217,15 @@ class Programs:
     ) -> tuple[DeviceState, StepOutput]:
         return self.stack.decode(self._compiled, state, batch, steps, features)
 
-    def blank_decode(self, rows: int) -> DecodeBatch:
+    def blank_decode(self, rows: int, features: SamplingFeatures = PLAIN) -> DecodeBatch:
         """A batch of padding rows."""
-        nowhere = np.full(rows, self.slots, np.int32)
-        return DecodeBatch(self._blank_tables(rows), nowhere, np.zeros(rows, np.int32))
+        nowhere, left_R = np.full(rows, self.slots, np.int32), np.zeros(rows, np.int32)
+        return DecodeBatch(self._blank_tables(rows), nowhere, left_R, self.blank_masks(rows, features))
+
+    def blank_masks(self, rows: int, features: SamplingFeatures) -> np.ndarray | None:
+        """Masks that forbid nothing; None where the features know no grammar."""
+        words = -(-self.vocab // 32)
+        return np.full((rows, words), ALL_ALLOWED, np.uint32) if features.grammar else None
 
     def blank_prefill(self, R: int, C: int, features: SamplingFeatures) -> PrefillBatch:
         """A batch of padding, to be filled in."""
@@ -234,6 +242,7 @@ class Programs:
             min_end_R=np.zeros(R, np.int32),
             logprobs_R=np.zeros(R, bool),
             penalties=PenaltyRows.none(R, self.vocab, np) if features.penalties else None,
+            allowed_RW=self.blank_masks(R, features),
         )
 
     def _shapes_of(self, features: SamplingFeatures) -> Sequence[tuple[int, int]]:
@@ -248,8 +257,8 @@ def _serves(features: SamplingFeatures, want: SamplingFeatures) -> bool:
     return all(has >= need for has, need in zip(features, want))
 
 
-def _on(features: SamplingFeatures) -> tuple[bool, bool, bool]:
-    return features.penalties, features.top >= 0, features.prompt
+def _on(features: SamplingFeatures) -> tuple[bool, bool, bool, bool]:
+    return features.penalties, features.top >= 0, features.prompt, features.grammar
 
 
 def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
@@ -264,5 +273,5 @@ def chunk_sizes(config: EngineConfig) -> list[int]:
 
 def feature_sets(config: EngineConfig, vocab: int) -> list[SamplingFeatures]:
     """What programs are compiled to do: every extra, and every extra with prompt log-probabilities."""
-    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab))
+    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab), grammar=config.grammar)
     return [rich, rich._replace(prompt=True)] if config.prompt_logprobs else [rich]

@@ -36,7 +36,14 @@ from serving.engine.device_state import (
     SplitModel,
     StepOutput,
 )
-from serving.engine.logits import Logprobs, PenaltyRows, apply_penalties, logprobs, mask_stop_tokens
+from serving.engine.logits import (
+    Logprobs,
+    PenaltyRows,
+    apply_penalties,
+    logprobs,
+    mask_forbidden,
+    mask_stop_tokens,
+)
 
 type Draw = tuple[jax.Array, Logprobs | None]
 # Steps done; pools by owner and rows; tokens each row may still produce; what was produced so far.
@@ -82,6 +89,7 @@ def finish_prefill(
         batch.min_end_R,
         batch.logprobs_R,
         _penalties_of(features, batch.penalties),
+        batch.allowed_RW,
     )
     ends_R = batch.slot_R < len(rows.token_B)
 
@@ -177,19 +185,21 @@ def empty_output(max_steps: int, R: int, features: SamplingFeatures) -> StepOutp
 def load_rows(rows: SlotRows, batch: DecodeBatch, features: SamplingFeatures) -> SlotRows:
     """The rows of a batch; with as many as slots, row r is slot r and no row is copied."""
     rows = rows if features.penalties else dataclasses.replace(rows, penalties=None)
-    if len(batch.left_R) == len(rows.token_B):
-        return rows
-    return jax.tree.map(lambda x: x.at[batch.slot_R].get(mode="clip"), rows)
+    if len(batch.left_R) != len(rows.token_B):
+        rows = jax.tree.map(lambda x: x.at[batch.slot_R].get(mode="clip"), rows)
+    return dataclasses.replace(rows, allowed_BW=batch.allowed_RW)
 
 
 def store_rows(old: SlotRows, slot_R: jax.Array, new: SlotRows, features: SamplingFeatures) -> SlotRows:
     """`old` with `new` in slots `slot_R`; a slot that does not exist is dropped."""
     kept = old if features.penalties else dataclasses.replace(old, penalties=None)
+    new = dataclasses.replace(new, allowed_BW=None)
     stored = jax.tree.map(lambda old, new: old.at[slot_R].set(new, mode="drop"), kept, new)
     return _with_penalties_of(old, stored, features)
 
 
 def _with_penalties_of(old: SlotRows, new: SlotRows, features: SamplingFeatures) -> SlotRows:
+    new = dataclasses.replace(new, allowed_BW=None)
     return new if features.penalties else dataclasses.replace(new, penalties=old.penalties)
 
 
@@ -216,6 +226,8 @@ def _draw(
         logits_BV = jax.lax.cond(
             jnp.any(penalties.active_B & live_B), apply_penalties, lambda x_BV, _: x_BV, logits_BV, penalties
         )
+    if rows.allowed_BW is not None:
+        logits_BV = mask_forbidden(logits_BV, rows.allowed_BW)
     logits_BV = mask_stop_tokens(logits_BV, rows.stop_BE, position_B < rows.min_end_B)
     token_B = jnp.where(finite_B, sample(logits_BV, rows.sampling_B, position_B), NOT_FINITE)
     if features.top < 0:

@@ -27,11 +27,13 @@ class OffloadExperiment:
     settings: names of the paper's settings.
     generate_tok: generated tokens per request.
     gantt: PNG or SVG to draw the schedules of the first setting into; "" = none.
+    out: CSV to write the rows into; "" = none.
     """
 
     settings: tuple[str, ...] = ("S1", "S2")
     generate_tok: tuple[int, ...] = paper.GENERATE
     gantt: str = ""
+    out: str = ""
 
     def check(self) -> None:
         """Raises ValueError for settings the paper does not have, and without anything to run."""
@@ -106,5 +108,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 def schedules(planner: OffloadPlanner, policy: OffloadPolicy, *, layers: int) -> dict[str, list[LaneTask]]:
     """Tasks of s1 to s4 over a few layers, for a picture."""
     seconds = durations.task_seconds(planner, policy)
-    sizes = {"layers": layers, "micro_batches": policy.micro_batches}
-    return {name: emit(name, seconds=seconds, **sizes) for name in ("s1", "s2", "s3", "s4")}
+    m = policy.micro_batches
+    return {
+        name: emit(name, layers=layers, micro_batches=m, seconds=seconds) for name in ("s1", "s2", "s3", "s4")
+    }

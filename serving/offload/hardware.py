@@ -74,11 +74,10 @@ class OffloadHardware:
 def _gib(
     name: str, device: float, host: float, rates: tuple[float, float, float], tflops: tuple[float, float]
 ) -> OffloadHardware:
+    device_Bps, host_Bps, link_Bps = (rate * GIB for rate in rates)
+    device_flops, host_flops = (peak * TFLOP for peak in tflops)
     return OffloadHardware(
-        name,
-        *(size * GIB for size in (device, host)),
-        *(rate * GIB for rate in rates),
-        *(peak * TFLOP for peak in tflops),
+        name, device * GIB, host * GIB, device_Bps, host_Bps, link_Bps, device_flops, host_flops
     )
 
 

@@ -250,8 +250,8 @@ class OffloadPlanner:
         size = self.hardware.device_bytes if on_device else self.hardware.host_bytes
         share = DEVICE_SHARE if on_device else HOST_SHARE
         return Infeasible(
-            f"{policy.micro_batches} micro-batches of {policy.micro_batch} need {use / 2**30:.2f} GiB of {memory}"
-            f" memory; {share:.0%} of {size / 2**30:.2f} GiB may be used,"
+            f"{policy.micro_batches} micro-batches of {policy.micro_batch} need {use / 2**30:.2f} GiB"
+            f" of {memory} memory; {share:.0%} of {size / 2**30:.2f} GiB may be used,"
             f" and at least {use / share / 2**30:.2f} GiB would do"
         )
 

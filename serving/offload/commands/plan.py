@@ -2,9 +2,9 @@
 needed.
 
 python -m serving.offload plan --model=mixtral-8x7b --hardware=l4 --prompt=77 --generate=32
-python -m serving.offload plan --hardware=t4 --prompt=418 --json                prompts padded to their maximum
-python -m serving.offload plan --device_memory_gb=12 --efficiency_link=0.77     a smaller card, a measured link
-python -m serving.offload plan --roofline=roofline.svg                          the plan's point on the roofline
+python -m serving.offload plan --hardware=t4 --prompt=418 --json              prompts padded to their maximum
+python -m serving.offload plan --device_memory_gb=12 --efficiency_link=0.77   a smaller card, a measured link
+python -m serving.offload plan --roofline=roofline.svg                        the plan's point on the roofline
 
 Predictions are bounds from peak rates: the paper's own runs reached a fifth to two fifths of them.
 """

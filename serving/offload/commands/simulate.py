@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixattn.tools import files
+from pallas_kernels import results
 from serving.offload import durations
 from serving.offload.commands import command_line
 from serving.offload.experiment import OffloadExperiment, planner_of, schedules, simulate_settings
@@ -125,6 +126,16 @@ def run_experiment(experiment: OffloadExperiment, *, as_json: bool) -> None:
     if experiment.gantt:
         planner = planner_of(experiment.settings[0], experiment.generate_tok[0], padded=True)
         draw(planner, search(planner).policy, Path(experiment.gantt))
+    if experiment.out:
+        note = "durations modelled from peak rates, decode only; paper_* columns are the paper's measurements"
+        results.write_csv(
+            experiment.out,
+            rows,
+            command="serving.simulate",
+            config=str(experiment),
+            note=note,
+            device=results.VIRTUAL,
+        )
     if as_json:
         print(json.dumps({"simulated": True, "rows": rows}))
         return
