@@ -8,6 +8,7 @@ A row without penalties and bias keeps its logits bit for bit, so it does not ma
 Axes: B rows, V vocabulary, E stop ids, K alternatives.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,9 +112,13 @@ class Logprobs(NamedTuple):
     top_id_K: Any
 
     def at(self, index: Any, id: int, k: int) -> Logprob:
-        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays."""
+        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays.
+
+        What cannot be drawn, for example a stop token before `min_tokens`, is no alternative.
+        """
         ids, values = self.top_id_K[index][:k].tolist(), self.top_K[index][:k].tolist()
-        return Logprob(id, float(self.chosen[index]), tuple(zip(ids, values)))
+        top = tuple((id, value) for id, value in zip(ids, values) if value > -math.inf)
+        return Logprob(id, float(self.chosen[index]), top)
 
 
 def logprobs(logits_XV: jax.Array, token_X: jax.Array, k: int) -> Logprobs:

@@ -4,12 +4,13 @@ told at once.
 
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mixattn.spec import ModelConfig
 from serving import fair, model_engine
-from serving.config import STOP_IDS, EngineConfig, Limits
+from serving.config import EngineConfig, Limits
 from serving.http.wire import MAX_TOP
 from serving.kvcache.sizing import split
 
@@ -45,7 +46,7 @@ def served_name(checkpoint: Path) -> str:
     return path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
 
 
-def engine_config(model: ModelConfig, options: StartOptions, eos_ids: list[int]) -> EngineConfig:
+def engine_config(model: ModelConfig, options: StartOptions, eos_ids: Sequence[int]) -> EngineConfig:
     """An engine that serves any request the protocol can ask for.
 
     Raises:
@@ -71,7 +72,7 @@ def engine_config(model: ModelConfig, options: StartOptions, eos_ids: list[int])
         policy=options.policy,
         policy_options=options.policy_options,
         limits=limits,
-        eos_ids=tuple(eos_ids)[:STOP_IDS],
+        eos_ids=tuple(eos_ids),
         prefill_rows=(1,),
         chunk_sizes=(min(32, limits.chunk_tok),),
         layers_per_program=-1,  # a deep stack starts several times faster

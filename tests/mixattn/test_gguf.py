@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, trainers
 
 from mixattn import hf
 from mixattn.hf import gguf_file, gguf_rope, translate
-from mixattn.layers import rope_frequencies
+from mixattn.rope import rope_frequencies
 from mixattn.text import chat_prompt
 from tests.mixattn import gguf_files
 from tests.mixattn.gguf_files import write_gguf, write_vocabulary
