@@ -120,7 +120,7 @@ def _row(c: Commit, number: dict[str, int], scale: Scale) -> list[Any]:
 
 
 def _look(value: Any, step: int) -> dict[str, Any]:
-    """What an agent's write says of it: its own words if it has the town's fields, else the value in short."""
+    """What an agent's write says of it: its words if it has the town's fields, else the value in short."""
     if isinstance(value, dict) and {"doing", "said"} & set(value):
         words = {name: str(value[name]) for name in ("doing", "said", "to") if name in value}
         return {**words, "at": value.get("at", step)}
