@@ -23,20 +23,27 @@ class ModelConfig:
     """A decoder-only transformer. Every supported architecture is a combination of these fields.
 
     Attributes:
+      n_layers, d_model: depth, and width of the residual stream.
+      n_heads, n_kv_heads, head_dim: query heads, key/value heads (a divisor of them), and width of each.
       d_ff: feed-forward width; of one expert in mixture layers.
+      vocab_size: token ids of the embedding and the head.
       kv_wiring: wiring string, or the name of a pattern ("" = "standard").
       window: number of keys that a query of a sliding layer attends to, including its own.
       positions: "rope" rotates q and k; "learned" adds row position + `position_offset` of a table of
         `max_positions` rows; "none".
+      max_positions, position_offset: rows of the table of "learned" positions, and of those the first used.
       rope_theta, rope_theta_local: base of full and of sliding layers (0 = the same). `rope_scaling` does not
         apply to sliding layers with their own base.
       rope_fraction: leading fraction of each head that is rotated.
       rope_scaling: "linear" divides positions by `rope_factor`; "llama3" divides only low frequencies, with a
         ramp between wavelengths `rope_original / rope_high` and `rope_original / rope_low`.
+      rope_factor, rope_low, rope_high, rope_original: of `rope_scaling`.
       norm: "rms", or "layer" (with bias).
+      norm_eps: added to the mean square in norms.
       norm_unit_offset: the gain is stored as w and used as 1 + w.
       post_norms: further norms after attention and after the feed-forward, before the residual ("sandwich").
       qk_norm: RMS norm with a gain over each head of q and k, before the rotation.
+      activation: of the feed-forward: "silu", "gelu" (tanh form), "gelu_exact", "relu" or "relu2" (squared).
       gated: activation(x gate) * (x up), otherwise activation(x up).
       qkv_bias, out_bias, ffn_bias: biases of q, k, v; of o; of the dense feed-forward.
       attention_scale: factor on q k^T (0 = head_dim ** -0.5).
