@@ -6,6 +6,7 @@ it is called again here, after the overrides.
 """
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -67,7 +68,8 @@ def check_tree(node: Any) -> None:
     """Checks the types of every dataclass in the tree and calls its `check()`, children first.
 
     Raises:
-      ValueError: a value of another type than its field, nan, text that is no Unicode, or what `check` refuses.
+      ValueError: a value of another type than its field, a number that is not finite, text that is no
+        Unicode, or what `check` refuses.
     """
     for field in dataclasses.fields(node):
         child = getattr(node, field.name)
@@ -90,8 +92,8 @@ def _check_types(node: Any) -> None:
         fits = isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{field.name} is {value!r}, which is no {kind.__name__}")  # type: ignore[union-attr]
-        if value != value:
-            raise ValueError(f"{field.name} is nan, which is no number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value}; it must be finite")
         if isinstance(value, str):
             value.encode()  # UnicodeEncodeError is a ValueError
 

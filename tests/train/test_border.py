@@ -202,10 +202,10 @@ def test_a_file_of_token_ids_that_cannot_be_is_refused(texts, tmp_path, content,
 # ---- tokenizers -----------------------------------------------------------------------------------
 def test_no_text_that_a_tokenizer_is_trained_on_has_a_run_of_more_than_256_characters():
     text = "ACGT" * 25_000 + " " * 600 + "a normal line\n"
-    cut = list(tokens._without_long_runs(text))
+    cut = list(tokens.without_long_runs(text))
     assert "".join(cut) == text
     assert max(len(word) for piece in cut for word in piece.split(" ")) <= 256
-    assert list(tokens._without_long_runs(LINE * 50)) == [LINE * 50]
+    assert list(tokens.without_long_runs(LINE * 50)) == [LINE * 50]
     trained = tokens.train_tokenizer(cut, 300)
     assert trained.decode(trained.encode(text).ids) == text
 

@@ -1,4 +1,4 @@
-"""Randomly damaged input of training loads right or is refused in a sentence: no traceback, no silent change."""
+"""Randomly damaged input of training loads right or is refused in a sentence, without a silent change."""
 
 import json
 import random
