@@ -1,4 +1,4 @@
-"""What checks at the border cost: digests of checkpoints, tokenizers for text without blanks, reading a corpus.
+"""What checks at the border cost: digests of checkpoints, tokenizers without blanks, reading a corpus.
 
     NPROC=1 taskset -c 0 python -m train.bench_border --before=CHECKOUT_OF_AN_OLDER_COMMIT
 
