@@ -42,6 +42,8 @@ def ignore_closed_loop_errors(hook: Hook) -> Hook:
 class _WithDigests(atomicity.AtomicRenameTemporaryPath):
     """Adds the digests to a finished checkpoint before it gets its name."""
 
+    _final_path: epath.Path
+
     async def finalize(self) -> None:
         named: epath.Path = self._final_path
         # Still a temporary name, which orbax removes at its next start.

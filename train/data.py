@@ -42,6 +42,8 @@ class DataConfig:
       validation_share: share of the documents that validate.
       heldout_share: share of the documents that are kept as prompts in heldout.jsonl (0 = none).
       tokenizer: a tokenizer.json or a folder with one, to use instead of training one ("" = train one).
+      separator: text of the tokenizer's token that goes before every document ("" = the one that it ends
+        texts with; a tokenizer trained here has its own).
       token_dtype: numbers in a .bin file: "uint16" or "uint32", little-endian.
     """
 
@@ -54,6 +56,7 @@ class DataConfig:
     validation_share: float = 0.05
     heldout_share: float = 0.05
     tokenizer: str = ""
+    separator: str = ""
     token_dtype: str = "uint16"
 
     def check(self) -> None:
@@ -115,11 +118,21 @@ def prepare(
         opened = tokens.open_folder(folder)
     elif token_files.is_token_file(data.path):
         opened = token_files.write(
-            data.corpus(), folder, dtype=data.token_dtype, tokenizer=tokenizer, report=report
+            data.corpus(),
+            folder,
+            dtype=data.token_dtype,
+            tokenizer=tokenizer,
+            separator=data.separator,
+            report=report,
         )
     else:
         opened = tokens.write(
-            data.corpus(), folder, vocab_size=vocab_size, tokenizer=tokenizer, report=report
+            data.corpus(),
+            folder,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            separator=data.separator,
+            report=report,
         )
     if opened.manifest["vocab_size"] > vocab_size:
         raise ValueError(
@@ -132,7 +145,7 @@ def prepare(
 def _request(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> dict[str, object]:
     if token_files.is_token_file(data.path):
         return token_files.request(data.corpus(), data.token_dtype, tokenizer)
-    return tokens.request(data.corpus(), vocab_size, tokenizer)
+    return tokens.request(data.corpus(), vocab_size, tokenizer, data.separator)
 
 
 class Windows:
@@ -143,6 +156,7 @@ class Windows:
       loss_mask: weights of the tokens as targets; None = 1.
       seq_len: T.
       document_mask: whether `segment_BT` numbers the documents of a window; else it is 0.
+      separator: the id that begins a document.
 
     Raises:
       ValueError: the stream is shorter than one window.
@@ -156,13 +170,14 @@ class Windows:
         seq_len: int,
         seed: int,
         document_mask: bool = False,
+        separator: int = tokens.SEPARATOR_ID,
     ):
         if len(stream) < seq_len + 1:
             raise ValueError(
                 f"a window takes {seq_len + 1} tokens, this part of the corpus has {len(stream)}"
             )
         self.stream, self.loss_mask, self.seq_len, self.seed = stream, loss_mask, seq_len, seed
-        self.document_mask = document_mask
+        self.document_mask, self.separator = document_mask, separator
         self.count = max(1, (len(stream) - seq_len) // seq_len)
 
     def offset(self, epoch: int) -> int:
@@ -175,9 +190,7 @@ class Windows:
         at = slice(start := self.offset(epoch) + window * self.seq_len, start + self.seq_len + 1)
         token = np.asarray(self.stream[at], dtype=np.int32)
         loss_mask = np.ones(self.seq_len) if self.loss_mask is None else self.loss_mask[at][1:]
-        segment = (
-            (token[:-1] == tokens.SEPARATOR_ID).cumsum() if self.document_mask else np.zeros(self.seq_len)
-        )
+        segment = (token[:-1] == self.separator).cumsum() if self.document_mask else np.zeros(self.seq_len)
         return {
             "tokens_BT": token[:-1],
             "target_BT": token[1:],

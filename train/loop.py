@@ -51,6 +51,7 @@ def stage_batches(
         seq_len=stage.seq_len,
         seed=experiment.train.seed + 1000 * index,
         document_mask=experiment.data.document_mask,
+        separator=corpus.separator,
     )
     return pipeline.batches(
         windows, stage.batch_size, process=jax.process_index(), processes=jax.process_count()
@@ -120,6 +121,7 @@ class Trainer:
             seq_len=stage.seq_len,
             seed=0,
             document_mask=self.experiment.data.document_mask,
+            separator=corpus.separator,
         )
         compiled = self.stages[index]
         # The batch shape of training, so that evaluation compiles once.

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from tokenizers import Tokenizer
 
 from mixattn import ModelConfig, hf
 from mixattn.tools import files
@@ -121,6 +120,10 @@ def _open_corpus(
     tokenizer = folder / "data" / "tokenizer.json" if stage.path and index else None
     if init_from := experiment.train.init_from:
         tokenizer = Path(init_from) / "tokenizer.json"
+        if not tokenizer.is_file():
+            raise ValueError(
+                f"train.init_from={init_from} has no tokenizer.json, with which to read the text"
+            )
     vocab_size = experiment.model.vocab_size
     if jax.process_index() == 0:
         replace = claim.before is None
@@ -128,7 +131,7 @@ def _open_corpus(
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"tokens of stage {index}")
         corpus = data.prepare(source, own, vocab_size, report, tokenizer=tokenizer)
-    if tokenizer and corpus.tokenizer.to_str() != Tokenizer.from_file(str(tokenizer)).to_str():
+    if tokenizer and corpus.tokenizer.to_str() != hf.read_tokenizer(tokenizer).to_str():
         raise ValueError(f"the tokens in {corpus.folder} are not those of {tokenizer}")
     return corpus
 

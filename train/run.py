@@ -1,6 +1,7 @@
 """From an experiment and a folder to a trained model: lock, prepare, train, validate, export."""
 
 import contextlib
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -131,7 +132,7 @@ def _export(experiment: TrainingExperiment, params: Params, corpus: TokenizedCor
     unfinished = folder / ".model.part"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        hf.save(model, unfinished, tokenizer=corpus.tokenizer)
+        hf.save(model, unfinished, companions=_companions(experiment, corpus))
     except Exception as why:  # safetensors raises an exception type of its own
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"the model could not be written to {folder}: {why}") from why
@@ -139,6 +140,17 @@ def _export(experiment: TrainingExperiment, params: Params, corpus: TokenizedCor
     unfinished.rename(folder / "model")
     with files.whole(folder / "heldout.jsonl") as temporary:
         shutil.copyfile(corpus.folder / "heldout.jsonl", temporary)
+
+
+def _companions(experiment: TrainingExperiment, corpus: TokenizedCorpus) -> hf.Companions:
+    """What the initial model came with, or else a tokenizer whose separator begins, ends and pads texts."""
+    source = experiment.train.init_from
+    if source and (Path(source) / "config.json").is_file():
+        return dataclasses.replace(hf.companions(source), tokenizer=corpus.tokenizer)
+    id = corpus.separator
+    text = corpus.tokenizer.id_to_token(id)
+    names = {f"{role}_token": text for role in ("bos", "eos", "pad")}
+    return hf.Companions(corpus.tokenizer, names)
 
 
 def _verdict(summary: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from mixattn import hf
 from mixattn.tools import files
 from train import tokens
 from train.corpus import Corpus, as_request
@@ -33,6 +34,7 @@ def write(
     *,
     dtype: str,
     tokenizer: Path | None,
+    separator: str = "",
     report: Callable[[str], None] = lambda line: None,
 ) -> tokens.TokenizedCorpus:
     """Writes a token folder from the .bin file of `source`.
@@ -40,6 +42,7 @@ def write(
     Args:
       dtype: of `DTYPES`.
       tokenizer: the tokenizer.json that made the ids; the exported model carries it.
+      separator: text of its token that goes before every document; "" = the one that it ends texts with.
 
     Raises:
       ValueError: a file is missing, empty or cut off, holds an id that the tokenizer does not have, or there
@@ -51,7 +54,7 @@ def write(
         )
     if source.limit_bytes:
         raise ValueError(f"data.limit_bytes is {source.limit_bytes}; a .bin file is read whole")
-    encoder = Tokenizer.from_file(str(tokenizer))
+    encoder, separator_id = hf.read_tokenizer(tokenizer), hf.end_token(tokenizer, separator)
     parts = _parts(source, dtype)
     for path, ids in parts.values():
         _check_ids(path, ids, encoder.get_vocab_size())
@@ -68,7 +71,12 @@ def write(
         counts[part] = {"documents": 1, "bytes": size, "tokens": len(ids)}
     files.write_text(folder / "heldout.jsonl", "")
     left_out = {"files": 0, "named": []}
-    manifest = {"dtype": DTYPES[dtype], "vocab_size": encoder.get_vocab_size(), "learn": False}
+    manifest: dict[str, object] = {
+        "dtype": DTYPES[dtype],
+        "vocab_size": encoder.get_vocab_size(),
+        "learn": False,
+    }
+    manifest["separator"] = separator_id
     files.write_json(folder / "manifest.json", {**manifest, "parts": counts, "left_out": left_out})
     return tokens.open_folder(folder)
 

@@ -1,10 +1,11 @@
 """Tokenized corpora on disk, memory-mapped when read.
 
-A token folder holds `tokenizer.json` (byte-level BPE; id 0 separates documents); for each of the parts train
-and validation a `PART.bin` (little-endian token ids, a separator before every document) and, if some tokens
-do not count in the loss, a `PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one
-{"path", "ids"} per document); `request.json` (what was asked for); and `manifest.json`, which is written
-last: a folder without it is incomplete.
+A token folder holds `tokenizer.json`, whose end-of-text token separates documents (one trained here is
+byte-level BPE, and that token has id 0); for each of the parts train and validation a `PART.bin`
+(little-endian token ids, a separator before every document) and, if some tokens do not count in the loss, a
+`PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one {"path", "ids"} per document);
+`request.json` (what was asked for); and `manifest.json`, which is written last: a folder without it is
+incomplete.
 
 Tokenizing is resumable: documents are grouped into shards, and finished shards are kept.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mixattn import hf
 from mixattn.tools import files
 from train import corpus
 from train.text_files import LeftOut
@@ -48,7 +50,12 @@ class TokenizedCorpus:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return hf.read_tokenizer(self.folder / "tokenizer.json")
+
+    @property
+    def separator(self) -> int:
+        """The id before every document; 0 in folders of older versions."""
+        return int(self.manifest.get("separator", SEPARATOR_ID))
 
     @property
     def bytes_per_token(self) -> float:
@@ -106,6 +113,7 @@ def write(
     *,
     vocab_size: int,
     tokenizer: Path | None = None,
+    separator: str = "",
     report: Callable[[str], None] = lambda line: None,
 ) -> TokenizedCorpus:
     """Tokenizes a corpus into `folder`, resuming an interrupted call.
@@ -116,6 +124,7 @@ def write(
         call for another corpus left there is removed.
       vocab_size: of the tokenizer to train.
       tokenizer: a tokenizer.json to use instead.
+      separator: text of its token that goes before every document; "" = the one that it ends texts with.
       report: called with progress messages.
 
     Raises:
@@ -123,28 +132,33 @@ def write(
     """
     source = corpus.Corpus(source) if isinstance(source, str) else source
     _check_parts(source)
-    start_request(folder, request(source, vocab_size, tokenizer))
+    start_request(folder, request(source, vocab_size, tokenizer, separator))
     if not (folder / "tokenizer.json").exists():
-        trained = Tokenizer.from_file(str(tokenizer)) if tokenizer else None
+        trained = hf.read_tokenizer(tokenizer) if tokenizer else None
         if trained is None:
             report(f"training a tokenizer of {vocab_size} entries")
             trained = train_tokenizer(_sample(source), vocab_size)
         with files.whole(folder / "tokenizer.json") as temporary:
             trained.save(str(temporary))
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder = hf.read_tokenizer(folder / "tokenizer.json")
+    given = tokenizer or folder / "tokenizer.json"
+    separator_id = hf.end_token(given, separator if tokenizer else SEPARATOR)
     shards = []
     left_out: list[LeftOut] = []
     for documents in _grouped(source.documents(left_out)):
-        shards.append(_shard(folder / "shards", documents, encoder))
+        shards.append(_shard(folder / "shards", documents, encoder, separator_id))
         report(f"tokenized {len(shards)} shard{'s' * (len(shards) > 1)}")
     if left_out:
         report(f"left out {len(left_out)} files: {corpus.describe(left_out)}")
-    return _join(folder, shards, encoder, left_out)
+    return _join(folder, shards, encoder, separator_id, left_out)
 
 
-def request(source: corpus.Corpus, vocab_size: int, tokenizer: Path | None) -> dict[str, object]:
+def request(
+    source: corpus.Corpus, vocab_size: int, tokenizer: Path | None, separator: str = ""
+) -> dict[str, object]:
     """What decides the content of a token folder, as JSON."""
-    return {**corpus.as_request(source), "vocab_size": vocab_size, "tokenizer": digest_of(tokenizer)}
+    asked = {**corpus.as_request(source), "vocab_size": vocab_size, "tokenizer": digest_of(tokenizer)}
+    return asked | ({"separator": separator} if separator else {})
 
 
 def digest_of(tokenizer: Path | None) -> str:
@@ -261,10 +275,10 @@ def _grouped(documents: Iterable[_PartDocument]) -> Iterator[list[_PartDocument]
         yield group
 
 
-def _shard(folder: Path, documents: list[_PartDocument], encoder: Tokenizer) -> Path:
+def _shard(folder: Path, documents: list[_PartDocument], encoder: Tokenizer, separator: int) -> Path:
     """Encodes one group of documents into an .npz named by its content, unless it exists."""
     folder.mkdir(exist_ok=True)
-    content = hashlib.sha256(encoder.to_str().encode())
+    content = hashlib.sha256(f"{separator} {encoder.to_str()}".encode())
     for part, document in documents:
         content.update(f"{part}\0{document.name}\0{document.text}\0".encode())
     path = folder / f"{content.hexdigest()[:32]}.npz"
@@ -275,7 +289,7 @@ def _shard(folder: Path, documents: list[_PartDocument], encoder: Tokenizer) -> 
     arrays: dict[str, list[np.ndarray]] = {f"{p}{kind}": [] for p in corpus.PARTS for kind in ("", _MASK)}
     names, sizes = [], dict.fromkeys(corpus.PARTS, (0, 0))
     for part, document in documents:
-        ids = [np.array([SEPARATOR_ID], np.int32)]
+        ids = [np.array([separator], np.int32)]
         loss_mask = [np.array([all(in_loss for _, in_loss in document.pieces)])]
         for _, in_loss in document.pieces:
             ids.append(np.asarray(next(encoded).ids, dtype=np.int32))
@@ -295,7 +309,9 @@ def _shard(folder: Path, documents: list[_PartDocument], encoder: Tokenizer) -> 
     return path
 
 
-def _join(folder: Path, shards: list[Path], encoder: Tokenizer, left_out: list[LeftOut]) -> TokenizedCorpus:
+def _join(
+    folder: Path, shards: list[Path], encoder: Tokenizer, separator: int, left_out: list[LeftOut]
+) -> TokenizedCorpus:
     """Concatenates the shards into the final files, the manifest last, and removes the shards."""
     dtype = np.dtype("<u2" if encoder.get_vocab_size() <= 1 << 16 else "<u4")
     parts = {part: {"documents": 0, "bytes": 0, "tokens": 0} for part in corpus.PARTS}
@@ -328,6 +344,7 @@ def _join(folder: Path, shards: list[Path], encoder: Tokenizer, left_out: list[L
     manifest = {
         "dtype": dtype.str,
         "vocab_size": encoder.get_vocab_size(),
+        "separator": separator,
         "learn": not all_in_loss,
         "parts": parts,
         "left_out": {"files": len(left_out), "named": [list(one) for one in left_out[:_NAMED_LEFT_OUT]]},
