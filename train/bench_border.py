@@ -129,7 +129,7 @@ def main() -> None:
     ]
     for row in rows:
         print(", ".join(f"{k} {v}" for k, v in row.items() if v != ""))
-    results.write_csv(Path(given.out), rows, **results.surroundings(), before=given.before_commit)
+    results.write_csv(Path(given.out), rows, before=given.before_commit)
 
 
 if __name__ == "__main__":

@@ -89,9 +89,9 @@ def _check_types(node: Any) -> None:
         value, kind = getattr(node, field.name), field.type
         if kind not in (bool, int, float, str):
             continue
-        fits = isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
+        fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{field.name} is {value!r}, which is no {kind.__name__}")  # type: ignore[union-attr]
+            raise ValueError(f"{field.name} is {value!r}, which is no {kind.__name__}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name} is {value}; it must be finite")
         if isinstance(value, str):

@@ -38,12 +38,12 @@ def _main() -> None:
     with ProgressLines(quiet=FLAGS.json) as lines:
         line: ProgressLine | None = None
 
-        def show(done: int, total: int) -> None:
+        def show_rows(done: int, total: int) -> None:
             nonlocal line
             line = line or lines.add(total)
             line.update(done, f"{experiment.name}: {done} of {total} rows")
 
-        path = suite.run(experiment, workers=FLAGS.workers, on_progress=show)
+        path = suite.run(experiment, workers=FLAGS.workers, on_progress=show_rows)
     summary = summarise(results.read_csv(path), published=experiment.network is None)
     plot = plots.draw(experiment.name, path)
     if FLAGS.json:
