@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import flags, logging
 
 from mixattn.tools import cli
 from pallas_kernels import results
@@ -118,6 +118,7 @@ def _seconds(work: Any, folder: Path) -> float:
 
 def main() -> None:
     given = flags.FLAGS
+    logging.set_verbosity(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         rows = checkpoint_rows(given.mib, given.rounds, Path(folder))
     rows.append(tokenizer_row(given.characters))

@@ -245,6 +245,10 @@ def test_a_run_trains_longer_and_is_evaluated_otherwise_but_keeps_its_past(texts
     }
     with pytest.raises(ValueError, match="has been trained for 8 steps and cannot be cut to 4"):
         run.run(short(texts), tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "8").rename(tmp_path / "run" / "checkpoints" / "99")
+    with pytest.raises(ValueError, match="checkpoint of step 99, but the run has 8 steps"):
+        run.run(longer, tmp_path / "run")
     other = short(texts)
     other.train.seed = 9
     with pytest.raises(ValueError, match=r"train\.seed is 0 there and 9 here"):
