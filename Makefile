@@ -72,6 +72,7 @@ bench: setup $(PARITY)/.ready
 	NPROC=1 taskset -c 0 $(BIN)/python -m mixattn.bench windows
 	NPROC=1 OMP_NUM_THREADS=1 taskset -c 0 $(BIN)/python -m mixattn.bench transformers
 	NPROC=1 taskset -c 0 $(BIN)/python -m train.bench --config=configs/demo.py
+	NPROC=1 taskset -c 0 $(BIN)/python -m train.bench_border
 	NPROC=1 taskset -c 0 $(BIN)/python -m serving.bench
 	NPROC=1 taskset -c 0 $(BIN)/python -m serving.metropolis bench --out=results/metropolis/bench.csv
 
