@@ -47,7 +47,7 @@ MAY: dict[str, set[str]] = {
         "pallas_kernels.results",
     }
     | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
-    | {"choix", "evalica"}  # measured beside ours where installed
+    | {"choix", "evalica", "arena_rank", "pandas"}  # measured beside ours where installed
     | HOST,
     "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},
     "mixattn.evals.judge.commands": {"mixattn.evals", "mixattn.tools"} | HOST,
