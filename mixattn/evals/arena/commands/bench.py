@@ -4,8 +4,9 @@
     python -m mixattn.evals arena bench --votes=100000
 
 Other programs are measured where they are installed (pip install 'mixattn[oracles]'); arena-rank, which needs
-another version of jax, by a Python of its own: --peer=DIR/bin/python. "FastChat's algorithm" is our own program
-of it: unique rows of both models and outcome, scipy's L-BFGS-B from 0 with gtol 1e-6, numpy's `add.at`.
+another version of jax, by a Python of its own: --peer=DIR/bin/python. "FastChat's algorithm" is our own
+program of it: unique rows of both models and outcome, scipy's L-BFGS-B from 0 with gtol 1e-6, and numpy's
+`add.at`.
 """
 
 import json

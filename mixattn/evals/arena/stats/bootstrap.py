@@ -35,7 +35,7 @@ def of_votes(counts: Counts, found: Fit, resamples: int, rng: Generator) -> Floa
     def batches() -> Iterator[Floats]:
         for start in range(0, resamples, BATCH):
             drawn = poisson.draw(number, min(BATCH, resamples - start), rng).reshape(*shape, -1)
-            yield drawn if plain else drawn * mean_weight[..., None]
+            yield drawn.astype(np.float64) if plain else drawn * mean_weight[..., None]
 
     return _scores(counts, found, batches())
 
@@ -87,7 +87,7 @@ def _scores(counts: Counts, found: Fit, batches: Iterator[Floats]) -> Floats:
 
 def _chord(counts: Counts, found: Fit, weight: Floats) -> tuple[Floats, np.ndarray]:
     """(r, M) centred scores of r resamples with cell weights (P, 3, r), and (r,) which converged."""
-    r, m = weight.shape[2], counts.n_models
+    r = weight.shape[2]
     win = SCORE[1] * weight[:, 1] + weight[:, 2]
     total = weight[:, 0] + weight[:, 1] + weight[:, 2]
     incidence = _incidence(counts)

@@ -20,8 +20,8 @@ UNSURE = -1
 SPAN = 9
 
 
-def draw(means: Ints, size: int, rng: Generator) -> Floats:
-    """(n, size) float32 independent Poisson draws; row i has mean `means[i]`, a whole number from 0."""
+def draw(means: Ints, size: int, rng: Generator) -> NDArray[np.float32]:
+    """(n, size) independent Poisson draws; row i has mean `means[i]`, a whole number from 0."""
     drawn = np.zeros((len(means), size), dtype=np.float32)
     distinct, place = np.unique(means, return_inverse=True)
     order = np.argsort(place, kind="stable")

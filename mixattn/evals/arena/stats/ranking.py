@@ -14,7 +14,7 @@ from mixattn.evals.arena.stats.bradley_terry import Fit, fit, meat_of_clusters, 
 from mixattn.evals.arena.stats.connected import check_connected
 from mixattn.evals.arena.stats.counts import Counts, Floats, Ints, count, tally, vote_weights, without_ties
 from mixattn.evals.arena.stats.davidson import fit_davidson
-from mixattn.evals.arena.stats.influence import cap_weights
+from mixattn.evals.arena.stats.influence import cap_weights, limit_influence
 from mixattn.evals.arena.stats.votes import Votes
 
 PER_UNIT = 400 / math.log(10)  # Elo points of one natural-log odds
@@ -75,11 +75,15 @@ class Estimate:
     extra: dict[str, Any] | None = None
 
 
-def rank_models(votes: Votes, options: Options, cap: float | None = None) -> dict[str, Any]:
+def rank_models(
+    votes: Votes, options: Options, cap: float | None = None, max_move: float = 0.0
+) -> dict[str, Any]:
     """The report that `arena fit --json` prints, without the time it took to load the votes.
 
     Args:
       cap: no voter (column `judge`) counts for more than this many votes.
+      max_move: Elo points by which no voter may move a rating, to first order; 0 is no limit. The report's
+        `largest_move` says what was reached.
 
     Raises:
       ValueError: the votes determine no finite ratings, or an option does not fit them.
@@ -96,12 +100,17 @@ def rank_models(votes: Votes, options: Options, cap: float | None = None) -> dic
         weights = capped if weights is None else weights * capped
     counts = count(votes, weights)
     check_connected(counts, votes.models)
+    moves = {}
+    if max_move:
+        voter = numbered(votes.columns["judge"])
+        weights, largest = limit_influence(votes, voter, max_move / PER_UNIT, weights)
+        counts, moves = count(votes, weights), {"largest_move": PER_UNIT * largest}
     cluster = None if options.cluster == "none" else numbered(votes.columns[options.cluster])
     rng = np.random.default_rng(options.seed)
     estimate, seconds = _estimate(votes, weights, counts, cluster, options, rng)
     seconds = {"fit": time.perf_counter() - started - sum(seconds.values()), **seconds}
     started = time.perf_counter()
-    report = _report(votes, counts, estimate, anchor, options, rng)
+    report = moves | _report(votes, counts, estimate, anchor, options, rng)
     report["seconds"] = seconds | {"rank": time.perf_counter() - started}
     return report
 
