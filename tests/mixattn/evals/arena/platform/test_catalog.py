@@ -36,7 +36,8 @@ def test_a_checkpoint_a_script_and_a_server_are_models(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "k")
     file = tmp_path / "models.toml"
     file.write_text(
-        f"[[model]]\nname = 'a'\nengine = '{tmp_path}'\n[[model]]\nname = 'b'\nscripted = 'x'\nbroken = true\n"
+        f"[[model]]\nname = 'a'\nengine = '{tmp_path}'\n"
+        "[[model]]\nname = 'b'\nscripted = 'x'\nbroken = true\n"
         "[[model]]\nname = 'c'\nbase_url = 'http://x/v1'\nkey_env = 'SOME_KEY'\nweight = 2\n"
     )
     engine, script, server = read_catalog(file)
