@@ -125,10 +125,11 @@ class KeptKeys:
         slabs = {}
         for owner, slab in self.slabs.items():
             if self.empty:
-                budget = {"heavy": slab.heavy, "recent": slab.recent}
                 score_BKS = self.scratch[owner]
                 position_BS = self._prompt_positions(score_BKS.shape[-1])
-                slabs[owner] = heavy_hitter.compact(*self.fresh[owner], score_BKS, position_BS, **budget)
+                slabs[owner] = heavy_hitter.compact(
+                    *self.fresh[owner], score_BKS, position_BS, heavy=slab.heavy, recent=slab.recent
+                )
             else:
                 slabs[owner] = heavy_hitter.evict(self.scratch[owner])
         return dataclasses.replace(

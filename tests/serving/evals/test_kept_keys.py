@@ -12,7 +12,9 @@ PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13], list(range(20, 42))]
 
 
 def model(wiring, window=8, seed=0):
-    config = ModelConfig(n_layers=wiring.count("_") + 1, kv_wiring=wiring, window=window, dtype="float32", **TINY)
+    config = ModelConfig(
+        n_layers=wiring.count("_") + 1, kv_wiring=wiring, window=window, dtype="float32", **TINY
+    )
     return Transformer(config, rngs=nnx.Rngs(seed))
 
 

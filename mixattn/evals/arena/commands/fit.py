@@ -55,6 +55,9 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "intervals", "sandwich", INTERVALS, "Standard errors by sandwich, or percentile bootstrap."
     )
+    flags.DEFINE_float(
+        "prior_ties", 0.0, "Ties added to every pair that met; gives an undefeated model a finite rating."
+    )
     flags.DEFINE_integer("resamples", 1000, "Bootstrap resamples.", 2)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap and of the rank rule's draws.", 0)
     flags.DEFINE_enum("cluster", "none", CLUSTERS, "Votes that share this field are dependent.")
@@ -86,6 +89,7 @@ def options() -> Options:
         "intervals",
         "resamples",
         "seed",
+        "prior_ties",
     )
     given = {name: FLAGS[name].value for name in (*names, "cluster", "alpha", "rank", "style")}
     command_line.fraction("alpha", FLAGS.alpha)

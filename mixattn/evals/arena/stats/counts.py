@@ -1,6 +1,6 @@
 """Votes summed over equal ones: the cost of a fit then depends on pairs of models, not on votes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,17 @@ def _count_sparse(votes: Votes, weights: Floats | None) -> Counts:
             np.bincount(cell, w, minlength=size).reshape(-1, 3) for w in (weights, weights**2)
         )
     return Counts(m, used // m, used % m, number, weight, weight_sq)
+
+
+def with_prior(counts: Counts, ties: float) -> Counts:
+    """The same with `ties` further ties of every pair that met, as weight only: they pull ratings together,
+    so that an undefeated model has a finite one. They are no votes: neither counted nor a source of variance.
+    """
+    if not ties:
+        return counts
+    weight = counts.weight.copy()
+    weight[:, TIE] += ties
+    return replace(counts, weight=weight)
 
 
 def without_ties(votes: Votes) -> Votes:

@@ -12,7 +12,16 @@ from scipy.stats import norm
 from mixattn.evals.arena.stats import bootstrap, ranks, style
 from mixattn.evals.arena.stats.bradley_terry import Fit, fit, meat_of_clusters, standard_errors
 from mixattn.evals.arena.stats.connected import check_connected
-from mixattn.evals.arena.stats.counts import Counts, Floats, Ints, count, tally, vote_weights, without_ties
+from mixattn.evals.arena.stats.counts import (
+    Counts,
+    Floats,
+    Ints,
+    count,
+    tally,
+    vote_weights,
+    with_prior,
+    without_ties,
+)
 from mixattn.evals.arena.stats.davidson import fit_davidson
 from mixattn.evals.arena.stats.influence import cap_weights, limit_influence
 from mixattn.evals.arena.stats.votes import Votes
@@ -40,6 +49,7 @@ class Options:
     alpha: float = 0.05
     rank: str = "pairwise"
     style: bool = False
+    prior_ties: float = 0.0
 
     def columns(self) -> list[str]:
         """The columns of the votes file that these options read."""
@@ -52,6 +62,16 @@ class Options:
         Raises:
           ValueError: names the two options that disagree.
         """
+        if not 0 <= self.prior_ties < math.inf:
+            raise ValueError(f"--prior_ties={self.prior_ties} is not a number from 0 up")
+        if self.prior_ties:
+            for name, given in {
+                "--intervals=bootstrap": self.intervals == "bootstrap",
+                "--style": self.style,
+                "--ties=drop": self.ties == "drop",
+            }.items():
+                if given:
+                    raise ValueError(f"--prior_ties={self.prior_ties:g} does not go with {name}")
         if self.ties == "davidson":
             wrong = {
                 "--intervals=bootstrap": self.intervals == "bootstrap",
@@ -98,13 +118,14 @@ def rank_models(
     if cap is not None:
         capped = cap_weights(numbered(votes.columns["judge"]), cap)
         weights = capped if weights is None else weights * capped
-    counts = count(votes, weights)
+    counts = with_prior(count(votes, weights), options.prior_ties)
     check_connected(counts, votes.models)
-    moves = {}
+    moves: dict[str, Any] = {"prior_ties": options.prior_ties} if options.prior_ties else {}
     if max_move:
         voter = numbered(votes.columns["judge"])
         weights, largest = limit_influence(votes, voter, max_move / PER_UNIT, weights)
-        counts, moves = count(votes, weights), {"largest_move": PER_UNIT * largest}
+        counts = with_prior(count(votes, weights), options.prior_ties)
+        moves |= {"largest_move": PER_UNIT * largest}
     cluster = None if options.cluster == "none" else numbered(votes.columns[options.cluster])
     rng = np.random.default_rng(options.seed)
     estimate, seconds = _estimate(votes, weights, counts, cluster, options, rng)
