@@ -5,9 +5,9 @@
     python -m serving.evals demo --workdir=runs/arena --judge=DIR           a judge of your own
 
 full keeps every key, window the last --budget, heavy as many by attention (H2O); untrained has random
-weights. The judge is of kind `answer`: of two answers the one with the higher mean log-probability wins. Where no
-larger model is at hand it is the model itself with its full cache, which favours its own words by
-construction; the table says so. Ctrl-C and kill -9 lose at most one batch: the same command continues.
+weights. The judge is of kind `answer`: of two answers the one with the higher mean log-probability wins.
+Where no larger model is at hand it is the model itself with its full cache, which favours its own words by
+construction; the output says so. Ctrl-C and kill -9 lose at most one batch: the same command continues.
 """
 
 import asyncio

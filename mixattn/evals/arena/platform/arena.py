@@ -15,6 +15,7 @@ from mixattn.evals.arena.platform.backends import Backends
 from mixattn.evals.arena.platform.battle import WINNERS, Refused
 from mixattn.evals.arena.platform.catalog import ArenaModel
 from mixattn.evals.arena.platform.drawing import PairDraw
+from mixattn.evals.arena.platform.durable import DurableWrites
 from mixattn.evals.arena.platform.leaderboard import Leaderboards
 from mixattn.evals.arena.platform.live import LiveAnswers
 from mixattn.evals.arena.platform.pacer import Pacer
@@ -80,6 +81,7 @@ class ArenaPlatform:
         self.store, self.config = store, config
         self.pacer = pacer or Pacer()
         self.backends = Backends(models)
+        self.durable = DurableWrites(store.flush)
         self.live = LiveAnswers(store, self.pacer, config.answer_limit_s, self.backends)
         self.boards = Leaderboards(store, config.cap, config.max_move)
         self.rng = np.random.default_rng(config.seed)
@@ -99,7 +101,7 @@ class ArenaPlatform:
 
     def probabilities(self) -> list[tuple[str, str, float]]:
         """(model, model, probability) of each unordered pair as it would be drawn now; public."""
-        return self.pairs.table(self.on(), self.boards.counted, self.boards.count())
+        return self.pairs.table(self.on(), self.boards.latest, lambda: self.store.version()[0])
 
     def _publish(self, table: list[tuple[str, str, float]]) -> None:
         """Every table of probabilities that was ever used stands in the public log."""
@@ -150,7 +152,12 @@ class ArenaPlatform:
         talks = [[m for m in talk if m["content"]] for talk in self.store.conversations(battle)]
         self.live.start(battle, turn, [self.models[name] for name in models], talks)
 
-    def vote(self, battle: dict[str, Any], session: str, winner: str) -> None:
+    async def vote(self, battle: dict[str, Any], session: str, winner: str) -> None:
+        """Casts the vote; it is on disk when this returns.
+
+        Raises:
+          Refused: the state of the battle does not allow it.
+        """
         live = self.live.get(battle["id"])
         if live is not None:  # what the page shows may be newer than what was saved
             for side, text in enumerate(live.texts):
@@ -161,6 +168,7 @@ class ArenaPlatform:
         style = style_counts.of_conversations(self.store.conversations(battle["id"]))
         self.store.vote(battle["id"], winner, voter, delay_s, self.not_counted(battle, session), style)
         self.live.stop(battle["id"])
+        await self.durable.wait()
 
     def not_counted(self, battle: dict[str, Any], session: str) -> str | None:
         """Why a vote on this battle is kept and does not count, or None."""

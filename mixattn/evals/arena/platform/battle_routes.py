@@ -91,7 +91,7 @@ class BattleRoutes:
         if battle["mode"] == "direct":
             raise Refused("a direct chat has nothing to compare", 400)
         try:
-            self.arena.vote(battle, session, fields.get("winner", ""))
+            await self.arena.vote(battle, session, fields.get("winner", ""))
         except Refused as why:
             again = self.arena.store.battle(battle["id"])
             if again is None or again["vote"] is None or why.status != 409:

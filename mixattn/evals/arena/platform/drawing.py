@@ -44,15 +44,15 @@ class PairDraw:
     _key: tuple[Any, ...] = ()
 
     def table(
-        self, on: set[str], counted: Callable[[], Sequence[dict[str, Any]]], votes: int
+        self, on: set[str], counted: Callable[[], Sequence[dict[str, Any]]], votes: Callable[[], int]
     ) -> list[tuple[str, str, float]]:
         """(model, model, probability) of each unordered pair that may be drawn now.
 
         Args:
-          counted: gives the votes that count; `votes`: how many there are.
+          counted, votes: give the votes that count and how many there are, for active sampling.
         """
         names = [n for n, m in sorted(self.models.items()) if n in on and m.weight > 0 and not m.broken]
-        key = (tuple(names), votes // REFRESH_VOTES if self.active else 0)
+        key = (tuple(names), votes() // REFRESH_VOTES if self.active else 0)
         if key != self._key:
             self._key = key
             pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]

@@ -20,6 +20,8 @@ from mixattn.evals.arena.stats.votes import LABELS, Votes, from_arrays
 from mixattn.evals.arena.stats.win_matrix import rows_of, win_matrix
 
 DAY_S = 86_400.0
+QUICK_S = 0.05  # boards that take longer are kept for REST times as long, whatever is voted meanwhile
+REST = 20.0
 MOST_BOARDS = 500  # names of categories come from visitors; what is kept is bounded
 
 
@@ -120,31 +122,56 @@ class Leaderboards:
         self._boards: dict[tuple[str, str, bool], Standings] = {}
         self._days: dict[int, list[dict[str, Any]]] = {}
         self._lock = threading.Lock()
+        self._choices: dict[str, list[str]] = {}
+        self._took_s, self._at_s = 0.0, 0.0
 
     def get(self, category: str = "", language: str = "", *, style: bool = False) -> Standings:
         """The board of one category and language; "" is all of them."""
-        with self._lock:
+        key = (category, language, style)
+        old = self._boards.get(key)
+        if old is not None and not self._lock.acquire(blocking=False):
+            return old  # somebody computes the next one
+        if old is None:
+            self._lock.acquire()
+        try:
+            began_s = time.monotonic()
             self._refresh()
-            key = (category, language, style)
             if key not in self._boards and len(self._boards) < MOST_BOARDS:
                 self._boards[key] = make_board(self._chosen(category, language), self._counting, style=style)
+                self._took_s = max(self._took_s, time.monotonic() - began_s)
             return self._boards.get(key, EMPTY)
+        finally:
+            self._lock.release()
 
     def _refresh(self) -> None:
+        """Reads the votes anew if more count. What takes long is not done again at once: votes and pages of
+        a busy arena need the processor too."""
+        now_s = time.monotonic()
+        if self._took_s > QUICK_S and now_s - self._at_s < REST * self._took_s:
+            return
         version = self._store.version()
         if version != self._version:
             if self._version is not None and version[2] != self._version[2]:
                 self._days = {}  # a voter was excluded: past days change too
             self._version, self._boards = version, {}
             self._records = self._store.votes(counted=True)
+            self._choices = {
+                name: sorted({r[name] for r in self._records if r[name]}) for name in ("category", "language")
+            }
+            self._at_s = now_s
+            self._took_s = time.monotonic() - now_s
 
     def _chosen(self, category: str, language: str) -> list[dict[str, Any]]:
         return [
             r for r in self._records if category in ("", r["category"]) and language in ("", r["language"])
         ]
 
+    def latest(self) -> list[dict[str, Any]]:
+        """The votes that counted when a board was made last; at once, for the event loop."""
+        return self._records
+
     def counted(self) -> list[dict[str, Any]]:
-        """The votes that count."""
+        """The votes that count now; may read them all anew."""
         with self._lock:
             self._refresh()
             return self._records
@@ -154,8 +181,8 @@ class Leaderboards:
         return len(self.counted())
 
     def choices(self, column: str) -> list[str]:
-        """The values of a column among the votes that count."""
-        return sorted({r[column] for r in self.counted() if r[column]})
+        """The values of a column among the votes of the boards, "category" or "language"; at once."""
+        return self._choices.get(column, [])
 
     def history(self, days: int = 60) -> list[dict[str, Any]]:
         """`day` (seconds since 1970, UTC midnight at its end), `votes` and `models` of the last days with
