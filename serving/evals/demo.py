@@ -181,15 +181,9 @@ def judge_all(bench: Bench, path: Path) -> list[Row]:
 
 
 async def _judge(todo: Sequence[JudgeMatch], path: Path, log: LineLog) -> None:
-    from mixattn import hf
-    from serving.evals import loading
-    from serving.evals.scoring import ScoringModel
+    from serving.evals.scoring import load_scorer
 
-    tokenizer = hf.load_tokenizer(path)
-    scorer = ScoringModel(
-        hf.load(path)[0], loading.renderer(path), lambda text: loading.encode(tokenizer, text)
-    )
-    judge = ModelJudge(scorer, f"{path.name}-answer", JudgeOptions(verdict="answer"))
+    judge = ModelJudge(load_scorer(path), f"{path.name}-answer", JudgeOptions(verdict="answer"))
 
     async def through(call: Any) -> Any:
         return await call()

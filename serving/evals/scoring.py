@@ -5,36 +5,76 @@ Axes: C continuations of one prompt, T tokens, V vocabulary.
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mixattn import hf
 from mixattn.cache import Contiguous
-from mixattn.evals.llm import CallFailed, Completion, LanguageModel, Likelihood, Messages, Prompt
+from mixattn.evals.llm import (
+    CallFailed,
+    CallOptions,
+    Completion,
+    LanguageModel,
+    Likelihood,
+    Messages,
+    Prompt,
+    Usage,
+)
 from mixattn.generation import rounded
 from mixattn.model import Transformer
+from serving.evals import loading
 from serving.evals.loading import Render
+from serving.evals.settings import Setting, answer
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # padded lengths: few programs are compiled
 
 
 class ScoringModel(LanguageModel):
-    """A model that tells log-probabilities and writes nothing; judges of kind `likelihood` and `answer`.
+    """A model that tells log-probabilities, and writes greedy replies one at a time.
 
     Args:
-      render: messages -> prompt ids; encode: text -> ids of an answer.
+      render: messages -> prompt ids; encode, decode: text <-> ids of an answer.
+      stop: ids that end a reply.
     """
 
-    def __init__(self, model: Transformer, render: Render, encode: Callable[[str], list[int]]):
+    def __init__(
+        self,
+        model: Transformer,
+        render: Render,
+        encode: Callable[[str], list[int]],
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[int] = (),
+    ):
+        self._setting, self._decode, self._stop = Setting(model, Contiguous), decode, tuple(stop)
         self._graphdef, self._params = nnx.split(model)
         self._limit = model.config.max_positions
         self._render, self._encode = render, encode
         self._prompt: tuple[tuple[int, ...], Contiguous, jax.Array] | None = None  # the last one computed
 
-    async def complete(self, prompt: Prompt, **options: object) -> Completion:
-        raise CallFailed("this model only tells log-probabilities", transient=False)
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        priority: int = 0,
+        client: str = "",
+        stop: Sequence[str] = (),
+    ) -> Completion:
+        ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        (row,) = answer(
+            self._setting, [ids], length=padded(len(ids)), max_new_tokens=max_tokens, stop=self._stop
+        )
+        return Completion(self._decode(row), Usage(len(ids), len(row)))
+
+    async def complete_messages(self, messages: Messages, **options: Unpack[CallOptions]) -> Completion:
+        return await self.complete(self._render(messages), **options)
 
     async def likelihoods(
         self, messages: Messages, continuations: Sequence[str], *, priority: int = 0, client: str = ""
@@ -64,6 +104,18 @@ class ScoringModel(LanguageModel):
         return _prompt(
             self._graphdef, self._params, jnp.asarray(tokens_1T), jnp.asarray([len(ids)], jnp.int32)
         )
+
+
+def load_scorer(path: Path) -> ScoringModel:
+    """The model of a checkpoint."""
+    tokenizer = hf.load_tokenizer(path)
+
+    def encode(text: str) -> list[int]:
+        return loading.encode(tokenizer, text)
+
+    return ScoringModel(
+        hf.load(path)[0], loading.renderer(path), encode, tokenizer.decode, tuple(hf.stop_ids(path))
+    )
 
 
 def padded(n: int) -> int:

@@ -1,4 +1,4 @@
-"""What was written is on disk: one flush for everybody who waits, in a thread, so that no page waits for it."""
+"""Written means on disk: one flush for everybody who waits, in a thread, so that no page waits for it."""
 
 import asyncio
 from collections.abc import Callable

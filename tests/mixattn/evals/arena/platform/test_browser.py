@@ -20,7 +20,7 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-PHONE, DESK = (390, 844), (1200, 900)
+PHONE, DESK = (420, 844), (1200, 900)
 NAMES = re.compile("zebrafish|quokka", re.I)
 # Where to keep pictures; without it none are kept.
 PICTURES = os.environ.get("ARENA_PICTURES")
@@ -203,7 +203,9 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
         page.finished()
         for name, address in (
             ("battle", page.browser.current_url),
-            ("leaderboard", f"{page.url}/leaderboard"),
+            ("leaderboard", f"{page.url}/leaderboard?style=on"),
+            ("history", f"{page.url}/history"),
+            ("home", f"{page.url}/side-by-side"),
         ):
             page.browser.get(address)
             overflow = page.browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
@@ -223,3 +225,15 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_browser_does_the_proof_of_work_and_writes_answers_anew(browser, serve):
+    from tests.mixattn.evals.arena.platform.conftest import MODELS
+
+    page = Page(browser, serve(MODELS, "--work_bits=8").url)
+    page.ask()
+    page.finished()
+    page.one("form[action$='/again'] button").click()
+    page.finished()
+    page.one("[data-key='1']").click()
+    page.wait(lambda: "A is better" in page.one("[role=status]").text)
