@@ -7,6 +7,7 @@ The right answer is the reference to one of our questions, the wrong one that of
 category. `likelihood` compares the verdict marks after the judge's prompt, in both orders: how often does the
 first place win, and is the difference without the order right? `answer` compares the answers' own mean
 log-probabilities. `parse` reads replies; how many hold no verdict? Shares with 95 % Wilson intervals.
+Ctrl-C and kill -9 lose one judgment: the same command continues.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ from mixattn.evals.judge import bias, templates
 from mixattn.evals.judge.bench import Bench, Question, QuestionId, Turns
 from mixattn.evals.judge.commands.questions import OWN
 from mixattn.evals.judge.judging import JudgeOptions, ModelJudge, Verdict
-from mixattn.evals.judge.lines import Row
-from mixattn.evals.judge.matches import JudgeMatch, make
+from mixattn.evals.judge.lines import LineLog, Row, read_rows
+from mixattn.evals.judge.matches import JudgeMatch, key_of_row, make
 
 if TYPE_CHECKING:
     from serving.evals.scoring import ScoringModel
@@ -34,6 +35,7 @@ RIGHT, WRONG = "right", "wrong"
 
 def start(argv: list[str]) -> None:
     flags.DEFINE_string("model", "models/smollm2", "Hugging Face directory or GGUF file.")
+    flags.DEFINE_string("workdir", "runs/exhibit", "Folder of the judgments; continued if there.")
     flags.DEFINE_integer("pairs", 30, "Pairs, at most 30.", 2, 30)
     flags.DEFINE_integer("replies", 8, "Replies for `parse`, each one pair in one order; 0 leaves it out.", 0)
     flags.DEFINE_integer("max_tokens", 96, "Most tokens of a reply.", 1)
@@ -111,19 +113,22 @@ def _judged(
     scorer: "ScoringModel", matches: Sequence[JudgeMatch], verdict: Verdict, words: str, max_tokens: int = 1
 ) -> list[Row]:
     judge = ModelJudge(scorer, "exhibit", JudgeOptions(verdict=verdict, max_tokens=max_tokens))
+    wanted = {match.key: match for match in matches}
 
     async def through(call: Callable[[], Any]) -> Any:
         return await call()
 
-    async def all_of_them() -> list[Row]:
-        rows = []
-        for number, match in enumerate(matches, 1):
-            rows.append(await judge.judge(match, through))
+    async def all_of_them(log: LineLog, todo: Sequence[JudgeMatch]) -> None:
+        for number, match in enumerate(todo, len(matches) - len(todo) + 1):
+            log.append(await judge.judge(match, through))
             if number % 5 == 0 or number == len(matches):
                 print(f"{verdict}: {number} of {len(matches)} {words}", file=sys.stderr, flush=True)
-        return rows
 
-    return asyncio.run(all_of_them())
+    path = Path(FLAGS.workdir) / f"{Path(FLAGS.model).name}-{verdict}_pair.jsonl"
+    with LineLog(path) as log:
+        done = {key_of_row(row) for row in read_rows(path)}
+        asyncio.run(all_of_them(log, [match for key, match in wanted.items() if key not in done]))
+    return [row for row in read_rows(path) if key_of_row(row) in wanted]
 
 
 def _won(row: Row) -> tuple[str, str]:

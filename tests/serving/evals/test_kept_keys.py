@@ -18,7 +18,7 @@ def model(wiring, window=8, seed=0):
     return Transformer(config, rngs=nnx.Rngs(seed))
 
 
-@pytest.mark.parametrize("wiring", ["0_1", "0s_1_1", "0_0_2s"])
+@pytest.mark.parametrize("wiring", ["0_1s_0"])
 def test_a_budget_that_holds_everything_changes_no_token(wiring):
     net = model(wiring)
     full = generate(net, PROMPTS, 20, cache=Contiguous)

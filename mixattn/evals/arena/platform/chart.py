@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 48, 150, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 60, 190, 12, 34
 MOST_LINES = 12
-GAP = 14  # pixels between two names
+GAP = 20  # pixels between two names
 
 
 @dataclass(frozen=True)

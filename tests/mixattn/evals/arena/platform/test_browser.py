@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mixattn.evals.arena.platform.battle import WINNERS
-from tests.mixattn.evals.arena.platform.conftest import Visitor
+from tests.mixattn.evals.arena.platform.conftest import MODELS, Visitor
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -121,7 +121,9 @@ class Page:
         return found
 
 
-def test_battle_vote_reveal_leaderboard(page):
+def test_battle_vote_reveal_leaderboard(browser, serve):
+    page = Page(browser, serve(MODELS.replace("0.01", "0.15")).url)  # slow enough to be seen streaming
+    browser.get_log("performance")
     page.ask("<script>document.title = 'broken in'</script> What is a word?")
     page.wait(lambda: "word" in page.one("article .text").text and len(page.all("#live")) == 1)
     page.picture("battle-streaming")
@@ -203,7 +205,7 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
         page.finished()
         for name, address in (
             ("battle", page.browser.current_url),
-            ("leaderboard", f"{page.url}/leaderboard?style=on"),
+            ("leaderboard", f"{page.url}/leaderboard"),
             ("history", f"{page.url}/history"),
             ("home", f"{page.url}/side-by-side"),
         ):
@@ -228,8 +230,6 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
 
 
 def test_the_browser_does_the_proof_of_work_and_writes_answers_anew(browser, serve):
-    from tests.mixattn.evals.arena.platform.conftest import MODELS
-
     page = Page(browser, serve(MODELS, "--work_bits=8").url)
     page.ask()
     page.finished()
