@@ -49,6 +49,7 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("budget", 32, "Keys that window and heavy keep in each layer.", 2)
     flags.DEFINE_integer("max_tokens", 24, "Most tokens of an answer.", 1)
     flags.DEFINE_integer("first_n", 80, "Questions, at most 80.", 2, 80)
+    flags.DEFINE_string("csv", None, "File for the table.")
     flags.DEFINE_list("settings", list(SETTINGS), "Settings to compare.")
     run(__name__, _main, argv)
 
@@ -75,7 +76,21 @@ def _main() -> None:
     if judge == model:
         _say("the judge is the model itself with its full cache: it favours `full` by construction")
     fit = [sys.executable, "-m", "mixattn.evals", "arena", "fit", f"--votes={votes}"]
-    sys.exit(subprocess.run([*fit, "--cluster=question_id", "--prior_ties=1"], check=False).returncode)
+    fit += ["--cluster=question_id", "--prior_ties=1"]
+    if FLAGS.csv:
+        _write(json.loads(subprocess.run([*fit, "--json"], check=True, capture_output=True).stdout), recipe)
+    sys.exit(subprocess.run(fit, check=False).returncode)
+
+
+def _write(report: dict[str, Any], recipe: dict[str, Any]) -> None:
+    from pallas_kernels.results import write_csv
+
+    rows = [
+        {name: round(x, 1) if isinstance(x, float) else x for name, x in row.items()}
+        for row in report["models"]
+    ]
+    what = "answers to the first turns of our own questions, at most max_tokens tokens, greedy"
+    write_csv(FLAGS.csv, rows, **recipe, questions=FLAGS.first_n, data=what, intervals="by question")
 
 
 def _model() -> Path:

@@ -18,7 +18,7 @@ from absl import flags
 
 from mixattn.evals.arena.commands import command_line
 from mixattn.evals.arena.stats.counts import WEIGHTINGS
-from mixattn.evals.arena.stats.ranking import CLUSTERS, INTERVALS, TIES, Options, rank_models
+from mixattn.evals.arena.stats.ranking import CLUSTERS, FEW_CLUSTERS, INTERVALS, TIES, Options, rank_models
 from mixattn.evals.arena.stats.ranks import RULES
 
 FLAGS = flags.FLAGS
@@ -131,6 +131,8 @@ def _main() -> None:
     print(command_line.table(header, [_row(m) for m in report["models"]]))
     for name, style in report.get("style", {}).items():
         print(f"style {name}: {style['beta']:+.3f} (se {style['se']:.3f})")
+    if report.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS:
+        print(f"warning: only {report['clusters']} clusters: the intervals are too narrow", file=sys.stderr)
     level = f"{1 - report['alpha']:.0%} intervals ({report['intervals']}, clusters: {report['cluster']})"
     print(f"{report['used']} of {report['votes']} votes; {level}; rank: {report['rank']}", file=sys.stderr)
 

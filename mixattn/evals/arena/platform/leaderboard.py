@@ -15,7 +15,7 @@ from mixattn.evals.arena.stats.bradley_terry import fit
 from mixattn.evals.arena.stats.connected import check_connected
 from mixattn.evals.arena.stats.counts import count
 from mixattn.evals.arena.stats.influence import cap_weights, leave_one_out, limit_influence
-from mixattn.evals.arena.stats.ranking import PER_UNIT, Options, numbered, rank_models
+from mixattn.evals.arena.stats.ranking import FEW_CLUSTERS, PER_UNIT, Options, numbered, rank_models
 from mixattn.evals.arena.stats.votes import LABELS, Votes, from_arrays
 from mixattn.evals.arena.stats.win_matrix import rows_of, win_matrix
 
@@ -53,6 +53,7 @@ class Standings:
       why_not: why there is no ranking.
       largest_move: Elo points by which one voter moves some rating at most, where that is limited.
       style: coefficients of style control.
+      few_voters: too few for intervals that mean much.
     """
 
     votes: int
@@ -61,6 +62,7 @@ class Standings:
     why_not: str = ""
     largest_move: float | None = None
     style: dict[str, Any] = field(default_factory=dict)
+    few_voters: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -106,7 +108,8 @@ def make_board(
         plain = {m["model"]: m["rank"] for m in make_board(records, counting, pairs=False).models}
         models = [m | {"places_without": plain.get(m["model"])} for m in models]
     moved = report.get("largest_move")
-    return Standings(len(votes), models, matrix, "", moved, report.get("style", {}))
+    few = report["clusters"] < FEW_CLUSTERS
+    return Standings(len(votes), models, matrix, "", moved, report.get("style", {}), few)
 
 
 EMPTY = Standings(0, [], [], "no votes that count yet")

@@ -30,6 +30,7 @@ PER_UNIT = 400 / math.log(10)  # Elo points of one natural-log odds
 TIES = ("half", "drop", "davidson")
 INTERVALS = ("sandwich", "bootstrap")
 CLUSTERS = ("none", "judge", "question_id")
+FEW_CLUSTERS = 10  # robust intervals from fewer are too narrow; of one cluster they have no width at all
 LOST_RESAMPLES = 0.05  # more without finite scores, and the bootstrap says nothing
 
 
@@ -131,6 +132,8 @@ def rank_models(
     estimate, seconds = _estimate(votes, weights, counts, cluster, options, rng)
     seconds = {"fit": time.perf_counter() - started - sum(seconds.values()), **seconds}
     started = time.perf_counter()
+    if cluster is not None:
+        moves |= {"clusters": int(cluster.max()) + 1}
     report = moves | _report(votes, counts, estimate, anchor, options, rng)
     report["seconds"] = seconds | {"rank": time.perf_counter() - started}
     return report

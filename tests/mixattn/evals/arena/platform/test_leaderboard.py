@@ -60,6 +60,11 @@ def test_with_too_few_voters_the_limit_says_that_it_is_not_kept():
     assert board.largest_move > 1.0
 
 
+def test_few_voters_are_said_to_be_few():
+    assert make_board(records(voters=3), Counting(100.0)).few_voters
+    assert not make_board(records(voters=40), Counting(100.0)).few_voters
+
+
 def test_style_control_lowers_the_model_that_wins_by_length_and_tells_the_places_without_it():
     board, plain = (make_board(records(3000), Counting(100.0), style=style) for style in (True, False))
     assert rating(board)["dog"] < rating(plain)["dog"] - 50
