@@ -46,7 +46,7 @@ MAY: dict[str, set[str]] = {
         "mixattn.tools",
         "pallas_kernels.results",
     }
-    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
+    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib", "httpx2"}
     | {"choix", "evalica", "arena_rank", "pandas"}  # measured beside ours where installed
     | HOST,
     "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},

@@ -178,8 +178,9 @@ def _peer(votes: Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: it does not run there.
     """
-    script = Path(__file__).with_name("bench_peer.py")
-    done = subprocess.run([FLAGS.peer, script, votes], capture_output=True, text=True, check=False)
+    folder = Path(__file__).parent  # on that Python's path by itself: our package need not be installed there
+    run = f"import sys; sys.path.insert(0, {str(folder)!r}); import bench_peer; bench_peer.main()"
+    done = subprocess.run([FLAGS.peer, "-c", run, votes], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"--peer={FLAGS.peer} does not run arena-rank: {done.stderr.strip()[-300:]}")
     return list(json.loads(done.stdout.splitlines()[-1]))

@@ -27,5 +27,6 @@ def measure(path: str) -> list[dict[str, object]]:
     return rows
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the rows for the file named by the first argument."""
     print(json.dumps(measure(sys.argv[1])))

@@ -261,3 +261,21 @@ def test_a_wrong_models_file_is_one_sentence(run_module, tmp_path):
     assert done.returncode == 2
     assert "not valid TOML" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.model
+@pytest.mark.long
+def test_a_checkpoint_answers_in_a_battle(serve):
+    from pathlib import Path
+
+    model = Path(__file__).resolve().parents[5] / "models" / "smollm2"
+    if not (model / "config.json").exists():
+        pytest.skip("needs models/smollm2 (make model)")
+    visitor = Visitor(
+        serve(
+            f'[[model]]\nname = "a"\nengine = "{model}"\n[[model]]\nname = "b"\nscripted = "A fixed one."\n'
+        ).url
+    )
+    page = visitor.get(visitor.battle("What is the capital of France?")).text
+    assert "Paris" in page
+    assert "This answer ended early" not in page
