@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf model dafny arena-demo clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf clients model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-long  nightly-size property runs"
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
+	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
@@ -31,7 +32,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@python=$$(.ci/find-python) || exit 1; \
 	echo "setting up $(VENV) with $$python (about a minute)"; \
 	$$python -m venv $(VENV) && \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,serve,dev]"
 	@touch $@
 
 # Three commands that meet in one folder; each continues or repeats on its own.
@@ -87,7 +88,7 @@ $(VENV)-aot/.ready: pyproject.toml constraints.txt
 	@python=$$(.ci/find-python) || exit 1; \
 	echo "setting up $(VENV)-aot with the TPU and GPU compilers"; \
 	$$python -m venv $(VENV)-aot && \
-	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,dev]" && \
+	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,evals,serve,dev]" && \
 	for extra in aot-tpu aot-cuda gpu; do \
 	  $(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
 	  2>$(VENV)-aot/$$extra.log \
@@ -100,11 +101,26 @@ $(PARITY)/.ready: .ci/parity-env
 	@.ci/parity-env $(PARITY)
 	@touch $@
 
+# Clients of OpenAI's protocol in an environment of their own, which has no jax and no torch (650 MB).
+CLIENTS := $(VENV)-clients
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(CLIENTS) with $$python (about two minutes)"; \
+	$$python -m venv $(CLIENTS) && \
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@touch $@
+
+clients: setup $(CLIENTS)/.ready
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.clients --peer=$(CLIENTS)/bin/python
+
 parity: setup $(PARITY)/.ready
 	rm -rf build/parity
 	$(PARITY)/bin/python tests/parity/torch_side.py build build/parity
-	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/parity
+	$(PARITY)/bin/python tests/parity/torch_chat.py build/parity/chat.json
+	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0 \
+	  $(BIN)/python -m pytest tests/parity -n $(WORKERS) --dist load
 	$(PARITY)/bin/python tests/parity/torch_side.py check build/parity
+	$(PARITY)/bin/python tests/parity/torch_exports.py build/parity/exports
 
 # llama.cpp on the same GGUF files, in an environment of its own.
 $(VENV)-llama/.ready:

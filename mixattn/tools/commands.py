@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "chat": Command("serving.chat", "chat with a model on the terminal"),
     "serve": Command("serving.main", "serve a model offline: answer a file of requests, or compare policies"),
+    "http": Command("serving.http", "serve a model by OpenAI's HTTP protocol, fair by client"),
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "evals": Command("mixattn.evals", "measure models: arena, judge, dafny, dafnybench, clover"),
@@ -48,6 +49,9 @@ COMMANDS: dict[str, Command] = {
     "bench-train": Command("train.bench", "benchmark: the training loop against its bare step and PyTorch"),
     "bench-serving": Command(
         "serving.bench", "benchmark: the engine, part by part and against other programs"
+    ),
+    "bench-client": Command(
+        "serving.bench.client", "benchmark: load on any server that speaks OpenAI's protocol"
     ),
     "aot-record": Command(
         "pallas_kernels.aot_record", "record what the TPU and GPU compilers produce for every kernel"

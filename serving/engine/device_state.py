@@ -49,11 +49,13 @@ class SamplingFeatures(NamedTuple):
       penalties: penalties and bias.
       top: log-probabilities of the token and this many alternatives; -1 = none.
       prompt: also of the prompt's tokens (prefill).
+      grammar: tokens that a grammar forbids.
     """
 
     penalties: bool = False
     top: int = -1
     prompt: bool = False
+    grammar: bool = False
 
 
 PLAIN = SamplingFeatures()
@@ -61,7 +63,16 @@ PLAIN = SamplingFeatures()
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_B", "position_B", "sampling_B", "stop_BE", "min_end_B", "penalties"],
+    data_fields=[
+        "token_B",
+        "position_B",
+        "sampling_B",
+        "stop_BE",
+        "min_end_B",
+        "logprobs_B",
+        "penalties",
+        "allowed_BW",
+    ],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -74,7 +85,9 @@ class SlotRows:
       sampling_B: how to sample the row.
       stop_BE: ids that end it; -1 = none.
       min_end_B: the first position at which it may end.
-      penalties: if compiled in; valid for the rows that ask for them.
+      logprobs_B: whether log-probabilities are asked for.
+      penalties: if compiled in.
+      allowed_BW: only while a program runs: the batch's bit masks of allowed tokens.
     """
 
     token_B: jax.Array
@@ -82,7 +95,9 @@ class SlotRows:
     sampling_B: SamplingParams
     stop_BE: jax.Array
     min_end_B: jax.Array
+    logprobs_B: jax.Array
     penalties: PenaltyRows | None
+    allowed_BW: jax.Array | None = None
 
     @classmethod
     def empty(cls, slots: int, vocab: int = 0) -> "SlotRows":
@@ -91,7 +106,10 @@ class SlotRows:
         token_B, position_B, min_end_B = (jnp.zeros(slots, jnp.int32) for _ in range(3))
         stop_BE = jnp.full((slots, STOP_IDS), -1, jnp.int32)
         penalties = PenaltyRows.none(slots, vocab) if vocab else None
-        return cls(token_B, position_B, SamplingParams.greedy(slots), stop_BE, min_end_B, penalties)
+        logprobs_B = jnp.zeros(slots, bool)
+        return cls(
+            token_B, position_B, SamplingParams.greedy(slots), stop_BE, min_end_B, logprobs_B, penalties
+        )
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows"], meta_fields=[])
@@ -112,7 +130,8 @@ class PrefillBatch(NamedTuple):
       tables: by kind, the requests' page table rows.
       slot_R: slot to install the request in after its last chunk; the number of slots = none.
       known_R: its next token if known (it was preempted), -1 = sample it.
-      sampling_R, stop_RE, min_end_R, penalties: its sampling; penalties where compiled in.
+      sampling_R, stop_RE, min_end_R, logprobs_R, penalties: its sampling; penalties where compiled in.
+      allowed_RW: see `DecodeBatch`.
     """
 
     tokens_RC: Any
@@ -125,7 +144,9 @@ class PrefillBatch(NamedTuple):
     sampling_R: SamplingParams
     stop_RE: Any
     min_end_R: Any
+    logprobs_R: Any
     penalties: PenaltyRows | None
+    allowed_RW: Any = None
 
 
 class DecodeBatch(NamedTuple):
@@ -135,11 +156,14 @@ class DecodeBatch(NamedTuple):
       tables: by kind, their page tables.
       slot_R: their slots; the number of slots = padding. With as many rows as slots, row r is slot r.
       left_R: tokens each may still produce in this call; 0 for rows that do not decode.
+      allowed_RW: uint32, a bit per token of the vocabulary; where grammars are compiled in. It holds for one
+        token, so a row under a grammar decodes one step per call.
     """
 
     tables: Mapping[Kind, Any]
     slot_R: Any
     left_R: Any
+    allowed_RW: Any = None
 
 
 class StepOutput(NamedTuple):

@@ -23,7 +23,7 @@ from serving.engine.output import OutputStream
 from serving.engine.plan import PrefillChunk, RequestState, StepPlan, StepResult
 from serving.engine.programs import Programs
 from serving.kvcache.tokens import TokenIds
-from serving.request import Logprob, RequestId, Sampling
+from serving.request import Logprob, RequestId
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,19 @@ class InFlightStep:
     def wait(self) -> "InFlightStep":
         """The same with outputs as numpy arrays."""
         return InFlightStep(self.plan, self.batches, [jax.tree.map(np.asarray, a) for a in self.outputs])
+
+
+class RequestFault(Exception):
+    """The host could not turn one request into arrays, for example for want of a valid seed.
+
+    Attributes:
+      name: what its output is scheduled under.
+      why: the exception.
+    """
+
+    def __init__(self, name: RequestId, why: Exception) -> None:
+        super().__init__(f"{name!a}: {why!r}")
+        self.name, self.why = name, why
 
 
 class ModelRunner:
@@ -57,16 +70,23 @@ class ModelRunner:
         self._programs, self._tables, self._streams, self._rows = programs, tables, streams, prefill_rows
 
     def launch(self, state: DeviceState, plan: StepPlan) -> tuple[DeviceState, InFlightStep]:
-        """Starts the plan's programs."""
+        """Starts the plan's programs.
+
+        Raises:
+          RequestFault: a request cannot be prepared; nothing was started then.
+        """
         outputs = []
         batches = [plan.chunks[i : i + self._rows] for i in range(0, len(plan.chunks), self._rows)]
+        inputs = []
         for chunks in batches:
-            features = self._programs.features((self._sampling(c.req) for c in chunks), prompt=True)
-            state, drawn = self._programs.prefill(state, self._batch(chunks, features), features)
+            features = self._features([c.req for c in chunks], prompt=True)
+            inputs.append((self._batch(chunks, features), features))
+        for prefill, features in inputs:
+            state, drawn = self._programs.prefill(state, prefill, features)
             outputs.append(drawn)
         if plan.decode:
-            features = self._programs.features(map(self._sampling, plan.decode), prompt=False)
-            batch = self._rows_of(plan)
+            features = self._features(plan.decode, prompt=False)
+            batch = self._rows_of(plan, features)
             state, drawn = self._programs.decode(state, batch, plan.steps, features)
             outputs.append(drawn)
         return state, InFlightStep(plan, batches, outputs)
@@ -94,27 +114,39 @@ class ModelRunner:
 
     # ---- inside ----
 
-    def _sampling(self, req: RequestState) -> Sampling:
-        return self._streams[req.info.id].sampling
+    def _features(self, rows: Sequence[RequestState], *, prompt: bool) -> SamplingFeatures:
+        streams = [self._streams[req.info.id] for req in rows]
+        grammar = any(stream.grammar is not None for stream in streams)
+        return self._programs.features((s.sampling for s in streams), prompt=prompt, grammar=grammar)
 
-    def _rows_of(self, plan: StepPlan) -> DecodeBatch:
+    def _rows_of(self, plan: StepPlan, features: SamplingFeatures) -> DecodeBatch:
         """The plan's decode rows: in their own slots if all slots take part, else packed."""
         R = self._programs.rows_for(len(plan.decode))
         if self._programs.slots == R:
             tables = {kind: table.copy() for kind, table in self._tables.items()}
-            batch = DecodeBatch(tables, np.arange(R, dtype=np.int32), np.zeros(R, np.int32))
+            masks_RW = self._programs.blank_masks(R, features)
+            batch = DecodeBatch(tables, np.arange(R, dtype=np.int32), np.zeros(R, np.int32), masks_RW)
             for req in plan.decode:
                 batch.left_R[req.slot] = min(plan.steps, req.left_tok)
+                self._restrict(batch, req.slot, req)
             return batch
-        batch = self._programs.blank_decode(R)
+        batch = self._programs.blank_decode(R, features)
         for r, req in enumerate(plan.decode):
             batch.slot_R[r], batch.left_R[r] = req.slot, min(plan.steps, req.left_tok)
+            self._restrict(batch, r, req)
             for kind, table in self._tables.items():
                 batch.tables[kind][r] = table[req.slot]
         return batch
 
+    def _restrict(self, batch: DecodeBatch, r: int, req: RequestState) -> None:
+        """A row under a grammar: its mask, which holds for one token."""
+        grammar = self._streams[req.info.id].grammar
+        if grammar is not None:
+            grammar.fill(batch.allowed_RW[r])
+            batch.left_R[r] = 1
+
     def _batch(self, chunks: Sequence[PrefillChunk], features: SamplingFeatures) -> PrefillBatch:
-        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
+        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks), features)
         batch = self._programs.blank_prefill(*shape, features)
         for r, chunk in enumerate(chunks):
             req, count = chunk.req, chunk.end - chunk.start
@@ -127,7 +159,10 @@ class ModelRunner:
             for kind, table in self._tables.items():
                 batch.tables[kind][r] = table[req.slot]
             if chunk.last:
-                self._install(batch, r, req)
+                try:
+                    self._install(batch, r, req)
+                except Exception as why:
+                    raise RequestFault(req.info.id, why) from why
         return batch
 
     def _install(self, batch: PrefillBatch, r: int, req: RequestState) -> None:
@@ -142,6 +177,9 @@ class ModelRunner:
         stops = sorted(stream.stops)
         batch.stop_RE[r, : len(stops)] = stops
         batch.min_end_R[r] = req.info.prompt_tok + sampling.min_tokens
+        batch.logprobs_R[r] = sampling.logprobs is not None
+        if stream.grammar is not None and not req.output_ids:
+            stream.grammar.fill(batch.allowed_RW[r])
         if batch.penalties is not None:
             batch.penalties.set(r, sampling, stream.request.prompt_ids, req.output_ids)
 

@@ -33,6 +33,7 @@ from pallas_kernels.aot import set_persistent_cache
 MAX_BYTES = 2 << 30  # of all files; the least recently used go first
 SUFFIX = ".program"
 TRACED = ("mixattn", "pallas_kernels", "serving")  # packages whose sources determine the programs
+NOT_TRACED = ("serving/http",)  # of these, folders that no program comes from
 ENVIRONMENT = ("XLA_FLAGS", "NPROC", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
@@ -169,5 +170,7 @@ def _digest_of_sources() -> str:
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
             for path in sorted(Path(folder).rglob("*.py")):
+                if f"{package}/{path.relative_to(folder)}".startswith(NOT_TRACED):
+                    continue
                 digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -29,9 +29,8 @@ from serving.engine.device_state import (
     SlotRows,
     StepOutput,
 )
-from serving.engine.logits import PenaltyRows
+from serving.engine.logits import ALL_ALLOWED, PenaltyRows
 from serving.engine.program_cache import ProgramCache
-from serving.engine.segments import SegmentKind
 from serving.engine.stacks import Name, ProgramSpec, make_stack
 from serving.request import Sampling
 
@@ -42,7 +41,8 @@ class Programs:
     Args:
       buckets: (R, C) pairs, C at most the chunk size; one of the largest C must exist.
       decode_rows: row counts of smaller decode programs beside the one of every slot.
-      feature_sets: what requests may ask for; `PLAIN` among them.
+      feature_sets: what requests may ask for. Those with prompt log-probabilities are compiled for the
+        largest prefill shape alone.
       layers_per_program: see `EngineConfig`.
     """
 
@@ -61,12 +61,12 @@ class Programs:
         layers_per_program: int = 0,
     ):
         self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
-        decodes = {features._replace(prompt=False) for features in feature_sets}
-        asked = len(buckets) * len(feature_sets) + len(self.decode_rows) * len(decodes)
-        if asked > self.MAX_PROGRAMS:
-            raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
         self.stack = make_stack(model, layers_per_program)
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
+        decodes = {features._replace(prompt=False) for features in feature_sets}
+        asked = sum(len(self._shapes_of(f)) for f in feature_sets) + len(self.decode_rows) * len(decodes)
+        if asked > self.MAX_PROGRAMS:
+            raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
         self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
         self.vocab = model.config.vocab_size
         self.compile_s: dict[str, float] = {}
@@ -82,19 +82,22 @@ class Programs:
         penalties = any(features.penalties for features in self.feature_sets)
         return DeviceState(cache, SlotRows.empty(self.slots, self.vocab if penalties else 0))
 
-    def bucket(self, requests: int, chunk_tok: int) -> tuple[int, int]:
+    def bucket(self, requests: int, chunk_tok: int, features: SamplingFeatures = PLAIN) -> tuple[int, int]:
         """The smallest compiled prefill shape that holds `requests` chunks of up to `chunk_tok` tokens.
 
         Raises:
           ValueError: none does.
         """
-        for R, C in self.buckets:
+        for R, C in self._shapes_of(features):
             if requests <= R and chunk_tok <= C:
                 return R, C
         raise ValueError(f"no prefill program for {requests} chunks of {chunk_tok}; there are {self.buckets}")
 
-    def features(self, asked: Iterable[Sampling], *, prompt: bool) -> SamplingFeatures:
+    def features(self, asked: Iterable[Sampling], *, prompt: bool, grammar: bool = False) -> SamplingFeatures:
         """The smallest compiled feature set that serves all of `asked`.
+
+        Args:
+          grammar: whether one of them is under a grammar.
 
         Raises:
           ValueError: none does.
@@ -106,7 +109,7 @@ class Programs:
             whole = prompt and sampling.prompt_logprobs is not None
             top = sampling.top if prompt or sampling.logprobs is not None else -1
             want = SamplingFeatures(
-                want.penalties or sampling.has_penalties, max(want.top, top), want.prompt or whole
+                want.penalties or sampling.has_penalties, max(want.top, top), want.prompt or whole, grammar
             )
         for features in self.feature_sets:
             if _serves(features, want):
@@ -152,13 +155,12 @@ class Programs:
 
     def _label(self, name: Name) -> str:
         """A program's name for people: segments by number, features by the words that are on."""
-        kinds = list(dict.fromkeys(part for key in self._compiled for part in key if _is_kind(part)))
         words: list[str] = []
         for part in name:
             if isinstance(part, SamplingFeatures):
-                words += [w for w, on in zip(("penalties", "logprobs", "prompt"), _on(part)) if on]
+                words += [w for w, on in zip(("penalties", "logprobs", "prompt", "grammar"), _on(part)) if on]
             else:
-                words.append(str(kinds.index(part)) if _is_kind(part) else str(part))
+                words.append(str(part))
         return " ".join(words)
 
     # ---- the batches to compile for (`serving.engine.stacks.Shapes`) ----
@@ -169,11 +171,11 @@ class Programs:
     def decodes(self) -> Iterator[tuple[DecodeBatch, SamplingFeatures]]:
         for features in sorted({features._replace(prompt=False) for features in self.feature_sets}):
             for R in reversed(self.decode_rows):
-                yield self.blank_decode(R), features
+                yield self.blank_decode(R, features), features
 
     def prefills(self) -> Iterator[tuple[PrefillBatch, SamplingFeatures]]:
         for features in self.feature_sets:
-            for R, C in reversed(self.buckets):
+            for R, C in reversed(self._shapes_of(features)):
                 yield self.blank_prefill(R, C, features), features
 
     def borrow(self, other: "Programs") -> None:
@@ -215,10 +217,15 @@ class Programs:
     ) -> tuple[DeviceState, StepOutput]:
         return self.stack.decode(self._compiled, state, batch, steps, features)
 
-    def blank_decode(self, rows: int) -> DecodeBatch:
+    def blank_decode(self, rows: int, features: SamplingFeatures = PLAIN) -> DecodeBatch:
         """A batch of padding rows."""
-        nowhere = np.full(rows, self.slots, np.int32)
-        return DecodeBatch(self._blank_tables(rows), nowhere, np.zeros(rows, np.int32))
+        nowhere, left_R = np.full(rows, self.slots, np.int32), np.zeros(rows, np.int32)
+        return DecodeBatch(self._blank_tables(rows), nowhere, left_R, self.blank_masks(rows, features))
+
+    def blank_masks(self, rows: int, features: SamplingFeatures) -> np.ndarray | None:
+        """Masks that forbid nothing; None where the features know no grammar."""
+        words = -(-self.vocab // 32)
+        return np.full((rows, words), ALL_ALLOWED, np.uint32) if features.grammar else None
 
     def blank_prefill(self, R: int, C: int, features: SamplingFeatures) -> PrefillBatch:
         """A batch of padding, to be filled in."""
@@ -233,23 +240,25 @@ class Programs:
             sampling_R=SamplingParams.greedy(R, np),
             stop_RE=np.full((R, STOP_IDS), -1, np.int32),
             min_end_R=np.zeros(R, np.int32),
+            logprobs_R=np.zeros(R, bool),
             penalties=PenaltyRows.none(R, self.vocab, np) if features.penalties else None,
+            allowed_RW=self.blank_masks(R, features),
         )
+
+    def _shapes_of(self, features: SamplingFeatures) -> Sequence[tuple[int, int]]:
+        """The prefill shapes compiled for a feature set."""
+        return self.buckets[-1:] if features.prompt else self.buckets
 
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
-
-
-def _is_kind(part: Any) -> bool:
-    return isinstance(part, SegmentKind)
 
 
 def _serves(features: SamplingFeatures, want: SamplingFeatures) -> bool:
     return all(has >= need for has, need in zip(features, want))
 
 
-def _on(features: SamplingFeatures) -> tuple[bool, bool, bool]:
-    return features.penalties, features.top >= 0, features.prompt
+def _on(features: SamplingFeatures) -> tuple[bool, bool, bool, bool]:
+    return features.penalties, features.top >= 0, features.prompt, features.grammar
 
 
 def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
@@ -263,6 +272,6 @@ def chunk_sizes(config: EngineConfig) -> list[int]:
 
 
 def feature_sets(config: EngineConfig, vocab: int) -> list[SamplingFeatures]:
-    """What programs are compiled to do: nothing extra, every extra, and every extra with prompt logprobs."""
-    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab))
-    return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))
+    """What programs are compiled to do: every extra, and every extra with prompt log-probabilities."""
+    rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab), grammar=config.grammar)
+    return [rich, rich._replace(prompt=True)] if config.prompt_logprobs else [rich]

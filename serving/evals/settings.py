@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mixattn.cache import Contiguous, Ring
+from mixattn.cache import Contiguous, Ring, kept_keys
 from mixattn.generation import STRIDE, decode, prefill
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams
-from serving.evals import kept_keys, loading
+from serving.evals import loading
 
 SETTINGS = ("full", "window", "heavy", "untrained")
 

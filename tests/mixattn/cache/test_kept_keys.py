@@ -4,8 +4,7 @@ import pytest
 from flax import nnx
 
 from mixattn import ModelConfig, Transformer, generate
-from mixattn.cache import Contiguous
-from serving.evals import kept_keys
+from mixattn.cache import Contiguous, kept_keys
 
 TINY = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 48, "vocab_size": 50}
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13], list(range(20, 42))]

@@ -1,0 +1,137 @@
+"""One server process: its parts put together, started, served, and ended."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from mixattn import hf
+from serving.config import EngineConfig
+from serving.http.app import build
+from serving.http.fairness import LiveFairness
+from serving.http.keys import KeyRing
+from serving.http.metrics import ServerMetrics
+from serving.http.operations import Operations
+from serving.http.options import StartOptions, engine_config
+from serving.http.page import Dashboard
+from serving.http.server import DrainingServer
+from serving.http.service import Service
+from serving.http.settings import HttpLimits
+from serving.http.startup import Starter
+
+type Override = Callable[[EngineConfig], EngineConfig]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """How the server is reached.
+
+    Attributes:
+      socket: bound and listening.
+      host: as the command line names it.
+      keys: None = anyone who reaches it.
+      compat: also export metrics under the names of other servers.
+      event_log: a file for the engine's events.
+    """
+
+    socket: socket.socket
+    host: str
+    keys: KeyRing | None
+    limits: HttpLimits
+    compat: bool = False
+    event_log: Path | None = None
+
+
+def check(options: StartOptions, override: Override) -> None:
+    """Raises ValueError where the checkpoint's config and the options cannot make an engine."""
+    override(engine_config(hf.read_config(options.checkpoint), options, []))
+
+
+def run(options: StartOptions, door: Door, override: Override) -> int:
+    """Serves until a signal; returns the exit status.
+
+    Raises:
+      ValueError: the checkpoint cannot be served.
+    """
+    service = Service(door.limits, ServerMetrics(options.name, compat=door.compat), door.keys)
+    fairness = LiveFairness()
+    service.loop.listeners.append(fairness.take)
+    hosts = None
+    if door.keys is None:
+        hosts = frozenset({"127.0.0.1", "localhost", "[::1]", "::1", door.host})
+    operations = Operations(service, {"checkpoint": str(options.checkpoint)})
+    app = build(service, [*operations.routes(), *Dashboard(service, fairness).routes()], hosts)
+    server = DrainingServer(app, service)
+    starter = Starter(service, options, door.limits, override, say)
+    with contextlib.ExitStack() as stack:
+        if door.event_log is not None:
+            stack.enter_context(_logging_events(service, door.event_log))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            status = runner.run(_life(server, starter, service, door))
+    if server.force_exit:  # the engine's thread may be in the middle of a long step
+        _end_at_once(status)
+    return status
+
+
+def _end_at_once(status: int) -> None:
+    """Ends the process without waiting for its threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+async def _life(server: DrainingServer, starter: Starter, service: Service, door: Door) -> int:
+    events = asyncio.get_running_loop()
+    serving = events.create_task(server.serve(sockets=[door.socket]))
+    if service.keys is not None:
+        events.add_signal_handler(signal.SIGHUP, _reload, service.keys)
+    starting = events.create_task(starter.run())
+    await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done() and (why := starting.exception()) is not None:
+        server.stop(2)
+        await serving
+        raise why
+    if starting.done():
+        address = f"[{door.host}]" if ":" in door.host else door.host
+        name = service.model.name if service.model else ""
+        print(f"ready http://{address}:{door.socket.getsockname()[1]} model {name}", flush=True)
+    await serving
+    if not starting.done():  # stopped before it was ready: a compilation cannot be interrupted
+        _end_at_once(server.status)
+    service.loop.stop(wait=not server.force_exit)
+    if service.model is not None:
+        service.model.prompts.template.close()
+    return server.status
+
+
+def _reload(keys: KeyRing) -> None:
+    try:
+        keys.reload()
+        say(f"read {len(keys.keys)} keys again; a changed weight counts from the next start")
+    except ValueError as why:
+        logging.error("the old keys stay: %s", why)
+
+
+@contextlib.contextmanager
+def _logging_events(service: Service, path: Path) -> Iterator[None]:
+    """Writes each event as it happens; what is written is whole once the server has ended."""
+    with path.open("w", buffering=1 << 16) as out:
+
+        def listener(event: dict[str, Any]) -> None:
+            out.write(json.dumps(event) + "\n")
+
+        service.loop.listeners.append(listener)
+        yield
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

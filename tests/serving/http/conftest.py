@@ -1,0 +1,31 @@
+import signal
+
+import pytest
+
+from tests.serving.http.tiny_server import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One server for all tests that leave it as they found it."""
+    running = ServerProcess("--limit_header_s=1.5", "--limit_body_s=1.5", "--limit_connections=64")
+    try:
+        yield running.ready()
+        assert running.stop(signal.SIGTERM) == 0, running.errors()
+        assert "Traceback" not in running.errors()
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def start():
+    """Starts servers that end with the test."""
+    running = []
+
+    def one(*flags, **more):
+        running.append(ServerProcess(*flags, **more))
+        return running[-1]
+
+    yield one
+    for process in running:
+        process.close()
