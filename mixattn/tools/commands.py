@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "offload": Command(
         "serving.offload", "mixture models larger than memory: plan, simulate schedules, calibrate"
     ),
+    "model-evals": Command("serving.evals", "our models behind the evaluations: arena demo, judge exhibit"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
     "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
