@@ -77,6 +77,7 @@ MAY: dict[str, set[str]] = {
     | {"prometheus_client", "llguidance", "absl"},
     # A process of its own, with nothing of the server in it.
     "serving.http.template_worker": {"jinja2", "mixattn.chat_template"},
+    "serving.http.template_worker": {"mixattn.chat_template", "jinja2"},  # a process of its own, with nothing of the server in it
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
@@ -100,11 +101,20 @@ MAY: dict[str, set[str]] = {
     }
     | {"serving.config", "mixattn.tools", "pallas_kernels.results", "matplotlib", "numpy", "rich"},
     "serving.metropolis.schedule": {"serving.metropolis.world"},
+    **{
+        f"serving.offload.{name}": {"serving.offload", "mixattn.spec"}
+        for name in (
+            *("hardware", "shapes", "roofline", "plan", "search", "schedule", "simulate", "hazards"),
+            *("batching", "durations", "paper", "experiment"),
+        )
+    },
     "configs": {"train", "serving", "mixattn"},
 }
 NO_CLOCK = (
     *(f"serving.{room}" for room in ("fair", "kvcache", "sim", "engine.scheduler", "engine.plan")),
     "serving.metropolis.schedule",
+    *(f"serving.offload.{name}" for name in ("hardware", "shapes", "roofline", "plan", "search", "schedule")),
+    *(f"serving.offload.{name}" for name in ("simulate", "hazards", "batching", "durations", "experiment")),
 )
 CLOCKS = {"time", "datetime", "asyncio"}
 NO_JAX = (*NO_CLOCK, "mixattn.spec", "mixattn.evals")
