@@ -110,8 +110,11 @@ clients: setup $(CLIENTS)/.ready
 parity: setup $(PARITY)/.ready
 	rm -rf build/parity
 	$(PARITY)/bin/python tests/parity/torch_side.py build build/parity
-	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/parity
+	$(PARITY)/bin/python tests/parity/torch_chat.py build/parity/chat.json
+	MIXATTN_PARITY=build/parity JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0 \
+	  $(BIN)/python -m pytest tests/parity -n $(WORKERS) --dist load
 	$(PARITY)/bin/python tests/parity/torch_side.py check build/parity
+	$(PARITY)/bin/python tests/parity/torch_exports.py build/parity/exports
 
 # llama.cpp on the same GGUF files, in an environment of its own.
 $(VENV)-llama/.ready:

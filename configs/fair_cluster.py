@@ -76,7 +76,7 @@ def experiment(skew: bool = False, failures: tuple[tuple[int, float, float], ...
         server=cluster("round_robin"),
         runs=tuple(runs),
         demand_s=90.0,
-        plots=("pareto", "latency"),
+        plots=("measures", "pareto"),
     )
 
 

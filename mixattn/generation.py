@@ -7,6 +7,7 @@ Axes: B rows, T prompt tokens (padded on the right), S steps, X stop ids.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from flax import nnx
 
 from mixattn.cache import Contiguous, Ring
 from mixattn.model import Transformer
+from mixattn.rope import for_length
 from mixattn.sample import SamplingParams, sample
 
 STRIDE = 16  # decode steps per call; between calls the host checks for stops, streams, and sees Ctrl-C
@@ -61,10 +63,12 @@ def generate(
       The new tokens of each prompt, at most `max_new_tokens`.
 
     Raises:
-      ValueError: an empty prompt, or a token id outside the vocabulary.
+      ValueError: an empty prompt, a token id outside the vocabulary, or more positions than a model with
+        learned ones has.
     """
     config = model.config
     tokens_BT, count_B = pad(prompts, config.vocab_size)
+    model = prepared(model, max(map(len, prompts)) + max_new_tokens, strict=True)
     B, capacity = len(prompts), rounded(max(map(len, prompts)) + max_new_tokens)
     sampling_B = SamplingParams.greedy(B, np)
     for i in range(B):
@@ -136,6 +140,31 @@ def decode(
     empty_SB = jnp.full((STRIDE, state.token_B.shape[0]), -1, jnp.int32)
     _, state, new_SB = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state, empty_SB))
     return state, new_SB
+
+
+def prepared(model: Transformer, tokens: int, *, strict: bool = False) -> Transformer:
+    """The model for sequences of at most `tokens` tokens: rotary scalings that depend on it are fixed.
+
+    Args:
+      strict: refuse learned positions that do not reach so far.
+
+    Raises:
+      ValueError: they do not.
+    """
+    config = model.config
+    if config.positions == "learned" and strict and tokens > config.max_positions:
+        raise ValueError(f"{tokens} positions are needed; the model has learned {config.max_positions}")
+    if config.positions == "rope" and config.rope_scaling != "dynamic" and tokens > config.max_positions:
+        warnings.warn(
+            f"sequences of {tokens} tokens; the model was made for {config.max_positions} positions",
+            stacklevel=3,
+        )
+    if (fitting := for_length(config, tokens)) is config:
+        return model
+    graphdef, params = nnx.split(model)
+    model = nnx.merge(graphdef, params)
+    model.config = fitting
+    return model
 
 
 def _stops(token_B: jax.Array, stop_X: jax.Array) -> jax.Array:

@@ -1,11 +1,10 @@
-"""Basic layers: linear maps, norms, rotary position embedding, token embedding, dense feed-forward.
+"""Basic layers: linear maps, norms, token embedding, dense feed-forward.
 
 Linear maps flatten their input to [B*T, D] first: XLA's CPU matmul is up to twice as fast on two axes as on
 three. Weights are initialized to N(0, 1 / fan_in); those that write into the residual stream are smaller by
 sqrt(2 n_layers).
 
-Axes: B rows, T tokens, N heads, H head size, R rotated pairs of a head, D model width, F output width, V
-vocabulary, X = B*T.
+Axes: B rows, T tokens, D model width, F output width, V vocabulary, X = B*T.
 """
 
 import functools
@@ -13,7 +12,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -107,46 +105,6 @@ class Embedding(nnx.Module):
             # Left padding has negative positions; what it embeds to is masked later.
             x_BTD += self.positions[...][jnp.maximum(positions_BT + self.offset, 0)]
         return x_BTD
-
-
-def rope_frequencies(config: ModelConfig, *, sliding: bool) -> np.ndarray:
-    """Radians per position of each rotated pair, float32 [R].
-
-    Source: RoFormer (arXiv 2104.09864), equation 15. "llama3" scaling as in the Llama 3.1 release: a
-    frequency is divided by `rope_factor` if its wavelength is above `rope_original / rope_low`, kept if it is
-    below `rope_original / rope_high`, and interpolated between.
-    """
-    own_base = sliding and config.rope_theta_local > 0
-    theta = config.rope_theta_local if own_base else config.rope_theta
-    freq_R = theta ** (-np.arange(0, config.rotated, 2, dtype=np.float64) / config.rotated)
-    if config.rope_scaling != "none" and not own_base:
-        kept_R = np.zeros_like(freq_R)
-        if config.rope_scaling == "llama3":
-            periods_R = config.rope_original * freq_R / (2 * np.pi)  # within the original context
-            kept_R = np.clip((periods_R - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
-        freq_R = kept_R * freq_R + (1 - kept_R) * freq_R / config.rope_factor
-    return freq_R.astype(np.float32)
-
-
-type RopeTable = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, R]
-
-
-def rope_cos_sin(positions_BT: jax.Array, freq_R: np.ndarray) -> RopeTable:
-    """Cosine and sine of every position's rotation."""
-    angle_BT1R = positions_BT.astype(jnp.float32)[:, :, None, None] * jnp.asarray(freq_R)[None, None, None]
-    return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
-
-
-def apply_rope(x_BTNH: jax.Array, rope: RopeTable | None) -> jax.Array:
-    """Rotates the pairs (i, i + R) of the first 2R entries of each head ("rotate half"); None = unchanged."""
-    if rope is None:
-        return x_BTNH
-    cos, sin = rope
-    R = cos.shape[-1]
-    a, b, rest = jnp.split(x_BTNH, (R, 2 * R), axis=-1)
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
-    return jnp.concatenate([rotated, rest], axis=-1)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:

@@ -15,8 +15,9 @@ from flax import nnx
 
 from mixattn.attention import Attention, ReadKV
 from mixattn.cache import Cache, FullSequence
-from mixattn.layers import Embedding, FeedForward, Linear, Norm, RopeTable, rope_cos_sin, rope_frequencies
+from mixattn.layers import Embedding, FeedForward, Linear, Norm
 from mixattn.moe import Load, MoE
+from mixattn.rope import RopeTable, rope_tables
 from mixattn.spec import Layer, ModelConfig
 
 
@@ -39,12 +40,11 @@ class Block(nnx.Module):
     """x + attention(norm x), then x + ffn(norm x); the halves can be called separately."""
 
     def __init__(self, config: ModelConfig, layer: Layer, rngs: nnx.Rngs):
-        def norm() -> Norm:
-            return Norm(config.d_model, config)
+        def norm(wanted: bool) -> Norm | None:
+            return Norm(config.d_model, config) if wanted else None
 
-        self.attention_norm, self.ffn_norm = norm(), norm()
-        self.attention_post_norm = norm() if config.post_norms else None
-        self.ffn_post_norm = norm() if config.post_norms else None
+        self.attention_norm, self.ffn_norm = norm(config.pre_norms), norm(config.pre_norms)
+        self.attention_post_norm, self.ffn_post_norm = norm(config.post_norms), norm(config.post_norms)
         self.attention = Attention(config, layer, rngs)
         if config.has_experts(layer.index):
             self.ffn: MoE | FeedForward = MoE(config, rngs)
@@ -53,12 +53,12 @@ class Block(nnx.Module):
 
     def keys_values(self, x_BTD: jax.Array, rope: RopeTable | None) -> tuple[jax.Array, jax.Array]:
         """k_BTKH and v_BTKH of the residual stream x. Owners only."""
-        return self.attention.keys_values(self.attention_norm(x_BTD), rope)
+        return self.attention.keys_values(_normed(self.attention_norm, x_BTD), rope)
 
     def attend(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
         """The residual stream after the attention half."""
-        y_BTD = self.attention(self.attention_norm(x_BTD), rope, read_kv)
-        return x_BTD + (y_BTD if self.attention_post_norm is None else self.attention_post_norm(y_BTD))
+        y_BTD = self.attention(_normed(self.attention_norm, x_BTD), rope, read_kv)
+        return x_BTD + _normed(self.attention_post_norm, y_BTD)
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None
@@ -66,10 +66,14 @@ class Block(nnx.Module):
         """The residual stream after the feed-forward half, and the experts' load of a mixture layer."""
         load = None
         if isinstance(self.ffn, MoE):
-            y_BTD, load = self.ffn(self.ffn_norm(x_BTD), real_BT)
+            y_BTD, load = self.ffn(_normed(self.ffn_norm, x_BTD), real_BT)
         else:
-            y_BTD = self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD + (y_BTD if self.ffn_post_norm is None else self.ffn_post_norm(y_BTD)), load
+            y_BTD = self.ffn(_normed(self.ffn_norm, x_BTD))
+        return x_BTD + _normed(self.ffn_post_norm, y_BTD), load
+
+
+def _normed(norm: Norm | None, x_BTD: jax.Array) -> jax.Array:
+    return x_BTD if norm is None else norm(x_BTD)
 
 
 def moe_metrics(loads: list[Load]) -> dict[str, jax.Array]:
@@ -181,7 +185,8 @@ def run_blocks(
       The residual stream, the cache with what these layers wrote (not advanced), and the experts' loads.
     """
     T = x_BTD.shape[1]
-    ropes = rope_tables(config, kv.positions(T))
+    length = config.rope_length or (T if isinstance(kv, FullSequence) else 0)
+    ropes = rope_tables(config, kv.positions(T), length)
     written: Cache | None = None  # before only last tokens go on
     loads: list[Load] = []
     for block, layer in zip(blocks, layers):
@@ -189,7 +194,7 @@ def run_blocks(
             kv = kv.write(layer, *block.keys_values(x_BTD, ropes[layer.slides]))
         if layer.index == last_owner:
             written, x_BTD, kv = kv, kv.select_last(x_BTD), kv.at_last(T)
-            ropes = rope_tables(config, kv.positions(1))
+            ropes = rope_tables(config, kv.positions(1), length)
 
         def read_kv(q_BTNH: jax.Array, layer: Layer = layer, kv: Cache = kv) -> jax.Array:
             scale, softcap = config.attention_scale or None, config.attention_softcap or None
@@ -206,11 +211,3 @@ def run_blocks(
         x_BTD, load = (remat(run_block) if remat else run_block)(x_BTD)
         loads += [load] if load is not None else []
     return x_BTD, kv if written is None else written, loads
-
-
-def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> dict[bool, RopeTable | None]:
-    """The rotations of full (False) and sliding (True) layers."""
-    if config.positions != "rope":
-        return {False: None, True: None}
-    freq = {sliding: rope_frequencies(config, sliding=sliding) for sliding in (False, True)}
-    return {sliding: rope_cos_sin(positions_BT, freq_R) for sliding, freq_R in freq.items()}

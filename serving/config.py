@@ -21,6 +21,7 @@ class Limits:
       mixed: decode rows run in the same step as prompt chunks; otherwise the chunks go first, alone.
       share_cold: a request whose next page a running one is computing waits for that page instead of
         computing it too.
+      damped: whether optimistic admission learns from preemptions how many requests to run at once.
       admission: `reserve` reserves what a request needs until its end, so that none is ever preempted
         (`serving.kvcache.reservation`; the fairness bounds assume it); `optimistic` only its prompt's pages.
     """
@@ -32,6 +33,7 @@ class Limits:
     mixed: bool = True
     share_cold: bool = True
     admission: Admission = "reserve"
+    damped: bool = True
 
     def check(self) -> None:
         if self.chunk_tok < 1 or self.step_tok < self.chunk_tok:
@@ -71,8 +73,8 @@ class EngineConfig:
       prompt_logprobs: compile in those of prompts too.
       grammar: compile in masks of the tokens that a request's grammar allows.
       layers_per_program: layers that one program runs. Fewer compile faster where layers are alike, since
-        they share programs, but make more calls per decode step, which cost a small model on a CPU 12 to 19 %
-        of a step. 0 = all; -1 = a few of a deep stack, all of a shallow one.
+        they share programs, but make more calls per decode step (`results/serving/segments.csv`). 0 = all;
+        -1 = a few of a deep stack, all of a shallow one.
       overlap: start the next decode step before the last one's tokens are read, where its outcome does not
         matter. Hides host time behind an accelerator; on a CPU both share the cores.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
@@ -95,7 +97,7 @@ class EngineConfig:
     logprobs: int = -1
     prompt_logprobs: bool = False
     grammar: bool = False
-    layers_per_program: int = 0
+    layers_per_program: int = -1
     overlap: bool = False
     debug: bool = False
 

@@ -4,14 +4,16 @@ WORKDIR/serve.
     python -m serving.main --model=models/smollm2 --requests=a.jsonl --out=b.jsonl
     python -m serving.main --model=FILE.gguf --requests=a.jsonl --out=b.jsonl --kv_memory=1GiB --policy=vtc
     python -m serving.main --config=configs/demo.py --workdir=runs/demo
-    python -m serving.main --config=configs/demo.py --workdir=runs/demo --requests=a.jsonl --out=b.jsonl
+    python -m serving.main --workdir=runs/demo --requests=a.jsonl --out=b.jsonl
 
 Reads WORKDIR/model and WORKDIR/heldout.jsonl, which `python -m train.main` writes. Writes
 serve/POLICY.events.jsonl (the scheduling log) and serve/summary.json (the input of `serving.offline.report`).
 With --requests it answers the lines of that file instead (fields: see `serving.offline.requests_file`) and
-writes one line per answer; the same command resumes a run that was stopped. --model names a Hugging Face
-directory or a GGUF file instead of WORKDIR/model. Without --config the engine's sizes follow from the model,
-the requests and --kv_memory, and sampling defaults are those of the model's generation_config.json.
+writes one line per answer; the same command resumes a run that was stopped, and does again what failed or was
+asked differently. A line that cannot be asked gets an error for an answer and the exit code is 1; --strict
+refuses the file instead. --model names a Hugging Face directory or a GGUF file instead of WORKDIR/model.
+Without --config the engine's sizes follow from the model, the requests and --kv_memory, and sampling defaults
+are those of the model's generation_config.json.
 
 Programs are compiled at the start, listed with their compile times, and kept in ~/.cache/mixattn/programs,
 except in a comparison of policies (there JAX_COMPILATION_CACHE_DIR=DIR in the environment keeps them).
@@ -21,7 +23,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +31,22 @@ from absl import flags, logging
 
 from mixattn.tools import cli, files
 from mixattn.tools.progress import ProgressLines
-from serving import model_engine
+from serving import model_engine, request_checks
 from serving.config import EngineConfig
-from serving.offline import chat_lines, requests_file
-from serving.offline.answers import Answers
+from serving.offline import chat_lines, fingerprints, requests_file
+from serving.offline.answers import FAILED, Answers
 from serving.offline.clients import Arrivals
 from serving.offline.console import RequestLine, show_summary
 from serving.offline.experiment import Serve
+from serving.offline.requests_file import AskedLine
 from serving.request import Request
 
 if TYPE_CHECKING:  # jax is loaded only after flags and files have been checked
     from tokenizers import Tokenizer
 
     from mixattn.model import Transformer
+    from mixattn.spec import ModelConfig
+    from serving.engine.engine import Engine
     from serving.offline.compare import PolicyReport
 
 _JSON = flags.DEFINE_bool("json", False, "Print the table as JSON instead.")
@@ -62,10 +67,11 @@ _DTYPE = flags.DEFINE_string(
 _POLICY = flags.DEFINE_string("policy", None, "Without --config: scheduling policy, fcfs by default.")
 _REQUESTS = flags.DEFINE_string("requests", None, "Answer the requests of this file of JSON lines.")
 _OUT = flags.DEFINE_string("out", None, "File for the answers to --requests; an existing one is resumed.")
+_STRICT = flags.DEFINE_bool("strict", False, "Refuse all of --requests if a line is bad.")
 
 
 def main() -> None:
-    if flags.FLAGS["config"].value is None and _MODEL.value:
+    if flags.FLAGS["config"].value is None and (_MODEL.value or (_WORKDIR.value and _REQUESTS.value)):
         answer(None)
         return
     for flag in (_KV_MEMORY, _MAX_MODEL_LEN, _POLICY):
@@ -94,7 +100,11 @@ def main() -> None:
 
 
 def answer(config: EngineConfig | None) -> None:
-    """Answers the requests of --requests that --out does not hold yet; None = an engine made for them."""
+    """Answers the requests of --requests that --out does not hold yet; None = an engine made for them.
+
+    Everything that can be refused is refused before the model is loaded. A line that cannot be asked gets an
+    error for an answer, and the exit code is 1.
+    """
     model_path = Path(_MODEL.value) if _MODEL.value else Path(_WORKDIR.value or ".") / "model"
     if not (_REQUESTS.value and _OUT.value):
         raise ValueError(f"--requests={_REQUESTS.value} and --out={_OUT.value} go together")
@@ -108,37 +118,93 @@ def answer(config: EngineConfig | None) -> None:
     from mixattn import hf
 
     tokenizer = hf.load_tokenizer(model_path) if hf.has_tokenizer(model_path) else None
-    requests = _read_requests(model_path, tokenizer)
+    model_config, eos = hf.read_config(model_path), model_engine.eos_ids(model_path)
+    lines = _within_limits(_read_lines(model_path, tokenizer), model_config, config, eos, tokenizer)
+    if _STRICT.value:
+        requests_file.refuse_bad(Path(_REQUESTS.value), lines)
+    requests = [line.request for line in lines if line.request is not None]
     if config is None:
         config = model_engine.engine_config(
-            hf.read_config(model_path),
+            model_config,
             requests,
             kv_bytes=budget,
             max_model_tok=_MAX_MODEL_LEN.value or 0,
             policy=_POLICY.value or "fcfs",
         )
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
-    config = dataclasses.replace(config, eos_ids=config.eos_ids or tuple(hf.stop_ids(model_path)))
-    answers = Answers(Path(_OUT.value), requests)
+    config = dataclasses.replace(config, eos_ids=config.eos_ids or eos)
+    mark = fingerprints.of_model(model_path, dtype=_DTYPE.value, eos_ids=config.eos_ids)
+    carried = {line.id: line.carried for line in lines}
+    answers = Answers(Path(_OUT.value), requests, model=mark, carried=carried)
     missing = answers.missing
+    failed = {line.number: line.error for line in lines if line.error}
     try:
+        for line in lines:
+            if line.error:
+                answers.write_error(line.id, line.number, line.error)
+        numbers = {line.id: line.number for line in lines}
         model = hf.load(model_path, dtype=_DTYPE.value)[0] if missing else None
-        stats = _answer(config, model, tokenizer, missing, answers) if model else {}
+        stats = _answer(config, model, tokenizer, missing, answers, numbers, failed) if model else {}
     finally:
         answers.close()
-    figures = {"answered": len(missing), "kept": len(requests) - len(missing), **stats}
+    figures = {
+        "answered": len(missing)
+        - sum(number in failed for number in map(numbers.get, (r.id for r in missing))),
+        "kept": len(requests) - len(missing),
+        **({"changed": answers.changed} if answers.changed else {}),
+        **({"errors": len(failed)} if failed else {}),
+        **stats,
+    }
     print(json.dumps(figures) if _JSON.value else ", ".join(f"{k} {v}" for k, v in figures.items()))
+    if failed:
+        shown = "; ".join(f"line {number}: {why}" for number, why in sorted(failed.items())[:5])
+        more = f" (and {len(failed) - 5} more)" if len(failed) > 5 else ""
+        print(f"error: {len(failed)} of {len(lines)} requests have no answer: {shown}{more}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _read_requests(model_path: Path, tokenizer: "Tokenizer | None") -> list[Request]:
+def _read_lines(model_path: Path, tokenizer: "Tokenizer | None") -> list[AskedLine]:
     from mixattn import hf
 
     if tokenizer is None:
-        return requests_file.read(Path(_REQUESTS.value or ""), None)
-    encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
+        return requests_file.read_lines(Path(_REQUESTS.value or ""), None)
+    encode = lambda text: hf.encode(tokenizer, text)  # noqa: E731
     chat = chat_lines.renderer(model_path, tokenizer)
     defaults = model_engine.sampling_defaults(hf.generation_settings(model_path))
-    return requests_file.read(Path(_REQUESTS.value or ""), encode, chat, defaults)
+    return requests_file.read_lines(Path(_REQUESTS.value or ""), encode, chat, defaults)
+
+
+def _within_limits(
+    lines: Sequence[AskedLine],
+    model: "ModelConfig",
+    config: EngineConfig | None,
+    eos: tuple[int, ...],
+    tokenizer: "Tokenizer | None",
+) -> list[AskedLine]:
+    """The lines; a request that the model or the engine can never serve is an error of its line."""
+    longest = model_engine.longest_tok(model, _MAX_MODEL_LEN.value or 0)
+
+    def checked(line: AskedLine) -> AskedLine:
+        if (request := line.request) is None:
+            return line
+        need = len(request.prompt_ids) + request.sampling.max_tokens
+        # Without a config the engine is made with what the requests need.
+        suited = config or EngineConfig(
+            max_request_tok=max(need, 2),
+            eos_ids=eos,
+            penalties=True,
+            logprobs=max(0, request.sampling.top),
+            prompt_logprobs=True,
+        )
+        try:
+            if config is None and need > longest:
+                raise ValueError(model_engine.too_long(request.id, need, longest))
+            request_checks.check(request, model, suited, decodes=tokenizer is not None)
+        except ValueError as why:
+            return dataclasses.replace(line, request=None, error=str(why))
+        return line
+
+    return [checked(line) for line in lines]
 
 
 def _kv_bytes() -> int:
@@ -158,8 +224,15 @@ def _answer(
     tokenizer: "Tokenizer | None",
     requests: Sequence[Request],
     answers: Answers,
+    numbers: Mapping[str, int],
+    failed: dict[int, str],
 ) -> dict[str, Any]:
-    """Writes the outputs of `requests` to `answers`; returns figures of the engine."""
+    """Writes the outputs of `requests` to `answers`; returns figures of the engine.
+
+    Args:
+      numbers: id -> the number of its line.
+      failed: line -> why it has no answer; extended.
+    """
     from serving.engine.engine import Engine
     from serving.engine.program_cache import ProgramCache, default_folder
 
@@ -168,9 +241,7 @@ def _answer(
         decode = None if tokenizer is None else tokenizer.decode
         cache = ProgramCache(default_folder())
         engine = Engine(model, config, report=line.compiled, decode=decode, program_cache=cache)
-        for request in requests:
-            engine.check(request)
-        queue = iter(requests)
+        queue = iter(_fitting(engine, requests, answers, numbers, failed))
         while True:
             # Four times the slots: enough for the policy to choose from, and the queue stays short.
             for request in itertools.islice(queue, max(0, 4 * config.max_slots - len(engine.streams))):
@@ -181,6 +252,8 @@ def _answer(
                 line.delta(delta)
                 if delta.output is not None:
                     answers.write(delta.output)
+                    if delta.output.finish_reason in FAILED:
+                        failed[numbers[delta.id]] = _WHY[delta.output.finish_reason]
     stats = engine.stats()
     return {
         "output_tok": stats.output_tok,
@@ -190,6 +263,31 @@ def _answer(
         "host_s": round(stats.host_s, 3),
         "device_s": round(stats.device_s, 3),
     }
+
+
+# Why an output that failed did.
+_WHY = {
+    "error": "the model's logits were not finite, or a step failed",
+    "refused": "the scheduling policy refused it",
+}
+
+
+def _fitting(
+    engine: "Engine",
+    requests: Sequence[Request],
+    answers: Answers,
+    numbers: Mapping[str, int],
+    failed: dict[int, str],
+) -> Iterator[Request]:
+    """The requests that the engine's memory holds, as they are asked for; the others are errors."""
+    for request in requests:
+        try:
+            engine.check(request)
+        except ValueError as why:
+            failed[numbers[request.id]] = str(why)
+            answers.write_error(request.id, numbers[request.id], str(why))
+        else:
+            yield request
 
 
 def compare_policies(serve: Serve, workdir: Path, documents: list[list[int]]) -> dict[str, Any]:

@@ -84,15 +84,11 @@ def engine_config(
     """
     if policy not in fair.POLICIES:
         raise ValueError(f"unknown policy {policy!r}; known: {', '.join(fair.POLICIES)}")
-    limit = max_model_tok or model.max_positions
-    if limit > model.max_positions and model.positions == "learned":
-        raise ValueError(f"--max_model_len={limit}, but the model has {model.max_positions} positions")
+    limit = longest_tok(model, max_model_tok)
     needs = {r.id: len(r.prompt_ids) + r.sampling.max_tokens for r in requests}
     for id, need in needs.items():
         if need > limit:
-            raise ValueError(
-                f"request {id!r} needs {need} tokens; the longest allowed is {limit} (--max_model_len)"
-            )
+            raise ValueError(too_long(id, need, limit))
     # A power of two, so that files of similar requests share compiled programs.
     request_tok = min(limit, max(64, 1 << (max(needs.values(), default=1) - 1).bit_length()))
     limits = Limits(chunk_tok=min(256, request_tok), step_tok=256)
@@ -107,13 +103,45 @@ def engine_config(
         max_request_tok=request_tok,
         policy=policy,
         limits=limits,
-        eos_ids=tuple(eos_ids)[:STOP_IDS],
+        eos_ids=tuple(eos_ids),
         prefill_rows=(1,),
         chunk_sizes=(min(64, limits.chunk_tok),),
         penalties=any(r.sampling.has_penalties for r in requests),
         logprobs=max((r.sampling.top for r in requests), default=-1),
         prompt_logprobs=any(r.sampling.prompt_logprobs is not None for r in requests),
     )
+
+
+def longest_tok(model: ModelConfig, max_model_tok: int = 0) -> int:
+    """Tokens of the longest request: what was asked for, or else the model's context.
+
+    Raises:
+      ValueError: more than a model with learned positions has.
+    """
+    limit = max_model_tok or model.max_positions
+    if limit > model.max_positions and model.positions == "learned":
+        raise ValueError(f"--max_model_len={limit}, but the model has {model.max_positions} positions")
+    return limit
+
+
+def too_long(id: str, need: int, limit: int) -> str:
+    return f"request {id!r} needs {need} tokens; the longest allowed is {limit} (--max_model_len)"
+
+
+def eos_ids(path: str | Path) -> tuple[int, ...]:
+    """The tokens that end an answer of the model at `path`.
+
+    Raises:
+      ValueError: the checkpoint names more than the engine compares with, or ids that do not exist.
+    """
+    from mixattn import hf  # imports jax
+
+    ids = tuple(hf.stop_ids(path))
+    if len(ids) > STOP_IDS:
+        raise ValueError(
+            f"{path} names {len(ids)} tokens that end a text (eos_token_id); the engine compares {STOP_IDS}"
+        )
+    return ids
 
 
 def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Sampling:
 
     Attributes:
       max_tokens, min_tokens: length limits; no stop condition ends it before `min_tokens`.
-      temperature: below 1e-6 is greedy. top_k (-1: off), top_p, min_p: see `mixattn.sample.SamplingParams`.
+      temperature: below 1e-6 is greedy. top_k (-1 or 0: off), top_p (0: the likeliest token only), min_p: see
+        `mixattn.sample.SamplingParams`.
       repetition_penalty: divides positive logits of tokens in prompt or output, multiplies negative ones.
       frequency_penalty, presence_penalty: subtracted from a token's logit for each time, and once if at all,
         it was output.
@@ -65,6 +66,10 @@ class Sampling:
         for name, ok, rule in _rules(self):
             if not ok:
                 raise ValueError(f"sampling.{name} is {reprlib.repr(getattr(self, name))}; it must be {rule}")
+        if self.top_k == 0:
+            object.__setattr__(self, "top_k", -1)
+        if self.top_p == 0:
+            object.__setattr__(self, "top_p", 1 / MAX_FLOAT)
 
     @property
     def has_penalties(self) -> bool:
@@ -85,8 +90,12 @@ def _rules(s: Sampling) -> Iterator[tuple[str, bool, str]]:
     yield "max_tokens", _whole(s.max_tokens, 1), count
     yield "min_tokens", _whole(s.min_tokens, 0, s.max_tokens), f"from 0 to max_tokens={s.max_tokens}"
     yield "temperature", _real(s.temperature, 0, MAX_FLOAT), f"a number from 0 to {MAX_FLOAT}"
-    yield "top_k", _whole(s.top_k, 1) or _whole(s.top_k, -1, -1), f"-1 (off) or {count}"
-    yield "top_p", _real(s.top_p, 1 / MAX_FLOAT, 1), f"a number from {1 / MAX_FLOAT} to 1"
+    yield "top_k", _whole(s.top_k, -1), f"-1 or 0 (off) or {count}"
+    yield (
+        "top_p",
+        _real(s.top_p, 1 / MAX_FLOAT, 1) or _real(s.top_p, 0, 0),
+        f"0 or a number from {1 / MAX_FLOAT} to 1",
+    )
     yield "min_p", _real(s.min_p, 0, 1), "a number from 0 to 1"
     yield (
         "repetition_penalty",
@@ -98,13 +107,26 @@ def _rules(s: Sampling) -> Iterator[tuple[str, bool, str]]:
     yield "logit_bias", _biases(s.logit_bias), f"token ids with numbers of at most {MAX_FLOAT} either way"
     yield "seed", s.seed is None or _number(s.seed, Integral), "None or a whole number"
     yield "n", _whole(s.n, 1, 128), "a whole number from 1 to 128"
-    yield "stop", _all(s.stop, lambda text: isinstance(text, str) and text), "a tuple of texts, none empty"
+    yield (
+        "stop",
+        _all(s.stop, lambda text: isinstance(text, str) and text and is_text(text)),
+        "a tuple of texts, none empty",
+    )
     yield "include_stop", isinstance(s.include_stop, bool), "True or False"
     yield "stop_ids", _all(s.stop_ids, lambda id: _whole(id, 0)), "a tuple of ids from 0 up"
     yield "ignore_eos", isinstance(s.ignore_eos, bool), "True or False"
     for name in ("logprobs", "prompt_logprobs"):
         k = getattr(s, name)
         yield name, k is None or _whole(k, 0), "None or a whole number from 0 up"
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written down; one with half of a surrogate pair cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(value: Any, kind: type) -> bool:
@@ -152,7 +174,10 @@ class Request:
       cache_salt: requests share cached prefixes only with requests of the same salt.
       deadline_s: seconds after arrival at which it ends, finished or not.
       priority: among requests that a policy serves in order of arrival (a client's own; with `fcfs`, all),
-        higher goes first.
+        higher goes first. Files of requests, HTTP and language models say it the other way round, as vLLM
+        does; their borders turn the sign.
+      program: the task it is a call of, e.g. an agent's; with `unit="program"`, policies charge all calls
+        of a program to one account, in place of the client's.
       grammar: makes the grammar of one output; None = any text.
     """
 
@@ -163,12 +188,13 @@ class Request:
     cache_salt: str = ""
     deadline_s: float | None = None
     priority: int = 0
+    program: str = ""
     grammar: Callable[[], TokenGrammar] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("client", "id", "cache_salt"):
-            if not isinstance(value := getattr(self, name), str):
-                raise ValueError(f"request {self.id!r}: {name} is {value!r}; it must be text")
+        for name in ("client", "id", "cache_salt", "program"):
+            if not isinstance(value := getattr(self, name), str) or not is_text(value):
+                raise ValueError(f"request {self.id!a}: {name} is {value!a}; it must be text")
         try:
             # A copy: the prefix tree keeps prompts, so they must not change with the caller's list.
             ids = tuple(map(operator.index, self.prompt_ids))
@@ -205,6 +231,7 @@ class RequestInfo:
       prompt_tok: prompt length, in tokens.
       max_output_tok: the most tokens it may produce.
       predicted_tok: a prediction of its output length, if there is one.
+      program: see `Request`; "" for none.
     """
 
     id: RequestId
@@ -213,6 +240,7 @@ class RequestInfo:
     prompt_tok: int
     max_output_tok: int
     predicted_tok: int | None = None
+    program: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

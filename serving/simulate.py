@@ -1,19 +1,24 @@
-"""Fair scheduling in virtual time: the papers' experiments, or any workload.
+"""Fair scheduling in virtual time: the papers' experiments, or any trace of requests.
 
 python -m serving.simulate --config=configs/fair_vtc.py:E1
-python -m serving.simulate --trace=requests.jsonl --policy=dlpm --memory_tok=20000 --json
+python -m serving.simulate --config=configs/fair_churn.py:E21 --seeds=5
+python -m serving.simulate --trace=requests.jsonl --policies=vtc,dlpm --memory_tok=20000 --json
+python -m serving.simulate --trace=AzureLLMInferenceTrace_code.csv --format=azure --clients=zipf:20 --rate=4
+python -m serving.simulate --trace=mooncake.jsonl --format=mooncake --workers=4 --router=d2lpm --policies=dlpm
+python -m serving.simulate --examples=DIR       a small synthetic file of every trace format
 python -m serving.simulate --suite=fairness     every experiment, into results/fairness (minutes)
+python -m serving.simulate --suite=paper        figures beside the papers' over 5 seeds (a quarter of an hour)
 python -m serving.simulate --suite=overhead     cost of a decision, up to 10^6 waiting (minutes)
-python -m serving.simulate --draw=E8 --out=.    a picture of an experiment, E8.png
+python -m serving.simulate --suite=scale --against=OLDER_CHECKOUT    time and memory beside an older version
+python -m serving.simulate --draw=E8 --out=.    a picture of an experiment, E8.svg
 
-A trace is JSON lines:
-{"id", "client", "arrival_s", "prompt": [ids] | "prompt_len" [+ "prefix": [[key, length], ..]],
-"output_len", "max_output"?, "weight"?}. Prefixes of one key share their tokens.
+Formats: own (JSON lines), azure, burstgpt (CSV), mooncake (JSON lines), sharegpt (JSON); their fields are in
+serving/sim/traces/FORMATS.md.
 """
 
-import ast
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,34 +27,72 @@ from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from mixattn.tools import cli, files
+from mixattn.tools.progress import ProgressLines
+from pallas_kernels import results
 from serving import fair
 from serving.fair import metrics
 from serving.fair.metrics import Event
-from serving.sim import fit
-from serving.sim.experiment import FairnessExperiment, PolicyOutcome, PolicyRun, SimulatedEngine, run
-from serving.sim.suites import fairness, overhead
-from serving.sim.workload import read_trace
+from serving.fair.service_report import LatencyTarget
+from serving.sim import fit, seeds
+from serving.sim.cost import StepCost
+from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
+from serving.sim.suites import fairness, overhead, paper, scale, tables
+from serving.sim.trace_experiment import parse_cost, parse_options, policy_runs, trace_experiment
+from serving.sim.traces import READERS, TraceOptions, examples, read_trace
 
 TABLE = "results/fairness"
 
 cli.define_config()
-_TRACE = flags.DEFINE_string("trace", None, "A workload as JSON lines, in place of --config.")
-_POLICY = flags.DEFINE_string("policy", "vtc", f"With --trace: one of {', '.join(fair.POLICIES)}.")
-_OPTION = flags.DEFINE_multi_string("option", [], "With --trace: NAME=VALUE for the policy; may be repeated.")
+_TRACE = flags.DEFINE_string("trace", None, "A file of requests, in place of --config.")
+_FORMAT = flags.DEFINE_enum("format", "own", list(READERS), "With --trace: what the file is.")
+_POLICIES = flags.DEFINE_list(
+    "policies",
+    ["vtc"],
+    "With --trace: policies to compare, each with options of its own, as in vtc,vtc:lift=fluid; known: "
+    + ", ".join(fair.POLICIES),
+)
+_OPTION = flags.DEFINE_multi_string(
+    "option", [], "With --trace: NAME=VALUE for all policies that have it; may be repeated."
+)
+_CLIENTS = flags.DEFINE_string(
+    "clients",
+    "",
+    "With --trace: column, column:NAME, hash:N or zipf:N; default: the format's column, or hash:8.",
+)
+_RATE = flags.DEFINE_float("rate", None, "With --trace: requests (or sessions) per second, by scaling time.")
+_THINK = flags.DEFINE_float(
+    "think_s", 10.0, "With --trace: mean seconds between turns where the file has none."
+)
+_LIMIT = flags.DEFINE_integer("limit", None, "With --trace: read at most this many rows.", lower_bound=1)
+_OVERSIZE = flags.DEFINE_enum(
+    "oversize", "drop", ["drop", "clip"], "With --trace: what becomes of requests larger than the memory."
+)
 _ADMISSION = flags.DEFINE_string("admission", "reserve", "With --trace: reserve, peak or optimistic.")
-_MEMORY = flags.DEFINE_integer("memory_tok", 10_000, "With --trace: tokens of KV memory.")
+_MEMORY = flags.DEFINE_integer("memory_tok", 10_000, "With --trace: tokens of KV memory of a worker.")
 _PAGE = flags.DEFINE_integer(
     "page_tok", 16, "With --trace: page size of the prefix cache in tokens; 0 for none."
 )
-_EVENTS = flags.DEFINE_string("events", None, "Write the event log of the last run to this file.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
-_SUITE = flags.DEFINE_enum(
-    "suite", None, ["fairness", "overhead"], "Run a suite and update its table in --out."
+_WORKERS = flags.DEFINE_integer("workers", 1, "With --trace: workers behind a router.", lower_bound=1)
+_ROUTER = flags.DEFINE_string("router", "round_robin", f"With --trace: one of {', '.join(fair.ROUTERS)}.")
+_ROUTER_OPTION = flags.DEFINE_multi_string("router_option", [], "With --trace: NAME=VALUE for the router.")
+_COST = flags.DEFINE_string(
+    "cost",
+    None,
+    "With --trace: step costs, prefill_s=..,step_s=..,row_s=..,context_s=.., or a file as --fit prints it.",
 )
+_TTFT = flags.DEFINE_float("ttft_slo_s", math.inf, "With --trace: target of the time to first token.")
+_TPOT = flags.DEFINE_float("tpot_slo_s", math.inf, "With --trace: target of the time per output token.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds and print 95 % intervals.", lower_bound=1)
+_CSV = flags.DEFINE_string("csv", None, "Also write the figures of every policy to this file.")
+_EVENTS = flags.DEFINE_string("events", None, "Write the event log of the last policy (seed 0) to this file.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+_EXAMPLES = flags.DEFINE_string("examples", None, "Write a small synthetic trace of every format here.")
+_SUITE = flags.DEFINE_enum(
+    "suite", None, ["fairness", "paper", "overhead", "scale"], "Run a suite, into --out."
+)
+_AGAINST = flags.DEFINE_string("against", None, "With --suite=scale: an older checkout to compare with.")
 _FIT = flags.DEFINE_string("fit", None, "Fit the step cost model to an engine's event log and print it.")
 _ONLY = flags.DEFINE_list(
     "only", [], "With --suite: only these experiments, e.g. E1,E13; of overhead, E19 or E19-simulator."
@@ -61,88 +104,142 @@ _OUT = flags.DEFINE_string(
 
 
 def main() -> None:
-    given = [name for name in ("trace", "suite", "draw", "fit") if getattr(flags.FLAGS, name)]
+    given = [name for name in ("trace", "suite", "draw", "fit", "examples") if getattr(flags.FLAGS, name)]
     given += ["config"] if flags.FLAGS.config is not None else []
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
-        raise ValueError(f"give one of --config, --trace, --suite, --draw and --fit; given: {found}")
+        raise ValueError(
+            f"give one of --config, --trace, --suite, --draw, --fit and --examples; given: {found}"
+        )
     if _FIT.value:
         print(json.dumps(fit.fit_step_cost(metrics.read(_FIT.value)).report()))
-    elif _SUITE.value == "fairness":
-        fairness.run_suite(Path(_OUT.value or TABLE), only=_ONLY.value, clock=time.perf_counter)
+    elif _EXAMPLES.value:
+        Path(_EXAMPLES.value).mkdir(parents=True, exist_ok=True)
+        for name in examples.FILES:
+            with files.whole(Path(_EXAMPLES.value) / name) as partial:
+                partial.write_text("".join(f"{line}\n" for line in examples.lines(name)))
     elif _DRAW.value:
-        fairness.draw_suite(Path(_OUT.value or "."), only=_DRAW.value, clock=time.perf_counter)
-    elif _SUITE.value == "overhead":
-        out = Path(_OUT.value or TABLE)
-        overhead.run_suite(out, only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
+        fairness.draw_suite(
+            Path(_OUT.value or "."), only=_DRAW.value, clock=time.perf_counter, seeds=_SEEDS.value
+        )
+    elif _SUITE.value:
+        _run_suite(Path(_OUT.value or TABLE))
     else:
-        experiment = _trace_experiment(_TRACE.value) if _TRACE.value else cli.config()
+        notes: list[str] = []
+        experiment = _trace_experiment(notes) if _TRACE.value else cli.config()
         if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
-        show(experiment, list(_run_all(experiment)))
+        _compare(experiment, notes)
 
 
-def _trace_experiment(path: str) -> FairnessExperiment:
-    """The experiment described by --trace and its flags.
+def _run_suite(out: Path) -> None:
+    match _SUITE.value:
+        case "fairness":
+            fairness.run_suite(out, only=_ONLY.value, clock=time.perf_counter)
+        case "paper":
+            paper.run_suite(out, only=_ONLY.value, seeds=max(2, _SEEDS.value), clock=time.perf_counter)
+        case "overhead":
+            overhead.run_suite(out, only=_ONLY.value, clock=time.perf_counter, cpu=time.process_time)
+        case "scale":
+            against = Path(_AGAINST.value) if _AGAINST.value else None
+            scale.run_suite(out, against=against, only=_ONLY.value)
+
+
+def _trace_experiment(notes: list[str]) -> FairnessExperiment:
+    """The experiment described by --trace and its flags; adds to `notes` what a reader must know.
 
     Raises:
-      ValueError: a bad line of the file, or an unknown policy or option.
+      ValueError: a bad row of the file, or an unknown policy, router or option.
     """
-    trace = read_trace(path)
-    options: dict[str, Any] = {}
-    for text in _OPTION.value:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--option={text} is not NAME=VALUE")
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(value)
-        options[name] = value
-    if any(weight != 1 for weight in trace.weights.values()):
-        options.setdefault("weights", trace.weights)
-    page_tok = 0 if _ADMISSION.value == "peak" else _PAGE.value
+    target = LatencyTarget(_TTFT.value, _TPOT.value)
     server = SimulatedEngine(
         memory_tok=_MEMORY.value,
         admission=_ADMISSION.value,
-        page_tok=page_tok,
+        page_tok=0 if _ADMISSION.value == "peak" else _PAGE.value,
         admit_every=1,
+        workers=_WORKERS.value,
+        router=_ROUTER.value,
+        router_options=parse_options(_ROUTER_OPTION.value),
+        cost=parse_cost(_COST.value) if _COST.value else StepCost(),
     )
-    experiment = FairnessExperiment(
-        id=Path(path).stem,
-        title=f"{len(trace.requests)} requests of {len(trace.weights)} clients",
-        requests=lambda seed: list(trace.requests),
-        server=server,
-        runs=(PolicyRun(_POLICY.value, options),),
-        demand_s=max(60.0, trace.requests[-1].arrival_s) + 30.0,
+    server.check()
+    policy_runs(_POLICIES.value, parse_options(_OPTION.value), {})  # before a large file is read
+    if server.workers > 1:
+        fair.make(server.router, **server.router_options)
+    options = TraceOptions(
+        *(_CLIENTS.value, _RATE.value, _OVERSIZE.value, server.memory_tok, _THINK.value, _LIMIT.value)
     )
+    trace = read_trace(_TRACE.value, _FORMAT.value, options)
+    runs, blind = policy_runs(_POLICIES.value, parse_options(_OPTION.value), trace.weights)
+    if trace.weights and server.workers > 1 and "weights" in fair.options(server.router):
+        server.router_options.setdefault("weights", trace.weights)
+    experiment = trace_experiment(_TRACE.value, _FORMAT.value, options, server, runs, target, trace)
     cli.check_tree(experiment)
-    known = fair.options(_POLICY.value)
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(
-            f"policy {_POLICY.value!r} has no option {', '.join(unknown)}; known: {', '.join(known)}"
+    notes.append(trace.account())
+    if blind:
+        notes.append(f"{', '.join(blind)} cannot share by weight and ran without; the figures are by weight")
+    if _SEEDS.value > 1 and not trace.random:
+        notes.append("nothing in this trace is left to chance: all seeds give the same workload")
+    if experiment.demand_s < 60:
+        notes.append(
+            f"requests arrive for {experiment.demand_s:.3g} s: too short for figures that leave out "
+            "the first 30 s and the last 29 s"
         )
     return experiment
 
 
-def _run_all(experiment: FairnessExperiment) -> Iterator[PolicyOutcome]:
-    requests = experiment.workload()
-    console = Console(stderr=True)
-    with Progress(console=console, disable=_JSON.value, transient=True) as progress, _event_log() as log:
-        for policy_run in experiment.runs:
-            task = progress.add_task(policy_run.name, total=experiment.demand_s)
+def _compare(experiment: FairnessExperiment, notes: list[str]) -> None:
+    """Runs all policies on all seeds and shows them."""
+    by_run: dict[str, list[dict[str, Any]]] = {run.name: [] for run in experiment.runs}
+    clients: list[dict[str, Any]] = []
+    last = experiment.runs[-1]
+    lines = ProgressLines(quiet=_JSON.value, transient=True, console=Console(stderr=True, highlight=False))
+    with lines, _event_log() as log:
 
-            def tick(now_s: float, task: Any = task) -> None:
-                progress.update(task, completed=now_s)
+        def prepare(policy_run: PolicyRun, seed: int) -> dict[str, Any]:
+            line = lines.add(experiment.demand_s, policy_run.name)
 
-            last = policy_run is experiment.runs[-1]
-            yield run(
-                experiment,
-                policy_run,
-                requests=requests,
-                log=log if last else None,
-                clock=time.perf_counter,
-                progress=tick,
-            )
-            progress.remove_task(task)
+            def tick(now_s: float) -> None:
+                done_s = min(now_s, experiment.demand_s * 0.999)
+                line.update(done_s, f"{policy_run.name}, seed {seed}: {now_s:,.0f} s of virtual time")
+
+            events = log if policy_run is last and seed == experiment.seed else None
+            return {"progress": tick, "log": events, "clock": time.perf_counter}
+
+        first = experiment.seed
+        for seed, outcome in seeds.outcomes(experiment, range(first, first + _SEEDS.value), on_run=prepare):
+            by_run[outcome.run.name].append(outcome.row())
+            if seed == first:
+                clients += outcome.client_rows()
+    if _CSV.value:
+        what = {"experiment": experiment.id, "title": experiment.title, "notes": "; ".join(notes)}
+        results.write_csv(_CSV.value, seeds.table_rows(by_run), quiet=True, **what, device=results.VIRTUAL)
+    if _JSON.value:
+        print(json.dumps(_plain(_report(experiment, by_run, clients, notes))))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    for note in notes:
+        console.print(note, markup=False)
+    tables.show(console, f"{experiment.id}: {experiment.title}", by_run, clients)
+
+
+def _report(
+    experiment: FairnessExperiment,
+    by_run: dict[str, list[dict[str, Any]]],
+    clients: list[dict[str, Any]],
+    notes: list[str],
+) -> dict[str, Any]:
+    """The object of --json: figures of the first seed, and intervals if there are several seeds."""
+    report = {
+        "id": experiment.id,
+        "notes": notes,
+        "runs": [rows[0] for rows in by_run.values()],
+        "clients": clients,
+        "paper": experiment.paper or None,
+    }
+    if _SEEDS.value > 1:
+        report["intervals"] = seeds.table_rows(by_run)
+    return report
 
 
 @contextlib.contextmanager
@@ -155,62 +252,13 @@ def _event_log() -> Iterator[Callable[[Event], None] | None]:
         yield lambda event: print(json.dumps(event), file=lines)
 
 
-COLUMNS = {
-    "run": "policy",
-    "finished": "finished",
-    "tok_per_s": "tok/s",
-    "avg_diff": "service\ndiff. avg",
-    "max_diff": "max",
-    "accumulated_gap": "accumulated\ngap",
-    "backlogged_gap": "gap while\nboth wait",
-    "bound": "proven\nbound",
-    "jain_service": "Jain",
-    "hit_rate": "hit rate",
-    "ttft_mean_s": "TTFT\nmean s",
-    "ttft_p99_s": "p99 s",
-    "decision_us": "decision\nus",
-}
-
-
-def show(experiment: FairnessExperiment, outcomes: list[PolicyOutcome]) -> None:
-    """Prints one table of runs and one of clients, or a JSON object with both."""
-    rows = [outcome.row() for outcome in outcomes]
-    clients = [line for outcome in outcomes for line in outcome.client_rows()]
-    if _JSON.value:
-        paper = experiment.paper or None
-        print(
-            json.dumps(
-                {"id": experiment.id, "runs": _plain(rows), "clients": _plain(clients), "paper": paper}
-            )
-        )
-        return
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(_table(f"{experiment.id}: {experiment.title}", rows, COLUMNS))
-    names = {name: name.replace("_", " ") for name in clients[0]} if clients else {}
-    if len(clients) <= 40:
-        console.print(_table("Clients (service in weighted tokens)", clients, names))
-
-
-def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with nan, which JSON lacks, as None."""
-    return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in rows]
-
-
-def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
-    table = Table(title=title)
-    for column in columns.values():
-        table.add_column(column, justify="left" if column in ("policy", "run", "client") else "right")
-    for row in rows:
-        table.add_row(*(_text(row[name]) for name in columns))
-    return table
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    if value != value:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _plain(value: Any) -> Any:
+    """The same without nan, which JSON lacks: None."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

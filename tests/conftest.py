@@ -1,6 +1,7 @@
 """Strict from the first day: silent promotions and warnings are failures."""
 
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -10,6 +11,11 @@ from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell that starts `make test` in the background makes it ignore Ctrl-C, and programs inherit that. Tests
+# that press Ctrl-C in a program of their own need the default, which follows from a handled signal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A first call compiles, so an example's wall time says nothing; and CI must not depend on luck.
 settings.register_profile(

@@ -16,6 +16,11 @@ HOST = {"rich", "absl", "ml_collections"}
 MAY: dict[str, set[str]] = {
     "pallas_kernels": {"jax", "numpy", "absl", "tokamax"},  # tokamax: an extra, for GPUs
     "mixattn": MODEL | {"tokenizers", "safetensors", "ml_dtypes", "jinja2", "gguf"} | HOST,
+    "mixattn.hf.export.modeling_mixattn": {
+        "torch",
+        "transformers",
+    },  # runs elsewhere, imported by nobody here
+    "mixattn.chat_template": {"jinja2"},
     "mixattn.spec": {"numpy", "ml_dtypes", "mixattn.tools"} | HOST,
     # The command draws and, when asked, counts live cache arrays.
     "mixattn.spec.drawing": {"mixattn.spec", "mixattn.cache", "mixattn.tools"} | HOST,
@@ -63,21 +68,28 @@ MAY: dict[str, set[str]] = {
         "matplotlib",
         "jinja2",
         "tensorboardX",
+        "pyarrow",
+        "xxhash",
+        "etils",
     },
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
     "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
     | {"prometheus_client", "llguidance", "absl"},
+    # A process of its own, with nothing of the server in it.
+    "serving.http.template_worker": {"jinja2", "mixattn.chat_template"},
     "serving.http.template_worker": {"jinja2"},  # a process of its own, with nothing of the server in it
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
     # Pure rooms: no jax, and no clock (see NO_CLOCK).
     "serving.fair": {"serving.request"},
+    "serving.fair.gap_meter": {"serving.fair", "serving.request", "numpy"},
     "serving.kvcache": {"numpy", "pallas_kernels.masks", "serving.request", "serving.config"},
     "serving.kvcache.sizing": {"serving.kvcache", "serving.config", "mixattn.spec", "numpy"},
     "serving.engine.plan": {"serving.kvcache", "serving.request"},
     "serving.engine.scheduler": {"serving.kvcache", "serving.request", "serving.config", "serving.fair"}
-    | {"serving.engine.plan"},
+    | {"serving.engine.plan", "serving.engine.admission_window"},
+    "serving.engine.admission_window": set(),
     "serving.sim": {"numpy", "serving.engine.plan", "serving.engine.scheduler"}
     | {f"serving.{room}" for room in ("kvcache", "fair", "request", "config")},
     "serving.sim.suites": {
@@ -228,6 +240,7 @@ LOADS_JAX = (
     "mixattn.spec.__main__",
     "serving.sim.suites",
     "mixattn.evals.dafnybench.command",
+    "mixattn.evals.dafnybench.measurements",
     "mixattn.evals.clover.command",
     "mixattn.evals.arena.commands",
 )

@@ -23,7 +23,7 @@ from pallas_kernels import aot
 from train import objective
 from train.experiment import Stage, TrainingExperiment
 from train.mesh import AXES
-from train.prepare import compile_stage
+from train.prepare import compile_stage, master_config
 
 
 def training_steps(experiment: TrainingExperiment, chip: str) -> dict[str, aot_fit.Lower]:
@@ -36,7 +36,7 @@ def _lower(experiment: TrainingExperiment, stage: Stage, chip: str) -> jax.stage
     one = np.array([aot.device(chip)]).reshape((1,) * len(AXES))
     mesh = Mesh(one, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     compiled = compile_stage(experiment, stage, mesh)
-    params = jax.eval_shape(functools.partial(objective.init_params, experiment.model, 0))
+    params = jax.eval_shape(functools.partial(objective.init_params, master_config(experiment), 0))
     rows = stage.batch_size, stage.seq_len
     batch = {f"{name}_BT": jax.ShapeDtypeStruct(rows, jnp.int32) for name in ("tokens", "target", "segment")}
     batch["loss_mask_BT"] = jax.ShapeDtypeStruct(rows, jnp.float32)

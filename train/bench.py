@@ -48,7 +48,7 @@ def step_seconds(
     experiment.train.stages, experiment.train.evaluate_every = [stage], 0
     corpus = _corpus(stage, experiment.model.vocab_size, folder)
     compiled = prepare.compile_stage(experiment, stage, mesh.make(experiment.mesh))
-    params = init_params(experiment.model, 0)
+    params = init_params(prepare.master_config(experiment), 0)
     windows = data.Windows(corpus.train, None, seq_len=stage.seq_len, seed=0)
     batch = jax.device_put(next(data.batches(windows, stage.batch_size)), compiled.rows)
     folders = (folder / str(number) for number in itertools.count())

@@ -1,9 +1,11 @@
 """Checkpoints with orbax: asynchronous, atomic, newest n and best n kept, restorable onto another mesh.
 
-Orbax writes a checkpoint under a temporary name and renames it, so it is complete or absent. A checkpoint
-that was damaged afterwards is refused; an older one is used only when a user names its step.
+Orbax writes a checkpoint under a temporary name and renames it, so it is complete or absent. It holds digests
+of all its files: one that was damaged afterwards is refused; an older one is used only when a user names its
+step.
 """
 
+import asyncio
 import contextlib
 import shutil
 import sys
@@ -13,8 +15,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.path import atomicity
 
+from train import digests
 from train.step import TrainState
 
 type Hook = Callable[["sys.UnraisableHookArgs"], Any]
@@ -34,6 +39,23 @@ def ignore_closed_loop_errors(hook: Hook) -> Hook:
     return wrapped
 
 
+class _WithDigests(atomicity.AtomicRenameTemporaryPath):
+    """Adds the digests to a finished checkpoint before it gets its name."""
+
+    _final_path: epath.Path
+
+    async def finalize(self) -> None:
+        named: epath.Path = self._final_path
+        # Still a temporary name, which orbax removes at its next start.
+        self._final_path = epath.Path(f"{self._tmp_path}-whole")
+        try:
+            await super().finalize()
+        finally:
+            whole, self._final_path = self._final_path, named
+        await asyncio.to_thread(digests.write, Path(whole))
+        await asyncio.to_thread(whole.rename, named)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -45,6 +67,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1):
         self.folder = folder
+        self._checked: set[int] = set()
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep_last),
@@ -58,7 +81,9 @@ class Checkpoints:
         )
         self.manager = ocp.CheckpointManager(
             folder.absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=kept, cleanup_tmp_directories=True, temporary_path_class=_WithDigests
+            ),
         )
 
     @property
@@ -106,6 +131,7 @@ class Checkpoints:
           ValueError: it cannot be read.
         """
         with self._read_errors(step):
+            self._check_digests(step)
             return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
     def restore(self, step: int, like: TrainState, shardings: TrainState) -> TrainState:
@@ -118,6 +144,7 @@ class Checkpoints:
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like, shardings
         )
         with self._read_errors(step):
+            self._check_digests(step)
             restored = self.manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_to_tree(wanted)))
             )
@@ -132,6 +159,11 @@ class Checkpoints:
         """Waits for pending writes and releases the folder."""
         with self._write_errors():
             self.manager.close()
+
+    def _check_digests(self, step: int) -> None:
+        if step not in self._checked:
+            digests.check(self.folder / str(step))
+            self._checked.add(step)
 
     def _check_disk(self, state: TrainState) -> None:
         """Refuses a full disk before writing: the libraries report it in many long messages."""

@@ -51,6 +51,7 @@ def stage_batches(
         seq_len=stage.seq_len,
         seed=experiment.train.seed + 1000 * index,
         document_mask=experiment.data.document_mask,
+        separator=corpus.separator,
     )
     return pipeline.batches(
         windows, stage.batch_size, process=jax.process_index(), processes=jax.process_count()
@@ -120,6 +121,7 @@ class Trainer:
             seq_len=stage.seq_len,
             seed=0,
             document_mask=self.experiment.data.document_mask,
+            separator=corpus.separator,
         )
         compiled = self.stages[index]
         # The batch shape of training, so that evaluation compiles once.
@@ -183,7 +185,7 @@ class Trainer:
                     raise KeyboardInterrupt
         return state.params
 
-    def _tokens_after(self, step: int) -> int:
+    def tokens_after(self, step: int) -> int:
         """Training tokens seen after `step`, over all stages."""
         seen = 0
         for stage, steps in zip(self.experiment.train.stages, self.steps):
@@ -222,7 +224,7 @@ class Trainer:
             loss=float(metrics.loss),
             grad_norm=float(metrics.grad_norm),
             rate=float(metrics.lr_scale) * train.optimizer.learning_rate,
-            tokens=self._tokens_after(step),
+            tokens=self.tokens_after(step),
             seconds=seconds,
             tokens_per_s=stage.batch_size * stage.seq_len / step_s,
             load_balance=float(metrics.load_balance),

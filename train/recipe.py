@@ -4,7 +4,11 @@ import dataclasses
 import json
 from typing import Any
 
-from train.experiment import TrainingExperiment
+from mixattn import ModelConfig
+from train.data import DataConfig
+from train.experiment import Stage, TrainConfig, TrainingExperiment
+from train.optimizer import OptimizerConfig
+from train.step import ComputeConfig
 
 # Field names of recipes that older versions wrote, by the field that holds them: old name -> today's name.
 # "" is the top level, where sweeps keep their own fields.
@@ -24,6 +28,15 @@ _RENAMED_FIELDS: dict[str, dict[str, str]] = {
         "final": "final_lr_ratio",
     },
 }
+# Fields that an older version did not have were as they are by default.
+_CLASSES: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "stages": Stage,
+    "optimizer": OptimizerConfig,
+    "compute": ComputeConfig,
+}
 
 
 def recipe(experiment: TrainingExperiment) -> dict[str, Any]:
@@ -37,23 +50,11 @@ def as_json(config: Any) -> Any:
 
 
 def upgrade(recipe: Any, name: str = "") -> Any:
-    """Returns a recipe, as read from a file of any version, under today's field names."""
+    """Returns a recipe, as read from a file of any version, with today's fields."""
     if isinstance(recipe, list):
         return [upgrade(entry, name) for entry in recipe]
     if not isinstance(recipe, dict):
         return recipe
     today = _RENAMED_FIELDS.get(name, {})
-    return {today.get(key, key): upgrade(value, key) for key, value in recipe.items()}
-
-
-def difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Returns the first leaf in which two trees differ as (name, before, now), or None."""
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        before, now = dict(enumerate(before)), dict(enumerate(now))
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return None if before == now else (name, before, now)
-    for key in [*before, *(k for k in now if k not in before)]:
-        inner = f"{name}.{key}" if name else str(key)
-        if found := difference(before.get(key), now.get(key), inner):
-            return found
-    return None
+    renamed = {today.get(key, key): upgrade(value, key) for key, value in recipe.items()}
+    return {**as_json(_CLASSES[name]()), **renamed} if name in _CLASSES else renamed

@@ -1,6 +1,7 @@
 """From an experiment and a folder to a trained model: lock, prepare, train, validate, export."""
 
 import contextlib
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -44,8 +45,8 @@ def run(
       OSError: the folder cannot be written.
     """
     folder = Path(workdir)
-    with claimed(folder, experiment):
-        if (folder / "summary.json").exists() and step is None:
+    with claimed(folder, experiment, step) as claim:
+        if (folder / "summary.json").exists() and step is None and not claim.changes:
             summary = files.read_json(folder / "summary.json")
             print(
                 f"{folder} is trained already: {_verdict(summary)}; remove it or pass --step to train again"
@@ -53,8 +54,9 @@ def run(
             return summary
         params = initial_params(experiment)
         trainer, start_step = prepare_run(
-            experiment, folder, params, step=step, tensorboard=tensorboard, evaluators=evaluators
+            experiment, claim, params, step=step, tensorboard=tensorboard, evaluators=evaluators
         )
+        claim.record()
         with contextlib.ExitStack() as closing:
             for part in (trainer.line, trainer.metrics, trainer.board, trainer.checkpoints):
                 if part:
@@ -110,8 +112,8 @@ def _summary(trainer: Trainer, params: Params, loss: float, rows: list[dict[str,
         "passed": must_beat == "none" or loss < trainer.baselines[must_beat],
         "parameters": optimizer.count_params(params),
         "steps": trainer.steps,
-        "tokens": int(rows[-1]["tokens"]),
-        "train_seconds": float(rows[-1]["seconds"]),
+        "tokens": trainer.tokens_after(sum(trainer.steps)),
+        "train_seconds": trainer.seconds,
         "corpus": {"path": experiment.data.path or "the standard library", **corpus.manifest},
         "evaluated": trainer.evaluated,
         "curve": [{name: float(row[name]) for name in curve if row[name]} for row in rows],
@@ -125,11 +127,12 @@ def _export(experiment: TrainingExperiment, params: Params, corpus: TokenizedCor
     stages = experiment.train.stages
     theta = stages[-1].rope_theta or experiment.model.rope_theta
     config = ModelConfig(**{**vars(experiment.model), "rope_theta": theta})
-    model = objective.model_of(config, params)
+    # The master copy is more exact than what the config asks for.
+    model = objective.model_of(config, {path: x.astype(config.dtype) for path, x in params.items()})
     unfinished = folder / ".model.part"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        hf.save(model, unfinished, tokenizer=corpus.tokenizer)
+        hf.save(model, unfinished, companions=_companions(experiment, corpus))
     except Exception as why:  # safetensors raises an exception type of its own
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"the model could not be written to {folder}: {why}") from why
@@ -137,6 +140,17 @@ def _export(experiment: TrainingExperiment, params: Params, corpus: TokenizedCor
     unfinished.rename(folder / "model")
     with files.whole(folder / "heldout.jsonl") as temporary:
         shutil.copyfile(corpus.folder / "heldout.jsonl", temporary)
+
+
+def _companions(experiment: TrainingExperiment, corpus: TokenizedCorpus) -> hf.Companions:
+    """What the initial model came with, or else a tokenizer whose separator begins, ends and pads texts."""
+    source = experiment.train.init_from
+    if source and (Path(source) / "config.json").is_file():
+        return dataclasses.replace(hf.companions(source), tokenizer=corpus.tokenizer)
+    id = corpus.separator
+    text = corpus.tokenizer.id_to_token(id)
+    names = {f"{role}_token": text for role in ("bos", "eos", "pad")}
+    return hf.Companions(corpus.tokenizer, names)
 
 
 def _verdict(summary: dict[str, Any]) -> str:

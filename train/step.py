@@ -6,6 +6,7 @@
 The sums are over all micro-batches of the step.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class ComputeConfig:
     """How a step is computed. These fields change the result by rounding only.
 
     Attributes:
-      dtype: of activations and of the weights inside the model; the master copy keeps the model config's.
+      dtype: of activations and of the weights inside the model.
+      master_dtype: of the master copy of the weights and of the optimizer's state. "bfloat16" halves their
+        memory and trains worse: small updates are rounded away. The exported model has `model.dtype`.
       accumulate: micro-batches per step; their gradients are added.
       remat: what the backward pass recomputes: "none"; "dots": all but matmul results; "weights": all but
         results of matmuls with weights; "everything"; or "block": everything but K/V and each block's input,
@@ -46,6 +49,7 @@ class ComputeConfig:
     """
 
     dtype: str = "float32"
+    master_dtype: str = "float32"
     accumulate: int = 1
     remat: str = "none"
     peak_flops: float = 0.0
@@ -55,8 +59,9 @@ class ComputeConfig:
     def check(self) -> None:
         if self.remat not in _REMAT:
             raise ValueError(f"compute.remat is {self.remat!r}; it must be one of {', '.join(_REMAT)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"compute.dtype is {self.dtype!r}; it must be float32 or bfloat16")
+        for name in ("dtype", "master_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"compute.{name} is {getattr(self, name)!r}; it must be float32 or bfloat16")
         if self.peak_flops < 0:
             raise ValueError(f"compute.peak_flops is {self.peak_flops}; 0 looks the device up")
         if self.accumulate < 1:
@@ -119,7 +124,8 @@ class CompiledStage:
         self.optimizer_config, self.compute = optimizer_config, compute
         self.mesh, self.trainable = mesh, trainable
         self.tx = optimizer.build(optimizer_config)
-        computed = ModelConfig(**{**vars(config), "dtype": compute.dtype})
+        config = dataclasses.replace(config, dtype=compute.master_dtype)
+        computed = dataclasses.replace(config, dtype=compute.dtype)
         self.graph = objective.graph_of(computed, build)
         remat = jax.checkpoint if compute.remat == "block" else None
         self.sums = functools.partial(objective.sums, self.graph, document_mask=document_mask, remat=remat)

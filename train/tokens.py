@@ -1,15 +1,18 @@
 """Tokenized corpora on disk, memory-mapped when read.
 
-A token folder holds `tokenizer.json` (byte-level BPE; id 0 separates documents); for each of the parts train
-and validation a `PART.bin` (little-endian token ids, a separator before every document) and, if some tokens
-do not count in the loss, a `PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one
-{"path", "ids"} per document); and `manifest.json`, which is written last: a folder without it is incomplete.
+A token folder holds `tokenizer.json`, whose end-of-text token separates documents (one trained here is
+byte-level BPE, and that token has id 0); for each of the parts train and validation a `PART.bin`
+(little-endian token ids, a separator before every document) and, if some tokens do not count in the loss, a
+`PART.learn.bin` (the loss mask, one byte per token); `heldout.jsonl` (one {"path", "ids"} per document);
+`request.json` (what was asked for); and `manifest.json`, which is written last: a folder without it is
+incomplete.
 
 Tokenizing is resumable: documents are grouped into shards, and finished shards are kept.
 """
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +22,19 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mixattn import hf
 from mixattn.tools import files
 from train import corpus
+from train.text_files import LeftOut
 
 SEPARATOR = "<|file|>"
 SEPARATOR_ID = 0
 _MASK = "_learn"  # names the loss mask inside shards; as older versions wrote it
 _SHARD_CHARS = 4 << 20
 _TOKENIZER_CHARS = 64 << 20  # text that the tokenizer is trained on
+# BPE training takes quadratic time in the length of a word, so that longer runs are cut: DNA, base64, blanks.
+_LONG_RUN = re.compile(r"\S{256}|\s{256}")
+_NAMED_LEFT_OUT = 1000  # files that the manifest names; the others are counted
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,12 @@ class TokenizedCorpus:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return hf.read_tokenizer(self.folder / "tokenizer.json")
+
+    @property
+    def separator(self) -> int:
+        """The id before every document; 0 in folders of older versions."""
+        return int(self.manifest.get("separator", SEPARATOR_ID))
 
     @property
     def bytes_per_token(self) -> float:
@@ -95,57 +108,165 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def write(
-    path: str,
+    source: str | corpus.Corpus,
     folder: Path,
     *,
     vocab_size: int,
-    limit_bytes: int = 0,
     tokenizer: Path | None = None,
+    separator: str = "",
     report: Callable[[str], None] = lambda line: None,
 ) -> TokenizedCorpus:
-    """Tokenizes the corpus at `path` into `folder`, resuming an interrupted call.
+    """Tokenizes a corpus into `folder`, resuming an interrupted call.
 
     Args:
-      path, limit_bytes: see `corpus.documents`.
-      folder: created if missing; may hold shards of an earlier call for the same corpus.
+      source: the corpus, or its path.
+      folder: created if missing; may hold shards of an earlier call for the same corpus. What an interrupted
+        call for another corpus left there is removed.
       vocab_size: of the tokenizer to train.
       tokenizer: a tokenizer.json to use instead.
+      separator: text of its token that goes before every document; "" = the one that it ends texts with.
       report: called with progress messages.
 
     Raises:
       ValueError: the corpus is missing, has no text, or is too small to fill every part of the split.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    source = corpus.Corpus(source) if isinstance(source, str) else source
+    _check_parts(source)
+    start_request(folder, request(source, vocab_size, tokenizer, separator))
     if not (folder / "tokenizer.json").exists():
-        trained = Tokenizer.from_file(str(tokenizer)) if tokenizer else None
+        trained = hf.read_tokenizer(tokenizer) if tokenizer else None
         if trained is None:
             report(f"training a tokenizer of {vocab_size} entries")
-            trained = train_tokenizer(_sample(corpus.documents(path, limit_bytes)), vocab_size)
+            trained = train_tokenizer(_sample(source), vocab_size)
         with files.whole(folder / "tokenizer.json") as temporary:
             trained.save(str(temporary))
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder = hf.read_tokenizer(folder / "tokenizer.json")
+    given = tokenizer or folder / "tokenizer.json"
+    separator_id = hf.end_token(given, separator if tokenizer else SEPARATOR)
     shards = []
-    for documents in _grouped(corpus.documents(path, limit_bytes)):
-        shards.append(_shard(folder / "shards", documents, encoder))
+    left_out: list[LeftOut] = []
+    for documents in _grouped(source.documents(left_out)):
+        shards.append(_shard(folder / "shards", documents, encoder, separator_id))
         report(f"tokenized {len(shards)} shard{'s' * (len(shards) > 1)}")
-    return _join(folder, shards, encoder)
+    if left_out:
+        report(f"left out {len(left_out)} files: {corpus.describe(left_out)}")
+    return _join(folder, shards, encoder, separator_id, left_out)
 
 
-def _sample(documents: Iterable[corpus.Document]) -> Iterator[str]:
+def request(
+    source: corpus.Corpus, vocab_size: int, tokenizer: Path | None, separator: str = ""
+) -> dict[str, object]:
+    """What decides the content of a token folder, as JSON."""
+    asked = {**corpus.as_request(source), "vocab_size": vocab_size, "tokenizer": digest_of(tokenizer)}
+    return asked | ({"separator": separator} if separator else {})
+
+
+def digest_of(tokenizer: Path | None) -> str:
+    """The start of the SHA-256 of a tokenizer.json; "" for none."""
+    return hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:32] if tokenizer else ""
+
+
+def is_written(folder: Path, asked: Mapping[str, object], *, replace: bool = False) -> bool:
+    """Whether `folder` is complete and was written for the request `asked`.
+
+    Args:
+      replace: answer False for the folder of another request, instead of refusing it.
+
+    Raises:
+      ValueError: it was started for another request; the message names what differs.
+    """
+    before = _recorded(folder)
+    if before is None:  # older versions kept no record in runs
+        return is_whole(folder)
+    # Fields that an older version did not have were as they are by default.
+    different = [name for name, value in asked.items() if name in before and before[name] != value]
+    if different and not replace:
+        name = different[0]
+        raise ValueError(
+            f"{folder} was started for another request: {name} is {before[name]!r} there and"
+            f" {asked[name]!r} here; name another folder or remove that one"
+        )
+    return is_whole(folder) and not different
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """What the folder was written for; None if it has no record."""
+    if (folder / "request.json").exists():
+        return files.read_json(folder / "request.json")
+    if (folder / "asked.json").exists():  # of an older version, which recorded a tokenizer's path
+        before = files.read_json(folder / "asked.json")
+        return {"path": before["input"], "vocab_size": before["vocab_size"]}
+    return None
+
+
+def start_request(folder: Path, request: Mapping[str, Any]) -> None:
+    """Creates `folder` for a request; removes what another one left there unfinished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "request.json"
+    before = files.read_json(record) if record.exists() else None
+    if before != request:
+        for name in ("tokenizer.json", "manifest.json", "heldout.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+        files.write_json(record, request)
+
+
+def _check_parts(source: corpus.Corpus) -> None:
+    """Reads documents until every part has one.
+
+    Raises:
+      ValueError: a part gets none.
+    """
+    seen = dict.fromkeys(source.parts, 0)
+    left_out: list[LeftOut] = []
+    for part, _ in source.documents(left_out):
+        seen[part] += 1
+        if all(seen.values()):
+            return
+    if not (total := sum(seen.values())):
+        also = f": {corpus.describe(left_out)}" if left_out else ""
+        raise ValueError(f"the corpus holds no text{also}")
+    empty = next(part for part, count in seen.items() if not count)
+    share = {"validation": source.validation_share, "heldout": source.heldout_share}.get(empty, 1.0)
+    advice = {
+        "validation": "data.validation_share, or name an own set with data.validation_path",
+        "heldout": "data.heldout_share, or set it to 0",
+        "train": "the training part by smaller shares of the others",
+    }[empty]
+    raise ValueError(
+        f"the corpus has {total} documents and none of them falls into the {empty} part"
+        f" ({share:.3g} of them by a hash of their names); add text, or raise {advice}"
+    )
+
+
+def _sample(source: corpus.Corpus) -> Iterator[str]:
     taken = 0
-    for document in documents:
+    for part, document in source.documents():
         if taken >= _TOKENIZER_CHARS:
             return
-        if corpus.part(document.name) == "train":
+        if part == "train":
             taken += len(document.text)
-            yield document.text
+            yield from _without_long_runs(document.text)
 
 
-def _grouped(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Document]]:
-    group: list[corpus.Document] = []
+def _without_long_runs(text: str) -> Iterator[str]:
+    """The text in parts: cut after every 256 characters of a run with, or of one without, blanks."""
+    start = 0
+    for found in _LONG_RUN.finditer(text):
+        yield text[start : found.end()]
+        start = found.end()
+    if start < len(text):
+        yield text[start:]
+
+
+type _PartDocument = tuple[corpus.Part, corpus.Document]
+
+
+def _grouped(documents: Iterable[_PartDocument]) -> Iterator[list[_PartDocument]]:
+    group: list[_PartDocument] = []
     size = 0
-    for document in documents:
-        group.append(document)
+    for part, document in documents:
+        group.append((part, document))
         size += len(document.text)
         if size >= _SHARD_CHARS:
             yield group
@@ -154,22 +275,21 @@ def _grouped(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docum
         yield group
 
 
-def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -> Path:
+def _shard(folder: Path, documents: list[_PartDocument], encoder: Tokenizer, separator: int) -> Path:
     """Encodes one group of documents into an .npz named by its content, unless it exists."""
     folder.mkdir(exist_ok=True)
-    content = hashlib.sha256(encoder.to_str().encode())
-    for document in documents:
-        content.update(f"{document.name}\0{document.text}\0".encode())
+    content = hashlib.sha256(f"{separator} {encoder.to_str()}".encode())
+    for part, document in documents:
+        content.update(f"{part}\0{document.name}\0{document.text}\0".encode())
     path = folder / f"{content.hexdigest()[:32]}.npz"
     if path.exists():
         return path
-    texts = [text for document in documents for text, _ in document.pieces]
+    texts = [text for _, document in documents for text, _ in document.pieces]
     encoded = iter(encoder.encode_batch_fast(texts, add_special_tokens=False))
     arrays: dict[str, list[np.ndarray]] = {f"{p}{kind}": [] for p in corpus.PARTS for kind in ("", _MASK)}
     names, sizes = [], dict.fromkeys(corpus.PARTS, (0, 0))
-    for document in documents:
-        part = corpus.part(document.name)
-        ids = [np.array([SEPARATOR_ID], np.int32)]
+    for part, document in documents:
+        ids = [np.array([separator], np.int32)]
         loss_mask = [np.array([all(in_loss for _, in_loss in document.pieces)])]
         for _, in_loss in document.pieces:
             ids.append(np.asarray(next(encoded).ids, dtype=np.int32))
@@ -189,7 +309,9 @@ def _shard(folder: Path, documents: list[corpus.Document], encoder: Tokenizer) -
     return path
 
 
-def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorpus:
+def _join(
+    folder: Path, shards: list[Path], encoder: Tokenizer, separator: int, left_out: list[LeftOut]
+) -> TokenizedCorpus:
     """Concatenates the shards into the final files, the manifest last, and removes the shards."""
     dtype = np.dtype("<u2" if encoder.get_vocab_size() <= 1 << 16 else "<u4")
     parts = {part: {"documents": 0, "bytes": 0, "tokens": 0} for part in corpus.PARTS}
@@ -216,30 +338,20 @@ def _join(folder: Path, shards: list[Path], encoder: Tokenizer) -> TokenizedCorp
                     ids = arrays["heldout"][start + 1 : start + length].tolist()
                     heldout.write(json.dumps({"path": name, "ids": ids}) + "\n")
                     start += length
-    _refuse_empty(parts)
     if all_in_loss:
         for part in ("train", "validation"):
             outputs[f"{part}.learn.bin"].unlink()
     manifest = {
         "dtype": dtype.str,
         "vocab_size": encoder.get_vocab_size(),
+        "separator": separator,
         "learn": not all_in_loss,
         "parts": parts,
+        "left_out": {"files": len(left_out), "named": [list(one) for one in left_out[:_NAMED_LEFT_OUT]]},
     }
     files.write_json(folder / "manifest.json", manifest)
     shutil.rmtree(folder / "shards", ignore_errors=True)
     return open_folder(folder)
-
-
-def _refuse_empty(parts: Mapping[corpus.Part, dict[str, int]]) -> None:
-    total = sum(counts["documents"] for counts in parts.values())
-    if not total:
-        raise ValueError("the corpus holds no text: every file is empty or not UTF-8")
-    for part, counts in parts.items():
-        if not counts["documents"]:
-            raise ValueError(
-                f"the corpus has {total} documents and none of them falls into the {part} part; add more"
-            )
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

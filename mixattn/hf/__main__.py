@@ -5,6 +5,9 @@ python -m mixattn.hf convert --from=FILE.gguf --to=DIR --dtype=bfloat16   a GGUF
 python -m mixattn.hf convert --from=DIR --to=DIR --architecture=llama     to a Hugging Face architecture
 python -m mixattn.hf convert --from=DIR --to=DIR --wiring=ma_offset --window=1024 --init=mean
 python -m mixattn.hf show --from=DIR                                      the parameter count and the config
+
+The tokenizer, chat templates, special tokens and generation settings of the source go along. transformers
+opens what is written: a Hugging Face architecture by itself, the native layout with trust_remote_code=True.
 """
 
 import dataclasses
@@ -35,7 +38,6 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "init", "mean", ["owner", "mean"], "Initial K/V weights of a new owner: its own, or its group's mean."
 )
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def _flag(name: str) -> Any:
@@ -57,12 +59,9 @@ def convert() -> None:
     model, config = hf.load(source, dtype=_flag("dtype"))
     if _flag("wiring"):
         model = rewire(model, _flag("wiring"), window=_flag("window"), init=_flag("init"))
-    tokenizer = hf.load_tokenizer(source) if hf.has_tokenizer(source) else None
-    read = open_source(source)
-    raw = read.config()
-    extra = {key: raw[key] for key in _TOKEN_IDS if raw.get(key) is not None} | read.generation()
-    architecture, settings = _flag("architecture"), read.tokenizer_settings()
-    hf.save(model, target, tokenizer, architecture=architecture, extra=extra, tokenizer_config=settings)
+    raw = open_source(source).config()
+    architecture = _flag("architecture")
+    hf.save(model, target, architecture=architecture, companions=hf.companions(source))
     print(f"{source} -> {target} ({raw['model_type']} -> {architecture}): {_size(model)}, {config.dtype}")
 
 

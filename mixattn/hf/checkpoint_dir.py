@@ -1,7 +1,9 @@
 """A checkpoint directory in the Hugging Face layout: tensors are read lazily, writes are atomic.
 
-    config.json  tokenizer.json  model.safetensors                                                one file
-    config.json  tokenizer.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json   shards
+    config.json  model.safetensors                                                one file
+    config.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json   shards
+
+and the tokenizer, templates and settings of `mixattn.hf.companions` beside them.
 
 `config.json` marks a complete directory: it is removed before any other file changes, and written last.
 """
@@ -10,24 +12,31 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from mixattn.hf import companions
+from mixattn.hf.json_file import read_object
+from mixattn.hf.quantised import refuse_codes
+from mixattn.hf.safetensors_file import save_aligned
 from mixattn.tools.files import write_text
 
-GENERATION = "generation_config.json"
-TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 CONFIG, TOKENIZER, SINGLE, INDEX = (
     "config.json",
     "tokenizer.json",
     "model.safetensors",
     "model.safetensors.index.json",
+)
+# What other programs write instead of safetensors, and how to get from it to safetensors.
+_OTHER_WEIGHTS = ("pytorch_model*.bin", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5", "*.npz")
+_HOW = (
+    "open it in transformers and save it again: "
+    "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
 )
 SHARD_BYTES = 4 * 2**30
 
@@ -38,10 +47,6 @@ _DTYPES = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-    "BOOL": "bool",
 }
 
 
@@ -63,13 +68,17 @@ class Tensors:
 
     def __init__(self, directory: Path):
         self._places: dict[str, _Place] = {}
-        if (directory / INDEX).exists():
-            weight_map = read_json(directory / INDEX).get("weight_map", {})
-            files = [directory / name for name in sorted(set(weight_map.values()))]
-        else:
-            files = [directory / SINGLE]
+        index = directory / INDEX
+        weight_map = _weight_map(index) if index.exists() else {}
+        files = [directory / name for name in sorted(set(weight_map.values()))] or [directory / SINGLE]
         for file in files:
-            self._places |= _places(file)
+            for name, place in _places(file).items():
+                if name in self._places:
+                    raise ValueError(f"tensor {name} is in {self._places[name].file} and in {file}")
+                self._places[name] = place
+        if missing := sorted(weight_map.keys() - self._places.keys()):
+            file = directory / weight_map[missing[0]]
+            raise ValueError(f"{index} says that {file.name} has tensor {missing[0]}, which it has not")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -83,6 +92,7 @@ class Tensors:
     def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
         """The values; a view of the file where `dtype` is None or the file's."""
         place = self._places[name]
+        refuse_codes(name, place.file, place.dtype)
         if place.dtype not in _DTYPES:
             raise ValueError(f"tensor {name} of {place.file} has type {place.dtype}, which is not supported")
         stored = np.dtype(getattr(ml_dtypes, _DTYPES[place.dtype], _DTYPES[place.dtype]))
@@ -97,7 +107,7 @@ class Tensors:
 def _places(file: Path) -> dict[str, _Place]:
     """Where the tensors of one file lie. The library checks the header, and that the file is complete."""
     if not file.exists():
-        raise ValueError(f"{file.parent} has no {file.name}; a checkpoint directory needs its weights")
+        raise ValueError(_no_weights(file))
     try:
         with safe_open(file, framework="np"):
             pass
@@ -113,51 +123,64 @@ def _places(file: Path) -> dict[str, _Place]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Parses a JSON object.
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file has which tensor; only plain names of files beside the index are taken."""
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} has no weight_map, which says which file has which tensor")
+    for tensor, name in names.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index} names the file {name!r} for tensor {tensor}, which is no file beside it"
+            )
+    return names
 
-    Raises:
-      ValueError: the file is missing, or does not hold a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}; is it a checkpoint directory?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as why:
-        raise ValueError(f"{path} is not JSON: {why}") from why
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
+
+def _no_weights(file: Path) -> str:
+    """Why there are no weights, with what there is instead."""
+    folder = file.parent
+    what = f"{folder} has no {file.name}"
+    if file.name != SINGLE:
+        return f"{what}, which {INDEX} names"
+    if shards := sorted(path.name for path in folder.glob("*.safetensors")):
+        more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        return f"{what} and no {INDEX} for {shards[0]}{more}; {_HOW}"
+    for pattern in _OTHER_WEIGHTS:
+        if found := sorted(path.name for path in folder.glob(pattern)):
+            return f"{what}, only {found[0]}, which is not safetensors; {_HOW}"
+    return f"{what}; a checkpoint directory needs its weights"
 
 
 def write(
     directory: Path,
     config: dict[str, Any],
     tensors: Iterable[tuple[str, np.ndarray]],
-    tokenizer: str | None,
+    texts: Mapping[str, str] | None,
     shard_bytes: int = SHARD_BYTES,
-    generation: dict[str, Any] | None = None,
-    tokenizer_config: dict[str, Any] | None = None,
+    keep_tokenizer: bool = False,
 ) -> None:
     """Writes a checkpoint directory, replacing one that is there.
 
     Args:
       tensors: names and values; a generator is consumed one shard at a time.
-      tokenizer: contents of tokenizer.json; None keeps the file that is there.
+      texts: contents of the files beside config and weights, by name; None keeps those that are there.
       shard_bytes: maximum size of one weight file.
-      generation: contents of generation_config.json.
-      tokenizer_config: contents of tokenizer_config.json; None keeps the file that is there.
+      keep_tokenizer: keeps the tokenizer that is there, and its templates and settings.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
-    for old in [*directory.glob("model*.safetensors"), directory / INDEX, directory / GENERATION]:
+    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
         old.unlink(missing_ok=True)
-    if tokenizer is not None:
-        write_text(directory / TOKENIZER, tokenizer)
-    if tokenizer_config:
-        write_text(directory / TOKENIZER_CONFIG, json.dumps(tokenizer_config, indent=2) + "\n")
-    if generation:
-        write_text(directory / GENERATION, json.dumps(generation, indent=2) + "\n")
+    if texts is not None:
+        olds = [*directory.glob("modeling_*.py"), directory / companions.GENERATION]
+        if not keep_tokenizer:
+            olds += [*(directory / companions.MORE_TEMPLATES).glob("*.jinja")]
+            olds += [directory / name for name in companions.FILES]
+        for old in olds:
+            old.unlink(missing_ok=True)
+    for name, text in (texts or {}).items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        write_text(directory / name, text)
     _write_shards(directory, tensors, shard_bytes)
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -168,7 +191,7 @@ def _write_shards(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], sh
     for i, shard in enumerate(_shards(tensors, shard_bytes)):
         part = directory / f".model-{i}.partial"
         with _removed_on_error(part):
-            save_file(shard, part, metadata={"format": "pt"})
+            save_aligned(shard, part)
         parts.append((part, list(shard)))
         total_bytes += sum(x.nbytes for x in shard.values())
     if len(parts) == 1:

@@ -1,19 +1,10 @@
-"""Fields of config.json that most families share, in both directions, and their rotary settings.
-
-Files of different ages spell rotary settings in three ways. All three are read; the first, which every
-version understands, is written:
-
-    "rope_theta": 1e4, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, ...}, ...
-    "rope_parameters": {"rope_theta": 1e4, "rope_type": ...}
-    "rope_parameters": {"full_attention": {...}, "sliding_attention": {...}}
-"""
+"""Fields of config.json that most families share, in both directions."""
 
 from collections.abc import Callable
-from typing import Any
 
+from mixattn.hf.raw_fields import Raw
+from mixattn.hf.rope_fields import read_rope, write_rope
 from mixattn.spec import ModelConfig
-
-type Raw = dict[str, Any]
 
 ACTIVATION_OF = {  # config.json -> ModelConfig
     "silu": "silu",
@@ -32,8 +23,11 @@ NAME_OF = {  # ModelConfig -> config.json
 }
 
 
-def read_common(raw: Raw) -> Raw:
+def read_common(raw: Raw, *, partial: bool = False, local: bool = False) -> Raw:
     """The `ModelConfig` fields that every family except OPT spells alike.
+
+    Args:
+      partial, local: see `read_rope`.
 
     Raises:
       ValueError: an unknown activation or rotary scaling.
@@ -54,11 +48,11 @@ def read_common(raw: Raw) -> Raw:
         "activation": ACTIVATION_OF[activation],
         "tied": raw["tie_word_embeddings"],
         "max_positions": raw["max_position_embeddings"],
-        **read_rope(raw),
+        **read_rope(raw, partial=partial, local=local),
     }
 
 
-def write_common(config: ModelConfig) -> Raw:
+def write_common(config: ModelConfig, *, partial: bool = False, local: bool = False) -> Raw:
     """The inverse of `read_common`."""
     return {
         "num_hidden_layers": config.n_layers,
@@ -72,7 +66,7 @@ def write_common(config: ModelConfig) -> Raw:
         "hidden_act": NAME_OF[config.activation],
         "tie_word_embeddings": config.tied,
         "max_position_embeddings": config.max_positions,
-        **write_rope(config),
+        **write_rope(config, partial=partial, local=local),
     }
 
 
@@ -89,6 +83,21 @@ def windows(raw: Raw, slides: Callable[[int], bool]) -> Raw:
     kinds = raw.get("layer_types") or [
         "sliding_attention" if slides(i) else "full_attention" for i in range(n)
     ]
+    return windows_of(kinds, window, n)
+
+
+def one_window(raw: Raw) -> Raw:
+    """The same where all layers slide or none does, and `layer_types` is ignored."""
+    n = raw["num_hidden_layers"]
+    return windows_of(["sliding_attention"] * n, raw.get("sliding_window"), n)
+
+
+def windows_of(kinds: list[str], window: int | None, n: int) -> Raw:
+    """Wiring and window of `n` layers of these kinds.
+
+    Raises:
+      ValueError: a wrong number of layers, or an unknown kind.
+    """
     if len(kinds) != n or not set(kinds) <= {"sliding_attention", "full_attention"}:
         raise ValueError(f"layer_types {kinds} does not name {n} sliding or full layers")
     if window is None:
@@ -108,56 +117,3 @@ def layer_types(config: ModelConfig) -> Raw:
     """The inverse of `windows`."""
     kinds = ["sliding_attention" if slides else "full_attention" for slides in slides(config)]
     return {"layer_types": kinds, "sliding_window": config.window}
-
-
-def read_rope(raw: Raw) -> Raw:
-    """The rotary fields of `ModelConfig`.
-
-    Raises:
-      ValueError: a scaling other than linear and llama3.
-    """
-    parameters: Raw = raw.get("rope_parameters") or {}
-    full: Raw = dict(parameters.get("full_attention", parameters))
-    local = parameters.get("sliding_attention", {}).get("rope_theta", raw.get("rope_local_base_freq", 0.0))
-    scaling: Raw = raw.get("rope_scaling") or full
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    fields: Raw = {
-        "rope_theta": float(full.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
-        "rope_theta_local": float(local or 0.0),
-        "rope_fraction": float(full.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0),
-    }
-    match kind:
-        case "default":
-            return fields
-        case "linear":
-            return fields | {"rope_scaling": "linear", "rope_factor": float(scaling["factor"])}
-        case "llama3":
-            return fields | {
-                "rope_scaling": "llama3",
-                "rope_factor": float(scaling["factor"]),
-                "rope_low": float(scaling["low_freq_factor"]),
-                "rope_high": float(scaling["high_freq_factor"]),
-                "rope_original": int(scaling["original_max_position_embeddings"]),
-            }
-    raise ValueError(f"rope type {kind!r} is not supported; known are default, linear, llama3")
-
-
-def write_rope(config: ModelConfig) -> Raw:
-    """The inverse of `read_rope`, in the oldest spelling."""
-    raw: Raw = {"rope_theta": config.rope_theta}
-    if config.rope_theta_local:
-        raw["rope_local_base_freq"] = config.rope_theta_local
-    if config.rope_fraction != 1:
-        raw["partial_rotary_factor"] = config.rope_fraction
-    match config.rope_scaling:
-        case "linear":
-            raw["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factor}
-        case "llama3":
-            raw["rope_scaling"] = {
-                "rope_type": "llama3",
-                "factor": config.rope_factor,
-                "low_freq_factor": config.rope_low,
-                "high_freq_factor": config.rope_high,
-                "original_max_position_embeddings": config.rope_original,
-            }
-    return raw

@@ -8,16 +8,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from mixattn.hf import family_tensors
 from mixattn.hf.config_fields import (
     ACTIVATION_OF,
     NAME_OF,
-    Raw,
     layer_types,
+    one_window,
     read_common,
     slides,
     windows,
     write_common,
 )
+from mixattn.hf.raw_fields import Raw
 from mixattn.spec import ModelConfig
 
 
@@ -43,11 +45,18 @@ def _read_llama(raw: Raw) -> Raw:
 
 
 def _write_llama(config: ModelConfig) -> Raw:
+    _whole_heads(config)
     return write_common(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.ffn_bias}
 
 
+def _whole_heads(config: ModelConfig) -> None:
+    """transformers refuses these families where the width is no multiple of the heads."""
+    if config.d_model % config.n_heads:
+        raise ValueError(f"it needs a width that {config.n_heads} heads divide, not d_model={config.d_model}")
+
+
 def _read_mistral(raw: Raw) -> Raw:
-    return read_common(raw) | windows(raw, lambda i: True)
+    return read_common(raw) | one_window(raw)
 
 
 def _write_mistral(config: ModelConfig) -> Raw:
@@ -84,12 +93,105 @@ def _write_qwen3(config: ModelConfig) -> Raw:
     return _write_qwen2(config) | {"attention_bias": config.qkv_bias}
 
 
-def _read_gemma2(raw: Raw) -> Raw:
-    if raw.get("use_bidirectional_attention"):
-        raise ValueError("use_bidirectional_attention is set; only causal models are supported")
+def _read_qwen3_moe(raw: Raw) -> Raw:
+    n, step = raw["num_hidden_layers"], raw["decoder_sparse_step"]
+    dense = set(raw.get("mlp_only_layers") or ()) | {i for i in range(n) if (i + 1) % step}
+    sliding = raw if raw["use_sliding_window"] else raw | {"sliding_window": None}
     biased = raw["attention_bias"]
     return (
         read_common(raw)
+        | one_window(sliding)
+        | {
+            "qkv_bias": biased,
+            "out_bias": biased,
+            "qk_norm": True,
+            "d_ff": raw["moe_intermediate_size"],
+            "d_ff_dense": raw["intermediate_size"],
+            "n_experts": raw.get("num_local_experts") or raw["num_experts"],  # as transformers 5 writes it
+            "experts_per_token": raw["num_experts_per_tok"],
+            "dense_layers": tuple(sorted(dense)),
+            "router_order": "softmax_topk" if raw["norm_topk_prob"] else "softmax_topk_raw",
+        }
+    )
+
+
+def _write_qwen3_moe(config: ModelConfig) -> Raw:
+    sliding = all(slides(config))
+    return write_common(config) | {
+        "attention_bias": config.qkv_bias,
+        "use_sliding_window": sliding,
+        "sliding_window": config.window if sliding else None,
+        "moe_intermediate_size": config.d_ff,
+        "intermediate_size": config.dense_width,
+        "num_experts": config.n_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "mlp_only_layers": list(config.dense_layers),
+        "norm_topk_prob": config.router_order != "softmax_topk_raw",
+    }
+
+
+def _read_phi3(raw: Raw) -> Raw:
+    scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "yarn":  # what the first files called it
+        raw = raw | {"rope_scaling": {**scaling, "rope_type": "longrope"}}
+    elif kind not in (None, "default", "longrope", "su"):
+        raise ValueError(f"rope type {kind!r} is not known to phi3, only default and longrope")
+    return read_common(raw, partial=True) | one_window(raw)
+
+
+def _write_phi3(config: ModelConfig) -> Raw:
+    if config.rope_scaling not in ("none", "longrope"):
+        raise ValueError(f"it has no rope_scaling={config.rope_scaling!r}, only longrope")
+    if config.head_dim * config.n_heads != config.d_model:
+        raise ValueError(f"its heads are {config.d_model / config.n_heads} wide, not {config.head_dim}")
+    raw = write_common(config, partial=True)
+    original = config.rope_original if config.rope_scaling == "longrope" else config.max_positions
+    window = config.window if all(slides(config)) else None
+    return raw | {"sliding_window": window, "original_max_position_embeddings": original}
+
+
+def _read_olmo2(raw: Raw) -> Raw:
+    biased = raw["attention_bias"]
+    return read_common(raw) | {
+        "qkv_bias": biased,
+        "out_bias": biased,
+        "pre_norms": False,
+        "post_norms": True,
+        "qk_norm": True,
+        "qk_norm_by_head": False,
+    }
+
+
+def _write_olmo2(config: ModelConfig) -> Raw:
+    return write_common(config) | {"attention_bias": config.qkv_bias}
+
+
+def _read_gemma(raw: Raw) -> Raw:
+    """The first Gemma, and what the later ones have of it."""
+    if raw.get("use_bidirectional_attention"):
+        raise ValueError("use_bidirectional_attention is true; only causal models are supported")
+    if raw.get("hidden_act") == "gelu":  # means the tanh approximation in this family
+        raw = raw | {"hidden_act": "gelu_pytorch_tanh"}
+    biased = raw["attention_bias"]
+    return read_common(raw) | {
+        "qkv_bias": biased,
+        "out_bias": biased,
+        "embedding_scale": math.sqrt(raw["hidden_size"]),
+        "norm_unit_offset": True,
+    }
+
+
+def _write_gemma(config: ModelConfig) -> Raw:
+    return write_common(config) | {"attention_bias": config.qkv_bias}
+
+
+def _read_gemma2(raw: Raw, *, local: bool = False) -> Raw:
+    if raw.get("use_bidirectional_attention"):
+        raise ValueError("use_bidirectional_attention is true; only causal models are supported")
+    biased = raw["attention_bias"]
+    return (
+        read_common(raw, local=local)
         | windows(raw, lambda i: i % 2 == 0)
         | {
             "qkv_bias": biased,
@@ -104,8 +206,9 @@ def _read_gemma2(raw: Raw) -> Raw:
     )
 
 
-def _write_gemma2(config: ModelConfig) -> Raw:
-    raw = write_common(config) | layer_types(config)
+def _write_gemma2(config: ModelConfig, *, local: bool = False) -> Raw:
+    _whole_heads(config)
+    raw = write_common(config, local=local) | layer_types(config)
     return raw | {
         "hidden_activation": raw.pop("hidden_act"),
         "attention_bias": config.qkv_bias,
@@ -118,7 +221,11 @@ def _write_gemma2(config: ModelConfig) -> Raw:
 def _read_gemma3(raw: Raw) -> Raw:
     period = raw.get("sliding_window_pattern") or 6
     types = windows(raw, lambda i: (i + 1) % period != 0)
-    return _read_gemma2(raw) | types | {"qk_norm": True}
+    return _read_gemma2(raw, local=True) | types | {"qk_norm": True}
+
+
+def _write_gemma3(config: ModelConfig) -> Raw:
+    return _write_gemma2(config, local=True)
 
 
 def _read_opt(raw: Raw) -> Raw:
@@ -155,6 +262,7 @@ def _read_opt(raw: Raw) -> Raw:
 
 
 def _write_opt(config: ModelConfig) -> Raw:
+    _whole_heads(config)
     return {
         "num_hidden_layers": config.n_layers,
         "hidden_size": config.d_model,
@@ -168,56 +276,6 @@ def _write_opt(config: ModelConfig) -> Raw:
     }
 
 
-# Tensor names by parameter. An entry without a parameter in the model is not used.
-_LAYER = "model.layers.{i}."
-_LLAMA_TENSORS = {
-    "embed.table": "model.embed_tokens.weight",
-    "final_norm.gain": "model.norm.weight",
-    "lm_head.kernel": "lm_head.weight",
-    "attention_norm.gain": _LAYER + "input_layernorm.weight",
-    "ffn_norm.gain": _LAYER + "post_attention_layernorm.weight",
-    "attention.q_norm.gain": _LAYER + "self_attn.q_norm.weight",
-    "attention.k_norm.gain": _LAYER + "self_attn.k_norm.weight",
-    **{f"attention.{x}.kernel": _LAYER + f"self_attn.{x}_proj.weight" for x in "qkvo"},
-    **{f"attention.{x}.bias": _LAYER + f"self_attn.{x}_proj.bias" for x in "qkvo"},
-    **{f"ffn.{x}.kernel": _LAYER + f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
-    **{f"ffn.{x}.bias": _LAYER + f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
-}
-_MIXTRAL_TENSORS = _LLAMA_TENSORS | {
-    "ffn.router": _LAYER + "block_sparse_moe.gate.weight",
-    "ffn.gate": _LAYER + "block_sparse_moe.experts.{e}.w1.weight",
-    "ffn.up": _LAYER + "block_sparse_moe.experts.{e}.w3.weight",
-    "ffn.down": _LAYER + "block_sparse_moe.experts.{e}.w2.weight",
-}
-_GEMMA_TENSORS = _LLAMA_TENSORS | {
-    "attention_post_norm.gain": _LAYER + "post_attention_layernorm.weight",
-    "ffn_norm.gain": _LAYER + "pre_feedforward_layernorm.weight",
-    "ffn_post_norm.gain": _LAYER + "post_feedforward_layernorm.weight",
-}
-_DECODER = "model.decoder."
-_OPT_BLOCK = _DECODER + "layers.{i}."
-_OPT_PARTS = {
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.out_proj",
-    "ffn.up": "fc1",
-    "ffn.down": "fc2",
-}
-_OPT_TENSORS = {
-    "embed.table": _DECODER + "embed_tokens.weight",
-    "embed.positions": _DECODER + "embed_positions.weight",
-    "lm_head.kernel": "lm_head.weight",
-    "final_norm.gain": _DECODER + "final_layer_norm.weight",
-    "final_norm.bias": _DECODER + "final_layer_norm.bias",
-    "attention_norm.gain": _OPT_BLOCK + "self_attn_layer_norm.weight",
-    "attention_norm.bias": _OPT_BLOCK + "self_attn_layer_norm.bias",
-    "ffn_norm.gain": _OPT_BLOCK + "final_layer_norm.weight",
-    "ffn_norm.bias": _OPT_BLOCK + "final_layer_norm.bias",
-    **{f"{ours}.kernel": f"{_OPT_BLOCK}{theirs}.weight" for ours, theirs in _OPT_PARTS.items()},
-    **{f"{ours}.bias": f"{_OPT_BLOCK}{theirs}.bias" for ours, theirs in _OPT_PARTS.items()},
-}
-
 _LLAMA = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -228,18 +286,33 @@ _LLAMA = {
 }
 _MISTRAL = _LLAMA | {"max_position_embeddings": 131_072, "sliding_window": 4096, "num_key_value_heads": 8}
 _QWEN = _LLAMA | {"max_position_embeddings": 32_768, "use_sliding_window": False, "max_window_layers": 28}
-_GEMMA = _LLAMA | {
-    "hidden_activation": "gelu_pytorch_tanh",
+_GEMMA1 = _LLAMA | {
+    "hidden_act": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
     "head_dim": 256,
-    "num_key_value_heads": 4,
     "max_position_embeddings": 8192,
 }
+_GEMMA = _GEMMA1 | {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "num_key_value_heads": 4,
+}
+_PHI3 = _LLAMA | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+_QWEN3_MOE = {
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+}
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", _LLAMA, _read_llama, _write_llama, _LLAMA_TENSORS),
-    "mistral": Family("MistralForCausalLM", _MISTRAL, _read_mistral, _write_mistral, _LLAMA_TENSORS),
+    "llama": Family("LlamaForCausalLM", _LLAMA, _read_llama, _write_llama, family_tensors.LLAMA_TENSORS),
+    "mistral": Family(
+        "MistralForCausalLM", _MISTRAL, _read_mistral, _write_mistral, family_tensors.LLAMA_TENSORS
+    ),
     "mixtral": Family(
         "MixtralForCausalLM",
         _MISTRAL
@@ -247,37 +320,63 @@ FAMILIES: dict[str, Family] = {
         | {"rope_theta": 1e6},
         _read_mixtral,
         _write_mixtral,
-        _MIXTRAL_TENSORS,
+        family_tensors.MIXTRAL_TENSORS,
     ),
     "qwen2": Family(
-        "Qwen2ForCausalLM", _QWEN | {"sliding_window": 4096}, _read_qwen2, _write_qwen2, _LLAMA_TENSORS
+        "Qwen2ForCausalLM",
+        _QWEN | {"sliding_window": 4096},
+        _read_qwen2,
+        _write_qwen2,
+        family_tensors.LLAMA_TENSORS,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         _QWEN | {"sliding_window": 4096, "head_dim": 128},
         _read_qwen3,
         _write_qwen3,
-        _LLAMA_TENSORS,
+        family_tensors.LLAMA_TENSORS,
     ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        _QWEN | _QWEN3_MOE,
+        _read_qwen3_moe,
+        _write_qwen3_moe,
+        family_tensors.QWEN3_MOE_TENSORS,
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        _PHI3 | {"original_max_position_embeddings": 4096},
+        _read_phi3,
+        _write_phi3,
+        family_tensors.PHI3_TENSORS,
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        _LLAMA | {"rms_norm_eps": 1e-5},
+        _read_olmo2,
+        _write_olmo2,
+        family_tensors.OLMO2_TENSORS,
+    ),
+    "gemma": Family("GemmaForCausalLM", _GEMMA1, _read_gemma, _write_gemma, family_tensors.GEMMA1_TENSORS),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         _read_gemma2,
         _write_gemma2,
-        _GEMMA_TENSORS,
+        family_tensors.GEMMA_TENSORS,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _GEMMA | {"max_position_embeddings": 131_072, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         _read_gemma3,
-        _write_gemma2,
-        _GEMMA_TENSORS,
+        _write_gemma3,
+        family_tensors.GEMMA_TENSORS,
     ),
     "opt": Family(
         "OPTForCausalLM",
         {"max_position_embeddings": 2048, "activation_function": "relu", "tie_word_embeddings": True},
         _read_opt,
         _write_opt,
-        _OPT_TENSORS,
+        family_tensors.OPT_TENSORS,
     ),
 }

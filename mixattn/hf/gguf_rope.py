@@ -74,7 +74,7 @@ def _ramp(kept_R: np.ndarray, cycles_R: np.ndarray) -> tuple[float, float]:
 
 
 def _divisors(scaling: Raw, cycles_R: np.ndarray) -> np.ndarray:
-    """What the settings divide each frequency by (as `mixattn.layers.rope_frequencies`)."""
+    """What the settings divide each frequency by (as `mixattn.rope.rope_frequencies`)."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     kept_R = np.clip((_ORIGINAL_TOK * cycles_R - low) / (high - low), 0, 1)
     return 1 / (kept_R + (1 - kept_R) / scaling["factor"])

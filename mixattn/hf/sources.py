@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from mixattn.hf import checkpoint_dir, gguf_config, gguf_tokenizer
+from mixattn.hf import checkpoint_dir, companions, gguf_config, gguf_tokenizer, tokenizer_file
 from mixattn.hf.gguf_file import GGUFFile
 from mixattn.hf.gguf_tensors import GGUFTensors
+from mixattn.hf.json_file import read_object
 from mixattn.hf.tensors import TensorSource
 
 GGUF_MAGIC = b"GGUF"
@@ -25,6 +26,9 @@ class CheckpointSource(Protocol):
 
     def tokenizer_settings(self) -> dict[str, Any]:
         """Contents of tokenizer_config.json, possibly none."""
+
+    def templates(self) -> dict[str, str]:
+        """Chat templates by name, possibly none."""
 
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` can be read."""
@@ -43,35 +47,27 @@ class DirectorySource:
         self._directory = directory
 
     def config(self) -> dict[str, Any]:
-        return checkpoint_dir.read_json(self._directory / checkpoint_dir.CONFIG)
+        return read_object(self._directory / checkpoint_dir.CONFIG)
 
     def generation(self) -> dict[str, Any]:
-        return self._optional(checkpoint_dir.GENERATION)
+        return companions.read_generation(self._directory)
 
     def tokenizer_settings(self) -> dict[str, Any]:
-        settings = self._optional(checkpoint_dir.TOKENIZER_CONFIG)
-        template = self._directory / checkpoint_dir.CHAT_TEMPLATE
-        return settings | (
-            {"chat_template": template.read_text(encoding="utf-8")} if template.exists() else {}
-        )
+        return companions.read_settings(self._directory)
+
+    def templates(self) -> dict[str, str]:
+        return companions.read_templates(self._directory, self.tokenizer_settings())
 
     def has_tokenizer(self) -> bool:
         return (self._directory / checkpoint_dir.TOKENIZER).exists()
 
     def tokenizer(self) -> tokenizers.Tokenizer:
-        path = self._directory / checkpoint_dir.TOKENIZER
-        checkpoint_dir.read_json(path)
-        try:
-            return tokenizers.Tokenizer.from_file(str(path))
-        except Exception as why:  # the library raises a bare Exception
-            raise ValueError(f"{path} is not a tokenizer: {why}") from why
+        return tokenizer_file.read_tokenizer(
+            self._directory / checkpoint_dir.TOKENIZER, self.tokenizer_settings()
+        )
 
     def tensors(self) -> TensorSource:
         return checkpoint_dir.Tensors(self._directory)
-
-    def _optional(self, name: str) -> dict[str, Any]:
-        path = self._directory / name
-        return checkpoint_dir.read_json(path) if path.exists() else {}
 
 
 class GGUFSource:
@@ -89,11 +85,14 @@ class GGUFSource:
     def tokenizer_settings(self) -> dict[str, Any]:
         return gguf_tokenizer.tokenizer_config(self._file)
 
+    def templates(self) -> dict[str, str]:
+        return companions.named_templates(self.tokenizer_settings().get("chat_template"), self._file.path)
+
     def has_tokenizer(self) -> bool:
         return self._file.metadata.get("tokenizer.ggml.model", "no_vocab") not in ("no_vocab", "none")
 
     def tokenizer(self) -> tokenizers.Tokenizer:
-        return gguf_tokenizer.read_tokenizer(self._file)
+        return tokenizer_file.plain(gguf_tokenizer.read_tokenizer(self._file), {})
 
     def tensors(self) -> TensorSource:
         return GGUFTensors(self._file, self.config())

@@ -21,16 +21,26 @@ type Places = Callable[[ParamPath], "TensorPlace"]
 type Shardings = Callable[[ParamPath, tuple[int, ...]], jax.sharding.Sharding]
 
 
+class TensorSlice(NamedTuple):
+    """Rows `start` to `stop` of a tensor that has `rows` of them, the others being other parameters'."""
+
+    start: int
+    stop: int
+    rows: int
+
+
 class TensorPlace(NamedTuple):
     """Attributes:
     names: one tensor name, or one per row of a stack.
     transpose: whether to swap the two axes of each tensor.
     stacked: whether the parameter has an extra leading axis, one row per name.
+    slice: the part of the tensor, before it is transposed; None = all of it.
     """
 
     names: tuple[str, ...]
     transpose: bool = False
     stacked: bool = False
+    slice: TensorSlice | None = None
 
 
 class TensorSource(Protocol):
@@ -100,6 +110,7 @@ def _check(
     for place, shape in wanted:
         row_shape = shape[1:] if place.stacked else shape
         want = row_shape[::-1] if place.transpose else row_shape
+        want = want if place.slice is None else (place.slice.rows, *want[1:])
         for name in place.names:
             if name not in tensors:
                 raise ValueError(f"tensor {name} of shape {want} is missing from the checkpoint")
@@ -115,14 +126,24 @@ def _check(
 
 def _read(tensors: TensorSource, place: TensorPlace, dtype: np.dtype) -> np.ndarray:
     values = [tensors.read(name, dtype) for name in place.names]
+    if place.slice is not None:
+        values = [value[place.slice.start : place.slice.stop] for value in values]
     rows = [value.T if place.transpose else value for value in values]
     return np.stack(rows) if place.stacked else rows[0]
 
 
 def dump(model: Transformer, places: Places) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each parameter with its checkpoint name, one tensor at a time."""
+    parts: dict[str, dict[int, np.ndarray]] = {}  # of fused tensors that are not whole yet, by first row
     for path, param in nnx.to_flat_state(nnx.split(model)[1]):
         place, value = places(dotted_path(path)), np.asarray(param.get_value())
         rows = value if place.stacked else [value]
         for name, row in zip(place.names, rows, strict=True):
-            yield name, row.T if place.transpose else row
+            tensor = row.T if place.transpose else row
+            if place.slice is None:
+                yield name, tensor
+                continue
+            found = parts.setdefault(name, {})
+            found[place.slice.start] = tensor
+            if sum(map(len, found.values())) == place.slice.rows:
+                yield name, np.concatenate([found[start] for start in sorted(parts.pop(name))])

@@ -10,10 +10,30 @@ import math
 import re
 from collections.abc import Callable
 
-from mixattn.hf.config_fields import Raw, slides
+from mixattn.hf.config_fields import slides
 from mixattn.hf.families import FAMILIES, Family
-from mixattn.hf.tensors import ParamPath, TensorPlace
+from mixattn.hf.family_tensors import FUSED
+from mixattn.hf.quantised import refuse_quantised
+from mixattn.hf.raw_fields import Raw, check_types
+from mixattn.hf.tensors import ParamPath, TensorPlace, TensorSlice
 from mixattn.spec import ModelConfig
+
+# Families that are asked for and that the model's parts cannot express.
+NOT_SERVED = {
+    "gpt2": "its projections are fused and stored transposed, and biases sit everywhere",
+    "gpt_neox": "its attention and feed-forward run in parallel",
+    "phi": "its attention and feed-forward run in parallel",
+    "falcon": "its attention and feed-forward run in parallel",
+    "cohere": "its attention and feed-forward run in parallel",
+    "qwen2_moe": "its shared expert has a gate of its own",
+    "deepseek_v2": "its keys and values are compressed (MLA)",
+    "deepseek_v3": "its keys and values are compressed (MLA)",
+    "gpt_oss": "its attention has sinks and its experts have biases",
+    "llama4": "it mixes chunked attention with layers without positions",
+    "gemma3": "it reads images too; its text part alone is gemma3_text",
+    "gemma3n": "it has embeddings by layer and alternating updates",
+    "mamba": "it has no attention",
+}
 
 
 def family_of(model_type: str) -> Family:
@@ -22,8 +42,9 @@ def family_of(model_type: str) -> Family:
     Raises:
       ValueError: an unknown model type.
     """
-    if model_type not in FAMILIES:
-        raise ValueError(f"model_type is {model_type!r}; known are mixattn, {', '.join(FAMILIES)}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        why = f": {NOT_SERVED[model_type]}" if str(model_type) in NOT_SERVED else ""
+        raise ValueError(f"model_type is {model_type!r}{why}; known are mixattn, {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -34,7 +55,9 @@ def read_config(model_type: str, raw: Raw) -> ModelConfig:
       ValueError: an unknown family, a missing field, or a feature the model does not have.
     """
     family = family_of(model_type)
-    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    refuse_quantised(raw)
+    check_types(raw)
+    dtype = (raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     try:
         return ModelConfig(**family.read(family.defaults | raw), dtype=dtype)
     except KeyError as why:
@@ -48,13 +71,13 @@ def write_config(model_type: str, config: ModelConfig) -> Raw:
       ValueError: the family cannot express a field of `config`; the message names it.
     """
     family = family_of(model_type)
-    raw = {
-        "architectures": [family.architecture],
-        "model_type": model_type,
-        "dtype": config.dtype,
-        **family.write(config),
-    }
-    ours, theirs = effective_fields(config), effective_fields(read_config(model_type, raw))
+    raw = {"architectures": [family.architecture], "model_type": model_type, "dtype": config.dtype}
+    try:
+        raw |= family.write(config)
+        theirs = effective_fields(read_config(model_type, raw))
+    except ValueError as why:
+        raise ValueError(f"{model_type} cannot express this model: {why}") from why
+    ours = effective_fields(config)
     for field, value in ours.items():
         same = math.isclose(value, theirs[field]) if isinstance(value, float) else value == theirs[field]
         if not same:
@@ -70,20 +93,36 @@ def effective_fields(config: ModelConfig) -> Raw:
         "rope_theta_local": config.rope_theta_local or config.rope_theta,
         "router_order": config.router_order.replace("topk_softmax", "softmax_topk"),
     }
-    unused = {"capacity_factor"}  # affects training only
+    # The first affects training only; the second how a model is run.
+    unused = {"capacity_factor", "rope_length"}
     if not any(slides(config)):
         unused |= {"window", "rope_theta_local"}
-    if config.positions != "rope":
-        unused |= {"rope_theta", "rope_theta_local", "rope_fraction"}
-    if config.positions != "learned":
-        unused |= {"max_positions", "position_offset"}
-    if config.rope_scaling == "none":
-        unused |= {"rope_factor"}
-    if config.rope_scaling != "llama3":
-        unused |= {"rope_low", "rope_high", "rope_original"}
+    if not config.qk_norm:
+        unused |= {"qk_norm_by_head"}
+    unused |= _unused_positions(config)
     if not config.n_experts:
         unused |= {"experts_per_token", "d_ff_dense", "dense_layers", "router_order"}
     return {name: value for name, value in fields.items() if name not in unused}
+
+
+_ROPE_FIELDS = {
+    "none": (),
+    "linear": ("rope_factor",),
+    "dynamic": ("rope_factor", "max_positions"),
+    "llama3": ("rope_factor", "rope_low", "rope_high", "rope_original"),
+    "yarn": (*("rope_factor", "rope_original", "rope_fast", "rope_slow", "rope_truncate", "rope_attention"),),
+    "longrope": ("rope_factor", "rope_original", "rope_attention", "rope_short", "rope_long"),
+}
+
+
+def _unused_positions(config: ModelConfig) -> set[str]:
+    """Fields about positions that the config's kind of positions does not read."""
+    used: set[str] = {"max_positions", "position_offset"} if config.positions == "learned" else set()
+    if config.positions == "rope":
+        used = {"rope_theta", "rope_theta_local", "rope_fraction", "rope_scaling"}
+        used |= set(_ROPE_FIELDS[config.rope_scaling])
+    every = {"max_positions", "position_offset", "rope_theta", "rope_theta_local", "rope_fraction"}
+    return (every | {"rope_scaling"} | set().union(*_ROPE_FIELDS.values())) - used
 
 
 def family_places(model_type: str, config: ModelConfig) -> Callable[[ParamPath], TensorPlace]:
@@ -100,9 +139,20 @@ def family_places(model_type: str, config: ModelConfig) -> Callable[[ParamPath],
             rows = tuple(name.format(i=layer, e=e) for e in range(config.n_experts))
             return TensorPlace(rows, transpose=True, stacked=True)
         transpose = part.endswith(".kernel") or part == "ffn.router"
-        return TensorPlace((name.format(i=layer),), transpose=transpose)
+        return TensorPlace((name.format(i=layer),), transpose=transpose, slice=_slice(config, name, part))
 
     return place
+
+
+def _slice(config: ModelConfig, name: str, part: str) -> TensorSlice | None:
+    """The rows of a fused tensor that are this parameter's."""
+    if name not in FUSED or part not in FUSED[name]:
+        return None
+    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    rows = {"q": heads, "k": kv_heads, "v": kv_heads, "gate": config.d_ff, "up": config.d_ff}
+    sizes = [rows[part.split(".")[1]] for part in FUSED[name]]
+    at = FUSED[name].index(part)
+    return TensorSlice(sum(sizes[:at]), sum(sizes[: at + 1]), sum(sizes))
 
 
 def is_derived_tensor(name: str) -> bool:

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from mixattn.spec import field_values
 from mixattn.spec.patterns import PATTERNS
 from mixattn.spec.wiring import Layer, parse_wiring
 
 ACTIVATIONS = ("silu", "gelu", "gelu_exact", "relu", "relu2")
 _CHOICES = {
     "positions": ("rope", "learned", "none"),
-    "rope_scaling": ("none", "linear", "llama3"),
+    "rope_scaling": ("none", "linear", "llama3", "yarn", "longrope", "dynamic"),
     "norm": ("rms", "layer"),
     "activation": ACTIVATIONS,
+    "dtype": ("float32", "bfloat16", "float16", "float64"),
     "router_order": ("softmax_topk", "topk_softmax", "softmax_topk_raw"),
 }
 
@@ -32,11 +34,20 @@ class ModelConfig:
         apply to sliding layers with their own base.
       rope_fraction: leading fraction of each head that is rotated.
       rope_scaling: "linear" divides positions by `rope_factor`; "llama3" divides only low frequencies, with a
-        ramp between wavelengths `rope_original / rope_high` and `rope_original / rope_low`.
+        ramp between wavelengths `rope_original / rope_high` and `rope_original / rope_low`; "yarn" the same
+        between `rope_fast` and `rope_slow` rotations in `rope_original` tokens, as whole pairs with
+        `rope_truncate`; "longrope" divides by `rope_short`, or by `rope_long` if a sequence gets longer than
+        `rope_original`; "dynamic" raises the base for sequences longer than `max_positions`.
+      rope_attention: with yarn and longrope, factor on cosine and sine (0 = as in their papers).
+      rope_length: with longrope and dynamic, the longest sequence in tokens (0 = a forward's own length, or
+        `max_positions` with a cache). The engine and `generate` set it; see `mixattn.rope`.
+      max_positions: rows of the table of learned positions; otherwise the context it was trained for.
       norm: "rms", or "layer" (with bias).
       norm_unit_offset: the gain is stored as w and used as 1 + w.
+      pre_norms: norms before attention and before the feed-forward.
       post_norms: further norms after attention and after the feed-forward, before the residual ("sandwich").
-      qk_norm: RMS norm with a gain over each head of q and k, before the rotation.
+      qk_norm: RMS norm with a gain over each head of q and k, before the rotation; over all heads together
+        unless `qk_norm_by_head`.
       gated: activation(x gate) * (x up), otherwise activation(x up).
       qkv_bias, out_bias, ffn_bias: biases of q, k, v; of o; of the dense feed-forward.
       attention_scale: factor on q k^T (0 = head_dim ** -0.5).
@@ -74,14 +85,23 @@ class ModelConfig:
     rope_low: float = 1.0
     rope_high: float = 4.0
     rope_original: int = 8192
+    rope_fast: float = 32.0
+    rope_slow: float = 1.0
+    rope_truncate: bool = True
+    rope_attention: float = 0.0
+    rope_short: tuple[float, ...] = ()
+    rope_long: tuple[float, ...] = ()
+    rope_length: int = 0
     max_positions: int = 2048
     position_offset: int = 0
 
     norm: str = "rms"
     norm_eps: float = 1e-6
     norm_unit_offset: bool = False
+    pre_norms: bool = True
     post_norms: bool = False
     qk_norm: bool = False
+    qk_norm_by_head: bool = True
     activation: str = "silu"
     gated: bool = True
     qkv_bias: bool = False
@@ -106,19 +126,8 @@ class ModelConfig:
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError if two fields disagree, or one is out of range."""
-        for name in (
-            "n_layers",
-            "d_model",
-            "n_heads",
-            "n_kv_heads",
-            "head_dim",
-            "d_ff",
-            "vocab_size",
-            "window",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        """Raises ValueError if two fields disagree, or one is of the wrong type or out of range."""
+        field_values.check(self)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
@@ -126,16 +135,28 @@ class ModelConfig:
             raise ValueError(f"{self.n_heads} query heads do not split over {self.n_kv_heads} kv heads")
         if len(self.layers) != self.n_layers:
             raise ValueError(f"kv_wiring has {len(self.layers)} entries but n_layers is {self.n_layers}")
-        if self.positions == "rope" and (self.rotated < 2 or self.rotated % 2):
-            raise ValueError(
-                f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} rotates {self.rotated}"
-                " entries; RoPE rotates pairs"
-            )
+        if self.positions == "rope":
+            self._check_rope()
         if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
             raise ValueError(f"experts_per_token is {self.experts_per_token} of {self.n_experts} experts")
         if any(not 0 <= i < self.n_layers for i in self.dense_layers):
             raise ValueError(f"dense_layers {self.dense_layers} names a layer outside 0..{self.n_layers - 1}")
-        itemsize(self.dtype)
+
+    def _check_rope(self) -> None:
+        rotated = self.rotated
+        if rotated < 2 or rotated % 2 or rotated > self.head_dim:
+            raise ValueError(
+                f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} rotates {rotated}"
+                " entries; RoPE rotates pairs"
+            )
+        if self.rope_scaling == "llama3" and self.rope_low >= self.rope_high:
+            raise ValueError(f"rope_low is {self.rope_low}; it must be below rope_high={self.rope_high}")
+        if self.rope_scaling == "dynamic" and rotated < 4:
+            raise ValueError(f"dynamic rope scaling needs at least 4 rotated entries, not {rotated}")
+        if self.rope_scaling == "longrope":
+            for name in ("rope_short", "rope_long"):
+                if (count := len(getattr(self, name))) != rotated // 2:
+                    raise ValueError(f"{name} has {count} factors for {rotated // 2} rotated pairs")
 
     @property
     def wiring(self) -> str:

@@ -77,7 +77,7 @@ class Pool:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values together, the null page included."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(x.size * x.dtype.itemsize for x in (self.keys, self.values))  # shapes have no `nbytes`
 
 
 class PagedCall(NamedTuple):

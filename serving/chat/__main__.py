@@ -20,7 +20,7 @@ from absl import flags, logging
 
 from mixattn.tools import cli
 from serving import model_engine
-from serving.config import STOP_IDS, EngineConfig, Limits
+from serving.config import EngineConfig, Limits
 from serving.offline import chat_lines
 from serving.request import Sampling
 
@@ -79,7 +79,7 @@ def start() -> "ChatSession":
     from serving.engine.program_cache import ProgramCache, default_folder
 
     path = _MODEL.value
-    tokenizer = hf.load_tokenizer(path)
+    tokenizer, eos = hf.load_tokenizer(path), model_engine.eos_ids(path)
     sampling = model_engine.sampling_defaults(hf.generation_settings(path))
     sampling |= {"max_tokens": _MAX_TOKENS.value, "seed": _SEED.value}
     if _TEMPERATURE.value is not None:
@@ -98,7 +98,7 @@ def start() -> "ChatSession":
         limits=Limits(chunk_tok=min(256, _MAX_MODEL_LEN.value), decode_steps=(4, 1)),
         chunk_sizes=(16,),
         prefill_rows=(1,),
-        eos_ids=tuple(hf.stop_ids(path))[:STOP_IDS],
+        eos_ids=eos,
         penalties=chosen.has_penalties,
     )
     engine = Engine(

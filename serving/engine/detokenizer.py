@@ -19,13 +19,23 @@ class IncrementalDetokenizer:
       decode: ids -> text; called with a few ids at a time.
       stop: texts that end it, none empty.
       include_stop: whether the text that ended it is part of the output.
+      prompt: ids before the first one. Decoders of SentencePiece drop the space that a text begins with, so
+        the first id needs some of them as context.
     """
 
-    def __init__(self, decode: Decode, stop: Sequence[str] = (), *, include_stop: bool = False):
+    def __init__(
+        self,
+        decode: Decode,
+        stop: Sequence[str] = (),
+        *,
+        include_stop: bool = False,
+        prompt: Sequence[int] = (),
+    ):
         self._decode, self._stop, self._include_stop = decode, tuple(stop), include_stop
-        self._window: list[int] = []  # ids that decoding still looks at
-        self._whole = 0  # of them, ids that end with a whole character
-        self._seen = 0  # characters of the window's text that were taken
+        context, text = _context(decode, prompt)
+        self._window = context  # ids that decoding still looks at
+        self._whole = len(context)  # of them, ids that end with a whole character
+        self._seen = len(text)  # characters of the window's text that were taken
         self._unread = self._waited = 0  # ids pushed since decoding; since it last gave anything
         self._tail = ""  # decoded, but possibly the beginning of a stop text
         self._ready = ""
@@ -103,6 +113,13 @@ class IncrementalDetokenizer:
         safe = len(self._tail) - held
         self._ready, self._tail = self._ready + self._tail[:safe], self._tail[safe:]
         return False
+
+
+def _context(decode: Decode, prompt: Sequence[int]) -> tuple[list[int], str]:
+    """The last ids of a prompt and their text; none if they end in the middle of a character."""
+    context = list(prompt[-CONTEXT_TOK:])
+    text = decode(context) if context else ""
+    return ([], "") if text.endswith(UNFINISHED) else (context, text)
 
 
 def _overlap(text: str, stop: str) -> int:

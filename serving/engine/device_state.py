@@ -63,7 +63,16 @@ PLAIN = SamplingFeatures()
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_B", "position_B", "sampling_B", "stop_BE", "min_end_B", "penalties", "allowed_BW"],
+    data_fields=[
+        "token_B",
+        "position_B",
+        "sampling_B",
+        "stop_BE",
+        "min_end_B",
+        "logprobs_B",
+        "penalties",
+        "allowed_BW",
+    ],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ class SlotRows:
       sampling_B: how to sample the row.
       stop_BE: ids that end it; -1 = none.
       min_end_B: the first position at which it may end.
-      penalties: if compiled in; valid for the rows that ask for them.
+      logprobs_B: whether log-probabilities are asked for.
+      penalties: if compiled in.
       allowed_BW: only while a program runs: the batch's bit masks of allowed tokens.
     """
 
@@ -85,6 +95,7 @@ class SlotRows:
     sampling_B: SamplingParams
     stop_BE: jax.Array
     min_end_B: jax.Array
+    logprobs_B: jax.Array
     penalties: PenaltyRows | None
     allowed_BW: jax.Array | None = None
 
@@ -95,7 +106,10 @@ class SlotRows:
         token_B, position_B, min_end_B = (jnp.zeros(slots, jnp.int32) for _ in range(3))
         stop_BE = jnp.full((slots, STOP_IDS), -1, jnp.int32)
         penalties = PenaltyRows.none(slots, vocab) if vocab else None
-        return cls(token_B, position_B, SamplingParams.greedy(slots), stop_BE, min_end_B, penalties)
+        logprobs_B = jnp.zeros(slots, bool)
+        return cls(
+            token_B, position_B, SamplingParams.greedy(slots), stop_BE, min_end_B, logprobs_B, penalties
+        )
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows"], meta_fields=[])
@@ -116,7 +130,7 @@ class PrefillBatch(NamedTuple):
       tables: by kind, the requests' page table rows.
       slot_R: slot to install the request in after its last chunk; the number of slots = none.
       known_R: its next token if known (it was preempted), -1 = sample it.
-      sampling_R, stop_RE, min_end_R, penalties: its sampling; penalties where compiled in.
+      sampling_R, stop_RE, min_end_R, logprobs_R, penalties: its sampling; penalties where compiled in.
       allowed_RW: see `DecodeBatch`.
     """
 
@@ -130,6 +144,7 @@ class PrefillBatch(NamedTuple):
     sampling_R: SamplingParams
     stop_RE: Any
     min_end_R: Any
+    logprobs_R: Any
     penalties: PenaltyRows | None
     allowed_RW: Any = None
 

@@ -17,15 +17,16 @@ from typing import Any
 
 from absl import logging
 
+from mixattn.generation import prepared
 from mixattn.model import Transformer
-from serving import fair
-from serving.config import STOP_IDS, EngineConfig
+from serving import fair, request_checks
+from serving.config import EngineConfig
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
 from serving.engine.device_state import DeviceState
 from serving.engine.invariants import InvariantChecker
 from serving.engine.kv_layout import KV_KINDS, KVKind, KVLayout, span_tok
-from serving.engine.model_runner import InFlightStep, ModelRunner
+from serving.engine.model_runner import InFlightStep, ModelRunner, RequestFault
 from serving.engine.output import OutputStream
 from serving.engine.plan import RequestState, StepPlan
 from serving.engine.policy_fallback import FallbackPolicy
@@ -73,6 +74,7 @@ class Engine:
         config.check()
         if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
             raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
+        model = prepared(model, config.max_request_tok)
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
         self.model_config, limits = model.config, config.limits
         layout = KVLayout.of(model.config, config, kv_kinds)
@@ -146,6 +148,14 @@ class Engine:
     def cancel(self, id: RequestId) -> bool:
         """Ends a request; False if it is not live. The next step returns its last delta."""
         return sum(self._drop(name, "cancel") for name in list(self._parts.get(id, ()))) > 0
+
+    def set_weight(self, client: str, weight: float) -> None:
+        """From now on the client has this share of the server.
+
+        Raises:
+          ValueError: the policy does not share by weight, or the weight is not above 0.
+        """
+        self.scheduler.set_weight(client, weight, self.clock())
 
     def fail_all(self) -> None:
         """Ends every live request as `error` and starts from a fresh state, after `step` itself raised."""
@@ -238,24 +248,8 @@ class Engine:
 
     def _check_supported(self, request: Request) -> None:
         """Raises ValueError if `request` asks for what this engine cannot do."""
-        id, sampling, config = request.id, request.sampling, self.config
-        if len(stops := self._stops(sampling)) > STOP_IDS:
-            raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
-        ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
-        vocab, strange = self.programs.vocab, min(ids) if min(ids) < 0 else max(ids)
-        if not 0 <= strange < vocab:
-            raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {vocab}")
-        if sampling.stop and self._decode is None:
-            raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
-        if request.grammar is not None and not config.grammar:
-            raise ValueError(f"request {id!r} has a grammar, but config.grammar is off")
-        if sampling.has_penalties and not config.penalties:
-            raise ValueError(f"request {id!r} asks for penalties or a bias, but config.penalties is off")
-        most = min(config.logprobs, self.programs.vocab)
-        if sampling.top > most:
-            raise ValueError(f"request {id!r} asks for {sampling.top} logprobs; config.logprobs is {most}")
-        if sampling.prompt_logprobs is not None and not config.prompt_logprobs:
-            raise ValueError(f"request {id!r} asks for prompt_logprobs, which config does not compile in")
+        decodes = self._decode is not None
+        request_checks.check_features(request, self.model_config, self.config, decodes=decodes)
 
     def _named(self, request: Request) -> Request:
         """The same request under an unused id."""
@@ -277,7 +271,14 @@ class Engine:
     def _queue(self, request: Request, name: str, index: int) -> None:
         seq = next(self._seq) - request.priority * PRIORITY_STEP
         sampling, now_s = request.sampling, self.clock()
-        info = RequestInfo(name, request.client, seq, len(request.prompt_ids), sampling.max_tokens)
+        info = RequestInfo(
+            name,
+            request.client,
+            seq,
+            len(request.prompt_ids),
+            sampling.max_tokens,
+            program=request.program,
+        )
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         accepted = self.scheduler.submit(
             RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s
@@ -325,6 +326,9 @@ class Engine:
         try:
             self.state, in_flight = self._runner.launch(self.state, plan)
             return in_flight
+        except RequestFault as fault:
+            self._drop_faulty(fault)
+            return None
         except Exception as why:
             self._reset(plan, why)
             return None
@@ -350,6 +354,12 @@ class Engine:
         for req in [c.req for c in in_flight.plan.chunks if c.samples] + list(in_flight.plan.decode):
             if req.kv is not None and (delta := self.streams[req.info.id].delta(req.output_ids)):
                 self._done.append(delta)
+
+    def _drop_faulty(self, fault: RequestFault) -> None:
+        """Ends a request that the host could not prepare. No program ran; the others run again."""
+        logging.error("request %r cannot be prepared and ends: %r", fault.name, fault.why)
+        self._drop(fault.name, "error")
+        self.scheduler.drop_all_pages(self.clock())
 
     def _reset(self, plan: StepPlan, why: Exception) -> None:
         """Ends the requests of a failed program; restarts the others on a new state (the old may be gone)."""

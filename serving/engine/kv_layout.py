@@ -5,8 +5,11 @@ pages, the host's `KVGroup` which pages a request needs and may release. A furth
 side and an entry in the list given to the engine.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import jax
 
 from mixattn.cache import FULL, SLIDING, Kind, Paged, PageKind, kind_of
 from mixattn.spec import ModelConfig
@@ -73,9 +76,10 @@ class KVLayout:
         return cls(pages, tuple(kind.pages.name for kind in present), groups)
 
     def cache(self, model: ModelConfig, config: EngineConfig) -> Paged:
-        """Empty pools; no rows."""
+        """The shapes of empty pools, in place of arrays; no rows."""
         page = config.page_size
-        return Paged.init(
+        init = functools.partial(
+            Paged.init,
             model,
             pages={name: group.num_pages for name, group in zip(self.names, self.groups)},
             page_size=dict.fromkeys(self.names, page),
@@ -86,6 +90,7 @@ class KVLayout:
             },
             kinds=self.kinds,
         )
+        return jax.eval_shape(init)
 
     def page_bytes(self, model: ModelConfig, cache: Paged) -> Mapping[Kind, int]:
         """By kind, bytes of one page in all layers that own such pages."""

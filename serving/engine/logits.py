@@ -8,6 +8,7 @@ A row without penalties and bias keeps its logits bit for bit, so it does not ma
 Axes: B rows, V vocabulary, E stop ids, K alternatives.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,12 +23,14 @@ class PenaltyRows(NamedTuple):
     """What penalties and bias need of each row.
 
     Attributes:
+      active_B: bool, whether a row has any penalty or bias.
       penalty_B3: repetition, frequency, presence; (1, 0, 0) = none.
       bias_BV: added to logits.
       prompt_BV: bool, tokens of the prompt.
       count_BV: int32, how often each token was output.
     """
 
+    active_B: Any
     penalty_B3: Any
     bias_BV: Any
     prompt_BV: Any
@@ -39,12 +42,17 @@ class PenaltyRows(NamedTuple):
         penalty_B3 = numpy.zeros((rows, 3), "float32") + numpy.asarray([1, 0, 0], "float32")[None]
         wide = rows, vocab
         return cls(
-            penalty_B3, numpy.zeros(wide, "float32"), numpy.zeros(wide, "bool"), numpy.zeros(wide, "int32")
+            numpy.zeros(rows, "bool"),
+            penalty_B3,
+            numpy.zeros(wide, "float32"),
+            numpy.zeros(wide, "bool"),
+            numpy.zeros(wide, "int32"),
         )
 
     def set(self, row: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
         """Sets one row in place; for numpy arrays."""
         penalties = sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        self.active_B[row] = sampling.has_penalties
         self.penalty_B3[row] = penalties
         for id, bias in sampling.logit_bias.items():
             self.bias_BV[row, id] = bias
@@ -104,9 +112,13 @@ class Logprobs(NamedTuple):
     top_id_K: Any
 
     def at(self, index: Any, id: int, k: int) -> Logprob:
-        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays."""
+        """One row's log-probabilities as plain values, with the `k` best alternatives; for numpy arrays.
+
+        What cannot be drawn, for example a stop token before `min_tokens`, is no alternative.
+        """
         ids, values = self.top_id_K[index][:k].tolist(), self.top_K[index][:k].tolist()
-        return Logprob(id, float(self.chosen[index]), tuple(zip(ids, values)))
+        top = tuple((id, value) for id, value in zip(ids, values) if value > -math.inf)
+        return Logprob(id, float(self.chosen[index]), top)
 
 
 def logprobs(logits_XV: jax.Array, token_X: jax.Array, k: int) -> Logprobs:

@@ -39,6 +39,19 @@ class InFlightStep:
         return InFlightStep(self.plan, self.batches, [jax.tree.map(np.asarray, a) for a in self.outputs])
 
 
+class RequestFault(Exception):
+    """The host could not turn one request into arrays, for example for want of a valid seed.
+
+    Attributes:
+      name: what its output is scheduled under.
+      why: the exception.
+    """
+
+    def __init__(self, name: RequestId, why: Exception) -> None:
+        super().__init__(f"{name!a}: {why!r}")
+        self.name, self.why = name, why
+
+
 class ModelRunner:
     """Runs plans.
 
@@ -57,12 +70,19 @@ class ModelRunner:
         self._programs, self._tables, self._streams, self._rows = programs, tables, streams, prefill_rows
 
     def launch(self, state: DeviceState, plan: StepPlan) -> tuple[DeviceState, InFlightStep]:
-        """Starts the plan's programs."""
+        """Starts the plan's programs.
+
+        Raises:
+          RequestFault: a request cannot be prepared; nothing was started then.
+        """
         outputs = []
         batches = [plan.chunks[i : i + self._rows] for i in range(0, len(plan.chunks), self._rows)]
+        inputs = []
         for chunks in batches:
             features = self._features([c.req for c in chunks], prompt=True)
-            state, drawn = self._programs.prefill(state, self._batch(chunks, features), features)
+            inputs.append((self._batch(chunks, features), features))
+        for prefill, features in inputs:
+            state, drawn = self._programs.prefill(state, prefill, features)
             outputs.append(drawn)
         if plan.decode:
             features = self._features(plan.decode, prompt=False)
@@ -126,7 +146,7 @@ class ModelRunner:
             batch.left_R[r] = 1
 
     def _batch(self, chunks: Sequence[PrefillChunk], features: SamplingFeatures) -> PrefillBatch:
-        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks))
+        shape = self._programs.bucket(len(chunks), max(c.end - c.start for c in chunks), features)
         batch = self._programs.blank_prefill(*shape, features)
         for r, chunk in enumerate(chunks):
             req, count = chunk.req, chunk.end - chunk.start
@@ -139,7 +159,10 @@ class ModelRunner:
             for kind, table in self._tables.items():
                 batch.tables[kind][r] = table[req.slot]
             if chunk.last:
-                self._install(batch, r, req)
+                try:
+                    self._install(batch, r, req)
+                except Exception as why:
+                    raise RequestFault(req.info.id, why) from why
         return batch
 
     def _install(self, batch: PrefillBatch, r: int, req: RequestState) -> None:
@@ -154,6 +177,7 @@ class ModelRunner:
         stops = sorted(stream.stops)
         batch.stop_RE[r, : len(stops)] = stops
         batch.min_end_R[r] = req.info.prompt_tok + sampling.min_tokens
+        batch.logprobs_R[r] = sampling.logprobs is not None
         if stream.grammar is not None and not req.output_ids:
             stream.grammar.fill(batch.allowed_RW[r])
         if batch.penalties is not None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import logging
 
 from serving.engine.detokenizer import Decode, IncrementalDetokenizer
 from serving.engine.plan import StepResult
@@ -22,7 +25,7 @@ class OutputStream:
         self.sampling = sampling = request.sampling
         self.request, self.id, self.index, self.stops = request, id, index, frozenset(stops)
         self.text = decode and IncrementalDetokenizer(
-            decode, sampling.stop, include_stop=sampling.include_stop
+            decode, sampling.stop, include_stop=sampling.include_stop, prompt=request.prompt_ids
         )
         self.grammar = request.grammar() if request.grammar is not None else None
         self.logprobs: list[Logprob] = []
@@ -30,6 +33,7 @@ class OutputStream:
         self._stop: int | str | None = None
         self._taken = self._sent = 0
         self._all_text = ""
+        self._failed = False  # its text could not be made
 
     @property
     def seed(self) -> int:
@@ -50,16 +54,18 @@ class OutputStream:
         for n, id in enumerate(ids, 1):
             if id in self.stops and n >= tokens_to_min:
                 self._stop = id
-            elif text is not None and text.push(id, may_stop=n >= tokens_to_min):
+            elif text is not None and self._guarded(text.push, id, may_stop=n >= tokens_to_min):
                 self._stop = text.stopped_by
             elif self.grammar is not None:
                 ended = self.grammar.accept(id)
+            if self._failed:
+                return StepResult(n, ids[:n], "error")
             if self._stop is not None or ended is not None:
                 self.logprobs += logprobs[:n]
                 return StepResult(n, ids[:n], ended or "stop")
         self._taken += len(ids)
         self.logprobs += logprobs
-        return StepResult(len(ids), ids, "error" if broken else None)
+        return StepResult(len(ids), ids, "error" if broken or self._failed else None)
 
     def delta(self, output_ids: Sequence[int], output: Output | None = None) -> Delta | None:
         """What is new since the last delta, or None; with `output` the last delta of all."""
@@ -67,8 +73,8 @@ class OutputStream:
         logprobs = tuple(self.logprobs[self._sent : len(output_ids)])
         self._sent = len(output_ids)
         if self.text and output is not None:
-            self.text.close()
-        text = self.text.pull() if self.text else ""
+            self._guarded(self.text.close)
+        text = (self.text and self._guarded(self.text.pull)) or ""
         self._all_text += text
         if not new and output is None:
             return None
@@ -83,7 +89,17 @@ class OutputStream:
             id=self.request.id,
             index=self.index,
             text=self._all_text,
+            finish_reason="error" if self._failed else output.finish_reason,
             stop=self._stop if output.finish_reason == "stop" else None,
             logprobs=tuple(self.logprobs[: len(output.output_ids)]),
             prompt_logprobs=prompt,
         )
+
+    def _guarded(self, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """A decoder that fails ends this output alone."""
+        try:
+            return None if self._failed else make(*args, **options)
+        except Exception as why:
+            logging.error("the text of request %r cannot be made, it ends: %r", self.id, why)
+            self._failed = True
+            return None

@@ -4,6 +4,7 @@ The proven bounds of the policy end with the replacement; `failure` says why it 
 """
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from absl import logging
@@ -63,6 +64,13 @@ class FallbackPolicy:
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
         self._tried("preempt", lambda policy: policy.preempt(id, prefilled_tok=prefilled_tok))
         self.waiting[id] = self.running.pop(id)
+
+    def victim(self, now_s: float) -> RequestId | None:
+        choose = getattr(self.policy, "victim", None)
+        return None if choose is None else choose(now_s)
+
+    def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        self.policy.set_weight(client, weight)
 
     def served(self) -> Mapping[ClientId, int]:
         return self.policy.served()

@@ -31,7 +31,6 @@ from serving.engine.device_state import (
 )
 from serving.engine.logits import ALL_ALLOWED, PenaltyRows
 from serving.engine.program_cache import ProgramCache
-from serving.engine.segments import SegmentKind
 from serving.engine.stacks import Name, ProgramSpec, make_stack
 from serving.request import Sampling
 
@@ -42,7 +41,8 @@ class Programs:
     Args:
       buckets: (R, C) pairs, C at most the chunk size; one of the largest C must exist.
       decode_rows: row counts of smaller decode programs beside the one of every slot.
-      feature_sets: what requests may ask for; `PLAIN` among them.
+      feature_sets: what requests may ask for. Those with prompt log-probabilities are compiled for the
+        largest prefill shape alone.
       layers_per_program: see `EngineConfig`.
     """
 
@@ -61,12 +61,12 @@ class Programs:
         layers_per_program: int = 0,
     ):
         self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
-        decodes = {features._replace(prompt=False) for features in feature_sets}
-        asked = len(buckets) * len(feature_sets) + len(self.decode_rows) * len(decodes)
-        if asked > self.MAX_PROGRAMS:
-            raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
         self.stack = make_stack(model, layers_per_program)
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
+        decodes = {features._replace(prompt=False) for features in feature_sets}
+        asked = sum(len(self._shapes_of(f)) for f in feature_sets) + len(self.decode_rows) * len(decodes)
+        if asked > self.MAX_PROGRAMS:
+            raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
         self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
         self.vocab = model.config.vocab_size
         self.compile_s: dict[str, float] = {}
@@ -82,13 +82,13 @@ class Programs:
         penalties = any(features.penalties for features in self.feature_sets)
         return DeviceState(cache, SlotRows.empty(self.slots, self.vocab if penalties else 0))
 
-    def bucket(self, requests: int, chunk_tok: int) -> tuple[int, int]:
+    def bucket(self, requests: int, chunk_tok: int, features: SamplingFeatures = PLAIN) -> tuple[int, int]:
         """The smallest compiled prefill shape that holds `requests` chunks of up to `chunk_tok` tokens.
 
         Raises:
           ValueError: none does.
         """
-        for R, C in self.buckets:
+        for R, C in self._shapes_of(features):
             if requests <= R and chunk_tok <= C:
                 return R, C
         raise ValueError(f"no prefill program for {requests} chunks of {chunk_tok}; there are {self.buckets}")
@@ -155,13 +155,12 @@ class Programs:
 
     def _label(self, name: Name) -> str:
         """A program's name for people: segments by number, features by the words that are on."""
-        kinds = list(dict.fromkeys(part for key in self._compiled for part in key if _is_kind(part)))
         words: list[str] = []
         for part in name:
             if isinstance(part, SamplingFeatures):
                 words += [w for w, on in zip(("penalties", "logprobs", "prompt", "grammar"), _on(part)) if on]
             else:
-                words.append(str(kinds.index(part)) if _is_kind(part) else str(part))
+                words.append(str(part))
         return " ".join(words)
 
     # ---- the batches to compile for (`serving.engine.stacks.Shapes`) ----
@@ -176,7 +175,7 @@ class Programs:
 
     def prefills(self) -> Iterator[tuple[PrefillBatch, SamplingFeatures]]:
         for features in self.feature_sets:
-            for R, C in reversed(self.buckets):
+            for R, C in reversed(self._shapes_of(features)):
                 yield self.blank_prefill(R, C, features), features
 
     def borrow(self, other: "Programs") -> None:
@@ -241,16 +240,17 @@ class Programs:
             sampling_R=SamplingParams.greedy(R, np),
             stop_RE=np.full((R, STOP_IDS), -1, np.int32),
             min_end_R=np.zeros(R, np.int32),
+            logprobs_R=np.zeros(R, bool),
             penalties=PenaltyRows.none(R, self.vocab, np) if features.penalties else None,
             allowed_RW=self.blank_masks(R, features),
         )
 
+    def _shapes_of(self, features: SamplingFeatures) -> Sequence[tuple[int, int]]:
+        """The prefill shapes compiled for a feature set."""
+        return self.buckets[-1:] if features.prompt else self.buckets
+
     def _blank_tables(self, rows: int) -> dict[Kind, np.ndarray]:
         return {kind: np.zeros((rows, pages), np.int32) for kind, pages in self._table_pages.items()}
-
-
-def _is_kind(part: Any) -> bool:
-    return isinstance(part, SegmentKind)
 
 
 def _serves(features: SamplingFeatures, want: SamplingFeatures) -> bool:
@@ -272,6 +272,6 @@ def chunk_sizes(config: EngineConfig) -> list[int]:
 
 
 def feature_sets(config: EngineConfig, vocab: int) -> list[SamplingFeatures]:
-    """What programs are compiled to do: nothing extra, every extra, and every extra with prompt logprobs."""
+    """What programs are compiled to do: every extra, and every extra with prompt log-probabilities."""
     rich = SamplingFeatures(config.penalties, min(config.logprobs, vocab), grammar=config.grammar)
-    return sorted({PLAIN, rich} | ({rich._replace(prompt=True)} if config.prompt_logprobs else set()))
+    return [rich, rich._replace(prompt=True)] if config.prompt_logprobs else [rich]

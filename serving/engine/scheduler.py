@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from serving.config import Limits
+from serving.engine.admission_window import AdmissionWindow
 from serving.engine.plan import MemoryManager, PrefillChunk, RequestState, StepPlan, StepResult
 from serving.fair.policy import Policy
 from serving.kvcache.manager import UNSHARED
@@ -59,6 +60,10 @@ class Scheduler:
         # A memory without this method is asked at every step.
         self._no_growth_until: Callable[[Any], float] = getattr(memory, "no_growth_until_tok", lambda kv: 0)
         self._share_cold = limits.share_cold and getattr(memory, "reuse", False)
+        self._ask_victim: Callable[[float], RequestId | None] = getattr(
+            self.policy, "victim", lambda now_s: None
+        )
+        self._window = AdmissionWindow() if limits.admission == "optimistic" and limits.damped else None
         self.running: dict[RequestId, RequestState] = {}  # in order of admission
         self.prefilling: dict[RequestId, RequestState] = {}  # of these, the ones that cannot decode yet
 
@@ -117,6 +122,15 @@ class Scheduler:
         for id in list(self.running):
             self.preempt(id, now_s, keep=False)
         self.memory.clear_cache()
+
+    def set_weight(self, client: ClientId, weight: float, now_s: float) -> None:
+        """From now on the client has this share.
+
+        Raises:
+          ValueError: the policy does not share by weight, or the weight is not above 0.
+        """
+        self.policy.set_weight(client, weight)
+        self.log({"t": now_s, "event": "weight", "client": client, "weight": float(weight)})
 
     @property
     def idle(self) -> bool:
@@ -195,20 +209,30 @@ class Scheduler:
             req = self.waiting[info.id]
             if self._share_cold and self._is_coming(req):
                 break  # its next page is being computed: waiting is cheaper than computing it twice
-            got = self.memory.admit(
-                req.all_tokens.cut(0, req.prefill_tok),
-                req.cache_salt,
-                info.prompt_tok + info.max_output_tok,
-                reserve=self._reserves,
-            )
+            got = self._claim(req)
             if got is None:
-                break
+                victim = self._ask_victim(now_s)
+                if victim is None or victim == info.id:
+                    break
+                self.preempt(victim, now_s)
+                continue
             req.kv, req.computed_tok = got
             self._start(req, now_s)
             if chunk := self._chunk(req, budget):
                 chunks.append(chunk)
                 budget -= chunk.end - chunk.start
         return chunks
+
+    def _claim(self, req: RequestState) -> tuple[Any, int] | None:
+        """Memory for a waiting request, and the tokens found in the cache; None if it does not fit now."""
+        if self._window is not None and not self._window.admits(len(self.running)):
+            return None
+        return self.memory.admit(
+            req.all_tokens.cut(0, req.prefill_tok),
+            req.cache_salt,
+            req.info.prompt_tok + req.info.max_output_tok,
+            reserve=self._reserves,
+        )
 
     def _is_coming(self, req: RequestState) -> bool:
         """Whether a running request is computing the page that `req` would have to compute next."""
@@ -274,6 +298,8 @@ class Scheduler:
                 upto = req.computed_tok + steps
             while req.kv is not None and not self.memory.grow(req.kv, req.computed_tok, upto):
                 self.preempt(self._victim().info.id, now_s)
+                if self._window is not None:
+                    self._window.shrink(len(self.running))
             if req.kv is not None:
                 req.no_growth_until_tok = self._no_growth_until(req.kv)
         rows = rows if len(self.running) == before else [e for e in rows if e.kv is not None]
@@ -326,7 +352,9 @@ class Scheduler:
         self._release(req)
         del self.running[req.info.id]
         self.policy.finish(req.info.id)
-        self._log_event(now_s, "finish", req.info)
+        if self._window is not None:
+            self._window.widen()
+        self._log_event(now_s, "finish", req.info, output=req.output_tok)
         return _output(req, why, now_s)
 
     def _release(self, req: RequestState) -> None:

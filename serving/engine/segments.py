@@ -10,6 +10,7 @@ the same order) share their programs, and what comes before and after the layers
 Axes: R rows of a call, T tokens of each (C in a chunk, 1 in decode), D model width, N decode steps.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mixattn.cache import Kind, Paged, PageKind
-from mixattn.cache.protocol import step_positions
+from mixattn.cache.protocol import select_token, step_positions
 from mixattn.model import Transformer, run_blocks
 from mixattn.spec import Layer, ModelConfig
 from pallas_kernels.paged import Pool
@@ -67,12 +68,17 @@ class Segment:
     Attributes:
       owned: owners among them, whose pools the segment writes.
       borrowed: owners before them that they read.
+      start: index of the first layer.
+      number: of its kind in the stack; names its programs. To hash the kind, which holds a module graph,
+        would add a tenth to a small model's decode step.
     """
 
     kind: SegmentKind
     params: Sequence[jax.Array]
     owned: tuple[int, ...]
     borrowed: tuple[int, ...]
+    start: int
+    number: int = 0
 
 
 class RowPlaces(NamedTuple):
@@ -83,25 +89,46 @@ class RowPlaces(NamedTuple):
     count_R: Any
 
 
-def cut(model: Transformer, size: int, *, last_only: bool) -> list[Segment]:
+def cut(model: Transformer, size: int) -> list[Segment]:
     """Segments of `size` layers, the last one of what is left."""
-    config = model.config
-    last_owner = config.owners[-1] if last_only else None
-    starts = range(0, config.n_layers, size)
-    return [_segment(model, range(s, min(s + size, config.n_layers)), last_owner) for s in starts]
+    layers = model.config.n_layers
+    return [_segment(model, range(s, min(s + size, layers))) for s in range(0, layers, size)]
+
+
+def last_only(chain: Sequence[Segment], last_owner: int) -> list[Segment]:
+    """The segments of steps in which each row goes on as its last token alone after layer `last_owner`.
+
+    Where that is the last layer, as in a standard model, nothing is narrowed: it would save a thirtieth of a
+    deep stack's prefill and cost one more program.
+    """
+    if last_owner == chain[-1].start + len(chain[-1].kind.layers) - 1:
+        return list(chain)
+    return [
+        dataclasses.replace(segment, kind=segment.kind._replace(last_owner=last_owner - segment.start))
+        if last_owner in segment.owned
+        else segment
+        for segment in chain
+    ]
+
+
+def numbered(*chains: Sequence[Segment]) -> list[list[Segment]]:
+    """The same chains with each segment's number."""
+    kinds = dict.fromkeys(segment.kind for chain in chains for segment in chain)
+    numbers = {kind: number for number, kind in enumerate(kinds)}
+    return [[dataclasses.replace(s, number=numbers[s.kind]) for s in chain] for chain in chains]
 
 
 def best_size(model: Transformer) -> int:
     """The segment length that weighs compilation against calls best; longer if two are equal."""
 
     def cost(size: int) -> float:
-        kinds = {segment.kind for segment in cut(model, size, last_only=False)}
+        kinds = {segment.kind for segment in cut(model, size)}
         return sum(len(kind.layers) for kind in kinds) + SEGMENT_WEIGHT * -(-model.config.n_layers // size)
 
     return min(range(MAX_SEGMENT, 0, -1), key=cost)
 
 
-def _segment(model: Transformer, span: range, last_owner: int | None) -> Segment:
+def _segment(model: Transformer, span: range) -> Segment:
     layers = [model.config.layers[i] for i in span]
     borrowed = tuple(dict.fromkeys(layer.owner for layer in layers if layer.owner < span.start))
     local = {owner: -1 - i for i, owner in enumerate(borrowed)} | {i: i - span.start for i in span}
@@ -112,9 +139,9 @@ def _segment(model: Transformer, span: range, last_owner: int | None) -> Segment
         tree,
         tuple(Layer(local[layer.index], local[layer.owner], layer.window) for layer in layers),
         tuple(model.config.has_experts(i) for i in span),
-        local[last_owner] if last_owner is not None and last_owner in span else None,
+        None,
     )
-    return Segment(kind, params, tuple(layer.index for layer in layers if layer.owns), borrowed)
+    return Segment(kind, params, tuple(layer.index for layer in layers if layer.owns), borrowed, span.start)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kind", "page_kinds"), donate_argnames="owned")
@@ -159,6 +186,8 @@ def end_prefill(
 ) -> tuple[SlotRows, StepOutput]:
     """Final norm, head and sampling behind each chunk."""
     model = network.model(params)
+    if not features.prompt and x_RTD.shape[1] > 1:
+        x_RTD = select_token(x_RTD, batch.count_R - 1)
     return finish_prefill(model, model.final_norm(x_RTD), rows, batch, features)
 
 

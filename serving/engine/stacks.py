@@ -162,8 +162,10 @@ class SegmentedStack:
         ends = copy.copy(model)
         ends.blocks = nnx.List([])
         self._ends, self._params = SplitModel.split(ends)
-        self._every_token = segments.cut(model, size, last_only=False)
-        self._last_token = segments.cut(model, size, last_only=True)
+        every = segments.cut(model, size)
+        self._every_token, self._last_token = segments.numbered(
+            every, segments.last_only(every, model.config.owners[-1])
+        )
 
     def identity(self) -> Any:
         return self.config, self._ends, tuple(segment.kind for segment in self._last_token)
@@ -226,7 +228,7 @@ class SegmentedStack:
     ) -> jax.Array:
         owned = [pools[i] for i in segment.owned]
         borrowed = [pools[i] for i in segment.borrowed]
-        name = ("segment", segment.kind, *x.shape[:2])
+        name = ("segment", segment.number, *x.shape[:2])
         x, written = compiled[name](segment.params, x, owned, borrowed, places)
         pools.update(zip(segment.owned, written))
         return x
@@ -285,7 +287,8 @@ class SegmentedStack:
             pools = [[cache.pools[i] for i in ids] for ids in (segment.owned, segment.borrowed)]
             fixed = (self.config, segment.kind, cache.kinds)
             args = (abstract(segment.params), x, *pools, places)
-            listed["segment", segment.kind, *x.shape[:2]] = ProgramSpec(segments.run_segment, fixed, args, {})
+            name = ("segment", segment.number, *x.shape[:2])
+            listed[name] = ProgramSpec(segments.run_segment, fixed, args, {})
             if segment.kind.last_owner is not None:
                 x = jax.ShapeDtypeStruct((x.shape[0], 1, x.shape[2]), x.dtype)
         return x

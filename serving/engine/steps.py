@@ -87,19 +87,20 @@ def finish_prefill(
         batch.sampling_R,
         batch.stop_RE,
         batch.min_end_R,
+        batch.logprobs_R,
         _penalties_of(features, batch.penalties),
         batch.allowed_RW,
     )
+    ends_R = batch.slot_R < len(rows.token_B)
 
     def draw(hidden_RD: jax.Array) -> Draw:
-        return _draw(model.head(hidden_RD), fresh, position_R, features)
+        return _draw(model.head(hidden_RD), fresh, position_R, ends_R, features)
 
     def no_token(hidden_RD: jax.Array) -> Draw:
         return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, features.top)
 
     # The head can cost as much as all layers of a small model: skip it for chunks in mid prompt.
-    ends = jnp.any(batch.slot_R < len(rows.token_B))
-    drawn_R, lp = jax.lax.cond(ends, draw, no_token, hidden_RD)
+    drawn_R, lp = jax.lax.cond(jnp.any(ends_R), draw, no_token, hidden_RD)
     # In mid prompt too, before its pages are shared: every request that found them would break as well.
     broken_R = ~jnp.isfinite(hidden_RD).all(axis=-1) & (batch.count_R > 0)
     next_R = jnp.where(batch.known_R >= 0, batch.known_R, drawn_R)
@@ -167,7 +168,7 @@ def finish_decode(
       left_R: tokens each row may still produce; 0 = not live.
     """
     live_R = left_R > 0
-    token_R, lp = _draw(model.head(hidden_RD), rows, rows.position_B + 1, features)
+    token_R, lp = _draw(model.head(hidden_RD), rows, rows.position_B + 1, live_R, features)
     stop_R = (token_R[:, None] == rows.stop_BE).any(axis=1) | (token_R < 0)
     produced = StepOutput(jnp.where(live_R, token_R, -1), lp)
     out = jax.tree.map(lambda all_N, new: all_N.at[step].set(new), out, produced)
@@ -213,16 +214,32 @@ def _advanced(rows: SlotRows, token_B: jax.Array, live_B: jax.Array, features: S
     )
 
 
-def _draw(logits_BV: jax.Array, rows: SlotRows, position_B: jax.Array, features: SamplingFeatures) -> Draw:
-    """Each row's token for its place `position_B`, and log-probabilities if compiled in."""
+def _draw(
+    logits_BV: jax.Array, rows: SlotRows, position_B: jax.Array, live_B: jax.Array, features: SamplingFeatures
+) -> Draw:
+    """Each row's token for its place `position_B`, and log-probabilities if compiled in.
+
+    What is compiled in is computed only while a live row asks for it: one program serves all requests.
+    """
     finite_B = jnp.isfinite(logits_BV).all(axis=-1)
-    if features.penalties:
-        logits_BV = apply_penalties(logits_BV, _penalties_of(features, rows.penalties))
+    if (penalties := _penalties_of(features, rows.penalties)) is not None:
+        logits_BV = jax.lax.cond(
+            jnp.any(penalties.active_B & live_B), apply_penalties, lambda x_BV, _: x_BV, logits_BV, penalties
+        )
     if rows.allowed_BW is not None:
         logits_BV = mask_forbidden(logits_BV, rows.allowed_BW)
     logits_BV = mask_stop_tokens(logits_BV, rows.stop_BE, position_B < rows.min_end_B)
     token_B = jnp.where(finite_B, sample(logits_BV, rows.sampling_B, position_B), NOT_FINITE)
-    return token_B, logprobs(logits_BV, token_B, features.top) if features.top >= 0 else None
+    if features.top < 0:
+        return token_B, None
+    lp = jax.lax.cond(
+        jnp.any(rows.logprobs_B & live_B),
+        lambda logits_BV, token_B: logprobs(logits_BV, token_B, features.top),
+        lambda *_: _no_logprobs(token_B.shape, features.top),
+        logits_BV,
+        token_B,
+    )
+    return token_B, lp
 
 
 def _of_prompt(logits_RCV: jax.Array, target_RC: jax.Array, k: int) -> Logprobs:

@@ -14,9 +14,12 @@ from serving.fair.base import PolicyBase
 from serving.fair.dfs_weight import DfsWeight
 from serving.fair.dlpm import Dlpm
 from serving.fair.drr import Drr
+from serving.fair.equinox import Equinox
+from serving.fair.fairserve import FairServe
 from serving.fair.fcfs import Fcfs
 from serving.fair.hrrn import Hrrn
 from serving.fair.hvtc import Hvtc
+from serving.fair.las import LeastAttained
 from serving.fair.lpm import Lpm
 from serving.fair.policy import Policy
 from serving.fair.routers.base import LeastLoad, RoundRobinRouter, Router, Sticky
@@ -25,6 +28,7 @@ from serving.fair.routers.preble import Preble
 from serving.fair.rpm import Rpm
 from serving.fair.rr import RoundRobin
 from serving.fair.vtc import Lcf, Vtc, VtcPredict, Wvtc
+from serving.fair.vtc_preempt import VtcPreempt
 
 __all__ = ["POLICIES", "ROUTERS", "Policy", "PolicyBase", "Router", "make", "options"]
 
@@ -41,7 +45,11 @@ POLICIES: dict[str, type[PolicyBase]] = {
     "vtc_predict": VtcPredict,
     "wvtc": Wvtc,
     "hvtc": Hvtc,
+    "vtc_preempt": VtcPreempt,
     "dlpm": Dlpm,
+    "las": LeastAttained,
+    "fairserve": FairServe,
+    "equinox": Equinox,
 }
 
 

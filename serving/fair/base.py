@@ -13,15 +13,18 @@ Charging is implemented once, here, so that it cannot differ between policies:
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, fields
+from dataclasses import astuple, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from serving.fair.backlog import Backlog
 from serving.fair.cost import ServiceCost, make_cost
 from serving.fair.ledger import Account, Ledger
 from serving.fair.predict import Predictor, no_prediction
 from serving.request import ClientId, RequestId, RequestInfo
+
+type Unit = Literal["client", "program"]
+"""What shares the server: clients, or the programs that requests name (clients where they name none)."""
 
 
 class Charge:
@@ -61,9 +64,14 @@ class Charge:
 class PolicyBase(ABC):
     """Implements the events of `Policy`.
 
+    With `unit="program"`, everything below that is said of clients holds of programs: the calls of a program
+    are one queue and one account, whichever clients send them.
+
     Subclasses define `pick`, `gap_bound`, `_on_enqueue`, `_on_dequeue` and `_rebuild`, and override the other
-    hooks as needed.
+    hooks as needed. `WEIGHTED`: whether the policy shares by weight; others refuse weights.
     """
+
+    WEIGHTED: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -75,23 +83,34 @@ class PolicyBase(ABC):
         predictor: Predictor = no_prediction,
         bill_recompute: bool = False,
         idle_clients: int = 4096,
+        unit: Unit = "client",
     ) -> None:
         """
         Args:
           prompt_weight, output_weight: price of a token (the paper: 1 and 2).
           cost: a name of `cost.COSTS`, or a `ServiceCost`.
-          weights: share of each client; 1 where not named.
+          weights: share of each client (of each program where that is the unit); 1 where not named.
           predictor: predicts output lengths, which are paid in advance.
           bill_recompute: whether preempted requests pay for recomputed tokens.
           idle_clients: number of accounts above which those of idle clients are dropped if no decision needs
             them.
+          unit: what shares the server.
+
+        Raises:
+          ValueError: weights for a policy that ignores them, or an unknown unit.
         """
+        if unit not in ("client", "program"):
+            raise ValueError(f"unknown unit {unit!r}; known: client, program")
+        for client, weight in (weights or {}).items():
+            self._check_weight(client, weight)
+        self.unit: Unit = unit
         self.cost = make_cost(cost, prompt_weight, output_weight)
         self.ledger = Ledger({c: Fraction(w) for c, w in (weights or {}).items()})
         self.backlog = Backlog()
         self.predictor = predictor
         self.bill_recompute = bill_recompute
         self.idle_clients = idle_clients
+        self.min_weight = min([Fraction(1), *self.ledger.weights.values()])  # there has ever been
         self.charge_of: dict[RequestId, Charge] = {}
         self.live_of: dict[ClientId, int] = {}
         self.turn = 0  # number of the next admission
@@ -131,6 +150,18 @@ class PolicyBase(ABC):
     def _on_refund(self, account: Account) -> None:  # noqa: B027
         """The account was refunded. Orders that assume growing counters must update its key."""
 
+    def _on_live(self, account: Account) -> None:  # noqa: B027
+        """The client's first live request arrives."""
+
+    def _on_idle(self, account: Account) -> None:  # noqa: B027
+        """The client's last live request has ended."""
+
+    def _on_reweigh(self, account: Account) -> None:  # noqa: B027
+        """The account is about to change its weight; see `set_weight`."""
+
+    def _reweighed(self, account: Account) -> None:  # noqa: B027
+        """The account has changed its weight."""
+
     def _forgettable(self, idle: list[Account]) -> list[Account]:
         """Returns the accounts of idle clients whose loss changes no later decision."""
         return idle
@@ -140,6 +171,8 @@ class PolicyBase(ABC):
     def arrive(self, request: RequestInfo, now_s: float) -> bool:
         if request.id in self.charge_of:
             raise ValueError(f"request {request.id!r} arrived, but a request of that id is still live")
+        if self.unit == "program" and request.program:
+            request = replace(request, client=request.program)
         if not self._accepts(request, now_s):
             return False
         live = self.live_of.get(request.client, 0)
@@ -147,6 +180,8 @@ class PolicyBase(ABC):
         if not live and len(self.ledger) >= self._sweep_at:
             self.forget()
         account = self.ledger.open(request.client)
+        if not live:
+            self._on_live(account)
         charge = self.charge_of[request.id] = Charge(request, account, self.turn, self.total_work)
         self._enqueue(charge, joins=True)
         return True
@@ -163,7 +198,7 @@ class PolicyBase(ABC):
             charge.recompute_charged += self.cost.of(max(0, extend_tok - new_tok), 0, 0)
         charge.extend_tok += min(new_tok, extend_tok)
         charge.hit_tok += new_tok - min(new_tok, extend_tok)
-        predicted_tok = min(self.predictor.predict(request), request.max_output_tok)
+        predicted_tok = min(self.predictor.predict(charge.request), request.max_output_tok)
         charge.paid_output_tok = max(charge.output_tok, predicted_tok)
         self._update_charge(charge, self.cost.of(charge.extend_tok, charge.hit_tok, charge.paid_output_tok))
 
@@ -209,6 +244,27 @@ class PolicyBase(ABC):
         if undone and charge.account.turn == charge.admission:
             charge.account.turn = charge.previous_turn
         self._enqueue(charge, joins=not undone)
+
+    def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        """See `Policy`."""
+        self._check_weight(client, weight)
+        account = self.ledger.accounts.get(client)
+        if account is not None:
+            self._on_reweigh(account)
+            account.reweigh(Fraction(weight))
+        self.ledger.weights[client] = Fraction(weight)
+        self.min_weight = min(self.min_weight, Fraction(weight))
+        if account is not None:
+            self._reweighed(account)
+
+    def _check_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"client {client!r} has weight {weight}; a weight must be above 0")
+        if not self.WEIGHTED and weight != 1:
+            raise ValueError(
+                f"client {client!r} has weight {weight}, but {type(self).__name__} cannot share by weight; "
+                "vtc and its kin, drr and dlpm can"
+            )
 
     # Steps that the events share.
 
@@ -260,6 +316,7 @@ class PolicyBase(ABC):
         self.live_of[client] -= 1
         if not self.live_of[client]:
             del self.live_of[client]
+            self._on_idle(charge.account)
 
     # State.
 
@@ -282,7 +339,11 @@ class PolicyBase(ABC):
             "ledger": self.ledger.snapshot(),
             "predictor": self.predictor.snapshot(),
             "requests": [
-                [*astuple(c.request), c.request.id in self.backlog, *(getattr(c, f) for f in Charge.FIELDS)]
+                [
+                    *_plain_request(c.request),
+                    c.request.id in self.backlog,
+                    *(getattr(c, f) for f in Charge.FIELDS),
+                ]
                 for c in self.charge_of.values()
             ],
         }
@@ -290,10 +351,11 @@ class PolicyBase(ABC):
     def restore(self, state: dict[str, Any]) -> None:
         self.turn, self.total_work, self._sweep_at = state["turn"], state["work"], state["sweep_at"]
         self.ledger.restore(state["ledger"])
+        self.min_weight = min([self.min_weight, *self.ledger.weights.values()])
         self.predictor.restore(state["predictor"])
         self.charge_of, self.live_of, self.backlog = {}, {}, Backlog()
-        n = len(fields(RequestInfo))
         for row in state["requests"]:
+            n = len(row) - 1 - len(Charge.FIELDS)
             request, waiting, values = RequestInfo(*row[:n]), row[n], row[n + 1 :]
             charge = self.charge_of[request.id] = Charge(request, self.ledger.accounts[request.client])
             for name, value in zip(Charge.FIELDS, values, strict=True):
@@ -309,3 +371,9 @@ class PolicyBase(ABC):
     @abstractmethod
     def _rebuild(self) -> None:
         """Builds the order anew from ledger and backlog, after a restore."""
+
+
+def _plain_request(request: RequestInfo) -> list[Any]:
+    """Its fields for a snapshot; without `program` if it has none, as before there were programs."""
+    values = list(astuple(request))
+    return values if request.program else values[:-1]

@@ -6,19 +6,26 @@ a waiting client is positive. Only computed input and output tokens are charged:
 
 Credit is `quantum * refills - service`, and refills are given lazily: `rounds` counts them for all clients,
 and a client in debt receives those it missed at its next update, up to the one that made it positive. So a
-refill costs O(log n), whatever the number of clients and rounds. Every client counts as known from the
-beginning: a client that arrives late has the quantum of the first refill.
+refill costs O(log n), whatever the number of clients and rounds.
 
-The bound (ours): credit stays in (-U, Q] with U = w_q*M + max(0, w_e - w_q)*L_in, and two clients that both
-wait receive the same number of refills; hence |W_f - W_g| <= 2(U + Q) under `reserve` admission. A client
-that cancels during a prefill may fall behind by what it cancelled, but never gets ahead.
+A client begins with no credit, and credit that is left when a client goes idle lapses, as in deficit round
+robin: an idle client is then the same as one never seen, and newcomers wait for a refill like all others.
+`newcomers="quantum"` counts every client as known from the beginning instead, so that one that arrives late
+has the quantum of the first refill. That starves under churn: newcomers with a quantum each keep the refill
+from ever coming to those who have spent theirs.
 
-Source: Locality-aware Fair Scheduling in LLM Serving (arXiv 2501.14312), Alg. 1.
+The bound (ours): credit stays in (-U, Q phi] with U = w_q*M + max(0, w_e - w_q)*L_in for a client of weight
+phi, whose refills are Q phi. Two clients that both wait receive the same number of refills; hence
+|W_f/phi_f - W_g/phi_g| <= 2(U/min phi + Q) under `reserve` admission. A client that cancels during a prefill
+may fall behind by what it cancelled, but never gets ahead.
+
+Source: Locality-aware Fair Scheduling in LLM Serving (arXiv 2501.14312), Alg. 1; weighted quanta and the
+lapse of credit: Shreedhar and Varghese, Efficient fair queueing using deficit round robin (1995).
 """
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from serving.fair.base import Charge, PolicyBase
 from serving.fair.cost import ServiceCost
@@ -32,6 +39,8 @@ from serving.request import ClientId, RequestInfo
 class Dlpm(PolicyBase):
     """Serves the longest prefix match among clients with credit."""
 
+    WEIGHTED = True
+
     def __init__(
         self,
         *,
@@ -39,6 +48,7 @@ class Dlpm(PolicyBase):
         quantum_tok: float | Fraction = 5000,
         changed: Changed | None = None,
         aging_tok: int = 0,
+        newcomers: Literal["zero", "quantum"] = "zero",
         cost: str | ServiceCost = "extend",
         **options: Any,
     ) -> None:
@@ -49,8 +59,13 @@ class Dlpm(PolicyBase):
           changed: see `locality.Changed`. Without it, every pick matches every waiting request again.
           aging_tok: match tokens that every admission adds to all waiting requests. With 0, a client's
             uncached request can wait behind its cached ones without limit.
+          newcomers: credit of a client that returns from idle or is new: none, or what it would have if it
+            had been known from the beginning.
         """
         super().__init__(cost=cost, **options)
+        if newcomers not in ("zero", "quantum"):
+            raise ValueError(f"unknown newcomers {newcomers!r}; known: zero, quantum")
+        self.newcomers = newcomers
         if not quantum_tok > 0:
             raise ValueError(f"quantum_tok is {quantum_tok}; credit per refill must be above 0")
         self.quantum = None if quantum_tok == math.inf else max(1, units(quantum_tok))
@@ -58,7 +73,7 @@ class Dlpm(PolicyBase):
         self.rounds = 0
         self.refills = 0  # picks that needed a refill: how often fairness overrides locality
         self._rounds_of: dict[ClientId, tuple[int, int]] = {}  # rounds received, rounds considered
-        self._forfeited: dict[ClientId, int] = {}  # see `_on_refund`
+        self._forfeited: dict[ClientId, int] = {}  # credit that lapsed; see `_on_refund`
         self._debtors = LazyMinHeap(self._round_due)  # waiting clients whose gate is closed
 
     def pick(self, now_s: float) -> RequestInfo | None:
@@ -79,7 +94,7 @@ class Dlpm(PolicyBase):
         batch = self.cost.batch_bound(
             memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
         )
-        return 2 * (batch + self.quantum) / SCALE
+        return float(2 * (batch / self.min_weight + self.quantum)) / SCALE
 
     def credit(self, client: ClientId) -> int:
         """Ledger units the client may still spend; its gate is closed at 0 and below."""
@@ -88,25 +103,32 @@ class Dlpm(PolicyBase):
         return self._credit(account, received)
 
     def _credit(self, account: Account, received: int) -> int:
-        return (self.quantum or 0) * received - account.served - self._forfeited.get(account.client, 0)
+        return self._quantum_of(account) * received - account.served - self._forfeited.get(account.client, 0)
+
+    def _quantum_of(self, account: Account) -> int:
+        """Credit per refill; at least a unit, so that every debt is paid in the end."""
+        if account.num == account.den or not self.quantum:
+            return self.quantum or 0
+        return max(1, self.quantum * account.num // account.den)
 
     def _positive(self, client: ClientId) -> bool:
         return self.quantum is None or self.credit(client) > 0
 
     def _settle_rounds(self, account: Account) -> tuple[int, int]:
         """Gives the refill rounds since the client's last update, as far as it was in debt."""
-        received, considered = self._rounds_of.get(account.client, (0, 0))
+        first = 0 if self.newcomers == "quantum" else self.rounds
+        received, considered = self._rounds_of.get(account.client, (0, first))
         if considered < self.rounds and self.quantum:
             credit = self._credit(account, received)
             if credit <= 0:
-                received += min(self.rounds - considered, -credit // self.quantum + 1)
+                received += min(self.rounds - considered, -credit // self._quantum_of(account) + 1)
         rounds = self._rounds_of[account.client] = received, self.rounds
         return rounds
 
     def _round_due(self, client: ClientId) -> int:
         """The refill round that makes this client's credit positive."""
-        assert self.quantum
-        return self.rounds + -self.credit(client) // self.quantum + 1
+        quantum = self._quantum_of(self.ledger.accounts[client])
+        return self.rounds + -self.credit(client) // quantum + 1
 
     def _gate(self, client: ClientId) -> None:
         """Opens or closes the gate of a waiting client according to its credit."""
@@ -136,8 +158,27 @@ class Dlpm(PolicyBase):
         Work that was charged and then not executed (a cancel during a prefill) may have been refilled in
         between. Without the cap, alternating charges and cancels would accumulate credit without limit.
         """
-        if self.quantum and (surplus := self.credit(account.client) - self.quantum) > 0:
+        self._cap(account, self._quantum_of(account))
+        if account.client in self.backlog.waiting_of:
+            self._gate(account.client)
+
+    def _cap(self, account: Account, limit: int) -> None:
+        """Credit above the limit lapses."""
+        if self.quantum and (surplus := self.credit(account.client) - limit) > 0:
             self._forfeited[account.client] = self._forfeited.get(account.client, 0) + surplus
+
+    def _on_live(self, account: Account) -> None:
+        if self.newcomers == "zero":
+            self._cap(account, 0)
+
+    def _on_reweigh(self, account: Account) -> None:
+        self._kept_credit = self.credit(account.client)
+
+    def _reweighed(self, account: Account) -> None:
+        """Credit stays as it was, up to the new quantum."""
+        lost = self.credit(account.client) - self._kept_credit
+        self._forfeited[account.client] = self._forfeited.get(account.client, 0) + lost
+        self._cap(account, self._quantum_of(account))
         if account.client in self.backlog.waiting_of:
             self._gate(account.client)
 
@@ -153,16 +194,21 @@ class Dlpm(PolicyBase):
             self._debtors.discard(charge.request.client)
 
     def _forgettable(self, idle: list[Account]) -> list[Account]:
-        """Accounts with the credit of a new client: 0 before the first refill, a whole quantum after it.
+        """Accounts that a new client's would replace without a difference: all without debt.
 
-        Debt is never forgotten. Other credit (at most a quantum) is forgotten beyond `idle_clients` accounts.
+        With `newcomers="quantum"`: those with 0 before the first refill, and a whole quantum after it. Other
+        credit is forgotten beyond `idle_clients` accounts. Debt is never forgotten.
         """
-        new = (self.quantum or 0) * min(self.rounds, 1)
-        like_new = [a for a in idle if self.credit(a.client) == new]
-        in_credit = sorted((a for a in idle if 0 < self.credit(a.client) != new), key=lambda a: a.turn)
-        gone = like_new + in_credit[: max(0, len(in_credit) - self.idle_clients)]
+        if self.newcomers == "zero":
+            gone = [a for a in idle if self.credit(a.client) >= 0]
+        else:
+            first = min(self.rounds, 1)
+            like_new = [a for a in idle if self.credit(a.client) == self._quantum_of(a) * first]
+            in_credit = [a for a in idle if 0 < self.credit(a.client) != self._quantum_of(a) * first]
+            in_credit.sort(key=lambda a: a.turn)
+            gone = like_new + in_credit[: max(0, len(in_credit) - self.idle_clients)]
         for account in gone:
-            del self._rounds_of[account.client]
+            self._rounds_of.pop(account.client, None)
             self._forfeited.pop(account.client, None)
         return gone
 

@@ -55,6 +55,8 @@ class ShareNode:
 class Hvtc(PolicyBase):
     """Applies VTC at every level of client paths."""
 
+    WEIGHTED = True
+
     def __init__(
         self,
         *,
@@ -78,6 +80,13 @@ class Hvtc(PolicyBase):
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> None:
         """None: clients of different organisations have no equal shares. Siblings keep VTC's bound."""
         return None
+
+    def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        """`client`: any path, as in `weights`."""
+        self._check_weight(client, weight)
+        if (account := self.inner_ledger.accounts.get(client)) is not None:
+            account.reweigh(Fraction(weight))
+        self.inner_ledger.weights[client] = Fraction(weight)
 
     def _reset_tree(self) -> None:
         self.root = ShareNode("", Account(""), None)

@@ -27,7 +27,8 @@ class Account:
 
     Attributes:
       num, den: the client's weight as a fraction.
-      lifts: credit forgone on return from idle; no service stands behind it.
+      lifts: credit forgone on return from idle, and adjustments where the weight changed; no service stands
+        behind it.
       charges, refunds: work charged, and predicted or unexecuted work refunded.
       turn: number of the admission that last served this client; -1 if never, or just returned from idle.
     """
@@ -64,6 +65,15 @@ class Account:
     def refund(self, amount: int) -> None:
         self.refunds += amount
         self.raw -= amount
+
+    def reweigh(self, weight: Fraction) -> None:
+        """Changes the weight; the counter stays, so that the change is no credit and no debt."""
+        counter = self.counter
+        self.num, self.den = weight.numerator, weight.denominator
+        target = counter if self.num == self.den else Fraction(counter * self.num) / self.den
+        target = target.numerator if isinstance(target, Fraction) and target.is_integer() else target
+        self.lifts += target - self.raw
+        self.raw = target
 
     def lift_to(self, counter: Amount) -> None:
         """Raises the counter to at least `counter`; never lowers it."""

@@ -1,29 +1,38 @@
-"""Fairness metrics of an event log: service over time, the largest service gap, latencies.
+"""Fairness metrics of an event log: service over time, gaps, lags and pauses, latencies.
 
 The log is JSON lines in time order, in the same format from engine and simulator:
 
     {"t": seconds, "event": "arrive|admit|first_token|tokens|finish|cancel|preempt", "id": ..., "client": ...}
+    {"t": seconds, "event": "weight", "client": ..., "weight": ...}
 
 `admit` has "extend" and "hit": prompt tokens computed and found in the cache. `tokens` is one line per step,
 with "counts" {client: n} and no id. Every output token is in a `tokens` line, including the one that a
 prefill yields. Recomputation of a preempted request is not service: its later `admit` lines count only the
 prompt tokens that were not counted before. `preempt` and `cancel` during a prefill have "prefilled": its
-tokens that were executed or hit.
+tokens that were executed or hit. `finish` has "output": the request's output tokens. `weight` changes a
+client's weight from then on; before it, weights are those given to the meter.
 
 Service is measured in weighted tokens, with the weights `prompt` (computed), `cached` (hit) and `output`.
+Gaps are of service divided by the client's weight.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serving.fair.admission_pause import AdmissionPauseMeter
+from serving.fair.fluid_lag import FluidLagMeter
+from serving.fair.gap_meter import GapMeter
+from serving.fair.service_report import LatencyTarget, ServiceReport
+from serving.fair.statistics import jain, percentile
 from serving.request import ClientId, RequestId
 
+__all__ = ["EVENTS", "GapMeter", "LatencyTarget", "ServiceMeter", "ServiceReport", "jain", "percentile"]
+
 type Event = dict[str, Any]
-EVENTS = ("arrive", "admit", "first_token", "tokens", "finish", "cancel", "preempt")
+EVENTS = ("arrive", "admit", "first_token", "tokens", "finish", "cancel", "preempt", "weight")
 
 
 def read(path: str | Path) -> Iterator[Event]:
@@ -41,136 +50,6 @@ def read(path: str | Path) -> Iterator[Event]:
             except (ValueError, KeyError, TypeError) as why:
                 raise ValueError(f"{path} line {number} is not an event: {why}") from why
             yield event
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value such that at least `percent` % of all are not above it; nan if there are none."""
-    if not values:
-        return math.nan
-    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
-
-
-def jain(values: Iterable[float]) -> float:
-    """Jain's fairness index: 1 if all n values are equal, 1/n if all but one are zero."""
-    x = list(values)
-    square = sum(v * v for v in x)
-    return sum(x) ** 2 / (len(x) * square) if square else 1.0
-
-
-class GapMeter:
-    """Measures the largest |W_f - W_g| over all intervals in which clients f and g both wait.
-
-    Keeps for each pair the extremes of W_f - W_g since both started to wait: O(pairs) per event.
-    """
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self.pair: tuple[ClientId, ClientId] | None = None
-        self.waiting: dict[ClientId, None] = {}
-        self._extremes: dict[tuple[ClientId, ClientId], list[float]] = {}
-
-    def join(self, client: ClientId, served: dict[ClientId, float]) -> None:
-        """The client starts to wait. `served`: service of every client so far."""
-        for other in self.waiting:
-            pair = _pair(client, other)
-            self._extremes[pair] = [served[pair[0]] - served[pair[1]]] * 2
-        self.waiting[client] = None
-
-    def leave(self, client: ClientId) -> None:
-        """The client has no waiting request left."""
-        del self.waiting[client]
-        for other in self.waiting:
-            del self._extremes[_pair(client, other)]
-
-    def update(self, clients: Iterable[ClientId], served: dict[ClientId, float]) -> None:
-        """The service of these clients has changed."""
-        changed = [client for client in clients if client in self.waiting]
-        for client in changed:
-            for other in self.waiting:
-                if other != client:
-                    self._update_pair(_pair(client, other), served)
-
-    def _update_pair(self, pair: tuple[ClientId, ClientId], served: dict[ClientId, float]) -> None:
-        extremes = self._extremes[pair]
-        difference = served[pair[0]] - served[pair[1]]
-        if difference < extremes[0]:
-            extremes[0] = difference
-        elif difference > extremes[1]:
-            extremes[1] = difference
-        else:
-            return
-        gap = extremes[1] - extremes[0]
-        if gap > self.largest:
-            self.largest, self.pair = gap, pair
-
-
-def _pair(f: ClientId, g: ClientId) -> tuple[ClientId, ClientId]:
-    return (g, f) if g < f else (f, g)
-
-
-@dataclass
-class ServiceReport:
-    """The result of `ServiceMeter`. Times in seconds, service in weighted tokens.
-
-    Attributes:
-      service: total by client.
-      curve: (time, total so far) by client, one point per change.
-      gap, gap_pair: the largest service gap between two clients that both waited, and these clients.
-      gap_curve: (time, largest gap so far).
-      ttft_s, e2e_s: time from arrival to first token and to finish, of every request by client.
-      prompt_tok, hit_tok, output_tok: totals; recomputed prompt tokens are not counted again.
-      hit_rate: share of prompt tokens found in the cache.
-      jain: Jain's index of the clients' service.
-    """
-
-    service: dict[ClientId, float] = field(default_factory=dict)
-    curve: dict[ClientId, list[tuple[float, float]]] = field(default_factory=dict)
-    gap: float = 0.0
-    gap_pair: tuple[ClientId, ClientId] | None = None
-    gap_curve: list[tuple[float, float]] = field(default_factory=list)
-    ttft_s: dict[ClientId, list[float]] = field(default_factory=dict)
-    e2e_s: dict[ClientId, list[float]] = field(default_factory=dict)
-    prompt_tok: int = 0
-    hit_tok: int = 0
-    output_tok: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    preempted: int = 0
-    duration_s: float = 0.0
-
-    @property
-    def hit_rate(self) -> float:
-        return self.hit_tok / self.prompt_tok if self.prompt_tok else 0.0
-
-    @property
-    def jain(self) -> float:
-        return jain(self.service.values())
-
-    def table(self) -> dict[str, Any]:
-        """Everything except the curves as plain values: the output of a command with --json."""
-        latency = {
-            client: {
-                f"{name}_p{p}_s": percentile(seconds.get(client, ()), p)
-                for name, seconds in (("ttft", self.ttft_s), ("e2e", self.e2e_s))
-                for p in (50, 90, 99)
-            }
-            for client in self.service
-        }
-        seconds = self.duration_s or math.nan
-        return {
-            "duration_s": self.duration_s,
-            "finished": self.finished,
-            "cancelled": self.cancelled,
-            "preempted": self.preempted,
-            "output_tok_per_s": self.output_tok / seconds,
-            "tok_per_s": (self.prompt_tok + self.output_tok) / seconds,
-            "hit_rate": self.hit_rate,
-            "gap": self.gap,
-            "gap_pair": self.gap_pair,
-            "jain": self.jain,
-            "service": self.service,
-            "clients": latency,
-        }
 
 
 @dataclass(slots=True)
@@ -191,6 +70,7 @@ class _LiveRequest:
     extend_tok: int = 0
     hit_tok: int = 0
     executed_tok: int = 0
+    ttft_s: float = 0.0
 
 
 @dataclass
@@ -200,6 +80,9 @@ class ServiceMeter:
     Attributes:
       prompt, output, cached: weights of a computed prompt token, an output token and a cached prompt token.
       curves: whether to record service and gap over time.
+      weights: share of each client; 1 where not named.
+      target: see `LatencyTarget`.
+      group_of: the name under which a client is measured, e.g. its program; itself where not named.
       served: service so far by client.
     """
 
@@ -207,13 +90,20 @@ class ServiceMeter:
     output: float = 2.0
     cached: float = 1.0
     curves: bool = True
+    weights: Mapping[ClientId, float] = field(default_factory=dict)
+    target: LatencyTarget = field(default_factory=LatencyTarget)
+    group_of: Mapping[ClientId, ClientId] = field(default_factory=dict)
     served: dict[ClientId, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._gap = GapMeter()
+        self._gap, self._pause = GapMeter(), AdmissionPauseMeter()
+        self._fluid = FluidLagMeter(self.weights)
+        self._weight_of = dict(self.weights)
+        self._per_weight: dict[ClientId, float] = {}  # service per weight so far
         self._waiting_of: dict[ClientId, int] = {}
         self._live: dict[RequestId, _LiveRequest] = {}
-        self._report = ServiceReport()
+        self._report = ServiceReport(target=self.target)
+        self._now_s = 0.0
         self._start_s: float | None = None
         self._handlers: dict[str, Callable[[float, Event], None]] = {
             "arrive": self._arrive,
@@ -223,11 +113,13 @@ class ServiceMeter:
             "finish": self._finish,
             "cancel": self._cancel,
             "preempt": self._preempt,
+            "weight": self._weight,
         }
 
     def take(self, event: Event) -> None:
         """Adds the next event of the log."""
         now_s = event["t"]
+        self._now_s = now_s
         if self._start_s is None:
             self._start_s = now_s
         self._report.duration_s = now_s - self._start_s
@@ -235,17 +127,30 @@ class ServiceMeter:
 
     def report(self) -> ServiceReport:
         """The figures up to the last event."""
-        self._report.service = dict(self.served)
-        self._report.gap, self._report.gap_pair = self._gap.largest, self._gap.pair
-        return self._report
+        found = self._report
+        found.service = dict(self.served)
+        found.weights = {client: weight for client, weight in self._weight_of.items() if weight != 1}
+        found.gap, found.gap_pair, found.gap_left_out = (
+            self._gap.largest,
+            self._gap.pair,
+            self._gap.left_out,
+        )
+        found.lag, found.jain = self._fluid.lags(), self._fluid.jain()
+        found.pause_s = dict(self._pause.until(self._now_s))
+        return found
 
     def _arrive(self, now_s: float, event: Event) -> None:
-        request = self._live[event["id"]] = _LiveRequest(event["client"], now_s)
-        self.served.setdefault(request.client, 0.0)
+        client = self.group_of.get(event["client"], event["client"])
+        request = self._live[event["id"]] = _LiveRequest(client, now_s)
+        self.served.setdefault(client, 0.0)
+        self._per_weight.setdefault(client, 0.0)
+        self._report.arrived[client] = self._report.arrived.get(client, 0) + 1
+        self._fluid.arrive(client)
         self._start_waiting(request)
 
     def _admit(self, now_s: float, event: Event) -> None:
         request = self._live[event["id"]]
+        self._pause.admit(request.client, now_s)
         self._stop_waiting(request)  # first, so that the admission itself is outside the waiting interval
         request.prompt_tok = request.prompt_tok or event["extend"] + event["hit"]
         new_tok = request.prompt_tok - request.extend_tok - request.hit_tok
@@ -255,24 +160,39 @@ class ServiceMeter:
     def _first_token(self, now_s: float, event: Event) -> None:
         request = self._live[event["id"]]
         if not request.has_first_token:
-            request.has_first_token = True
-            self._report.ttft_s.setdefault(request.client, []).append(now_s - request.arrival_s)
+            request.has_first_token, request.ttft_s = True, now_s - request.arrival_s
+            self._report.ttft_s.setdefault(request.client, []).append(request.ttft_s)
 
     def _tokens(self, now_s: float, event: Event) -> None:
         counts = event["counts"]
         self._report.output_tok += sum(counts.values())
+        if self.group_of:
+            grouped: dict[ClientId, int] = {}
+            for client, count in counts.items():
+                group = self.group_of.get(client, client)
+                grouped[group] = grouped.get(group, 0) + count
+            counts = grouped
         self._serve(now_s, {client: self.output * count for client, count in counts.items()})
 
     def _finish(self, now_s: float, event: Event) -> None:
         request = self._live.pop(event["id"])
-        self._report.e2e_s.setdefault(request.client, []).append(now_s - request.arrival_s)
+        client, e2e_s = request.client, now_s - request.arrival_s
+        self._report.e2e_s.setdefault(client, []).append(e2e_s)
         self._report.finished += 1
+        self._fluid.end(client)
+        tpot_s = 0.0
+        if (output_tok := event.get("output", 0)) > 1:
+            tpot_s = (e2e_s - request.ttft_s) / (output_tok - 1)
+            self._report.tpot_s.setdefault(client, []).append(tpot_s)
+        if request.ttft_s <= self.target.ttft_s and tpot_s <= self.target.tpot_s:
+            self._report.in_target[client] = self._report.in_target.get(client, 0) + 1
 
     def _cancel(self, now_s: float, event: Event) -> None:
         request = self._live.pop(event["id"])
         self._settle(now_s, request, event)
         if request.waits:
             self._stop_waiting(request)
+        self._fluid.end(request.client)
         self._report.cancelled += 1
 
     def _preempt(self, now_s: float, event: Event) -> None:
@@ -280,6 +200,11 @@ class ServiceMeter:
         self._settle(now_s, request, event)
         self._start_waiting(request)
         self._report.preempted += 1
+
+    def _weight(self, now_s: float, event: Event) -> None:
+        client = self.group_of.get(event["client"], event["client"])
+        self._weight_of[client] = event["weight"]
+        self._fluid.set_weight(client, event["weight"])
 
     def _count(self, now_s: float, request: _LiveRequest, extend_tok: int, hit_tok: int) -> None:
         request.extend_tok += extend_tok
@@ -302,30 +227,39 @@ class ServiceMeter:
         count = self._waiting_of.get(request.client, 0)
         self._waiting_of[request.client] = count + 1
         if not count:
-            self._gap.join(request.client, self.served)
+            self._gap.join(request.client, self._per_weight)
+            self._fluid.join(request.client)
+            self._pause.join(request.client, self._now_s)
 
     def _stop_waiting(self, request: _LiveRequest) -> None:
         request.waits = False
         self._waiting_of[request.client] -= 1
         if not self._waiting_of[request.client]:
             self._gap.leave(request.client)
+            self._fluid.leave(request.client)
+            self._pause.leave(request.client, self._now_s)
 
     def _serve(self, now_s: float, amount_of: dict[ClientId, float]) -> None:
         previous = self._gap.largest
         for client, amount in amount_of.items():
             self.served[client] += amount
+            self._per_weight[client] += amount / self._weight_of.get(client, 1.0)
             if self.curves:
                 self._report.curve.setdefault(client, []).append((now_s, self.served[client]))
-        self._gap.update(amount_of, self.served)
+        self._fluid.serve(amount_of)
+        self._gap.update(amount_of, self._per_weight)
         if self.curves and self._gap.largest > previous:
             self._report.gap_curve.append((now_s, self._gap.largest))
 
 
 def report(
-    events: Iterable[Event], *, prompt: float = 1.0, output: float = 2.0, cached: float = 1.0
+    events: Iterable[Event], *, prompt: float = 1.0, output: float = 2.0, cached: float = 1.0, **more: Any
 ) -> ServiceReport:
-    """The report of a whole log. `cached=0` measures what DLPM charges: a hit is free."""
-    meter = ServiceMeter(prompt, output, cached)
+    """The report of a whole log. `cached=0` measures what DLPM charges: a hit is free.
+
+    `more`: further attributes of `ServiceMeter`.
+    """
+    meter = ServiceMeter(prompt, output, cached, **more)
     for event in events:
         meter.take(event)
     return meter.report()

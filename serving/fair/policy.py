@@ -11,11 +11,14 @@ What the driver guarantees:
     pass. No request is skipped because the head does not fit.
   * `admit` reports what the prefix cache saved, measured at admission. From then on `decoded` reports the
     request's tokens until exactly one of `finish`, `cancel` or `preempt`.
+  * Where the picked request does not fit, a driver asks a policy that has the method `victim(now_s)` for the
+    id of a running request to preempt, or None, and tries again (see `vtc_preempt`).
   * `preempt` returns a running request to waiting, ahead of its client's other requests. Tokens it had
     produced count as prompt from then on (`RequestInfo` does not change). Recomputation is not charged again.
 """
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, Protocol
 
 from serving.request import ClientId, RequestId, RequestInfo
@@ -60,11 +63,20 @@ class Policy(Protocol):
         and not carried out: state and charges are as before it.
         """
 
+    def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        """From now on the client has this share. What it has received and is owed does not change.
+
+        Raises:
+          ValueError: the weight is not above 0, or the policy does not share by weight.
+        """
+
     def served(self) -> Mapping[ClientId, int]:
         """Service charged so far per client, in ledger units (see `fair.ledger.SCALE`)."""
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
-        """The proven bound on |W_f - W_g| of two backlogged clients in weighted tokens, or None.
+        """The proven bound on |W_f/phi_f - W_g/phi_g| of two backlogged clients of weights phi, or None.
+
+        In weighted tokens (per unit of weight).
 
         Holds under `reserve` admission, where prompts plus maximal outputs of the running batch fit in
         `memory_tok`. With a prefix cache, up to `max_hit_tok` of a prompt may occupy none of that memory.

@@ -63,10 +63,13 @@ class NoisyLength(_Stateless):
 
 
 class RunningMean:
-    """Mean length of the client's last `window` outputs; 0 before the first."""
+    """Mean length of the client's last `window` outputs; 0 before the first.
 
-    def __init__(self, window: int = 5) -> None:
-        self.window = window
+    Remembers the `max_clients` that finished a request last.
+    """
+
+    def __init__(self, window: int = 5, max_clients: int = 4096) -> None:
+        self.window, self.max_clients = window, max_clients
         self.recent: dict[ClientId, list[int]] = {}
 
     def predict(self, request: RequestInfo) -> int:
@@ -74,9 +77,12 @@ class RunningMean:
         return round(sum(recent) / len(recent)) if recent else 0
 
     def observe(self, client: ClientId, output_tok: int) -> None:
-        recent = self.recent.setdefault(client, [])
+        recent = self.recent.pop(client, [])
         recent.append(output_tok)
         del recent[: -self.window]
+        self.recent[client] = recent  # last in the order
+        if len(self.recent) > self.max_clients:
+            del self.recent[next(iter(self.recent))]
 
     def snapshot(self) -> Any:
         return {client: list(recent) for client, recent in self.recent.items()}

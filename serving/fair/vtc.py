@@ -8,6 +8,10 @@ A client that returns from idle is lifted to the smallest counter among the wait
 time earns no credit. If none waits, it is lifted to the counter of the client that was the last to have a
 waiting request (without this second case a new client starves an old one).
 
+Under churn this lift starves, too: newcomers of one request each are all lifted to the smallest counter,
+which stays where it is as long as one of them waits, and a client that has been served once is behind them
+all until they stop coming. `lift="fluid"` (see `fluid_clock`) lifts them to a virtual time that goes on.
+
 The bound on the service gap is 2U with U = w_q*M + max(0, w_p - w_q)*L_in, where M bounds prompts plus
 *final* outputs of the running batch (`reserve` admission). The paper's U = max(w_p*L_in, w_q*M) is too small
 for w_p > w_q. Neither holds if only the current footprint is kept below M. With weights, the bound holds for
@@ -23,23 +27,29 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from serving.fair.base import Charge, PolicyBase
+from serving.fair.fluid_clock import FluidClock
 from serving.fair.lazy_heap import LazyMinHeap
 from serving.fair.ledger import SCALE, Account, Amount
 from serving.fair.predict import Predictor, make_predictor
 from serving.request import ClientId, RequestInfo
 
-type Lift = Literal["paper", "no_idle", "none"]
-"""`no_idle` omits the lift when no client waits, as a published artifact does; `none` is `Lcf`."""
+type Lift = Literal["paper", "fluid", "no_idle", "none"]
+"""`fluid` lifts to a virtual time and does not starve under churn. `no_idle` omits the lift when no client
+waits, as a published artifact does; `none` is `Lcf`."""
+LIFTS: tuple[Lift, ...] = ("paper", "fluid", "no_idle", "none")
 
 
 class Vtc(PolicyBase):
     """Serves the client with the smallest virtual counter."""
 
+    WEIGHTED = True
+
     def __init__(self, *, lift: Lift = "paper", **options: Any) -> None:
         super().__init__(**options)
-        if lift not in ("paper", "no_idle", "none"):
-            raise ValueError(f"unknown lift {lift!r}; known: paper, no_idle, none")
-        self.lift = lift
+        if lift not in LIFTS:
+            raise ValueError(f"unknown lift {lift!r}; known: {', '.join(LIFTS)}")
+        self.lift: Lift = lift
+        self.clock = FluidClock(lambda client: self.ledger.accounts[client].counter)
         self.last_left: ClientId | None = None
         self._by_counter = LazyMinHeap(self._key)  # clients with waiting requests
 
@@ -48,41 +58,69 @@ class Vtc(PolicyBase):
         return None if client is None else self.backlog.head(client)
 
     def gap_bound(self, *, memory_tok: int, max_prompt_tok: int, max_hit_tok: int = 0) -> float | None:
-        if self.lift != "paper":
+        if self.lift not in ("paper", "fluid"):
             return None
         batch = self.cost.batch_bound(
             memory_tok=memory_tok, max_prompt_tok=max_prompt_tok, max_hit_tok=max_hit_tok
         )
-        min_weight = min([Fraction(1), *self.ledger.weights.values()])
-        return float(2 * batch / min_weight) / SCALE
+        return float(2 * batch / self.min_weight) / SCALE
 
     def _key(self, client: ClientId) -> tuple[Amount, int, int]:
-        """Smallest counter first; ties by least recent service, then by the oldest request."""
+        """Smallest counter first; ties by least recent service, then by the oldest request.
+
+        Under the fluid lift newcomers must not pass at equal counters, so the oldest request decides.
+        """
         account = self.ledger.accounts[client]
-        return account.counter, account.turn, self.backlog.head(client).seq
+        turn = 0 if self.lift == "fluid" else account.turn
+        return account.counter, turn, self.backlog.head(client).seq
 
     def _floor(self) -> Amount | None:
-        """The counter that a returning client is lifted to; None if there is none."""
+        """The counter that a returning client is lifted to by the paper's rule; None if there is none."""
         if self.lift == "none":
             return None
         client = self._by_counter.top()
-        if client is None and self.lift == "paper":
+        if client is None and self.lift != "no_idle":
             client = self.last_left
         return None if client is None else self.ledger.accounts[client].counter
 
     def _on_join(self, account: Account) -> None:
         floor = self._floor()
+        if self.lift == "fluid":
+            floor = self.clock.tag(floor)
         if floor is not None and account.counter <= floor:
             account.lift_to(floor)
             account.turn = -1  # as for a new client, so that a forgotten account makes no difference
 
     def _on_enqueue(self, charge: Charge) -> None:
         self._by_counter.push(charge.request.client)
+        if self.lift == "fluid":
+            self.clock.join(charge.request.client)
 
     def _on_dequeue(self, charge: Charge, emptied: bool) -> None:
         if emptied:
             self.last_left = charge.request.client
             self._by_counter.discard(charge.request.client)
+            self.clock.leave(charge.request.client)
+
+    def _on_live(self, account: Account) -> None:
+        if self.lift == "fluid":
+            self.clock.live_weight += account.weight
+
+    def _on_idle(self, account: Account) -> None:
+        if self.lift == "fluid":
+            self.clock.live_weight -= account.weight
+
+    def _on_reweigh(self, account: Account) -> None:
+        if account.client in self.live_of:
+            self._on_idle(account)
+
+    def _reweighed(self, account: Account) -> None:
+        if account.client in self.live_of:
+            self._on_live(account)
+
+    def _before_charge(self, account: Account, amount: int) -> None:
+        if self.lift == "fluid":
+            self.clock.charge(account, amount)
 
     def _on_refund(self, account: Account) -> None:
         if account.client in self.backlog.waiting_of:
@@ -91,7 +129,7 @@ class Vtc(PolicyBase):
     def _forgettable(self, idle: list[Account]) -> list[Account]:
         """Accounts that a lift would raise to the floor. The floor only grows, except for pending refunds."""
         floor = self._floor()
-        if floor is None or self.lift != "paper":
+        if floor is None or self.lift not in ("paper", "fluid"):
             return []
         charged_of: dict[ClientId, int] = {}
         for charge in self.charge_of.values():
@@ -107,14 +145,19 @@ class Vtc(PolicyBase):
         return [a for a in idle if a.client != self.last_left and a.counter <= floor - max_refund]
 
     def snapshot(self) -> dict[str, Any]:
-        return super().snapshot() | {"last_left": self.last_left}
+        clock = {"clock": self.clock.snapshot()} if self.lift == "fluid" else {}
+        return super().snapshot() | {"last_left": self.last_left} | clock
 
     def restore(self, state: dict[str, Any]) -> None:
         self.last_left = state["last_left"]
+        if "clock" in state:
+            self.clock.restore(state["clock"])
         super().restore(state)
 
     def _rebuild(self) -> None:
         self._by_counter.clear(self.backlog.waiting_of)
+        live = sum((self.ledger.accounts[client].weight for client in self.live_of), Fraction(0))
+        self.clock.rebuild(live, self.backlog.waiting_of if self.lift == "fluid" else ())
 
 
 class Lcf(Vtc):

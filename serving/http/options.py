@@ -4,6 +4,7 @@ told at once.
 
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def served_name(checkpoint: Path) -> str:
     return path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
 
 
-def engine_config(model: ModelConfig, options: StartOptions, eos_ids: list[int]) -> EngineConfig:
+def engine_config(model: ModelConfig, options: StartOptions, eos_ids: Sequence[int]) -> EngineConfig:
     """An engine that serves any request the protocol can ask for.
 
     Raises:

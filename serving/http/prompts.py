@@ -66,7 +66,11 @@ class PromptReader:
 
     def _encode(self, texts: list[str], add_special: bool) -> list[list[int]]:
         try:
-            return [self.tokenizer.encode(t, add_special_tokens=add_special).ids for t in texts]
+            if add_special:
+                from mixattn.hf import encode  # imports jax, as the model has by now
+
+                return [encode(self.tokenizer, text) for text in texts]
+            return [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         except Exception as why:  # the library raises a bare Exception
             raise ApiError(400, f"the text cannot be tokenised: {why}", param="prompt") from None
 

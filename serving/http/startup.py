@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from mixattn.chat_template import special_tokens
 from serving import model_engine
 from serving.config import EngineConfig
 from serving.http.grammar import GrammarCompiler
@@ -13,7 +14,7 @@ from serving.http.options import StartOptions, engine_config
 from serving.http.prompts import PromptReader
 from serving.http.service import ServedModel, Service
 from serving.http.settings import HttpLimits
-from serving.http.templates import ChatTemplate, special_tokens, template_of
+from serving.http.templates import ChatTemplate, template_of
 from serving.http.token_text import TokenTexts
 
 
@@ -55,7 +56,7 @@ class Starter:
         path = options.checkpoint
         tokenizer = hf.load_tokenizer(path) if hf.has_tokenizer(path) else None
         settings = hf.tokenizer_settings(path)
-        eos_ids = hf.stop_ids(path)
+        eos_ids = model_engine.eos_ids(path)
         config = self._override(engine_config(hf.read_config(path), options, eos_ids))
         net, model_config = hf.load(path, dtype=options.dtype)
         engine = Engine(

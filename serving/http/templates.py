@@ -131,16 +131,11 @@ class ChatTemplate:
                     pipe.close()
 
 
-def special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens of a tokenizer_config.json, as a template names them."""
-    found = {name: value for name, value in settings.items() if name.endswith("_token")}
-    return {n: v.get("content") if isinstance(v, dict) else v for n, v in found.items()}
-
-
 def template_of(settings: Mapping[str, Any]) -> str | None:
     """The template of a tokenizer_config.json: a text, or the one named "default" of several."""
     given = settings.get("chat_template")
     if isinstance(given, list):
-        named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
-        given = named.get("default")
+        given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+    if isinstance(given, dict):
+        given = given.get("default")
     return given if isinstance(given, str) else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-type Message = dict[str, str]
+type Message = dict[str, Any]
 type RenderMessages = Callable[[Sequence[Message]], list[int]]
 
 
@@ -23,24 +23,30 @@ def checked(messages: Any) -> list[Message]:
 
 
 def _message(number: int, message: Any) -> Message:
+    """What else a message holds (tool calls, reasoning, a name) is the template's to read."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"message {number} must be an object with a role and a content")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         content = "".join(str(part.get("text", "")) for part in content)
+    if content is None and message.get("tool_calls"):
+        return {name: value for name, value in message.items() if name != "content"}
     if not isinstance(content, str):
         raise ValueError(f"message {number} must have text as its content")
-    return {"role": message["role"], "content": content}
+    return message | {"content": content}
 
 
-def renderer(model: str | Path, tokenizer: "Tokenizer") -> RenderMessages:
-    """Messages -> ids by the template of the checkpoint at `model`.
+def renderer(model: str | Path, tokenizer: "Tokenizer", **variables: Any) -> RenderMessages:
+    """Messages -> ids by the template of the checkpoint at `model`; its files are read once.
 
     The template writes the begin-of-text token itself where the model wants one, so the tokenizer adds none.
     """
-    from mixattn.text import chat_prompt
+    from mixattn import chat_template, hf
+
+    templates, settings = hf.chat_templates(model), hf.tokenizer_settings(model)
 
     def ids(messages: Sequence[Message]) -> list[int]:
-        return list(tokenizer.encode(chat_prompt(model, messages), add_special_tokens=False).ids)
+        text = chat_template.render(templates, settings, messages, where=model, **variables)
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     return ids

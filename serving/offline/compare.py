@@ -63,7 +63,8 @@ def run(
     compiled = engine.stats().programs
     outputs = drive(engine, Arrivals(serve.workload, documents), on_delta)
     cached = CACHED_WEIGHT.get(policy, 1.0)
-    measured = metrics.report(events, cached=cached)
+    weights = {c: float(w) for c, w in config.policy_options.get("weights", {}).items()}
+    measured = metrics.report(events, cached=cached, weights=weights)
     stats = engine.stats()
     start_s = events[0]["t"] if events else 0.0
     table = measured.table() | {

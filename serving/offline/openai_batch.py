@@ -2,7 +2,8 @@
 
     {"custom_id": "a1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}
 
-`body.model` is not compared with the model served. Answers keep our format, under `custom_id` as their id.
+`body.model` is not compared with the model served. Answers keep our format, under `custom_id` as their id,
+and carry `metadata`. Fields that vLLM adds to OpenAI's are understood too.
 """
 
 from collections.abc import Mapping
@@ -21,9 +22,13 @@ _SAME = {
     "frequency_penalty",
     "presence_penalty",
     "logit_bias",
+    "metadata",
+    *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "prompt_logprobs", "priority"),
+    "cache_salt",
 }
 _RENAMED = {"max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "user": "client"}
-_IGNORED = {"model", "metadata", "store"}
+_RENAMED |= {"stop_token_ids": "stop_ids", "include_stop_str_in_output": "include_stop"}
+_IGNORED = {"model", "store"}
 _LOGPROBS = {"logprobs", "top_logprobs"}
 
 

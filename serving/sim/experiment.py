@@ -8,11 +8,13 @@ from serving import fair
 from serving.config import Limits
 from serving.engine.plan import MemoryManager
 from serving.engine.scheduler import CacheLocality
-from serving.fair.metrics import Event, ServiceMeter, ServiceReport, jain, percentile
+from serving.fair.metrics import Event, LatencyTarget, ServiceMeter, ServiceReport, percentile
 from serving.fair.policy import Policy
 from serving.kvcache.groups import FullGroup
 from serving.kvcache.manager import KVCacheManager
+from serving.request import ClientId
 from serving.sim.cost import StepCost
+from serving.sim.critical_path import by_critical_path
 from serving.sim.memory import ADMISSIONS, Admission, TokenMemory
 from serving.sim.simulator import Failure, ServingSimulation, SimulationResult
 from serving.sim.timed_policy import TimedPolicy
@@ -20,6 +22,7 @@ from serving.sim.vtc_artifact import RequestRecords, accumulated_gap, mean, rate
 from serving.sim.worker import Worker
 from serving.sim.workload import SimulatedRequest, Source, merged
 
+WARM_UP_S, COOL_DOWN_S = 30.0, 29.0  # left out of what is measured while requests arrive
 ANY_STEPS = tuple(range(1, 4097))
 
 
@@ -33,6 +36,7 @@ class SimulatedEngine:
       page_tok: page size of the prefix cache; 0: no cache, memory is counted in tokens.
       step_tok: maximal prompt tokens per step; only longer prompts are split into chunks.
       admit_every: decode steps between two admission attempts.
+      damped: whether optimistic admission learns from preemptions (see `serving.engine.admission_window`).
       workers, router, router_options: a cluster if there is more than one worker.
       failures: (worker, down at, up at), times in seconds.
     """
@@ -43,6 +47,7 @@ class SimulatedEngine:
     step_tok: int = 3072
     max_slots: int = 1000
     admit_every: int = 10
+    damped: bool = True
     workers: int = 1
     router: str = "round_robin"
     router_options: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +86,8 @@ class SimulatedEngine:
             admit_every=self.admit_every,
             mixed=False,
             admission="reserve" if reserve else "optimistic",
+            # Peak admission never preempts, so there is nothing to learn.
+            damped=self.damped and self.admission == "optimistic",
         )
 
 
@@ -91,6 +98,7 @@ class PolicyRun:
     Attributes:
       prompt_weights: weights of a computed and of a cached prompt token in measured service.
       server: replaces the server of the experiment.
+      critical_path: calls of programs have priorities by the work behind them (see `critical_path`).
     """
 
     policy: str
@@ -98,6 +106,7 @@ class PolicyRun:
     label: str = ""
     prompt_weights: tuple[float, float] = (1.0, 1.0)
     server: SimulatedEngine | None = None
+    critical_path: bool = False
 
     @property
     def name(self) -> str:
@@ -112,8 +121,11 @@ class FairnessExperiment:
       id, title: e.g. "E1", and what it shows, with the figure or table of the paper that it repeats.
       sources: random clients. requests: `requests(seed)` builds a structured workload instead.
       demand_s: how long requests arrive; differences are measured within this time.
+      weights: of the clients, by which service is measured; policies get theirs by their options.
+      groups: the name under which a client is measured, where not its own.
+      target: latencies that requests should meet.
       paper: by run and metric, the figure of a paper or its logs. The metric "CLIENT NAME" is of one client.
-      plots: panels of its picture: `service`, `gap`, `latency`, `pareto`.
+      plots: panels of its picture (see `serving.sim.suites.pictures`).
     """
 
     id: str = ""
@@ -124,6 +136,9 @@ class FairnessExperiment:
     runs: tuple[PolicyRun, ...] = (PolicyRun("vtc"),)
     seed: int = 0
     demand_s: float = 600.0
+    weights: dict[ClientId, float] = field(default_factory=dict)
+    groups: dict[ClientId, ClientId] = field(default_factory=dict)
+    target: LatencyTarget = field(default_factory=LatencyTarget)
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     plots: tuple[str, ...] = ("service", "gap")
 
@@ -133,9 +148,10 @@ class FairnessExperiment:
         for run in self.runs:
             fair.options(run.policy)
 
-    def workload(self) -> list[SimulatedRequest]:
-        """Its requests in order of arrival."""
-        return merged(self.sources, self.seed) if self.requests is None else self.requests(self.seed)
+    def workload(self, seed: int | None = None) -> list[SimulatedRequest]:
+        """Its requests in order of arrival, for its own seed or another."""
+        seed = self.seed if seed is None else seed
+        return merged(self.sources, seed) if self.requests is None else self.requests(seed)
 
 
 @dataclass
@@ -157,6 +173,7 @@ class PolicyOutcome:
     refills: int
     decision_us: float
     demand_s: float
+    weights: dict[ClientId, float]
 
     def row(self) -> dict[str, Any]:
         """Metrics of the run over all clients: those of the VTC artifact and more; seconds, tokens, weighted
@@ -165,26 +182,29 @@ class PolicyOutcome:
         clients = self.records.by_client()
         ttft = {c: [r.first_s - r.arrival_s for r in served] for c, served in clients.items()}
         # From the warm-up until just before arrivals end: fairness is not promised after that.
-        gap = [g for at_s, g in accumulated_gap(self.records, 30.0, self.demand_s - 29.0)]
-        waits = [percentile(seconds, 50) for seconds in ttft.values() if seconds]
+        gap = [g for _, g in self._accumulated_gap()]
+        waits = [percentile(seconds, 99) for seconds in ttft.values() if seconds]
         return {
             "run": self.run.name,
             "finished": self.result.finished,
             "refused": len(self.result.refused),
             "cancelled": self.result.cancelled,
+            "expired": self.result.expired,
             "end_s": self.result.end_s,
             "tok_per_s": table["tok_per_s"],
             "output_tok_per_s": table["output_tok_per_s"],
-            "req_per_s": self.result.finished / self.result.end_s,
-            **service_difference(self.records, self.demand_s),
-            "accumulated_gap": max(gap),
+            "req_per_s": self.result.finished / (self.result.end_s or float("nan")),
+            **service_difference(self.records, self.demand_s, self.weights),
+            "accumulated_gap": max(gap, default=float("nan")),
             "backlogged_gap": self.report.gap,
             "bound": self.bound if self.bound is not None else float("nan"),
-            "jain_service": jain(self.report.service.values()),
-            "jain_ttft": jain(waits),
+            **{name: table[name] for name in ("gap_left_out", "lag", "pause_s", "jain")},
+            **{name: table[name] for name in ("attainment", "least_attainment", "goodput")},
             "hit_rate": self.report.hit_rate,
             "ttft_mean_s": mean([s for seconds in ttft.values() for s in seconds]),
             "ttft_p99_s": percentile([s for seconds in ttft.values() for s in seconds], 99),
+            "worst_ttft_p99_s": max(waits, default=float("nan")),
+            "tpot_mean_s": mean([s for seconds in self.report.tpot_s.values() for s in seconds]),
             "ttft_max_s": max((s for seconds in ttft.values() for s in seconds), default=float("nan")),
             "preempted": self.report.preempted,
             "refills": self.refills,
@@ -193,21 +213,33 @@ class PolicyOutcome:
         }
 
     def client_rows(self) -> list[dict[str, Any]]:
-        """One row per client: its service while requests arrive, and its latencies."""
+        """One row per client: its service while requests arrive, and its latencies.
+
+        `finished_in_demand`: requests that finished before arrivals ended.
+        """
         rows = []
-        for client, served in self.records.by_client().items():
+        finished = self.records.by_client()
+        for client in sorted(self.report.service):
+            served = finished.get(client, [])
             ttft = [r.first_s - r.arrival_s for r in served]
             e2e = [r.end_s - r.arrival_s for r in served]
-            within = [r.within(30.0, self.demand_s - 29.0) for r in served]
+            window_s = self.demand_s - COOL_DOWN_S - WARM_UP_S
+            within = [r.within(WARM_UP_S, self.demand_s - COOL_DOWN_S) for r in served]
+            arrived, in_target = self.report.arrived.get(client, 0), self.report.in_target.get(client, 0)
             rows.append(
                 {
                     "run": self.run.name,
                     "client": client,
                     "finished": len(served),
-                    "service_per_s": sum(within) / (self.demand_s - 59.0),
+                    "finished_in_demand": sum(r.end_s <= self.demand_s for r in served),
+                    "service": self.report.service.get(client, 0.0),
+                    "service_per_s": sum(within) / window_s if window_s > 0 else float("nan"),
+                    "lag": self.report.lag.get(client, 0.0),
+                    "pause_s": self.report.pause_s.get(client, 0.0),
+                    "attainment": in_target / arrived if arrived else float("nan"),
                     "ttft_mean_s": mean(ttft),
                     **{f"ttft_p{p}_s": percentile(ttft, p) for p in (50, 90, 99)},
-                    "ttft_max_s": max(ttft),
+                    "ttft_max_s": max(ttft, default=float("nan")),
                     **{f"e2e_p{p}_s": percentile(e2e, p) for p in (50, 90, 99)},
                 }
             )
@@ -217,8 +249,12 @@ class PolicyOutcome:
         """Curves over time: service rates by client, and the gap accumulated since the warm-up."""
         return {
             "service": rate_curves(self.records, self.demand_s),
-            "gap": accumulated_gap(self.records, 30.0, self.demand_s - 29.0),
+            "gap": self._accumulated_gap(),
         }
+
+    def _accumulated_gap(self) -> list[tuple[float, float]]:
+        end_s = self.demand_s - COOL_DOWN_S
+        return accumulated_gap(self.records, WARM_UP_S, end_s, weights=self.weights)
 
 
 def run(
@@ -239,17 +275,29 @@ def run(
       progress: is called with the virtual time.
 
     Raises:
-      ValueError: a request that does not fit even alone, or unknown options of the policy.
+      ValueError: a request that does not fit even alone, no requests, or unknown options of the policy.
     """
     server = policy_run.server or experiment.server
     server.check()
     requests = experiment.workload() if requests is None else list(requests)
+    if policy_run.critical_path:
+        requests = by_critical_path(requests)
+    if not requests:
+        raise ValueError(f"experiment {experiment.id!r} has no requests")
     _check_fits(requests, server)
     computed, cached = policy_run.prompt_weights
-    meter = ServiceMeter(prompt=computed, cached=cached, curves=False)
+    meter = ServiceMeter(
+        prompt=computed,
+        cached=cached,
+        curves=False,
+        weights=experiment.weights,
+        target=experiment.target,
+        group_of=experiment.groups,
+    )
     records = RequestRecords(
         {request.id: request for request in requests},
         lambda r, hit_tok: computed * (r.prompt_tok - hit_tok) + cached * hit_tok + 2.0 * r.output_tok,
+        group_of=experiment.groups,
     )
 
     def log_event(event: Event) -> None:
@@ -288,6 +336,7 @@ def run(
         refills=sum(getattr(policy, "refills", 0) for policy in policies),
         decision_us=1e6 * sum(policy.seconds for policy in timed) / decisions if decisions else float("nan"),
         demand_s=experiment.demand_s,
+        weights=experiment.weights,
     )
 
 

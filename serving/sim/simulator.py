@@ -12,10 +12,11 @@ from serving.kvcache.tokens import TokenIds, TokenSequence
 from serving.request import RequestId, RequestInfo
 from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.worker import Step, Worker
-from serving.sim.workload import SimulatedRequest
+from serving.sim.workload import SimulatedRequest, predecessors
 
 # Events at the same time are handled in this order: ended steps are recorded before arrivals are queued.
 _STEP, _DOWN, _UP, _ARRIVE, _CANCEL = range(5)
+PRIORITY_STEP = 2**40  # places in the order of arrival that one step of priority is worth
 BLOCK_TOK = 64  # block size in which a router sees real token ids
 
 
@@ -34,6 +35,7 @@ class SimulationResult:
 
     Attributes:
       end_s: when the last request ended. busy_s: seconds of steps by worker.
+      cancelled: by their clients. expired: by their deadlines.
       refused: ids rejected by a rate limit. moved: requests whose worker failed.
       plans: steps planned.
     """
@@ -41,6 +43,7 @@ class SimulationResult:
     end_s: float = 0.0
     finished: int = 0
     cancelled: int = 0
+    expired: int = 0
     moved: int = 0
     plans: int = 0
     refused: list[RequestId] = field(default_factory=list)
@@ -69,6 +72,7 @@ class ServingSimulation:
         self._queue: list[tuple[float, int, int, Any]] = []
         self._pushed = self._arrivals = 0
         self._dependents: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
+        self._unmet: dict[RequestId, int] = {}  # requests that it follows and that have not ended
         self._worker_of: dict[RequestId, int] = {}
         self._down: dict[int, None] = {}
         self._unrouted: list[SimulatedRequest] = []  # arrived while all workers were down
@@ -77,10 +81,12 @@ class ServingSimulation:
             if router:
                 router.join(worker)
         for request in requests:
-            if request.after is None:
+            before = predecessors(request)
+            if not before:
                 self._push(request.arrival_s, _ARRIVE, request)
-            else:
-                self._dependents[request.after].append(request)
+            self._unmet[request.id] = len(before)
+            for id in before:
+                self._dependents[id].append(request)
         for failure in failures:
             self._push(failure.down_s, _DOWN, failure.worker)
             self._push(failure.up_s, _UP, failure.worker)
@@ -113,10 +119,11 @@ class ServingSimulation:
         info = RequestInfo(
             request.id,
             request.client,
-            self._arrivals,
+            self._arrivals + request.priority * PRIORITY_STEP,
             request.prompt_tok,
             request.max_output_tok,
             request.output_tok,
+            request.program,
         )
         self._arrivals += 1
         if len(self._down) == len(self.workers):
@@ -128,7 +135,9 @@ class ServingSimulation:
         if worker.submit(request, info, self.now_s):
             self._worker_of[request.id] = index
             if request.cancel_s is not None:
-                self._push(self.now_s + request.cancel_s, _CANCEL, request.id)
+                self._push(self.now_s + request.cancel_s, _CANCEL, (request, False))
+            if request.deadline_s is not None:
+                self._push(self.now_s + request.deadline_s, _CANCEL, (request, True))
             if worker.step is None:
                 self._may_begin[index] = None
             elif worker.step_end_s != end_s:  # its step was shortened for the newcomer
@@ -162,11 +171,13 @@ class ServingSimulation:
             self._ended(done.id, done.output_tok)
         self._may_begin[index] = None
 
-    def _cancel(self, id: RequestId) -> None:
+    def _cancel(self, what: tuple[SimulatedRequest, bool]) -> None:
+        (request, expires), id = what, what[0].id
         index = self._worker_of.get(id)
-        if index is not None:
+        if index is not None and self.workers[index].requests.get(id) is request:
             output_tok = self.workers[index].cancel(id, self.now_s)
-            self.result.cancelled += 1
+            self.result.expired += expires
+            self.result.cancelled += not expires
             self._ended(id, output_tok)
             self._may_begin[index] = None
 
@@ -196,6 +207,9 @@ class ServingSimulation:
         if self.router:
             self.router.ended(id, output_tok)
         for request in self._dependents.pop(id, ()):
+            self._unmet[request.id] -= 1
+            if self._unmet[request.id]:
+                continue
             self._push(self.now_s + request.arrival_s, _ARRIVE, request)
 
 

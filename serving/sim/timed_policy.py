@@ -1,6 +1,7 @@
 """A policy that measures its own decisions, with a clock given from outside."""
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from serving.fair.policy import Policy
@@ -43,6 +44,13 @@ class TimedPolicy(Policy):
 
     def preempt(self, id: RequestId, *, prefilled_tok: int | None = None) -> None:
         self.policy.preempt(id, prefilled_tok=prefilled_tok)
+
+    def victim(self, now_s: float) -> RequestId | None:
+        choose = getattr(self.policy, "victim", None)
+        return None if choose is None else choose(now_s)
+
+    def set_weight(self, client: ClientId, weight: float | Fraction) -> None:
+        self.policy.set_weight(client, weight)
 
     def served(self) -> Mapping[ClientId, int]:
         return self.policy.served()

@@ -6,9 +6,12 @@ log is more exact (see `serving.fair.metrics`), but only figures computed in the
 Source: `fair_bench/plot/visualize.py` of the VTC artifact.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pvariance
+
+import numpy as np
 
 from serving.fair.metrics import Event
 from serving.request import ClientId, RequestId
@@ -40,7 +43,8 @@ class ServedRequest:
 class RequestRecords:
     """Collects finished requests from an event log; `take` is called with every event.
 
-    `cost_of(request, hit_tok)` is the cost of a request in weighted tokens, as its policy bills it.
+    `group_of`: see `serving.fair.metrics.ServiceMeter`. `cost_of(request, hit_tok)` is the cost of a request
+    in weighted tokens, as its policy bills it.
     """
 
     requests: dict[RequestId, SimulatedRequest]
@@ -48,6 +52,7 @@ class RequestRecords:
         request.prompt_tok + 2.0 * request.output_tok
     )
     served: list[ServedRequest] = field(default_factory=list)
+    group_of: Mapping[ClientId, ClientId] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._arrival_s: dict[RequestId, float] = {}
@@ -69,7 +74,8 @@ class RequestRecords:
         request = self.requests[id]
         first_s, hit = self._first_s.pop(id), self._hit.pop(id)
         cost = self.cost_of(request, hit)
-        self.served.append(ServedRequest(request.client, self._arrival_s.pop(id), first_s, now_s, cost))
+        client = self.group_of.get(request.client, request.client)
+        self.served.append(ServedRequest(client, self._arrival_s.pop(id), first_s, now_s, cost))
 
     def by_client(self) -> dict[ClientId, list[ServedRequest]]:
         served_of: dict[ClientId, list[ServedRequest]] = {}
@@ -78,30 +84,61 @@ class RequestRecords:
         return dict(sorted(served_of.items()))
 
 
-def service_rate(served: Iterable[ServedRequest], start_s: float, end_s: float) -> float:
-    """Weighted tokens per second in a window."""
-    return sum(request.within(start_s, end_s) for request in served) / (end_s - start_s)
+class ClientCurves:
+    """The service of every client over time, from the times and costs of its finished requests."""
+
+    def __init__(self, records: RequestRecords) -> None:
+        self._requests = {
+            client: np.array([(r.arrival_s, r.first_s, r.end_s, r.cost) for r in served]).T
+            for client, served in records.by_client().items()
+        }
+        self.clients = list(self._requests)
+
+    def within(self, client: ClientId, start_s: float, ends_s: Sequence[float]) -> np.ndarray:
+        """The part of its cost in [start_s, end) for each end, as `ServedRequest.within` has it."""
+        _, first, end, cost = self._requests[client]
+        ends = np.asarray(ends_s)[:, None]
+        total = np.zeros(len(ends))
+        for at in range(0, len(first), 4096):  # a bounded number of times x requests at once
+            begins, stops, price = (column[at : at + 4096] for column in (first, end, cost))
+            duration = stops - begins
+            spread = duration > 0
+            overlap = np.minimum(ends, stops) - np.maximum(start_s, begins)
+            part = np.clip(overlap, 0, None) / np.where(spread, duration, 1.0)
+            at_once = (stops >= start_s) & (stops < ends)
+            total += (price * np.where(spread, part, at_once)).sum(axis=1)
+        return total
+
+    def rate(self, client: ClientId, start_s: float, end_s: float) -> float:
+        """Weighted tokens per second in a window."""
+        return float(self.within(client, start_s, [end_s])[0]) / (end_s - start_s)
+
+    def demand(self, client: ClientId, start_s: float, end_s: float) -> float:
+        """Weighted tokens per second of the requests that arrive in a window."""
+        arrival, _, _, cost = self._requests[client]
+        return float(cost[(arrival >= start_s) & (arrival < end_s)].sum()) / (end_s - start_s)
 
 
-def demand_rate(served: Iterable[ServedRequest], start_s: float, end_s: float) -> float:
-    """Weighted tokens per second of the requests that arrive in a window."""
-    return sum(request.cost for request in served if start_s <= request.arrival_s < end_s) / (end_s - start_s)
-
-
-def service_difference(records: RequestRecords, duration_s: float) -> dict[str, float]:
+def service_difference(
+    records: RequestRecords, duration_s: float, weights: Mapping[ClientId, float] | None = None
+) -> dict[str, float]:
     """Table 2 of the VTC paper: a client's share is limited by its demand.
 
-    At 19 times x, over [x, x + 60 s]: sum over clients of min(best rate - its rate, |its demand - its rate|).
+    At 19 times x, over [x, x + 60 s]: sum over clients of min(best rate - its rate, |its demand - its rate|),
+    all per unit of weight. nan where requests arrive for less than the warm-up.
     """
-    clients = records.by_client()
+    if duration_s <= WARM_UP_S or not records.served:
+        return {"max_diff": math.nan, "avg_diff": math.nan, "var_diff": math.nan}
+    curves, weights = ClientCurves(records), weights or {}
     differences = []
     for k in range(1, 20):
         at_s = k * (duration_s - WARM_UP_S) / 20
-        rates = {c: service_rate(served, at_s, at_s + WINDOW_S) for c, served in clients.items()}
+        end_s = at_s + WINDOW_S
+        rates = {c: curves.rate(c, at_s, end_s) / weights.get(c, 1.0) for c in curves.clients}
         best = max(rates.values(), default=0.0)
         differences.append(
             sum(
-                min(best - rate, abs(demand_rate(clients[c], at_s, at_s + WINDOW_S) - rate))
+                min(best - rate, abs(curves.demand(c, at_s, end_s) / weights.get(c, 1.0) - rate))
                 for c, rate in rates.items()
             )
         )
@@ -113,28 +150,38 @@ def service_difference(records: RequestRecords, duration_s: float) -> dict[str, 
 
 
 def accumulated_gap(
-    records: RequestRecords, start_s: float, end_s: float, points: int = 200
+    records: RequestRecords,
+    start_s: float,
+    end_s: float,
+    points: int = 200,
+    weights: Mapping[ClientId, float] | None = None,
 ) -> list[tuple[float, float]]:
-    """Figures 3, 7, 8: (time, largest minus smallest service accumulated by a client since `start_s`)."""
-    clients = records.by_client()
-    curve = []
-    for k in range(points + 1):
-        at_s = start_s + (end_s - start_s) * k / points
-        sums = [sum(request.within(start_s, at_s) for request in served) for served in clients.values()]
-        curve.append((at_s, max(sums) - min(sums) if sums else 0.0))
-    return curve
+    """Figures 3, 7, 8: (time, largest minus smallest service accumulated by a client since `start_s`).
+
+    Per unit of weight. Empty if there is no time between the two.
+    """
+    if end_s <= start_s:
+        return []
+    curves, weights = ClientCurves(records), weights or {}
+    times = [start_s + (end_s - start_s) * k / points for k in range(points + 1)]
+    if not curves.clients:
+        return [(at_s, 0.0) for at_s in times]
+    sums = [curves.within(c, start_s, times) / weights.get(c, 1.0) for c in curves.clients]
+    gaps = np.max(sums, axis=0) - np.min(sums, axis=0)
+    return list(zip(times, gaps.tolist()))
 
 
 def rate_curves(
     records: RequestRecords, end_s: float, points: int = 60
 ) -> dict[ClientId, list[tuple[float, float]]]:
     """Service rate of each client over time, in windows of 60 s around each point."""
+    curves = ClientCurves(records)
     return {
         client: [
-            (at_s, service_rate(served, max(0.0, at_s - WINDOW_S / 2), at_s + WINDOW_S / 2))
+            (at_s, curves.rate(client, max(0.0, at_s - WINDOW_S / 2), at_s + WINDOW_S / 2))
             for at_s in (end_s * k / points for k in range(points + 1))
         ]
-        for client, served in records.by_client().items()
+        for client in curves.clients
     }
 
 

@@ -1,14 +1,12 @@
-"""Workloads: simulated requests, random sources of them, and traces read from a file."""
+"""Workloads: simulated requests, and random sources of them. Traces of files are in `serving.sim.traces`."""
 
-import json
 import math
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from serving.kvcache.tokens import TokenIds, TokenSequence
+from serving.kvcache.tokens import TokenSequence
 from serving.request import ClientId, RequestId
 from serving.sim.synthetic_tokens import SyntheticTokens, TokenSegment
 
@@ -18,10 +16,13 @@ class SimulatedRequest:
     """A request of a workload, with the output length that it will have.
 
     Attributes:
-      arrival_s: time of arrival; if `after` is set, seconds after the end of that request.
+      arrival_s: time of arrival; if `after` is set, seconds after the end of that request, or of the last of
+        several.
       tokens: the prompt, possibly followed by the output (which the prefix cache then keeps).
       output_tok: tokens it will produce. max_output_tok: the limit it asks for, which the scheduler knows.
       cancel_s: seconds after its arrival at which its client cancels it, if at all.
+      deadline_s: seconds after its arrival at which it ends, finished or not.
+      priority: among a client's requests, smaller goes first. program: see `serving.request.Request`.
     """
 
     id: RequestId
@@ -32,8 +33,17 @@ class SimulatedRequest:
     output_tok: int
     max_output_tok: int
     cache_salt: Hashable = ""
-    after: RequestId | None = None
+    after: RequestId | tuple[RequestId, ...] | None = None
     cancel_s: float | None = None
+    deadline_s: float | None = None
+    priority: int = 0
+    program: str = ""
+
+
+def predecessors(request: SimulatedRequest) -> tuple[RequestId, ...]:
+    """The requests that it follows."""
+    after = request.after
+    return () if after is None else (after,) if isinstance(after, str) else after
 
 
 type Length = int | tuple[int, int] | tuple[str, float, float, int]
@@ -145,96 +155,3 @@ def merged(sources: Iterable[Source], seed: int) -> list[SimulatedRequest]:
         source.check()
         requests += source.requests(random.Random(f"{seed}/{i}/{source.client}"), f"{i}." if i else "")
     return sorted(requests, key=lambda request: request.arrival_s)
-
-
-_KNOWN = {"id", "client", "arrival_s", "prompt", "prompt_len", "prefix", "output_len", "max_output", "weight"}
-
-
-@dataclass
-class RequestTrace:
-    """A workload read from a file, and the weights of its clients."""
-
-    requests: list[SimulatedRequest] = field(default_factory=list)
-    weights: dict[ClientId, float] = field(default_factory=dict)
-
-
-def read_trace(path: str | Path) -> RequestTrace:
-    """Reads a workload from JSON lines.
-
-    A line holds "id", "client", "arrival_s", "output_len" and either "prompt": [ids] or "prompt_len" with an
-    optional "prefix": [[key, length], ..]; "max_output" and "weight" are optional. `prompt_len` includes the
-    prefix. One bad line rejects the whole file.
-
-    Raises:
-      ValueError: a bad line, named with its error, or a file without requests.
-    """
-    trace = RequestTrace()
-    seen: set[RequestId] = set()
-    with open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    request, weight = _request(json.loads(line))
-                    if request.id in seen:
-                        raise ValueError(f"the id {request.id!r} appears twice")
-                    if trace.weights.setdefault(request.client, weight) != weight:
-                        raise ValueError(
-                            f"client {request.client!r} has weight {weight} here "
-                            f"and {trace.weights[request.client]} before"
-                        )
-                except (ValueError, TypeError, KeyError) as why:
-                    reason = f"{why} is missing" if isinstance(why, KeyError) else why
-                    raise ValueError(f"{path} line {number}: {reason}") from why
-                seen.add(request.id)
-                trace.requests.append(request)
-    if not trace.requests:
-        raise ValueError(f"{path} holds no request")
-    trace.requests.sort(key=lambda request: request.arrival_s)
-    return trace
-
-
-def _request(row: Any) -> tuple[SimulatedRequest, float]:
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    if unknown := sorted(set(row) - _KNOWN):
-        raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN))}")
-    if ("prompt" in row) == ("prompt_len" in row):
-        raise ValueError("give either prompt or prompt_len")
-    id, arrival_s = str(row["id"]), _number(row, "arrival_s", 0.0, float)
-    output = _number(row, "output_len", 1, int)
-    max_output = _number(row, "max_output", 1, int) if "max_output" in row else output
-    if max_output < output:
-        raise ValueError(f"output_len is {output}, above max_output {max_output}")
-    weight = _number(row, "weight", 0.0, float) if "weight" in row else 1.0
-    if not weight > 0:
-        raise ValueError(f"weight is {weight}; it must be above 0")
-    tokens = _prompt(row, id)
-    return SimulatedRequest(
-        id, str(row["client"]), arrival_s, tokens, len(tokens), output, max_output
-    ), weight
-
-
-def _prompt(row: dict[str, Any], id: RequestId) -> TokenSequence:
-    if "prompt" in row:
-        if not row["prompt"] or not all(type(t) is int and 0 <= t < 2**31 for t in row["prompt"]):
-            raise ValueError("prompt must be a list of at least one token id")
-        return TokenIds(row["prompt"])
-    total = _number(row, "prompt_len", 1, int)
-    prefix = [(str(key), length) for key, length in row.get("prefix", ())]
-    if any(type(n) is not int or n < 1 for _, n in prefix):
-        raise ValueError("a prefix is a list of [key, length] with lengths of at least 1")
-    shared = sum(n for _, n in prefix)
-    if shared > total:
-        raise ValueError(f"the prefix has {shared} tokens, prompt_len is {total}")
-    return SyntheticTokens([*prefix, (("own", id), total - shared)])
-
-
-def _number(row: dict[str, Any], name: str, minimum: float, kind: Callable[[Any], Any]) -> Any:
-    value = row[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}, not a number")
-    if kind is int and value != int(value):
-        raise ValueError(f"{name} is {value}, not a whole number")
-    if value < minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}")
-    return kind(value)

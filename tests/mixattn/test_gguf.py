@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, trainers
 
 from mixattn import hf
 from mixattn.hf import gguf_file, gguf_rope, translate
-from mixattn.layers import rope_frequencies
+from mixattn.rope import rope_frequencies
 from mixattn.text import chat_prompt
 from tests.mixattn import gguf_files
 from tests.mixattn.gguf_files import write_gguf, write_vocabulary
@@ -77,6 +77,74 @@ def test_quantised_rows_are_what_the_library_dequantises(kind, tmp_path, monkeyp
     np.testing.assert_array_equal(file.read("x", np.dtype(np.float32)), want)
     np.testing.assert_array_equal(file.read("x", np.dtype(jnp.bfloat16)), want.astype(jnp.bfloat16))
     assert np.abs(want - values).max() < 0.4
+
+
+def _blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> np.ndarray:
+    """Random rows of quantised blocks; scales are stored as float16 and kept finite."""
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    raw = np.random.default_rng(seed).integers(0, 256, (rows, blocks, size), np.uint8)
+    return np.where(raw & 0x7C == 0x7C, raw ^ 0x40, raw).reshape(rows, blocks * size)
+
+
+def _written(path, kind: str, data: np.ndarray) -> gguf_file.GGUFFile:
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_tensor("x", data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    out.write_header_to_file(), out.write_kv_data_to_file(), out.write_tensors_to_file(), out.close()
+    return gguf_file.GGUFFile(path)
+
+
+EVERY_KIND = sorted(type.name for type in gguf.quants._type_traits)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_every_type_that_the_library_knows_is_read(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_file, "CHUNK_ELEMENTS", 300)
+    data = _blocks(kind, rows=5, blocks=3)
+    read = _written(tmp_path / "x.gguf", kind, data).read("x", np.dtype(np.float32))
+    want = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+    assert read.shape == want.shape
+    np.testing.assert_array_equal(read, want)
+
+
+def _six_bits(raw: np.ndarray, j: int) -> tuple[int, int]:
+    """Scale and minimum of sub-block j of a Q4_K block, from its 12 bytes."""
+    if j < 4:
+        return raw[j] & 63, raw[j + 4] & 63
+    return (raw[j + 4] & 15) | (raw[j - 4] >> 6) << 4, (raw[j + 4] >> 4) | (raw[j] >> 6) << 4
+
+
+def _q4_k(block: np.ndarray) -> list[float]:
+    scale, least = block[:4].view(np.float16).astype(np.float64)
+    values = []
+    for j in range(8):
+        step, shift = _six_bits(block[4:16].astype(int), j)
+        quants = block[16 + 32 * (j // 2) : 48 + 32 * (j // 2)].astype(int)
+        values += [scale * step * (q >> 4 if j % 2 else q & 15) - least * shift for q in quants]
+    return values
+
+
+def _q6_k(block: np.ndarray) -> list[float]:
+    low, high, scales = block[:128].astype(int), block[128:192].astype(int), block[192:208].view(np.int8)
+    [scale] = block[208:].view(np.float16).astype(np.float64)
+    values = []
+    for i in range(256):
+        half, within = divmod(i, 128)
+        quarter, lane = divmod(within, 32)
+        byte = low[64 * half + 32 * (quarter % 2) + lane]
+        four = byte >> 4 if quarter >= 2 else byte & 15
+        two = high[32 * half + lane] >> 2 * quarter & 3
+        values.append(scale * int(scales[i // 16]) * ((four | two << 4) - 32))
+    return values
+
+
+@pytest.mark.parametrize(("kind", "decode"), [("Q4_K", _q4_k), ("Q6_K", _q6_k)])
+def test_the_common_k_types_are_read_as_their_format_says(kind, decode, tmp_path):
+    """The blocks decoded value by value, in float64."""
+    data = _blocks(kind, rows=3, blocks=2, seed=1)
+    read = _written(tmp_path / "x.gguf", kind, data).read("x", np.dtype(np.float32))
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    want = [[x for block in row.reshape(-1, size) for x in decode(block)] for row in data]
+    np.testing.assert_allclose(read, want, rtol=1e-5, atol=1e-6)
 
 
 def test_the_asked_dtype_is_the_models(tmp_path):

@@ -33,8 +33,14 @@ def rewrite(directory, change) -> None:
     save_file(tensors, directory / checkpoint_dir.SINGLE)
 
 
-def reconfigure(directory, **fields) -> None:
-    raw = json.loads((directory / checkpoint_dir.CONFIG).read_text()) | fields
+def reconfigure(directory, model_type=None, **fields) -> None:
+    """Changes fields of the model; what repeats them for other programs follows."""
+    raw = json.loads((directory / checkpoint_dir.CONFIG).read_text())
+    raw["mixattn"] |= fields
+    kept = {"model_type", "architectures", "auto_map", "mixattn"}
+    raw = {name: value for name, value in raw.items() if name in kept} | (
+        {"model_type": model_type} if model_type else {}
+    )
     (directory / checkpoint_dir.CONFIG).write_text(json.dumps(raw))
 
 
@@ -69,7 +75,8 @@ def test_shards_hold_what_one_file_holds(saved, tmp_path):
 def test_saving_over_an_old_checkpoint_leaves_nothing_of_it(saved):
     checkpoint_dir.write(saved, {}, [(str(i), np.zeros(9)) for i in range(3)], None, shard_bytes=80)
     hf.save(model(SPARSE), saved)
-    assert sorted(path.name for path in saved.iterdir()) == [checkpoint_dir.CONFIG, checkpoint_dir.SINGLE]
+    names = [checkpoint_dir.CONFIG, checkpoint_dir.SINGLE, "modeling_mixattn.py"]
+    assert sorted(path.name for path in saved.iterdir()) == names
     assert hf.load(saved)[1] == SPARSE
 
 
@@ -193,7 +200,7 @@ def test_old_and_new_spellings_of_rope_mean_the_same():
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not supported"),
+        (LLAMA | {"rope_scaling": {"type": "mrope", "factor": 2.0}}, "rope type 'mrope' is not supported"),
         (LLAMA | {"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "has no field 'vocab_size'"),
     ],

@@ -16,8 +16,9 @@ from flax import nnx
 
 from mixattn import hf
 from mixattn.cache import Ring
-from mixattn.hf.checkpoint_dir import read_json
+from mixattn.generation import prepared
 from mixattn.hf.families import FAMILIES
+from mixattn.hf.json_file import read_object as read_json
 from mixattn.hf.translate import read_config, write_config
 
 ROOT = Path(os.environ.get("MIXATTN_PARITY") or Path(__file__).parent / "fixtures")
@@ -40,7 +41,7 @@ def whole(graphdef, params, tokens_BT):
 @functools.partial(jax.jit, static_argnames="graphdef")
 def cached(graphdef, params, tokens_BT):
     """Prefill of 7 tokens, then one token at a time."""
-    model = nnx.merge(graphdef, params)
+    model = prepared(nnx.merge(graphdef, params), tokens_BT.shape[1])
     B, T = tokens_BT.shape
     first = model.forward(tokens_BT[:, :7], cache=Ring.init(model.config, B, T))
 

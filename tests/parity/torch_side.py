@@ -64,6 +64,44 @@ FIXTURES = {
         {**SMALL, "sliding_window": 4, "sliding_window_pattern": 3, "rope_parameters": GEMMA3_ROPE},
     ),
     "opt": ("opt", OPT),
+    "gemma": ("gemma", {**SMALL, "num_key_value_heads": 2}),
+    "phi3": (
+        "phi3",
+        {
+            **{name: value for name, value in SMALL.items() if name != "head_dim"},
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.67,
+                "short_factor": [1.0, 1.5],
+                "long_factor": [2.0, 4.0],
+            },
+        },
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **SMALL,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "olmo2": (
+        "olmo2",
+        {
+            **SMALL,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
 }
 MORE = {
     "llama_plain": ("llama", {**SMALL, "num_key_value_heads": 4, "head_dim": 14}),
@@ -102,6 +140,66 @@ MORE = {
         "gemma3_text",
         {**SMALL, "num_hidden_layers": 7, "sliding_window": 3, "query_pre_attn_scalar": 6},
     ),
+    "gemma_old_name": ("gemma", {**SMALL, "hidden_act": "gelu", "num_key_value_heads": 4, "head_dim": 8}),
+    "llama_yarn_mscale": (
+        "llama",
+        {
+            **SMALL,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "mscale": 1.5,
+                "mscale_all_dim": 0.7,
+                "beta_fast": 16,
+                "truncate": False,
+            },
+        },
+    ),
+    "llama_dynamic": (
+        "llama",
+        {
+            **SMALL,
+            "max_position_embeddings": 12,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
+        },
+    ),
+    "mistral_longrope": (
+        "mistral",
+        {
+            **SMALL,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "original_max_position_embeddings": 32,
+                "short_factor": [1.0, 1.5, 2.0],
+                "long_factor": [2.0, 4.0, 8.0],
+            },
+        },
+    ),
+    "phi3_sliding": (
+        "phi3",
+        {
+            **{n: v for n, v in SMALL.items() if n != "head_dim"},
+            "num_key_value_heads": 4,
+            "sliding_window": 5,
+        },
+    ),
+    "qwen3_moe_renormalized": (
+        "qwen3_moe",
+        {
+            **SMALL,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
+    "olmo2_biased_tied": ("olmo2", {**SMALL, "attention_bias": True, "tie_word_embeddings": True}),
     "opt_untied": ("opt", {**OPT, "tie_word_embeddings": False, "activation_function": "gelu"}),
 }
 

@@ -19,7 +19,7 @@ INT = "a whole number"
         ({"n": 2.5}, INT),
         ({"top_k": 1.5}, "-1"),
         ({"top_k": 2**40}, "-1"),
-        ({"top_k": 0}, "-1"),
+        ({"top_k": -2}, "-1"),
         ({"seed": "x"}, "None or a whole number"),
         ({"seed": 1.5}, INT),
         ({"temperature": "hot"}, "a number"),
@@ -95,3 +95,18 @@ def test_a_prompt_is_the_requests_own_whatever_becomes_of_the_callers_array():
     request = Request(client="a", prompt_ids=buffer)
     buffer[:] = 9
     assert request.prompt_ids == (0, 1, 2, 3)
+
+
+def test_zero_means_for_top_k_and_top_p_what_it_means_elsewhere():
+    """Off, as in transformers and vLLM; and the likeliest token only."""
+    assert Sampling(top_k=0) == Sampling()
+    assert 0 < Sampling(top_p=0).top_p < 1e-20
+
+
+@pytest.mark.parametrize("field", ["id", "client", "cache_salt"])
+def test_half_of_a_surrogate_pair_is_no_text(field):
+    """It can be neither written nor hashed, and would fail in the middle of a step."""
+    with pytest.raises(ValueError, match=rf"{field} is '.ud800x'; it must be text"):
+        Request(**{"client": "a", "prompt_ids": [1], field: "\ud800x"})
+    with pytest.raises(ValueError, match=r"sampling\.stop"):
+        Sampling(stop=("\udfff",))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from train import digests
 from train.checkpoint import Checkpoints, ignore_closed_loop_errors
 from train.step import TrainState
 
@@ -101,3 +102,42 @@ def test_errors_of_the_closed_event_loop_are_ignored_and_others_are_not():
     for why in (RuntimeError("Event loop is closed"), RuntimeError("something else"), OSError("disk")):
         hook(SimpleNamespace(exc_value=why))
     assert [str(one.exc_value) for one in passed_on] == ["something else", "disk"]
+
+
+def test_a_flipped_byte_in_any_file_of_a_checkpoint_is_refused(checkpoints):
+    checkpoints.save(1, state(1), {"seconds": 1.0}, validation=2.0)
+    checkpoints.wait()
+    folder = checkpoints.folder / "1"
+    names = sorted(p for p in folder.rglob("*") if p.is_file())
+    assert len(names) > 5
+    assert digests.NAME in {p.name for p in names}
+    for file in names:
+        whole = file.read_bytes()
+        for at in {0, len(whole) // 2, len(whole) - 1} if whole else ():
+            damaged = bytearray(whole)
+            damaged[at] ^= 1
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"step 1 .* cannot be used .*not as it was written"):
+                checkpoints.meta(1)
+        file.write_bytes(whole)
+    assert checkpoints.meta(1) == {"seconds": 1.0}
+    assert equal(restore(checkpoints, 1), state(1))
+
+
+def test_a_file_that_is_missing_or_new_in_a_checkpoint_is_refused(checkpoints):
+    checkpoints.save(1, state(1), {})
+    checkpoints.wait()
+    (checkpoints.folder / "1" / "note").write_text("")
+    with pytest.raises(ValueError, match=r"note is new"):
+        checkpoints.meta(1)
+    (checkpoints.folder / "1" / "note").unlink()
+    (checkpoints.folder / "1" / "meta" / "metadata").unlink()
+    with pytest.raises(ValueError, match=r"meta/metadata is missing"):
+        checkpoints.meta(1)
+
+
+def test_a_checkpoint_of_an_older_version_has_no_digests_and_is_read(checkpoints):
+    checkpoints.save(1, state(1), {"seconds": 2.0})
+    checkpoints.wait()
+    (checkpoints.folder / "1" / digests.NAME).unlink()
+    assert checkpoints.meta(1) == {"seconds": 2.0}

@@ -104,6 +104,6 @@ def test_the_tokenize_command_is_resumable_and_its_folder_is_a_corpus(run_module
         data.prepare(data.DataConfig(path=str(out)), tmp_path / "unused", 200)
     other = run_module("train.data", "tokenize", *arguments, "--vocab_size=500")
     assert other.returncode == 2
-    assert "was started for" in other.stderr
+    assert "was started for another request: vocab_size is 300 there and 500 here" in other.stderr
     wrong = run_module("train.data", "tokenise")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
-from mixattn import hf
+from mixattn import Transformer, hf
 from mixattn.tools import cli
 from tests.train import tiny
 from train import corpus, mesh, run, tokens
@@ -66,6 +67,8 @@ def test_a_run_writes_a_model_prompts_and_a_summary(trained):
     _, config = hf.load(workdir / "model")
     assert config.kv_wiring == "0s_1"
     tokenizer = hf.load_tokenizer(workdir / "model")
+    end = tokenizer.token_to_id(tokens.SEPARATOR)
+    assert hf.special_ids(workdir / "model") == (end, (end,), end)
     documents = [json.loads(line) for line in (workdir / "heldout.jsonl").read_text().splitlines()]
     assert len(documents) == summary["corpus"]["parts"]["heldout"]["documents"]
     name, ids = documents[0]["path"], documents[0]["ids"]
@@ -198,3 +201,20 @@ def test_a_model_that_does_not_beat_its_baseline_is_exported_and_the_command_fai
     done = run_module("train.main", CONFIG, SHORT, f"--workdir={tmp_path}", "--config.train.must_beat=bigram")
     refused(done, "does not beat its baseline", "bigram")
     assert json.loads((tmp_path / "summary.json").read_text())["passed"] is False
+
+
+def test_an_initial_model_without_a_tokenizer_is_refused(run_module, tmp_path):
+    model = Transformer(tiny.get_config().model, rngs=nnx.Rngs(0))
+    hf.save(model, tmp_path / "start")
+    start = f"--config.train.init_from={tmp_path}/start"
+    done = run_module("train.main", CONFIG, SHORT, f"--workdir={tmp_path}/run", start)
+    refused(done, f"{tmp_path}/start has no tokenizer.json")
+
+
+def test_a_tokenizer_is_named_by_its_folder_too(run_module, trained, tmp_path):
+    """The model that comes out has the end token of the tokenizer that went in."""
+    workdir, _ = trained
+    given = f"--config.data.tokenizer={workdir}/model"
+    done = run_module("train.main", CONFIG, SHORT, f"--workdir={tmp_path}/run", given)
+    assert done.returncode == 0, done.stderr
+    assert hf.special_ids(tmp_path / "run" / "model").eos == hf.special_ids(workdir / "model").eos

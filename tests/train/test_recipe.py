@@ -15,7 +15,8 @@ from train.experiment import CheckpointConfig, Stage, TrainConfig, TrainingExper
 from train.experiments.sweep import sweep
 from train.experiments.uptrain import UptrainExperiment
 from train.optimizer import OptimizerConfig
-from train.recipe import as_json, difference, recipe, upgrade
+from train.recipe import as_json, recipe, upgrade
+from train.resume import differences
 
 # The folder of a run that commit 23cc231 took to step 6, with the checkpoint of step 2 only. All names in it
 # are those of that version (train.start, rule, rate, trains, moments, bars.json, ...).
@@ -82,7 +83,7 @@ def test_a_run_of_an_older_version_of_another_config_is_still_refused(old_run):
 
 def test_every_old_name_becomes_the_name_of_a_field(old_run):
     old = files.read_json(old_run / "config.json")
-    assert difference(old, recipe(experiment()))  # the negative control
+    assert differences(old, recipe(experiment()))  # the negative control
     assert upgrade(old) == recipe(experiment())
     assert upgrade(upgrade(old)) == upgrade(old)
 

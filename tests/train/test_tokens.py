@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from train import corpus, tokens
 
@@ -54,11 +55,11 @@ def test_an_interrupted_write_is_incomplete_and_resumes_at_its_shard(texts, writ
     monkeypatch.setattr(tokens, "_SHARD_CHARS", 3000)
     calls, encode = [], tokens._shard
 
-    def counted(folder, documents, encoder):
+    def counted(folder, documents, encoder, separator):
         if len(calls) == 4:
             raise KeyboardInterrupt
         calls.append(documents)
-        return encode(folder, documents, encoder)
+        return encode(folder, documents, encoder, separator)
 
     monkeypatch.setattr(tokens, "_shard", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -103,3 +104,39 @@ def test_a_corpus_too_small_for_every_part_is_refused(tmp_path):
     (texts / "a.txt").write_text("one line\n")
     with pytest.raises(ValueError, match="the corpus has 1 documents and none of them falls into"):
         tokens.write(str(texts), tmp_path / "out", vocab_size=300)
+
+
+def test_a_given_tokenizer_separates_documents_by_its_own_end_token(texts, tmp_path):
+    """In GPT-2's, id 0 is an exclamation mark and the end of a text has the last id."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(
+        models.BPE(
+            vocab={"!": 0} | {c: i + 1 for i, c in enumerate(c for c in alphabet if c != "!")}, merges=[]
+        )
+    )
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    made.enable_truncation(8)
+    made.save(str(tmp_path / "tokenizer.json"))
+    end = made.token_to_id("<|endoftext|>")
+    assert end != 0
+    written = tokens.write(
+        str(texts), tmp_path / "out", vocab_size=400, tokenizer=tmp_path / "tokenizer.json"
+    )
+    assert written.separator == end
+    for part, stream in (("train", written.train), ("validation", written.validation)):
+        counts = written.manifest["parts"][part]
+        assert int((np.asarray(stream) == end).sum()) == counts["documents"]
+        # A byte is a token, so nothing was cut off.
+        assert counts["tokens"] == counts["bytes"] + counts["documents"]
+    other = tokens.write(
+        str(texts), tmp_path / "other", vocab_size=400, tokenizer=tmp_path / "tokenizer.json", separator="!"
+    )
+    assert other.separator == 0
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(texts, tmp_path):
+    made = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="names no token that ends a text"):
+        tokens.write(str(texts), tmp_path / "out", vocab_size=400, tokenizer=tmp_path / "tokenizer.json")

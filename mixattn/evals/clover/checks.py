@@ -12,7 +12,7 @@ from mixattn.evals.clover.method import Method, program, read_method
 from mixattn.evals.clover.outputs import RunProgram, compare_outputs
 from mixattn.evals.clover.refusals import unproved
 from mixattn.evals.clover.triple import EDGES, Edge, Triple
-from mixattn.evals.dafny.protocol import Verify, located
+from mixattn.evals.dafny.protocol import Verify, located, settled
 from mixattn.evals.llm import LanguageModel
 
 type Status = Literal["pass", "fail", "cannot say"]
@@ -106,9 +106,7 @@ def anno_sound(triple: Triple, verify: Verify) -> EdgeResult:
     refused = unproved(text) or ("" if triple.method.body else "the method has no body")
     if refused:
         return EdgeResult("fail", 1, refused)
-    found = verify(text)
-    if found.verdict == "timeout":
-        found = verify(text, tries=2)
+    found = settled(text, verify)
     if found.verdict == "verified":
         return EdgeResult("pass")
     unknown = found.verdict in ("timeout", "crash", "empty")

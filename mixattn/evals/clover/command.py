@@ -3,7 +3,7 @@
     python -m mixattn.evals clover run --model=oracle                   our own set, a scripted model
     python -m mixattn.evals clover show                                 acceptance by kind and edge, ablation
     python -m mixattn.evals clover run --model=NAME --url=http://127.0.0.1:8000/v1 --k=10 --out=runs/NAME
-    python -m mixattn.evals clover run --data=CHECKOUT --model=ground_truth --out=runs/clover-public
+    python -m mixattn.evals clover run --data=CHECKOUT --model=ground_truth --dialect=auto
     python -m mixattn.evals clover run --data=CHECKOUT --edges=anno-sound --out=runs/clover-sound
     python -m mixattn.evals clover check --code=max.dfy --doc=max.txt --tests=main.dfy --model=NAME --url=URL
     python -m mixattn.evals clover check --code=body.dfy --spec=spec.dfy --doc=max.txt --json
@@ -53,6 +53,9 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_string("doc", "", "check: file with its docstring.")
     flags.DEFINE_string("tests", "", "check: file with a Main that calls it and prints.")
     flags.DEFINE_string("data", "own", "run: `own`, or a checkout of CloverBench.")
+    flags.DEFINE_enum(
+        "dialect", "none", ["none", "auto"], "run: auto rewrites Dafny 4 for Dafny 2.3, every component."
+    )
     flags.DEFINE_string("out", "runs/clover", "run, show: folder of the results.")
     flags.DEFINE_string("csv", "", "show: also write the tables here, as CSV.")
     flags.DEFINE_string("model", "", "A scripted model, or the model's name on the server of --url.")
@@ -148,14 +151,21 @@ def _run(_: str) -> None:
             f"--model={FLAGS.model} knows our own set only, not --data={FLAGS.data}; use ground_truth"
         )
     everything, troubles = _data()
+    tools, tool = _tools(), find()
+    if FLAGS.dialect == "auto":
+        everything = public.in_dialect(everything, tools.verify)
     triples = [t for t in everything if t.kind in FLAGS.kinds]
     triples = triples[: FLAGS.limit] if FLAGS.limit else triples
-    tools, tool = _tools(), find()
     about: dict[str, Any] = {
         **{"data": FLAGS.data, "model": FLAGS.model or "none", "k": FLAGS.k, "seed": FLAGS.seed},
         **{"edges": edges, "early_quit": FLAGS.early_quit, "temperature": FLAGS.temperature},
         **{"p": FLAGS.p if FLAGS.model == "noisy" else None, "time_limit_s": FLAGS.time_limit},
-        **{"dafny": tool.dafny_version, "z3": tool.z3_version, "confinement": confinement()},
+        **{
+            "dialect": FLAGS.dialect,
+            "dafny": tool.dafny_version,
+            "z3": tool.z3_version,
+            "confinement": confinement(),
+        },
     }
     results = Results(Path(FLAGS.out), about)
     for trouble in troubles:

@@ -1,10 +1,14 @@
 """Loads CloverBench from a checkout of github.com/ChuyueSun/Clover. Nothing of it is part of this project."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mixattn.evals.clover.method import Method, read_method
 from mixattn.evals.clover.triple import Kind, Triple
+from mixattn.evals.dafny.dialect import level_for, rewrite
 from mixattn.evals.dafny.lexer import lex
+from mixattn.evals.dafny.protocol import Verify
 
 # Kind -> files of (code, annotation, docstring), below the folder of that kind; {n} is the program's name.
 _BENCH = Path("dataset/CloverBench")
@@ -42,6 +46,21 @@ def load(checkout: str | Path) -> tuple[list[Triple], list[str]]:
             except (ValueError, OSError) as why:
                 troubles.append(f"{kind} {name}: {why}")
     return triples, troubles
+
+
+def in_dialect(triples: Sequence[Triple], verify: Verify) -> list[Triple]:
+    """The triples in the words of the verifier at hand; all of a program as its right one needs it."""
+    levels = {t.name: level_for(t.program(), verify) for t in triples if t.kind == "right"}
+    return [_rewritten(t, levels.get(t.name, 0)) for t in triples]
+
+
+def _rewritten(triple: Triple, level: int) -> Triple:
+    """Tests are rewritten in any case: they use newer words than the programs that they test."""
+    tests = rewrite(triple.tests, max(level, 1))
+    if level == 0:
+        return replace(triple, tests=tests)
+    method = read_method(rewrite(triple.program(), level), triple.method.name)
+    return replace(triple, method=method, tests=tests)
 
 
 def _triple(root: Path, name: str, kind: Kind, program: str, docstring: str) -> Triple:

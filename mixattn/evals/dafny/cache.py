@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from mixattn.evals.dafny.protocol import Problem, Verification, Verify
+from mixattn.evals.dafny.protocol import UNSURE, Problem, Verification, Verify
 from mixattn.evals.dafny.tool import home
 from mixattn.tools import files
 
@@ -13,7 +13,8 @@ from mixattn.tools import files
 class Remember:
     """A `Verify` that asks `verify` about each program once.
 
-    Crashes are not remembered. A time-out of a first try is, but does not answer for a second one.
+    A time-out of a first try is remembered, but does not answer for a second one. A crash is remembered when
+    it came twice.
 
     Args:
       settings: everything else that a verdict depends on: versions, limits.
@@ -27,10 +28,10 @@ class Remember:
     def __call__(self, program: str, *, flags: tuple[str, ...] = (), tries: int = 1) -> Verification:
         path = self._path(program, flags)
         known = _read(path)
-        if known is not None and (known.verdict != "timeout" or known.tries >= tries):
+        if known is not None and (known.verdict not in UNSURE or known.tries >= tries):
             return known
         found = self._verify(program, flags=flags, tries=tries)
-        if found.verdict != "crash":
+        if found.verdict != "crash" or found.tries > 1:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps(asdict(found)))
         return found

@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from mixattn.evals.dafny import command_line, install
-from mixattn.evals.dafny.protocol import Verification, located
+from mixattn.evals.dafny.protocol import Verification, located, settled
 from mixattn.evals.dafny.verifier import Dafny, installed
 
 FLAGS = flags.FLAGS
@@ -41,9 +41,7 @@ def _install(_: str) -> None:
 def _check(file: str) -> None:
     program = command_line.read_program(file)
     verify = installed(FLAGS.time_limit, FLAGS.wall_limit, remember=FLAGS.cache)
-    found = verify(program)
-    if found.verdict == "timeout":
-        found = verify(program, tries=2)
+    found = settled(program, verify)
     print(json.dumps(found.public()) if FLAGS.json else _lines(found))
     sys.exit(0 if found.verdict == "verified" else 1)
 

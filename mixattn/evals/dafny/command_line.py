@@ -1,12 +1,14 @@
 """How the commands on Dafny programs start: a subcommand, at most one file, flags."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from absl import flags
+from rich.console import Console
 
 from mixattn.tools import cli
+from mixattn.tools.progress import ProgressLines
 
 MAX_FILE_BYTES = 4 << 20
 
@@ -52,3 +54,12 @@ def read_program(path: str, what: str = "FILE") -> str:
         raise ValueError(
             f"{path} is not a text in UTF-8: byte {why.start} is {file.read_bytes()[why.start]:#04x}"
         ) from why
+
+
+def followed[T](items: Iterable[T], total: int, words: Callable[[int, T], str]) -> Iterator[T]:
+    """The items, with a line of progress on standard error behind each."""
+    with ProgressLines(console=Console(stderr=True, highlight=False), transient=True) as lines:
+        line = lines.add(total)
+        for n, item in enumerate(items, 1):
+            line.update(n, words(n, item))
+            yield item

@@ -8,12 +8,13 @@
 Which level a program needs is found by trying: `level_for`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from mixattn.evals.dafny.expressions import Scan, is_word
 from mixattn.evals.dafny.lexer import DafnyTextError, Token, lex, partners
-from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafny.protocol import Verify, settled
 
 LEVELS = (0, 1, 2, 3)
 _FUNCTIONS = ("function", "predicate")
@@ -46,9 +47,16 @@ def rewrite(program: str, level: int) -> str:
         edits = [*_declarations(tokens, level), *_loops(program, tokens)]
     except DafnyTextError:
         return program
-    for edit in sorted(edits, reverse=True):
-        program = program[: edit.start] + edit.text + program[edit.end :]
-    return program
+    return _edited(program, sorted(edits))
+
+
+def _edited(program: str, edits: list[Edit]) -> str:
+    """`program` with its edits, in order of their places, none inside another."""
+    parts, at = [], 0
+    for edit in edits:
+        parts += [program[at : edit.start], edit.text]
+        at = edit.end
+    return "".join([*parts, program[at:]])
 
 
 def level_for(program: str, verify: Verify) -> int:
@@ -59,7 +67,7 @@ def level_for(program: str, verify: Verify) -> int:
         if rewritten in tried:
             continue
         tried.add(rewritten)
-        if verify(rewritten).verdict not in ("parse", "resolve", "crash"):
+        if settled(rewritten, verify).verdict not in ("parse", "resolve", "crash"):
             return level
     return 0
 
@@ -104,23 +112,29 @@ def _used_in_code(text: list[str]) -> set[str]:
             words = used
         elif text[i + 1 : i + 2] and text[i + 1] in ("(", "<") and is_word(word or " "):
             words.add(word)
-    while True:
-        more = used.union(*(bodies[name] for name in used & bodies.keys()))
-        if more == used:
-            return used
-        used = more
+    todo = list(used)
+    while todo:
+        new = bodies.pop(todo.pop(), set()) - used
+        used |= new
+        todo += new
+    return used
 
 
 def _loops(program: str, tokens: list[Token]) -> Iterator[Edit]:
     """`for i := a to b ... { body }` as a block with a `while`."""
     partner = partners(tokens)
     scan = Scan(tokens, partner)
+    seen: Counter[str] = Counter()  # by variable: hints must not change the names of bounds
     for i, token in enumerate(tokens[:-3]):
         if token[0] == "for" and is_word(tokens[i + 1][0]):
-            yield from _loop(program, tokens, partner, scan, i)
+            name = tokens[i + 1][0]
+            seen[name] += 1
+            yield from _loop(program, tokens, partner, scan, i, f"{name}_{seen[name]}")
 
 
-def _loop(program: str, tokens: list[Token], partner: list[int], scan: Scan, i: int) -> Iterator[Edit]:
+def _loop(
+    program: str, tokens: list[Token], partner: list[int], scan: Scan, i: int, label: str
+) -> Iterator[Edit]:
     name, assign = tokens[i + 1][0], i + 2
     while assign < len(tokens) and tokens[assign][0] != ":=" and assign < i + 20:
         assign += 1
@@ -129,10 +143,11 @@ def _loop(program: str, tokens: list[Token], partner: list[int], scan: Scan, i: 
     body = _body(tokens, partner, stop)
     if body is None:
         return
-    kind = program[tokens[i + 1].end : tokens[assign].start].strip() or ": int"
-    first = program[tokens[assign].end : tokens[middle].start].strip()
-    last = program[tokens[middle].end : tokens[stop].start].strip()
-    up, low, high = tokens[middle][0] == "to", f"low_{name}_{i}", f"high_{name}_{i}"
+    # Up to the last token, not to the next one: a comment between them would swallow what follows.
+    kind = program[tokens[i + 1].end : tokens[assign - 1].end].strip() or ": int"
+    first = program[tokens[assign].end : tokens[middle - 1].end].strip()
+    last = program[tokens[middle].end : tokens[stop - 1].end].strip()
+    up, low, high = tokens[middle][0] == "to", f"low_{label}", f"high_{label}"
     left = f"{high} - {name}" if up else f"{name} - {low}"
     if last == "*":
         head = f"var {name} {kind} := {first}; while true "

@@ -4,6 +4,8 @@ The one question is whether an operand has just ended. If so, `{` opens the body
 word begins something new; if not, `{` is a set and the word an operand.
 """
 
+from functools import lru_cache
+
 from mixattn.evals.dafny.lexer import DafnyTextError, Token
 
 CLAUSES = frozenset({"requires", "ensures", "reads", "modifies", "decreases", "invariant", "yield", "free"})
@@ -15,6 +17,7 @@ _BINDERS = frozenset({"forall", "exists", "set", "iset", "map", "imap"})
 _STATEMENTS = frozenset({"assert", "assume", "calc", "reveal", "expect"})
 
 
+@lru_cache(maxsize=4096)
 def is_word(text: str) -> bool:
     """Whether a token is an identifier or keyword."""
     return text[:1].isalpha() or (
@@ -22,6 +25,7 @@ def is_word(text: str) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)
 def ends_operand(text: str) -> bool:
     """Whether an operand may end with this token; `|` is decided by the scan."""
     if is_word(text):
@@ -77,7 +81,7 @@ class Scan:
                 binders, ended = max(binders - 1, 0), False
             elif is_word(text):
                 before = tokens[i - 1][0] if i > start else ""
-                if before in (".", "`"):
+                if before in (".", "`", "@"):  # a member, or the label of old@L
                     ended = True
                 elif ended and (text not in _WORD_OPERATORS or (text == "case" and not matches)):
                     return i

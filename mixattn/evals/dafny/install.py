@@ -36,8 +36,7 @@ def install(say: Callable[[str], None]) -> Tool:
     """
     dafny = shutil.which("dafny")
     if dafny is None:
-        say("installing Debian's dafny (19 MB)")
-        _apt()
+        _apt(say)
         dafny = shutil.which("dafny")
         if dafny is None:
             raise VerifierGone("apt-get installed dafny, but there is none on PATH")
@@ -65,7 +64,7 @@ def self_test(verify: Verify) -> None:
             )
 
 
-def _apt() -> None:
+def _apt(say: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None:
         raise VerifierGone("there is no dafny and no apt-get to install it with; put a Dafny 4 on PATH")
     if os.geteuid() != 0:
@@ -73,6 +72,7 @@ def _apt() -> None:
             "installing Debian's dafny needs root, and this is not root;"
             " run `apt-get install dafny` as root, or put a Dafny 4 on PATH"
         )
+    say("installing Debian's dafny (19 MB)")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     order = ["apt-get", "install", "--yes", "--no-install-recommends", "dafny"]
     if _run(order, environment):

@@ -4,6 +4,7 @@ Where two readings are possible the one with more tokens is taken, so that no wo
 """
 
 import re
+from bisect import bisect_right
 from typing import NamedTuple
 
 MAX_DEPTH = 500
@@ -28,21 +29,19 @@ class DafnyTextError(ValueError):
 
 _TOKEN = re.compile(
     r"""
-    (?P<space>[ \t\f\v\ufeff]+)
-  | (?P<newline>\r\n|\r|\n)
-  | (?P<comment>//[^\r\n]*)
-  | (?P<open>/\*)
-  | (?P<text>
-      @"(?:[^"]|"")*" | "(?:[^"\\\r\n]|\\[^\r\n])*"
+    (?: [ \t\f\v\ufeff\r\n]+ | //[^\r\n]* )*+
+    (
+      /\* | @"(?:[^"]|"")*" | "(?:[^"\\\r\n]|\\[^\r\n])*"
     | '(?:[^'\\\r\n]|\\u[0-9a-fA-F]{4}|\\[^\r\n])'(?![A-Za-z0-9_?])
     | 0x[0-9a-fA-F][0-9a-fA-F_]* | [0-9][0-9_]*(?:\.[0-9][0-9_]*)?
     | [A-Za-z_?'][A-Za-z0-9_?']*
     | <==> | ==> | <== | \.\.\. | :: | := | :\| | :- | == | != | <= | >= | => | -> | ~> | --> | && | \|\|
     | !! | \.\. | \S
-    )
+    )?
     """,
     re.VERBOSE,
 )
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 _DIRECTIVE = re.compile(r"^[ \t\f\v\ufeff]*#(?:if|elsif|else|endif)[^\r\n]*", re.MULTILINE)
 
@@ -54,32 +53,32 @@ def lex(program: str) -> list[Token]:
       DafnyTextError: a comment or string does not end, or a NUL character.
     """
     tokens: list[Token] = []
-    at, line, size = 0, 1, len(program)
-    match = _TOKEN.match
+    add, new, match = tokens.append, tuple.__new__, _TOKEN.match
+    line_ends = [found.end() for found in _LINE_END.finditer(program)]
+    line_ends.append(len(program) + 1)
+    at, line, size, next_line = 0, 1, len(program), line_ends[0]
     while at < size:
         found = match(program, at)
-        if found is None:  # only \S can fail, on blanks that Unicode knows and Dafny does not
-            raise DafnyTextError(line, f"unexpected character {program[at]!r}")
-        kind, end = found.lastgroup, found.end()
-        if kind == "text":
-            text = found[0]
-            _whole(text, line)
-            tokens.append(Token(text, at, end, line))
-            line += text.count("\n") if text[0] == "@" else 0
-        elif kind == "newline":
+        assert found is not None  # every part of the pattern is optional
+        text = found[1]
+        start, at = found.span(1)
+        if text is None:
+            at = found.end()
+            if at < size:  # blanks that Unicode knows and Dafny does not
+                raise DafnyTextError(bisect_right(line_ends, at) + 1, f"unexpected character {program[at]!r}")
+            break
+        while start >= next_line:
+            next_line = line_ends[line]
             line += 1
-        elif kind == "open":
-            end = _comment_end(program, at, line)
-            line += len(re.findall(r"\r\n|\r|\n", program[at:end]))
-        at = end
+        if text == "/*":
+            at = _comment_end(program, start, line)
+        elif text == '"' or text == "\0":
+            raise DafnyTextError(
+                line, "a NUL character" if text == "\0" else "a string does not end on its line"
+            )
+        else:
+            add(new(Token, (text, start, at, line)))
     return tokens
-
-
-def _whole(text: str, line: int) -> None:
-    if text == '"':
-        raise DafnyTextError(line, "a string does not end on its line")
-    if text == "\0":
-        raise DafnyTextError(line, "a NUL character")
 
 
 def _comment_end(program: str, start: int, line: int) -> int:

@@ -1,11 +1,11 @@
-"""Verifies many programs at once; a time-out is tried once more, alone, before it counts."""
+"""Verifies many programs at once; a time-out or crash is tried once more, alone, before it counts."""
 
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
-from mixattn.evals.dafny.protocol import Verification, Verify
+from mixattn.evals.dafny.protocol import UNSURE, Verification, Verify
 
 type Named = tuple[str, str]  # name, program
 
@@ -18,7 +18,7 @@ def cores() -> int:
 def verify_all(
     programs: Iterable[Named], verify: Verify, workers: int = 0
 ) -> Iterator[tuple[str, Verification]]:
-    """Yields (name, verification) as programs finish, time-outs at the end.
+    """Yields (name, verification) as programs finish, time-outs and crashes at the end.
 
     Args:
       workers: programs at once; 0: one for each core.
@@ -28,7 +28,7 @@ def verify_all(
     """
     late: list[Named] = []
     for (name, program), found in _hurried(iter(programs), verify, workers or cores()):
-        if found.verdict == "timeout" and found.tries < 2:
+        if found.verdict in UNSURE and found.tries < 2:
             late.append((name, program))
         else:
             yield name, found

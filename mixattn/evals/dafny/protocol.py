@@ -7,6 +7,9 @@ type Verdict = Literal["verified", "failed", "timeout", "parse", "resolve", "emp
 VERDICTS: tuple[Verdict, ...] = ("verified", "failed", "timeout", "parse", "resolve", "empty", "crash")
 
 
+UNSURE: tuple[Verdict, ...] = ("timeout", "crash")  # may be the machine's fault: tried once more, alone
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One message of the verifier. `line` and `column` count from 1; 0 where the message has no place."""
@@ -65,6 +68,17 @@ class Verify(Protocol):
         Raises:
           VerifierGone: the verifier cannot be started any more.
         """
+
+
+def settled(program: str, verify: Verify, flags: tuple[str, ...] = ()) -> Verification:
+    """A verification whose time-out or crash was tried once more.
+
+    Raises:
+      VerifierGone: the verifier disappeared.
+    """
+    found = verify(program, flags=flags)
+    again = found.verdict in UNSURE and found.tries < 2
+    return verify(program, flags=flags, tries=2) if again else found
 
 
 class VerifierGone(OSError):

@@ -121,7 +121,7 @@ class _Reader(Statements):
 
     def _body_of(self, at: int, end: int) -> int:
         """The index of the body's `{`, or where a declaration without body ends."""
-        text, i = self._text, at + 1
+        text, i = self._text, min(at + 1, end)
         if text[at] == "(":
             i = at
         while i < end and not (text[i] in DECLARATIONS and text[i - 1] != "."):

@@ -61,7 +61,7 @@ def forbidden(reading: Reading) -> Iterable[Cheat]:
     tokens = reading.tokens
     for span in reading.spans:
         for i in range(span.start, span.end):
-            rule = _rule(tokens, i)
+            rule = rule_of(tokens, i)
             if rule:
                 quoted = " ".join(t[0] for t in tokens[i : min(i + 8, span.end)])
                 yield Cheat(rule, tokens[i].line, quoted[:80])
@@ -70,7 +70,8 @@ def forbidden(reading: Reading) -> Iterable[Cheat]:
 _WORDS = {"assume": "assume", "expect": "expect", "include": "include", "free": "free", "...": "skeleton"}
 
 
-def _rule(tokens: list[Token], i: int) -> str:
+def rule_of(tokens: list[Token], i: int) -> str:
+    """What forbids token `i` in a hint; empty if nothing does."""
     text = tokens[i][0]
     if text in _WORDS:
         return _WORDS[text]

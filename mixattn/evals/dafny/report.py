@@ -4,6 +4,7 @@ Neither is enough alone: a time-out prints "1 verified, 0 errors, 1 time out" wi
 file prints "0 verified, 0 errors" with exit code 0.
 """
 
+import csv
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -98,4 +99,21 @@ def procedures(xml: Path) -> dict[str, bool]:
         conclusion = method.find("conclusion")
         good = conclusion is not None and conclusion.get("outcome") == "correct"
         found[name] = found.get(name, True) and good
+    return found
+
+
+def logged_procedures(log: Path) -> dict[str, bool]:
+    """The same from Dafny 4's `--log-format csv`; empty if the file is missing.
+
+    A row is "Name (correctness)" or "Name (well-formedness)", for parts with "(assertion batch 1)" behind it.
+    """
+    try:
+        rows = list(csv.reader(log.read_text(encoding="utf-8", errors="replace").splitlines()))
+    except (OSError, csv.Error):
+        return {}
+    found: dict[str, bool] = {}
+    for row in rows[1:]:
+        if len(row) > 1:
+            name = row[0].partition(" (")[0]
+            found[name] = found.get(name, True) and row[1] == "Passed"
     return found

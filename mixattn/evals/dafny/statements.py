@@ -1,5 +1,7 @@
 """Reads statements: which are code, which are hints, and which hints lack the body that would prove them."""
 
+import copy
+
 from mixattn.evals.dafny.expressions import Scan, is_word
 from mixattn.evals.dafny.grammar import ATTRIBUTES
 from mixattn.evals.dafny.lexer import DafnyTextError, Token
@@ -241,9 +243,8 @@ class Statements:
 
     def _proof(self, start: int, end: int) -> None:
         """Reads a block inside a hint: its statements are hints, whatever they are, but need their bodies."""
-        aside = Statements(self.tokens, self.partner)
-        aside._lemmas, aside._methods, aside._ghost = self._lemmas, self._methods, True
-        aside._depth = self._depth
+        aside = copy.copy(self)  # shares what was computed once for the whole text
+        aside.reading, aside._ghost, aside._known, aside._fresh = Reading(self.tokens), True, None, set()
         aside.statements(start, end)
         missing = [t for t in aside.reading.code if t[0] == NO_BODY]
         self.reading.cheats += [Cheat("no body", t.line, "a loop or forall without a body") for t in missing]
@@ -334,13 +335,13 @@ class Statements:
                 raise DafnyTextError(self.tokens[i].line, f"{self._text[i]!r} has no block")
             close = self.partner[at]
             self._keep(start, at + 1)
-            inside = len(code)
             if self._text[at + 1] == "case":
                 self._cases(at + 1, close)
-                holds = True
+                holds |= self._any_code
             else:
+                inside = len(code)
                 self.statements(at + 1, close)
-            holds |= len(code) > inside
+                holds |= len(code) > inside
             self._keep(close, close + 1)
             at = close + 1
             if not (self._text[i] == "if" and at < end and self._text[at] == "else"):

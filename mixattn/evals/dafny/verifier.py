@@ -39,14 +39,20 @@ class Dafny:
                 ran = run_confined(self.command(flags), folder, wall_limit_s=self.wall_limit_s)
             except FileNotFoundError as why:
                 raise VerifierGone(f"the verifier is gone: {why}") from why
-            outcomes = report.procedures(folder / "outcomes.xml")
+            outcomes = self._outcomes(folder)
             return self._verification(ran._replace(output=_masked(ran.output, folder)), outcomes, tries)
+
+    def _outcomes(self, folder: Path) -> dict[str, bool]:
+        if self.tool.is_new:
+            return report.logged_procedures(folder / "outcomes.csv")
+        return report.procedures(folder / "outcomes.xml")
 
     def command(self, flags: tuple[str, ...] = ()) -> list[str]:
         """The command line, in the private folder. Dafny 4's was written from its manual, not run."""
         if self.tool.is_new:
             limits = ["--cores", "1", "--verification-time-limit", str(self.time_limit_s)]
-            return [self.tool.dafny, "verify", *limits, *_translated(flags), NAME]
+            log = ["--log-format", "csv;LogFileName=outcomes.csv"]
+            return [self.tool.dafny, "verify", *limits, *log, *_translated(flags), NAME]
         options = ["/nologo", "/compile:0", "/deprecation:0", "/vcsCores:1", "/xml:outcomes.xml"]
         options += [f"/timeLimit:{self.time_limit_s}", f"/z3exe:{self.tool.z3}"]
         return [self.tool.dafny, *options, *flags, NAME]

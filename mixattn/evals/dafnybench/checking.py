@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mixattn.evals.dafny import official, strict
-from mixattn.evals.dafny.protocol import Problem, Verdict, Verification, Verify, located
+from mixattn.evals.dafny.dialect import rewrite
+from mixattn.evals.dafny.protocol import Problem, Verdict, Verification, Verify, located, settled
 from mixattn.evals.dafny.reading import Cheat
 
 type Mode = Literal["strict", "official"]
@@ -49,6 +50,22 @@ def check(task: Task, solution: str, verify: Verify, mode: Mode = "strict") -> A
     return _official(task, solution, verify) if mode == "official" else _strict(task, solution, verify)
 
 
+def check_in_dialect(task: Task, solution: str, level: int, verify: Verify, mode: Mode = "strict") -> Answer:
+    """The same for texts in words that the verifier does not know, which are rewritten at `level` for it.
+
+    What was changed is looked for in the texts as they are: rewriting must not hide a word. It is looked for
+    again in what is verified, so that rewriting cannot add one.
+
+    Raises:
+      VerifierGone: the verifier disappeared.
+    """
+    cheats = strict.cheats(task.original, task.stripped, solution) if mode == "strict" else ()
+    if cheats:
+        return Answer(False, "refused", cheats, (), 0, 0.0, _complaint(cheats))
+    rewritten = Task(task.name, rewrite(task.original, level), rewrite(task.stripped, level))
+    return check(rewritten, rewrite(solution, level), verify, mode)
+
+
 def _official(task: Task, solution: str, verify: Verify) -> Answer:
     found = verify(solution)
     cheats = official.cheats(task.stripped, solution)
@@ -61,16 +78,10 @@ def _strict(task: Task, solution: str, verify: Verify) -> Answer:
     cheats = strict.cheats(task.original, task.stripped, solution)
     if cheats:
         return Answer(False, "refused", cheats, (), 0, 0.0, _complaint(cheats))
-    found = verified_twice(solution, verify)
+    found = settled(solution, verify)
     if found.verdict == "verified":
         cheats = (*_unverified(task, found, verify), *_believed(task, solution, verify))
     return _answer(found.verdict == "verified" and not cheats, found, cheats)
-
-
-def verified_twice(program: str, verify: Verify) -> Verification:
-    """A verification whose time-out was tried once more."""
-    found = verify(program)
-    return verify(program, tries=2) if found.verdict == "timeout" and found.tries < 2 else found
 
 
 def _answer(accepted: bool, found: Verification, cheats: tuple[Cheat, ...]) -> Answer:
@@ -93,9 +104,9 @@ def _believed(task: Task, solution: str, verify: Verify) -> tuple[Cheat, ...]:
     Not asked where the original itself does not pass that: it holds an axiom of its own.
     """
     honest = ("/noCheating:1",)
-    if verify(solution, flags=honest).verdict == "verified":
+    if settled(solution, verify, honest).verdict == "verified":
         return ()
-    if verify(task.original, flags=honest).verdict != "verified":
+    if settled(task.original, verify, honest).verdict != "verified":
         return ()
     return (Cheat("believed without proof", 0, "fails with /noCheating:1"),)
 

@@ -7,7 +7,9 @@
     python -m mixattn.evals dafnybench run --data=CHECKOUT --model=ground_truth --dialect=auto
     python -m mixattn.evals dafnybench show --workdir=runs/annotator
     python -m mixattn.evals dafnybench cheats                          what each check lets pass
+    python -m mixattn.evals dafnybench scripted --attempts=3           every scripted model on our programs
     python -m mixattn.evals dafnybench bench                           the strict check's time
+    python -m mixattn.evals dafnybench pool --sample=12                the pool beside a bare loop
 
 `check` exits with 0 if the solution is accepted, 1 if not, 2 on bad input. --check=official is the public
 benchmark's own check, which takes many cheats for success; every table prints its rate beside ours. `run`
@@ -23,13 +25,14 @@ from absl import flags
 
 from mixattn.evals.dafny import command_line
 from mixattn.evals.dafny.command_line import read_program
+from mixattn.evals.dafny.dialect import level_for
 from mixattn.evals.dafny.pool import cores
-from mixattn.evals.dafny.protocol import Verify
+from mixattn.evals.dafny.protocol import VerifierGone, Verify
 from mixattn.evals.dafny.strip import strip
-from mixattn.evals.dafny.tool import find
 from mixattn.evals.dafny.verifier import installed
-from mixattn.evals.dafnybench import bench, cheats, layout, models, naming, runner, show, tasks, truth
-from mixattn.evals.dafnybench.checking import Task, check
+from mixattn.evals.dafnybench import layout, measurements, models, naming, runner, show, tasks
+from mixattn.evals.dafnybench.checking import Task, check_in_dialect
+from mixattn.evals.llm import CallFailed
 from mixattn.tools import files
 from pallas_kernels import results
 
@@ -47,8 +50,16 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("attempts", 10, "run: replies a task may take.", lower_bound=1)
     flags.DEFINE_integer("parallel", 0, "run: tasks at once; 0: one for each core.", lower_bound=0)
     flags.DEFINE_integer("budget_calls", 0, "run: replies over all tasks; 0: no limit.", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "run: of the noisy model.")
-    flags.DEFINE_enum("dialect", "none", ["none", "auto"], "auto: rewrite Dafny 4 for Dafny 2.3, both sides.")
+    flags.DEFINE_integer("max_tokens", 4096, "run: of one reply of a server's model.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.3, "run: of a server's model.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "budget_seconds", 0.0, "run: no reply is asked for after so long; 0: no limit.", lower_bound=0.0
+    )
+    flags.DEFINE_integer("sample", 0, "run: only so many tasks, drawn by --seed; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "run: of the noisy model and of --sample.")
+    flags.DEFINE_enum(
+        "dialect", "none", ["none", "auto"], "run, check: auto rewrites Dafny 4 for Dafny 2.3, both sides."
+    )
     flags.DEFINE_string("workdir", "", "run, show: the folder of the run; default: runs/dafnybench-MODEL.")
     flags.DEFINE_string("out", "", "run --model=ground_truth, show, cheats: also write a CSV.")
     flags.DEFINE_integer("time_limit", 20, "Solver seconds for one procedure.", lower_bound=1)
@@ -59,8 +70,10 @@ def start(argv: list[str]) -> None:
         "strip": _strip,
         "run": _run,
         "show": _show,
-        "cheats": _cheats,
-        "bench": _bench,
+        "cheats": measurements.cheats_table,
+        "scripted": measurements.scripted_models,
+        "bench": measurements.bench_check,
+        "pool": measurements.bench_pool,
     }
     command_line.run(__name__, subcommands, argv)
 
@@ -77,7 +90,9 @@ def _check(_: str) -> None:
     original = read_program(FLAGS.original, "--original")
     stripped = read_program(FLAGS.stripped) if FLAGS.stripped else strip(original)
     solution = read_program(FLAGS.solution, "--solution")
-    answer = check(Task("file", original, stripped), solution, _verifier(), FLAGS.check)
+    task, verify = Task("file", original, stripped), _verifier()
+    level = level_for(original, verify) if FLAGS.dialect == "auto" else 0
+    answer = check_in_dialect(task, solution, level, verify, FLAGS.check)
     if FLAGS.json:
         print(json.dumps(answer.public()))
     else:
@@ -88,15 +103,15 @@ def _check(_: str) -> None:
 
 def _run(_: str) -> None:
     if FLAGS.model == "ground_truth":
-        return _ground_truth()
+        return measurements.ground_truth()
     verify, workers = _verifier(), FLAGS.parallel or cores()
-    model = naming.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed)
-    questions = tasks.load(FLAGS.data)
-    if FLAGS.dialect == "auto":
-        questions = [tasks.in_dialect(task, verify)[0] for task in _counted(questions, "rewritten")]
+    options = {"max_tokens": FLAGS.max_tokens, "temperature": FLAGS.temperature}
+    model = naming.named(FLAGS.model, FLAGS.url, verify, FLAGS.seed, **options)
+    questions = tasks.chosen(FLAGS.data, FLAGS.dialect, FLAGS.sample, FLAGS.seed, verify)
     folder = Path(FLAGS.workdir or f"runs/dafnybench-{FLAGS.model}")
-    journal = runner.Journal(folder, _settings())
-    budget = runner.Budget(FLAGS.budget_calls)
+    settings = _settings()
+    journal = runner.Journal(folder, settings)
+    budget = runner.Budget(FLAGS.budget_calls, FLAGS.budget_seconds)
     names = runner.run(
         questions,
         model,
@@ -107,17 +122,31 @@ def _run(_: str) -> None:
         mode=FLAGS.check,
         budget=budget,
     )
-    for n, name in enumerate(names, 1):
+
+    def words(n: int, name: str) -> str:
         accepted = sum(past[-1].accepted for past in journal.attempts.values() if past)
-        _progress(f"{n}/{len(questions)} tasks, {accepted} accepted, last {name[:40]}")
-    _progress("")
+        return f"{n}/{len(questions)} tasks, {accepted} accepted, last {name[:40]}"
+
+    try:
+        for _ in command_line.followed(names, len(questions), words):
+            pass
+    except (VerifierGone, CallFailed) as why:
+        kept = sum(map(len, journal.attempts.values()))
+        what = "the model gave no answer: " * isinstance(why, CallFailed)
+        raise ValueError(
+            f"{what}{why}; {kept} attempts are kept in {folder}: run this again to go on"
+        ) from why
     layout.write(folder, FLAGS.model, questions, journal.attempts)
-    _print_table(questions, journal.attempts, verify)
+    _print_table(questions, journal.attempts, verify, settings)
 
 
 def _settings() -> dict[str, Any]:
     names = ("data", "model", "attempts", "check", "dialect", "seed", "time_limit", "wall_limit")
-    return {name: FLAGS[name].value for name in names}
+    settings = {name: FLAGS[name].value for name in names}
+    settings |= {"sample": FLAGS.sample} if FLAGS.sample else {}
+    return settings | (
+        {name: FLAGS[name].value for name in ("max_tokens", "temperature")} if FLAGS.url else {}
+    )
 
 
 def _show(_: str) -> None:
@@ -126,16 +155,20 @@ def _show(_: str) -> None:
         raise ValueError(f"{folder} holds no run; make one with: python -m mixattn.evals dafnybench run")
     settings = files.read_json(folder / "run.json")
     verify = installed(settings["time_limit"], settings["wall_limit"])
-    questions = tasks.load(settings["data"])
-    if settings["dialect"] == "auto":
-        questions = [tasks.in_dialect(task, verify)[0] for task in questions]
-    _print_table(questions, runner.load_attempts(folder), verify)
+    drawn = settings.get("sample", 0), settings["seed"]
+    questions = tasks.chosen(settings["data"], settings["dialect"], *drawn, verify)
+    _print_table(questions, runner.load_attempts(folder), verify, settings)
 
 
-def _print_table(questions: list[Task], attempts: dict[str, list[models.Attempt]], verify: Verify) -> None:
+def _print_table(
+    questions: list[Task],
+    attempts: dict[str, list[models.Attempt]],
+    verify: Verify,
+    settings: dict[str, Any],
+) -> None:
     done = [task for task in questions if task.name in attempts]
     usable, dafny = set(), "?"
-    for task in _counted(done, "originals verified"):
+    for task in command_line.followed(done, len(done), lambda n, _: f"{n}/{len(done)} originals verified"):
         original = verify(task.original)
         dafny = original.dafny
         if original.verdict == "verified":
@@ -143,86 +176,7 @@ def _print_table(questions: list[Task], attempts: dict[str, list[models.Attempt]
     found = show.table(questions, attempts, usable, dafny)
     print(json.dumps(found) if FLAGS.json else show.lines(found))
     if FLAGS.out:
+        data = "own" if settings["data"] == "own" else "a checkout of DafnyBench"
+        about = settings | {"data": data, "tasks": found["tasks"], "done": found["done"], "dafny": dafny}
         rows = [{"denominator": name, **row} for name, row in found["rates"].items()]
-        results.write_csv(FLAGS.out, rows, device=results.processor(), dafny=dafny, note=show.UNEQUAL)
-
-
-def _ground_truth() -> None:
-    if FLAGS.data == "own":
-        programs = [(task.name, task.original) for task in tasks.own()]
-    else:
-        programs = tasks.ground_truths(Path(FLAGS.data))
-    rows = []
-    rewriting = FLAGS.dialect == "auto"
-    for row in truth.verdicts(programs, _verifier(), FLAGS.parallel or cores(), rewriting=rewriting):
-        rows.append(row)
-        good = sum(r["verdict"] == "verified" for r in rows)
-        _progress(f"{len(rows)}/{len(programs)} programs, {good} verified")
-    _progress("")
-    rows.sort(key=lambda r: r["program"])
-    found = truth.summary(rows)
-    if FLAGS.out:
-        recipe = {
-            "verifier": _verifier_words(),
-            "dialect": FLAGS.dialect,
-            "time_limit_s": FLAGS.time_limit,
-            "wall_limit_s": FLAGS.wall_limit,
-        }
-        results.write_csv(FLAGS.out, rows, device=results.processor(), **recipe)
-    if FLAGS.json:
-        print(json.dumps(found))
-    else:
-        print(", ".join(f"{n} {verdict}" for verdict, n in sorted(found["verdicts"].items())))
-        print(", ".join(f"{name} {good}/{of}" for name, (good, of) in found["verified"].items()))
-
-
-def _verifier_words() -> str:
-    tool = find()
-    return f"dafny {tool.dafny_version}, z3 {tool.z3_version or 'of its own'}"
-
-
-def _cheats(_: str) -> None:
-    """A list of cheats and honest solutions under both checks."""
-    rows = []
-    for row in cheats.judged(_verifier()):
-        rows.append(row)
-        _progress(f"{len(rows)} programs, last {row['name'][:40]}")
-    _progress("")
-    columns = ("exit_0", "public_check_accepts", "ours_accepts")
-    found: dict[str, dict[str, int]] = {}
-    for kind in ("cheat", "honest"):
-        part = [row for row in rows if row["kind"] == kind]
-        found[kind] = {"programs": len(part), **{c: sum(row[c] for row in part) for c in columns}}
-    if FLAGS.json:
-        print(json.dumps(found))
-    else:
-        print("\n".join(f"{kind}: {counts}" for kind, counts in found.items()))
-    if FLAGS.out:
-        results.write_csv(FLAGS.out, rows, device=results.processor(), verifier=_verifier_words())
-
-
-def _bench(_: str) -> None:
-    """The strict check without the verifier."""
-    rows = list(bench.timings())
-    for row in rows:
-        line = "{lines} lines: {first_check_cpu_ms} ms, {next_check_cpu_ms} ms for a task's later solutions"
-        print(json.dumps(row) if FLAGS.json else line.format(**row))
-    if FLAGS.out:
-        results.write_csv(FLAGS.out, rows, device=results.processor(), repeats="median of 21")
-
-
-def _counted(items: list[Task], what: str) -> list[Task]:
-    return items if len(items) < 2 else list(_each(items, what))
-
-
-def _each(items: list[Task], what: str) -> Any:
-    for n, item in enumerate(items, 1):
-        _progress(f"{n}/{len(items)} {what}")
-        yield item
-    _progress("")
-
-
-def _progress(line: str) -> None:
-    """One line on a terminal that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        results.write_csv(FLAGS.out, rows, device=results.processor(), **about, note=show.UNEQUAL)

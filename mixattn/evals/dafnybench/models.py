@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mixattn.evals.dafny.reader import read
 from mixattn.evals.dafny.strip import removable, without
 from mixattn.evals.dafnybench.checking import Task
-from mixattn.evals.llm import OpenAI
+from mixattn.evals.llm import CallOptions, OpenAI, RetryPolicy, call_with_retries
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ CHEATERS: dict[str, Callable[[Task], str]] = {
     "assume": lambda task: _assume_false(task.stripped, "assume  false;"),
     "assume-by": lambda task: _assume_false(task.stripped, "assert false by { assume 1 == 0; }"),
     "axiom": lambda task: _assume_false(task.stripped, "Trust();") + "\nlemma Trust() ensures false\n",
-    "verify-off": lambda task: task.stripped.replace("method ", "method {: verify /**/ !true} "),
+    "verify-off": lambda task: task.stripped.replace("method ", "method {: verify /**/ false} "),
     "no-loop": lambda task: task.stripped.replace("while ", "while false && "),
     "free": lambda task: task.stripped.replace("  ensures ", "  free ensures "),
     "weaken": lambda task: task.stripped.replace("  ensures ", "  ensures true || "),
@@ -93,28 +93,33 @@ SYSTEM = (
 )
 
 
-def chat(task: Task, past: Sequence[Attempt]) -> str:
-    """The conversation so far as one text."""
-    turns = [SYSTEM, f"The program:\n```dafny\n{task.stripped}\n```"]
+def conversation(task: Task, past: Sequence[Attempt]) -> list[dict[str, str]]:
+    """The task, every answer so far, and what verifier and checker said to it."""
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": f"The program:\n```dafny\n{task.stripped}\n```"},
+    ]
     for attempt in past:
-        turns.append(f"Your answer:\n```dafny\n{attempt.solution}\n```")
-        turns.append(
-            f"The verifier and the checker said:\n{attempt.feedback}\nTry again, with all of the above."
-        )
-    return "\n\n".join(turns)
+        said = f"The verifier and the checker said:\n{attempt.feedback}\nTry again, with all of the above."
+        messages.append({"role": "assistant", "content": attempt.reply})
+        messages.append({"role": "user", "content": said})
+    return messages
 
 
 def served(base_url: str, name: str, *, max_tokens: int = 4096, temperature: float = 0.3) -> Model:
     """A language model behind an OpenAI-compatible server."""
 
-    async def ask(prompt: str, seed: int) -> str:
+    async def ask(messages: list[dict[str, str]], seed: int) -> str:
         async with OpenAI(base_url, name, chat=True) as model:
-            found = await model.complete(
-                prompt, max_tokens=max_tokens, temperature=temperature, seed=seed, client="dafnybench"
+            options = CallOptions(
+                max_tokens=max_tokens, temperature=temperature, seed=seed, client="dafnybench"
+            )
+            found, _ = await call_with_retries(
+                lambda: model.complete_messages(messages, **options), RetryPolicy()
             )
             return found.text
 
-    return lambda task, past: asyncio.run(ask(chat(task, past), len(past)))
+    return lambda task, past: asyncio.run(ask(conversation(task, past), len(past)))
 
 
 def program_in(reply: str) -> str:

@@ -5,6 +5,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -41,9 +42,10 @@ class Journal:
         if about.exists():
             known = files.read_json(about)
             if known != self.settings:
-                name = next(k for k in self.settings if known.get(k) != self.settings[k])
+                names = self.settings | known
+                name = next(k for k in names if known.get(k) != self.settings.get(k))
                 raise ValueError(
-                    f"{self.folder} holds a run with {name}={known.get(name)}, not {self.settings[name]};"
+                    f"{self.folder} holds a run with {name}={known.get(name)}, not {self.settings.get(name)};"
                     " name another --workdir"
                 )
         else:
@@ -85,19 +87,26 @@ def load_attempts(folder: Path) -> dict[str, list[Attempt]]:
 
 @dataclass(slots=True)
 class Budget:
-    """How often the model may be asked, over all tasks; 0: without limit."""
+    """How often the model may be asked, over all tasks, and until when; 0: without limit."""
 
     calls: int = 0
+    seconds: float = 0.0
     used: int = 0
+    _start_s: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> bool:
         """Whether one more call is allowed; it then counts."""
         with self._lock:
-            if self.calls and self.used >= self.calls:
+            if self.over():
                 return False
             self.used += 1
             return True
+
+    def over(self) -> bool:
+        """Whether no further call is allowed."""
+        spent = bool(self.calls) and self.used >= self.calls
+        return spent or (bool(self.seconds) and time.monotonic() - self._start_s >= self.seconds)
 
 
 def run(
@@ -119,6 +128,8 @@ def run(
     budget = budget or Budget()
 
     def work(task: Task) -> str:
+        if task.name not in journal.attempts and budget.over():
+            return task.name  # not begun, so that no rate counts it as failed
         solve(task, model, verify, journal, attempts, mode, budget.take)
         return task.name
 

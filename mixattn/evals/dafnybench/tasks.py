@@ -1,9 +1,10 @@
 """Where tasks come from: our own programs, or a checkout of the public benchmark, which is only read."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
-from mixattn.evals.dafny.command_line import read_program
+from mixattn.evals.dafny.command_line import followed, read_program
 from mixattn.evals.dafny.dialect import level_for, rewrite
 from mixattn.evals.dafny.protocol import Verify
 from mixattn.evals.dafny.strip import strip
@@ -72,3 +73,21 @@ def in_dialect(task: Task, verify: Verify) -> tuple[Task, int]:
     level = level_for(task.original, verify)
     texts = {name: rewrite(getattr(task, name), level) for name in ("original", "stripped")}
     return replace(task, **texts), level
+
+
+def chosen(data: str, dialect: str, sample: int, seed: int, verify: Verify) -> list[Task]:
+    """The tasks of a run, in order of their names.
+
+    Args:
+      dialect: "auto" rewrites them for the verifier at hand.
+      sample: only so many, drawn by `seed`; 0: all.
+    """
+    questions = load(data)
+    if sample and sample < len(questions):
+        drawn = random.Random(f"tasks {seed}").sample(range(len(questions)), sample)
+        questions = [questions[i] for i in sorted(drawn)]
+    if dialect == "auto":
+        n = len(questions)
+        each = followed(questions, n, lambda i, _: f"{i}/{n} rewritten") if n > 1 else questions
+        questions = [in_dialect(task, verify)[0] for task in each]
+    return questions

@@ -57,6 +57,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "programs": len(rows),
         "verdicts": dict(Counter(r["verdict"] for r in rows)),
+        "exit_0": sum(r["verdict"] in ("verified", "empty") for r in rows),
         "verified": {
             s: [sum(r["verdict"] == "verified" for r in part), len(part)]
             for s in sources

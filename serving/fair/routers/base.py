@@ -28,6 +28,7 @@ class Router(ABC):
         self.load_of: dict[WorkerId, int] = {}  # live requests
         self.capacity_of: dict[WorkerId, float] = {}
         self.dispatched: dict[RequestId, DispatchedRequest] = {}
+        self._last_worker: WorkerId = -1
 
     # Events.
 
@@ -67,6 +68,7 @@ class Router(ABC):
             )
         worker = self._choose(request, blocks, now_s)
         self.load_of[worker] += 1
+        self._last_worker = worker
         self.dispatched[request.id] = sent = DispatchedRequest(request, blocks, worker)
         self._on_dispatch(sent, now_s)
         return worker
@@ -93,8 +95,13 @@ class Router(ABC):
     def _on_lost(self, sent: DispatchedRequest) -> None: ...  # noqa: B027
     def _on_leave(self, worker: WorkerId) -> None: ...  # noqa: B027
 
+    def _load(self, worker: WorkerId) -> float:
+        """Live requests per unit of capacity."""
+        return self.load_of[worker] / self.capacity_of[worker]
+
     def _least_loaded(self, workers: Sequence[WorkerId]) -> WorkerId:
-        return min(workers, key=lambda w: (self.load_of[w] / self.capacity_of[w], w))
+        """Ties rotate: the next worker after the one chosen last, so that no worker gets all idle moments."""
+        return min(workers, key=lambda w: (self._load(w), w <= self._last_worker, w))
 
 
 class RoundRobinRouter(Router):

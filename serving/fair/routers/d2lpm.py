@@ -3,7 +3,21 @@
 Each client has credit at each worker. Among workers where it is positive, those with the longest matched
 prefix are preferred, then those with the shortest queue. When a client has credit at no worker, it receives
 `quantum_tok` at every worker until it is positive at one. This spreads each client's work over the workers:
-small quanta approach round robin by work, large quanta follow prefixes.
+small quanta approach round robin by work, large quanta follow prefixes. A client of weight phi receives
+`quantum_tok * phi`.
+
+Credit spreads each client alone. Clients that share a prefix would all follow it to one worker, each with
+credit of its own, so two guards (ours) stand before it. A prefix is followed only if it covers `min_share` of
+the prompt. And no request goes to a worker with over `max_lead` live requests more than the least loaded one
+has (per unit of capacity): it goes to the best worker within the guard that has credit, or to the least
+loaded one without.
+
+Bounds. At dispatch, load(w) <= min load + `max_lead` + 1 on every worker that receives a request. A client's
+work at two workers of equal capacity differs by at most quantum + one request + what was sent without credit
+(`overridden`): each request sent without credit adds at most its own charge. The gap of two clients that wait
+at all N workers is that of N times `Dlpm` and does not depend on the router.
+
+A client without live requests beyond the last `idle_clients` is forgotten: its spread begins anew.
 
 Deviation: a request is charged at dispatch, with its uncached tokens estimated from the prefix map and its
 output predicted. The charge is corrected when the worker reports. With charges at completion, a burst would
@@ -12,7 +26,7 @@ be dispatched on credit that is already spent, and the quantum would not bound t
 Source: Locality-aware Fair Scheduling in LLM Serving (arXiv 2501.14312), Alg. 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from serving.fair.ledger import units
@@ -33,6 +47,10 @@ class D2lpm(Router):
         output_weight: float | Fraction = 2,
         predictor: Predictor | None = None,
         bill: str = "predicted",
+        weights: Mapping[ClientId, float | Fraction] | None = None,
+        max_lead: int | None = 8,
+        min_share: float = 0.5,
+        idle_clients: int = 4096,
         max_blocks: int = 100_000,
     ) -> None:
         """
@@ -40,6 +58,10 @@ class D2lpm(Router):
           quantum_tok: credit per refill at a worker of capacity 1, in weighted tokens.
           prompt_weight, output_weight: price of a computed prompt token and of an output token.
           predictor: predicts output lengths; default `GivenLength`.
+          weights: share of each client, as for `Dlpm`; 1 where not named.
+          max_lead: live requests by which a worker may lead the least loaded one; None for no guard.
+          min_share: share of the prompt that a prefix must cover to be followed.
+          idle_clients: clients without live requests whose credit is kept.
           bill: when output is charged: `predicted` (at dispatch) or `completion` (the paper's wording).
           max_blocks: see `PrefixMap`.
         """
@@ -48,6 +70,15 @@ class D2lpm(Router):
             raise ValueError(f"quantum_tok is {quantum_tok}; credit per refill must be above 0")
         if bill not in ("predicted", "completion"):
             raise ValueError(f"unknown bill {bill!r}; known: predicted, completion")
+        if max_lead is not None and max_lead < 0:
+            raise ValueError(f"max_lead is {max_lead}; it must be at least 0, or None for no guard")
+        if not 0 <= min_share <= 1:
+            raise ValueError(f"min_share is {min_share}; a share lies between 0 and 1")
+        self.weights = {client: Fraction(weight) for client, weight in (weights or {}).items()}
+        for client, weight in self.weights.items():
+            if weight <= 0:
+                raise ValueError(f"client {client!r} has weight {weight}; a weight must be above 0")
+        self.max_lead, self.min_share, self.idle_clients = max_lead, min_share, idle_clients
         self.quantum = max(1, units(quantum_tok))
         self.prompt_units, self.output_units = units(prompt_weight), units(output_weight)
         self.predictor: Predictor = predictor or GivenLength()
@@ -56,16 +87,21 @@ class D2lpm(Router):
         self.spent: dict[tuple[ClientId, WorkerId], int] = {}
         self.refills: dict[ClientId, int] = {}
         self._refills_at_join: dict[tuple[ClientId, WorkerId], int] = {}
+        self.overridden: dict[ClientId, int] = {}  # ledger units dispatched without credit
+        self._live_of: dict[ClientId, int] = {}
+        self._idle: dict[ClientId, None] = {}  # clients without live requests, longest idle first
         self._charged_tok: dict[RequestId, tuple[int, int]] = {}  # uncached and output tokens
 
     def credit(self, client: ClientId, worker: WorkerId) -> int:
         """Ledger units the client may still spend at the worker; at a worker that just joined, 0."""
         key = (client, worker)
         refills = self.refills.get(client, 0) - self._refills_at_join.get(key, 0)
-        return refills * self._quantum_at(worker) - self.spent.get(key, 0)
+        return refills * self._quantum_at(client, worker) - self.spent.get(key, 0)
 
-    def _quantum_at(self, worker: WorkerId) -> int:
-        return max(1, round(self.quantum * Fraction(self.capacity_of[worker])))
+    def _quantum_at(self, client: ClientId, worker: WorkerId) -> int:
+        weight = self.weights.get(client)
+        quantum = self.quantum if weight is None else self.quantum * weight
+        return max(1, round(quantum * Fraction(self.capacity_of[worker])))
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         client = request.client
@@ -73,14 +109,26 @@ class D2lpm(Router):
         if not with_credit:
             self._refill(client)
             with_credit = [w for w in self.load_of if self.credit(client, w) > 0]
+        within = self._within_guard()
+        allowed = [w for w in with_credit if w in within]
+        if not allowed:
+            return self._least_loaded(list(within))
         found = self.prefix_map.match(blocks)
         longest = max((found.get(w, 0) for w in self.load_of), default=0)
-        best = [w for w in with_credit if longest and found.get(w, 0) == longest]
-        return self._least_loaded(best or with_credit)
+        worth = longest > 0 and longest >= self.min_share * request.prompt_tok
+        best = [w for w in allowed if worth and found.get(w, 0) == longest]
+        return self._least_loaded(best or allowed)
+
+    def _within_guard(self) -> set[WorkerId]:
+        """Workers that may receive a request."""
+        if self.max_lead is None:
+            return set(self.load_of)
+        most = min(self._load(w) for w in self.load_of) + self.max_lead
+        return {w for w in self.load_of if self._load(w) <= most}
 
     def _refill(self, client: ClientId) -> None:
         """Gives at once all rounds until the client's credit is positive at one worker."""
-        rounds = min(-self.credit(client, w) // self._quantum_at(w) + 1 for w in self.load_of)
+        rounds = min(-self.credit(client, w) // self._quantum_at(client, w) + 1 for w in self.load_of)
         self.refills[client] = self.refills.get(client, 0) + rounds
 
     def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None:
@@ -89,7 +137,12 @@ class D2lpm(Router):
         if self.bill == "predicted":
             output_tok = min(self.predictor.predict(sent.request), sent.request.max_output_tok)
         self._charged_tok[sent.request.id] = extend_tok, output_tok
-        self._spend(sent, self.prompt_units * extend_tok + self.output_units * output_tok)
+        client, due = sent.request.client, self.prompt_units * extend_tok + self.output_units * output_tok
+        self._live_of[client] = self._live_of.get(client, 0) + 1
+        self._idle.pop(client, None)
+        if self.credit(client, sent.worker) <= 0:
+            self.overridden[client] = self.overridden.get(client, 0) + due
+        self._spend(sent, due)
         self.prefix_map.insert(sent.blocks, sent.worker)
 
     def _on_admit(self, sent: DispatchedRequest, extend_tok: int) -> None:
@@ -101,9 +154,26 @@ class D2lpm(Router):
         _, charged_tok = self._charged_tok.pop(sent.request.id)
         self._spend(sent, self.output_units * (output_tok - charged_tok))
         self.predictor.observe(sent.request.client, output_tok)
+        self._less_live(sent.request.client)
 
     def _on_lost(self, sent: DispatchedRequest) -> None:
         del self._charged_tok[sent.request.id]
+        self._less_live(sent.request.client)
+
+    def _less_live(self, client: ClientId) -> None:
+        self._live_of[client] -= 1
+        if not self._live_of[client]:
+            del self._live_of[client]
+            self._idle[client] = None
+            while len(self._idle) > self.idle_clients:
+                self._forget(next(iter(self._idle)))
+
+    def _forget(self, client: ClientId) -> None:
+        for ledger in (self._idle, self.refills, self.overridden):
+            ledger.pop(client, None)
+        for worker in self.load_of:
+            self.spent.pop((client, worker), None)
+            self._refills_at_join.pop((client, worker), None)
 
     def _on_leave(self, worker: WorkerId) -> None:
         self.prefix_map.remove_worker(worker)

@@ -20,6 +20,7 @@ from serving.metropolis.runtime.recovery import commits_to_keep, initial_table, 
 from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.semaphore import PrioritySemaphore
 from serving.metropolis.runtime.store import Commit, Store
+from serving.metropolis.runtime.view_check import DEFAULT_SHARE, ViewCheck
 from serving.metropolis.schedule.dependency_graph import Cluster
 from serving.metropolis.schedule.rules import Rule, in_place
 from serving.metropolis.schedule.schedulers import Mode, Schedule, Sights, make_schedule
@@ -88,7 +89,8 @@ class Simulation:
         limit.
       retry_policy: deadline and retries of a call.
       checkpoint_every: base steps between checkpoints of the world; 0 makes none.
-      verify_views: take all views again at commit and raise CausalityError if one has changed (for tests).
+      verify_views: share of the commits at which views are tested (`view_check`); CausalityError if one shows
+        more than its agent perceives. True tests all, 0 none.
       on_commit: called with every commit after it is applied.
     """
 
@@ -107,7 +109,7 @@ class Simulation:
         max_in_flight: int = 256,
         retry_policy: RetryPolicy | None = None,
         checkpoint_every: int = 0,
-        verify_views: bool = False,
+        verify_views: float = DEFAULT_SHARE,
         on_commit: Callable[[Commit], None] | None = None,
     ) -> None:
         self.world, self.agents, self.llm = world, agents, llm
@@ -157,6 +159,8 @@ class Simulation:
         self._load(resume, upto)
         table = self.agent_table
         self._reach_check = ReachCheck(table, self.world.space, self.barriers)
+        self._view_check = ViewCheck(self.world, table, float(self.verify_views), self.barriers)
+        self._until = until_step
         self.schedule = make_schedule(
             self.mode,
             self.world.space,
@@ -296,14 +300,19 @@ class Simulation:
         self._running.pop(task, None)
         decided = [each.result() for each in task.tasks]
         intents = dict(zip(names, decided[0] if self.mode == "single_thread" else decided))
-        if self.verify_views:
-            self._check_views(task)
+        tested = self.mode not in ("no_dependency", "oracle") and self._view_check.is_due()
+        if tested:
+            self._view_check.check_taken(step, names, task.views)
         outcome = self._add_states(intents, self.world.resolve(step, intents))
         still = {n: i.still_until for n, i in intents.items() if i.still_until > step + 1}
         if self.mode != "no_dependency":  # it runs an agent's own steps out of order
             self._reach_check.validate(step, intents, outcome)
+        probe = (
+            self._view_check.probe(step, names, outcome, self.schedule.step, self._until) if tested else None
+        )
         record = self._log_commit(task, outcome, still)
         self.world.apply(step, outcome)
+        self._view_check.check_probe(probe, step)
         spawned, removed = self.agent_table.apply(step, outcome, still)
         self._seq += 1
         base, now = self.schedule.base_step, self._now()
@@ -343,7 +352,12 @@ class Simulation:
             still=tuple(still.items()),
         )
         if self.store is not None:
-            self.store.commit(record)
+            try:
+                self.store.commit(record)
+            except (TypeError, ValueError) as why:  # before anything is written
+                raise CausalityError(
+                    f"agents {', '.join(task.names)} at step {record.step} do what JSON cannot hold: {why}"
+                ) from why
         return record
 
     def _add_states(self, intents: Mapping[AgentId, Intent], outcome: StepOutcome) -> StepOutcome:
@@ -351,13 +365,6 @@ class Simulation:
         table = self.agent_table
         states = {n: i.state for n, i in intents.items() if i.state is not table.state[table.number[n]]}
         return replace(outcome, states={**states, **outcome.states}) if states else outcome
-
-    def _check_views(self, task: ClusterTask) -> None:
-        for name, view in zip(task.names, task.views):
-            if self.world.view(name, task.cluster.step) != view:
-                raise CausalityError(
-                    f"the view of {name!r} at step {task.cluster.step} changed before its commit"
-                )
 
     def _maybe_checkpoint(self, base_before: int) -> None:
         """Writes a checkpoint if the base step has passed a multiple of `checkpoint_every`."""

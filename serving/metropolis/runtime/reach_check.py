@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.metropolis.runtime.agent_table import AgentTable
-from serving.metropolis.schedule.space import Position, Space
+from serving.metropolis.schedule.space import Position, Space, check_position
 from serving.metropolis.world import AgentId, CausalityError, Intent, StepOutcome
 
 
@@ -32,6 +32,7 @@ class ReachCheck:
         table, unlimited = self.agent_table, step in self.barriers
         for name, pos in outcome.moves.items():
             x = self._member(name, step, intents, "moves")
+            self._check_position(name, step, pos, "moves to")
             if pos != table.pos[x] and step < table.still_until[x]:
                 raise CausalityError(
                     f"agent {name!r} promised to stay until step {table.still_until[x]},"
@@ -41,6 +42,7 @@ class ReachCheck:
                 self._check_distance(name, step, x, pos, table.reach[x].move, "moves")
         for name, at, _ in outcome.writes:
             x = self._member(name, step, intents, "writes")
+            self._check_position(name, step, at, "writes at")
             if not unlimited:
                 self._check_distance(name, step, x, at, table.reach[x].write, "writes")
         self._validate_births(step, intents, outcome)
@@ -55,6 +57,7 @@ class ReachCheck:
         table = self.agent_table
         for name, child, body in outcome.births:
             x = self._member(name, step, intents, "has a child")
+            self._check_position(name, step, body.pos, "has a child at")
             self._check_distance(name, step, x, body.pos, table.reach[x].move, "has a child")
             if child in table.number:
                 raise CausalityError(f"agent {child!r}, born at step {step}, exists already")
@@ -71,11 +74,18 @@ class ReachCheck:
             )
         return self.agent_table.number[name]
 
+    def _check_position(self, name: AgentId, step: int, at: Position, action: str) -> None:
+        """Refuses what is no position of the space: nan, infinity, another shape, an unknown node."""
+        try:
+            check_position(self.space, at)
+        except ValueError as why:
+            raise CausalityError(f"agent {name!r} {action} {at!r} at step {step}: {why}") from why
+
     def _check_distance(
         self, name: AgentId, step: int, x: int, at: Position, limit: float, action: str
     ) -> None:
         distance = self.space.distance(self.agent_table.pos[x], at)
-        if distance > limit:
+        if not distance <= limit:
             raise CausalityError(
                 f"agent {name!r} {action} {distance} away at step {step},"
                 f" from {self.agent_table.pos[x]} to {at}; its reach is {limit}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from serving.metropolis.runtime.agent_table import AgentTable
 from serving.metropolis.runtime.store import Checkpoint, Store
+from serving.metropolis.schedule.space import check_position
 from serving.metropolis.world import Agent, AgentId, World
 
 
@@ -19,6 +20,10 @@ def initial_table(world: World, agents: Mapping[AgentId, Agent], seed: int) -> A
         if name not in agents:
             raise ValueError(f"the world holds {name!r}, but there is no agent of that name")
         body = bodies[name]
+        try:
+            check_position(world.space, body.pos)
+        except ValueError as why:
+            raise ValueError(f"agent {name!r} starts at {body.pos!r}: {why}") from why
         table.add(name, body.pos, body.reach, body.state, 0)
     return table
 

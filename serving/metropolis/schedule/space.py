@@ -5,6 +5,7 @@ perception, moves and writes: a rule that measures Euclidean distances in a worl
   agents that can perceive each other run ahead.
 """
 
+import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,24 @@ class Space(Protocol):
 
     def index(self, edge: float) -> Index:
         """Returns an empty index for searches of radius about `edge`."""
+
+
+def check_position(space: Space, at: Position) -> None:
+    """Refuses what is no position of a space: nan, infinity, another shape, what JSON cannot hold.
+
+    Raises:
+      ValueError: says why.
+    """
+    if type(at) is tuple and len(at) == 2 and type(at[0]) is int and type(at[1]) is int:
+        return  # the usual case, quickly
+    try:
+        hash(at)
+        json.dumps(at, allow_nan=False)
+        fits = space.distance(at, at) == 0
+    except (TypeError, ValueError, LookupError, OverflowError) as why:
+        raise ValueError(f"that is no position ({why})") from why
+    if not fits:
+        raise ValueError("that is no position")
 
 
 def chebyshev(p: Position, q: Position) -> float:

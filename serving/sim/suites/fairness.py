@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from pallas_kernels import results
+from serving.sim import seeds as over_seeds
 from serving.sim.experiment import FairnessExperiment, PolicyOutcome, run
 from serving.sim.suites import table
 from serving.sim.suites.table import TableRow
@@ -48,13 +49,19 @@ def run_suite(out: Path, *, only: Sequence[str] = (), clock: Callable[[], float]
         table.update(out, source, table_rows(experiment, outcomes))
 
 
-def draw_suite(out: Path, *, only: Sequence[str], clock: Callable[[], float]) -> None:
-    """Runs experiments and draws each into ID.png, without touching the table."""
+def draw_suite(out: Path, *, only: Sequence[str], clock: Callable[[], float], seeds: int = 1) -> None:
+    """Runs experiments over so many seeds and draws each into ID.svg, without touching the table."""
     from serving.sim.suites import pictures  # imports matplotlib, which the table does not need
 
     out.mkdir(parents=True, exist_ok=True)
-    for experiment, outcomes in _outcomes(only, clock):
-        pictures.draw(out / f"{experiment.id}.png", experiment, outcomes)
+    console = Console(stderr=True)
+    for experiment in experiments(only):
+        start, by_run = clock(), dict[str, list[PolicyOutcome]]()
+        first = experiment.seed
+        for _, outcome in over_seeds.outcomes(experiment, range(first, first + seeds)):
+            by_run.setdefault(outcome.run.name, []).append(outcome)
+        pictures.draw(out / f"{experiment.id}.svg", experiment, by_run)
+        console.print(f"{experiment.id}.svg: {len(by_run)} runs, {seeds} seeds, {clock() - start:.1f} s")
 
 
 def _outcomes(

@@ -137,3 +137,36 @@ def one_by_one(ids):
 @given(st.text(alphabet="é€😀", max_size=30), st.integers(1, 5))
 def test_a_decoder_that_takes_back_what_it_said_of_unfinished_bytes_is_not_believed(data, every):
     assert in_pieces(one_by_one, data, every) == data
+
+
+def piece_text(ids) -> str:
+    """A decoder like SentencePiece's: pieces carry their space, and a text's first space is dropped."""
+    return "".join(PIECES[i] for i in ids).replace("\u2581", " ").removeprefix(" ")
+
+
+PIECES = ["\u2581hello", "\u2581world", "!", "\u2581wide"]
+
+
+def test_the_first_word_keeps_its_space_behind_a_prompt():
+    text = IncrementalDetokenizer(piece_text, [" world"], prompt=[0])
+    assert not text.push(3)
+    assert text.pull() == " wide"
+    assert text.push(1), "the stop text with its space is found"
+    assert text.stopped_by == " world"
+    assert text.pull() == ""
+
+
+def test_at_the_beginning_of_a_text_there_is_no_space():
+    text = IncrementalDetokenizer(piece_text, prompt=[])
+    text.push(1)
+    assert text.pull() == "world"
+
+
+@given(prompt=st.text(alphabet="abé😀", max_size=12), data=st.text(alphabet="abé😀", max_size=12))
+def test_text_is_what_the_ids_add_to_the_prompts_text(prompt, data):
+    shown, _ = stream(IncrementalDetokenizer(byte_text, prompt=list(prompt.encode())), data.encode())
+    assert shown == data
+
+
+def test_a_prompt_that_ends_inside_a_character_is_no_context():
+    assert stream(IncrementalDetokenizer(byte_text, prompt=list(b"a\xf0\x9f")), b"bc") == ("bc", 2)

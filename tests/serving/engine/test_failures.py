@@ -29,6 +29,7 @@ from tests.serving.kv_groups import group
 from tests.serving.tiny import (
     LONGEST,
     VOCAB,
+    byte_text,
     check_against_teacher,
     engine,
     finish,
@@ -216,7 +217,7 @@ def test_row_11_prompts_at_the_edges_of_pages_chunks_and_buckets(length):
 def test_row_12_a_shape_outside_the_buckets_fails_its_request_and_compiles_nothing(monkeypatch):
     eng = engine()
     known = eng.stats().programs
-    monkeypatch.setattr(eng.programs, "bucket", lambda requests, tokens: (3, 17))
+    monkeypatch.setattr(eng.programs, "bucket", lambda requests, tokens, features: (3, 17))
     [output] = eng.run([info([1, 2, 3])])
     assert output.finish_reason == "error"
     monkeypatch.undo()
@@ -487,3 +488,44 @@ def test_one_that_is_computing_a_prefix_is_waited_for_and_salts_keep_apart():
 
     assert run(["t", "t", "t"]) == [0, 32, 32], "computed once"
     assert run(["t", "u", "t"]) == [0, 0, 32], "another tenant learns nothing, and nobody waits for him"
+
+
+def test_a_request_that_the_host_cannot_prepare_ends_alone():
+    """One exception of one request is no failure of the device: the others give what they give alone."""
+    eng = engine(decode=byte_text)
+    first = eng.submit(Request(client="a", prompt_ids=[1, 2, 3], sampling=Sampling(max_tokens=12)))
+    while not eng.streams[first]._taken:
+        eng.step()
+    bad = eng.submit(Request(client="b", prompt_ids=[4, 5], sampling=Sampling(max_tokens=4)))
+    object.__setattr__(eng.streams[bad].request, "id", "\ud800")  # as if the border had let it through
+    other = eng.submit(Request(client="a", prompt_ids=[6], sampling=Sampling(max_tokens=4)))
+    outputs = {d.output.output_ids and tuple(d.output.output_ids): d.output for d in finish(eng) if d.output}
+    reasons = sorted(output.finish_reason for output in outputs.values())
+    assert reasons == ["error", "length", "length"]
+    assert tuple(teacher_forced([1, 2, 3], 12)) in outputs
+    assert tuple(teacher_forced([6], 4)) in outputs
+    assert eng.stats().resets == 0
+    assert other
+
+
+def test_a_decoder_that_fails_ends_the_request_whose_text_it_was():
+    def decode(ids):
+        if 7 in ids:
+            raise RuntimeError("no such token")
+        return byte_text(ids)
+
+    eng = engine(decode=decode)
+    good, bad = ([1, 2], [7, 3])
+    outputs = eng.run(
+        [Request(client="a", prompt_ids=p, sampling=Sampling(max_tokens=3)) for p in (good, bad)]
+    )
+    assert outputs[0].finish_reason == "length"
+    assert outputs[1].finish_reason == "error"
+    assert eng.stats().resets == 0
+
+
+def test_learned_positions_are_not_exceeded():
+    net = model(n_layers=1, wiring="0", positions="learned", max_positions=24)
+    eng = engine(net)
+    with pytest.raises(ValueError, match="needs 40 positions; the model has learned 24"):
+        eng.submit(Request(client="a", prompt_ids=[1] * 20, sampling=Sampling(max_tokens=20)))

@@ -119,7 +119,7 @@ def test_a_mixture_of_experts_is_served():
 
 
 def test_the_richest_programs_give_plain_requests_the_same_tokens():
-    """One row with penalties and log-probabilities lifts the whole batch to other programs."""
+    """While one row asks for penalties and log-probabilities, they are computed for the whole batch."""
     requests = workload(seed=5, n=6)
     eng = engine(model("0_1s"), rich=True, debug=True)
     rich = Sampling(max_tokens=40, repetition_penalty=1.3, logprobs=5)

@@ -34,6 +34,30 @@ def has_penalties(prompt, outputs, s: Sampling) -> np.ndarray:
     return row
 
 
+def test_everything_compiled_in_costs_one_program_more_than_nothing():
+    """One for each prefill shape and number of decode rows, and one for prompts with log-probabilities."""
+    sizes = {"chunk_sizes": (4,), "decode_rows": (2,)}
+    plain = engine(model(NET), **sizes).stats().programs
+    everything = rich(**sizes).stats().programs
+    assert (plain, everything) == (4, 5)
+
+
+def test_what_no_live_row_asks_for_is_not_computed():
+    """The rows of an ended request keep its parameters, and cost nothing."""
+    eng = rich()
+    eng.run(
+        [
+            Request(
+                client="a", prompt_ids=PROMPT, sampling=Sampling(max_tokens=3, logprobs=2, presence_penalty=1)
+            )
+        ]
+    )
+    assert bool(np.asarray(eng.state.rows.logprobs_B).any())
+    [output] = eng.run([Request(client="a", prompt_ids=PROMPT, sampling=Sampling(max_tokens=3))])
+    assert output.output_ids == teacher_forced(PROMPT, 3, model(NET))
+    assert not np.asarray(eng.state.rows.penalties.active_B)[0]
+
+
 CASES = {
     "repetition": Sampling(max_tokens=12, repetition_penalty=1.8),
     "frequency": Sampling(max_tokens=12, frequency_penalty=1.5),

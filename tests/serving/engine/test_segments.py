@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mixattn.cache import Paged
+from mixattn.cache.protocol import select_token
 from mixattn.spec import PATTERNS
 from serving.config import EngineConfig, Limits
 from serving.engine.engine import Engine
-from serving.engine.segments import RowPlaces, best_size, cut, run_segment
+from serving.engine.segments import RowPlaces, best_size, cut, last_only, run_segment
 from serving.engine.stacks import MAX_WHOLE, SegmentedStack, WholeStack, make_stack
 from tests.serving.tiny import LONGEST, check_against_teacher, finish, model, workload
 
@@ -64,7 +65,7 @@ def test_segments_give_the_hidden_states_and_pages_of_the_whole_stack(name, size
         x_RTD = net.embed(tokens_RT, segmented.with_rows(tables, start_R, count_R).positions(T))
         pools = dict(segmented.pools)
         last = RowPlaces(tables, start_R + np.maximum(count_R - 1, 0), np.minimum(count_R, 1))
-        for segment in cut(net, size, last_only=True):
+        for segment in last_only(cut(net, size), config.owners[-1]):
             places = last if x_RTD.shape[1] < T else RowPlaces(tables, start_R, count_R)
             owned, borrowed = ([pools[i] for i in ids] for ids in (segment.owned, segment.borrowed))
             owned = jax.tree.map(lambda x: x.copy(), owned)  # donated
@@ -72,6 +73,7 @@ def test_segments_give_the_hidden_states_and_pages_of_the_whole_stack(name, size
                 config, segment.kind, cache.kinds, segment.params, x_RTD, owned, borrowed, places
             )
             pools.update(zip(segment.owned, written, strict=True))
+        x_RTD = select_token(x_RTD, count_R - 1) if x_RTD.shape[1] > 1 else x_RTD
         live = count_R > 0
         np.testing.assert_allclose(
             np.asarray(net.final_norm(x_RTD))[live], np.asarray(want.hidden_BTD)[live], rtol=1e-6, atol=1e-5
@@ -132,12 +134,17 @@ def test_a_stop_token_ends_a_call_of_several_steps_early():
 
 def test_layers_that_are_alike_share_a_program():
     deep = model("_".join(map(str, range(12))))
-    kinds = [segment.kind for segment in cut(deep, 3, last_only=False)]
+    kinds = [segment.kind for segment in cut(deep, 3)]
     assert len(kinds) == 4
     assert len(set(kinds)) == 1
-    assert len({segment.kind for segment in cut(deep, 3, last_only=True)}) == 2, "the last owner's is another"
+    assert [s.kind for s in last_only(cut(deep, 3), deep.config.owners[-1])] == kinds, "not worth a program"
+    yoco = model(PATTERNS["yoco"](12))
+    narrow = [segment.kind.last_owner for segment in last_only(cut(yoco, 3), yoco.config.owners[-1])]
+    assert len([owner for owner in narrow if owner is not None]) == 1, (
+        "its readers go on with one token a row"
+    )
     offset = model(PATTERNS["ma_offset"](12))
-    assert len({segment.kind for segment in cut(offset, 1, last_only=False)}) < 12
+    assert len({segment.kind for segment in cut(offset, 1)}) < 12
 
 
 def test_a_deep_stack_is_cut_and_a_shallow_one_is_not():

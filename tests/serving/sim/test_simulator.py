@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 
 from serving import fair
 from serving.config import Limits
+from serving.engine.admission_window import AdmissionWindow
 from serving.fair import metrics
 from serving.sim.cost import StepCost
+from serving.sim.critical_path import by_critical_path, work_behind_tok
+from serving.sim.experiment import FairnessExperiment, SimulatedEngine, run
 from serving.sim.memory import TokenMemory
 from serving.sim.simulator import Failure, ServingSimulation
 from serving.sim.synthetic_tokens import SyntheticTokens
@@ -124,3 +127,66 @@ def test_on_and_off_and_ramps_send_what_they_say():
     assert all(r.arrival_s % 120 < 60 for r in on_off)
     ramp = merged([Source("a", 0.2, rate_end=2.0, end_s=600)], 0)
     assert len(ramp) == pytest.approx(600 * 1.1, rel=0.05)
+
+
+def test_a_request_may_wait_for_several_others():
+    log, _ = simulate([request(0), request(1, output=60), request(2, at_s=1.0, after=("r0", "r1"))])
+    times = {(e["event"], e.get("id")): e["t"] for e in log}
+    assert times["arrive", "r2"] == pytest.approx(times["finish", "r1"] + 1.0)
+
+
+def test_a_deadline_ends_what_runs_and_what_waits():
+    requests = [request(0, output=300, deadline_s=2.0), request(1, output=300, at_s=0.1, deadline_s=1.0)]
+    log, result = simulate(requests, memory_tok=320)
+    assert (result.finished, result.expired, result.cancelled) == (0, 2, 0)
+    assert [e["t"] for e in log if e["event"] == "cancel"] == pytest.approx([1.1, 2.0])
+
+
+def test_smaller_priorities_go_first():
+    requests = [request(i, output=20, priority=-i) for i in range(6)]
+    log, _ = simulate(requests, memory_tok=40)
+    assert [e["id"] for e in log if e["event"] == "admit"] == [f"r{i}" for i in (5, 4, 3, 2, 1, 0)]
+
+
+def test_the_critical_path_goes_first_and_shortens_the_program():
+    """A chain of ten calls behind ten single ones: by arrival the chain begins last."""
+    singles = [request(i, output=40, program="p") for i in range(10)]
+    chain = [request(10, output=40, program="p")]
+    chain += [request(i, output=40, program="p", after=f"r{i - 1}") for i in range(11, 20)]
+    behind = work_behind_tok([*singles, *chain])
+    assert behind["r10"] == pytest.approx(10 * 40.1)
+    assert behind["r0"] == pytest.approx(40.1)
+    plain = simulate([*singles, *chain], memory_tok=100)[1].end_s
+    first = simulate(by_critical_path([*singles, *chain]), memory_tok=100)[1].end_s
+    assert first < 0.8 * plain
+    with pytest.raises(ValueError, match="2 requests follow each other in a circle"):
+        work_behind_tok([request(0, after="r1"), request(1, after="r0")])
+
+
+def optimistic(damped):
+    requests = [request(i, prompt=50, output=80 + 7 * i % 70, client="abcd"[i % 4]) for i in range(120)]
+    server = SimulatedEngine(memory_tok=800, admission="optimistic", damped=damped)
+    experiment = FairnessExperiment(requests=lambda seed: requests, server=server)
+    return run(experiment, experiment.runs[0]).row()
+
+
+def test_damped_optimistic_admission_preempts_far_less_for_the_same_throughput():
+    damped, thrashing = optimistic(True), optimistic(False)
+    assert damped["preempted"] < thrashing["preempted"] / 4
+    assert damped["output_tok_per_s"] > 0.85 * thrashing["output_tok_per_s"]
+    assert damped["finished"] == thrashing["finished"] == 120
+
+
+def test_the_admission_window_opens_slowly_and_closes_quickly():
+    window = AdmissionWindow()
+    assert window.admits(10**6)
+    window.shrink(running=31)
+    assert window.width == 30
+    assert not window.admits(30)
+    for _ in range(30):
+        window.widen()
+    assert window.width == pytest.approx(31, abs=0.1)
+    for _ in range(200):
+        window.shrink(running=1)
+    assert window.admits(0)
+    assert not window.admits(1)

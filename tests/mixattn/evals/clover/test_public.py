@@ -2,7 +2,8 @@
 
 import pytest
 
-from mixattn.evals.clover.public import load
+from mixattn.evals.clover.public import in_dialect, load
+from mixattn.evals.dafny.scripted import ScriptedVerifier
 
 PROGRAM = "method Twice(x: int) returns (r: int)\n  ensures r == 2 * x\n{\n  r := 2 * x;\n}\n"
 LAYOUT = {
@@ -50,3 +51,25 @@ def test_a_file_that_is_no_text_is_left_out_with_a_sentence(checkout):
     triples, troubles = load(checkout)
     assert {t.kind for t in triples} == {"C2", "C6"}
     assert len(troubles) == 3
+
+
+def test_every_component_of_a_program_is_rewritten_as_its_right_one_needs(checkout):
+    new = PROGRAM.replace("r := 2 * x;", "r := 0; for i := 0 to 2 { r := r + x; }")
+    path = checkout / "dataset/CloverBench/textbook_algo/twice/twice_strong.dfy"
+    path.write_text(new)
+    triples, _ = load(checkout)
+    read_by_2_3 = ScriptedVerifier(lambda text: "parse" if "for i" in text else "verified")
+    rewritten = in_dialect(triples, read_by_2_3)
+    assert [t.kind for t in rewritten] == [t.kind for t in triples]
+    right, changed = rewritten[0], rewritten[-1]
+    assert "while" in right.method.body
+    assert right.annotation == triples[0].annotation
+    assert changed.method.body.split() == triples[-1].method.body.split()
+
+
+def test_tests_are_rewritten_even_where_the_program_need_not_be(checkout):
+    path = checkout / "dataset/CloverBench/textbook_algo_unit_tests/twice/twice_tests.dfy"
+    path.write_text(PROGRAM + "method Main() { for i := 0 to 3 { var r := Twice(i); print r; } }\n")
+    rewritten = in_dialect(load(checkout)[0], ScriptedVerifier(lambda _: "verified"))
+    assert "while" in rewritten[0].tests
+    assert rewritten[0].method == load(checkout)[0][0].method

@@ -55,6 +55,15 @@ def test_a_remembered_time_out_does_not_answer_for_a_second_try(tmp_path):
     assert len(inner.asked) == 2
 
 
+def test_a_crash_is_tried_once_more_alone_and_then_remembered(tmp_path):
+    inner = ScriptedVerifier(lambda program: "crash" if program == "c" else "verified")
+    verify = Remember(inner, "", tmp_path)
+    for _ in range(3):
+        found = dict(verify_all([("c", "c"), ("d", "d")], verify, 2))
+        assert (found["c"].verdict, found["c"].tries, found["d"].tries) == ("crash", 2, 1)
+    assert sorted(inner.asked) == ["c", "c", "d"]
+
+
 def test_a_torn_memory_is_asked_anew(tmp_path):
     inner = ScriptedVerifier(lambda _: "verified")
     Remember(inner, "", tmp_path)("a")

@@ -1,5 +1,6 @@
 """Command lines: exit codes, one sentence on bad input, one object with --json."""
 
+import json
 import subprocess
 import sys
 
@@ -41,3 +42,17 @@ def test_strip_prints_the_program_without_hints():
     found = ran("dafnybench", "strip", str(OWN / "power.dfy"))
     assert "while i < exponent" in found.stdout
     assert "invariant" not in found.stdout
+
+
+def test_a_sample_is_run_shown_and_written(verify, tmp_path):
+    words = ("--data=own", "--model=oracle", "--sample=2", "--seed=1", f"--workdir={tmp_path / 'run'}")
+    found = ran("dafnybench", "run", *words, "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["rates"]["all tasks"]["accepted"] == 2
+    shown = ran("dafnybench", "show", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'table.csv'}")
+    assert shown.returncode == 0, shown.stderr
+    header = (tmp_path / "table.csv").read_text()
+    assert "# sample: 2" in header
+    assert "# note: These rates are of this verifier" in header
+    other = ran("dafnybench", "run", *words[:2], words[3], f"--workdir={tmp_path / 'run'}")
+    assert (other.returncode, "with sample=2, not None" in other.stderr) == (2, True)

@@ -70,11 +70,19 @@ def test_the_noisy_model_loses_more_hints_with_p():
     assert lost(0.0) > lost(0.3) > lost(0.7) > lost(1.0)
 
 
-def test_the_chat_holds_every_attempt_and_what_was_said():
-    past = [models.Attempt("r", f"solution {i}", False, False, "failed", f"feedback {i}") for i in range(3)]
-    text = models.chat(TASKS[0], past)
-    assert all(f"solution {i}" in text and f"feedback {i}" in text for i in range(3))
-    assert TASKS[0].stripped in text
+def test_the_conversation_holds_every_attempt_and_what_was_said():
+    past = [models.Attempt(f"reply {i}", "", False, False, "failed", f"feedback {i}") for i in range(3)]
+    messages = models.conversation(TASKS[0], past)
+    assert [m["role"] for m in messages] == ["system", "user", *["assistant", "user"] * 3]
+    assert TASKS[0].stripped in messages[1]["content"]
+    assert [m["content"] for m in messages[2::2]] == ["reply 0", "reply 1", "reply 2"]
+    assert all(f"feedback {i}" in m["content"] for i, m in enumerate(messages[3::2]))
+
+
+def test_a_time_out_is_said_to_be_one(tmp_path):
+    slow = ScriptedVerifier(lambda _: "timeout")
+    found = finished(tmp_path, models.identity, attempts=1, verify=slow)
+    assert all("ran out of time" in past[0].feedback for past in found.values())
 
 
 @pytest.mark.parametrize(
@@ -106,3 +114,10 @@ def test_every_rate_names_its_denominator(tmp_path):
 def test_a_checkout_without_files_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="ground_truth"):
         public(tmp_path)
+
+
+def test_a_task_that_the_budget_does_not_reach_is_not_counted(tmp_path):
+    found = finished(tmp_path, models.identity, attempts=3, budget=runner.Budget(calls=4), parallel=1)
+    assert [len(past) for past in found.values()] == [4, 2]
+    late = runner.Budget(seconds=1e-9)
+    assert finished(tmp_path / "late", models.identity, budget=late) == {}
