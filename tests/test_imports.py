@@ -77,7 +77,6 @@ MAY: dict[str, set[str]] = {
     | {"prometheus_client", "llguidance", "absl"},
     # A process of its own, with nothing of the server in it.
     "serving.http.template_worker": {"jinja2", "mixattn.chat_template"},
-    "serving.http.template_worker": {"jinja2"},  # a process of its own, with nothing of the server in it
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
