@@ -1,6 +1,7 @@
 """Fair scheduling in virtual time: the papers' experiments, or any trace of requests.
 
 python -m serving.simulate --config=configs/fair_vtc.py:E1
+python -m serving.simulate --config=configs/moe_lightning.py    offloaded mixtures: schedules compared
 python -m serving.simulate --config=configs/fair_churn.py:E21 --seeds=5
 python -m serving.simulate --trace=requests.jsonl --policies=vtc,dlpm --memory_tok=20000 --json
 python -m serving.simulate --trace=AzureLLMInferenceTrace_code.csv --format=azure --clients=zipf:20 --rate=4
@@ -35,6 +36,8 @@ from serving import fair
 from serving.fair import metrics
 from serving.fair.metrics import Event
 from serving.fair.service_report import LatencyTarget
+from serving.offload.commands import simulate as offload
+from serving.offload.experiment import OffloadExperiment
 from serving.sim import fit, seeds
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
@@ -127,6 +130,9 @@ def main() -> None:
     else:
         notes: list[str] = []
         experiment = _trace_experiment(notes) if _TRACE.value else cli.config()
+        if isinstance(experiment, OffloadExperiment):
+            offload.run_experiment(experiment, as_json=_JSON.value)
+            return
         if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
         _compare(experiment, notes)

@@ -246,10 +246,10 @@ def _sample(source: corpus.Corpus) -> Iterator[str]:
             return
         if part == "train":
             taken += len(document.text)
-            yield from _without_long_runs(document.text)
+            yield from without_long_runs(document.text)
 
 
-def _without_long_runs(text: str) -> Iterator[str]:
+def without_long_runs(text: str) -> Iterator[str]:
     """The text in parts: cut after every 256 characters of a run with, or of one without, blanks."""
     start = 0
     for found in _LONG_RUN.finditer(text):
