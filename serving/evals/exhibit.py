@@ -96,7 +96,7 @@ def measure(
         _row("answer", "right", [_won(r) == (RIGHT, RIGHT) for r in means]),
     ]
     if replies:
-        parsed = _judged(scorer, matches[: -(-replies // 2)], "parse", "replies", max_tokens)
+        parsed = _judged(scorer, matches[: -(-replies // 2)], "parse", "pairs in both orders", max_tokens)
         verdicts = [each for row in parsed for each in (row["g1_winner"], row["g2_winner"])]
         rows.append(_row("parse", "reply without verdict", [each == "error" for each in verdicts]))
     return rows
