@@ -1,6 +1,7 @@
 """Fair scheduling in virtual time: the papers' experiments, or any trace of requests.
 
 python -m serving.simulate --config=configs/fair_vtc.py:E1
+python -m serving.simulate --config=configs/moe_lightning.py    offloaded mixtures: schedules compared
 python -m serving.simulate --config=configs/fair_churn.py:E21 --seeds=5
 python -m serving.simulate --trace=requests.jsonl --policies=vtc,dlpm --memory_tok=20000 --json
 python -m serving.simulate --trace=AzureLLMInferenceTrace_code.csv --format=azure --clients=zipf:20 --rate=4
@@ -35,6 +36,8 @@ from serving import fair
 from serving.fair import metrics
 from serving.fair.metrics import Event
 from serving.fair.service_report import LatencyTarget
+from serving.offload.commands import simulate as offload
+from serving.offload.experiment import OffloadExperiment
 from serving.sim import fit, seeds
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
@@ -127,6 +130,9 @@ def main() -> None:
     else:
         notes: list[str] = []
         experiment = _trace_experiment(notes) if _TRACE.value else cli.config()
+        if isinstance(experiment, OffloadExperiment):
+            offload.run_experiment(experiment, as_json=_JSON.value)
+            return
         if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
         _compare(experiment, notes)
@@ -180,6 +186,11 @@ def _trace_experiment(notes: list[str]) -> FairnessExperiment:
         notes.append(f"{', '.join(blind)} cannot share by weight and ran without; the figures are by weight")
     if _SEEDS.value > 1 and not trace.random:
         notes.append("nothing in this trace is left to chance: all seeds give the same workload")
+    if experiment.groups:
+        notes.append(
+            f"measured by program: {len(experiment.groups)} clients are "
+            f"{len(set(experiment.groups.values()))} programs"
+        )
     if experiment.demand_s < 60:
         notes.append(
             f"requests arrive for {experiment.demand_s:.3g} s: too short for figures that leave out "

@@ -51,8 +51,8 @@ MAY: dict[str, set[str]] = {
         "mixattn.tools",
         "pallas_kernels.results",
     }
-    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
-    | {"choix", "evalica"}  # measured beside ours where installed
+    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib", "httpx2"}
+    | {"choix", "evalica", "arena_rank", "pandas"}  # measured beside ours where installed
     | HOST,
     "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},
     "mixattn.evals.judge.commands": {"mixattn.evals", "mixattn.tools"} | HOST,
@@ -100,11 +100,20 @@ MAY: dict[str, set[str]] = {
     }
     | {"serving.config", "mixattn.tools", "pallas_kernels.results", "matplotlib", "numpy", "rich"},
     "serving.metropolis.schedule": {"serving.metropolis.world"},
+    **{
+        f"serving.offload.{name}": {"serving.offload", "mixattn.spec"}
+        for name in (
+            *("hardware", "shapes", "roofline", "plan", "search", "schedule", "simulate", "hazards"),
+            *("batching", "durations", "paper", "experiment"),
+        )
+    },
     "configs": {"train", "serving", "mixattn"},
 }
 NO_CLOCK = (
     *(f"serving.{room}" for room in ("fair", "kvcache", "sim", "engine.scheduler", "engine.plan")),
     "serving.metropolis.schedule",
+    *(f"serving.offload.{name}" for name in ("hardware", "shapes", "roofline", "plan", "search", "schedule")),
+    *(f"serving.offload.{name}" for name in ("simulate", "hazards", "batching", "durations", "experiment")),
 )
 CLOCKS = {"time", "datetime", "asyncio"}
 NO_JAX = (*NO_CLOCK, "mixattn.spec", "mixattn.evals")

@@ -59,6 +59,24 @@ class _Place(NamedTuple):
     offset: int
 
 
+class TensorLocation(NamedTuple):
+    """Where a tensor's bytes lie, for readers that map nothing.
+
+    Attributes:
+      offset: first byte within the file.
+    """
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class Tensors:
     """The tensors of a checkpoint directory by name, each mapped into memory on access.
 
@@ -89,18 +107,27 @@ class Tensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._places[name].shape
 
-    def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
-        """The values; a view of the file where `dtype` is None or the file's."""
+    def location(self, name: str) -> TensorLocation:
+        """Where the tensor's bytes lie.
+
+        Raises:
+          ValueError: a type that numpy cannot hold.
+        """
         place = self._places[name]
         refuse_codes(name, place.file, place.dtype)
         if place.dtype not in _DTYPES:
             raise ValueError(f"tensor {name} of {place.file} has type {place.dtype}, which is not supported")
         stored = np.dtype(getattr(ml_dtypes, _DTYPES[place.dtype], _DTYPES[place.dtype]))
-        if not math.prod(place.shape):
-            return np.empty(place.shape, dtype or stored)
+        return TensorLocation(place.file, place.offset, place.shape, stored)
+
+    def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
+        """The values; a view of the file where `dtype` is None or the file's."""
+        place = self.location(name)
+        if not place.size:
+            return np.empty(place.shape, dtype or place.dtype)
         # A map per tensor leaves memory with the tensor; one of the whole file would stay.
-        data = np.memmap(place.file, np.uint8, "r", place.offset, math.prod(place.shape) * stored.itemsize)
-        values = np.asarray(data).view(stored).reshape(place.shape)
+        data = np.memmap(place.file, np.uint8, "r", place.offset, place.size)
+        values = np.asarray(data).view(place.dtype).reshape(place.shape)
         return values if dtype is None else values.astype(dtype, copy=False)
 
 

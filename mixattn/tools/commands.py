@@ -42,6 +42,10 @@ COMMANDS: dict[str, Command] = {
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "evals": Command("mixattn.evals", "measure models: arena, judge, dafny, dafnybench, clover"),
+    "offload": Command(
+        "serving.offload", "mixture models larger than memory: plan, simulate schedules, calibrate"
+    ),
+    "model-evals": Command("serving.evals", "our models behind the evaluations: arena demo, judge exhibit"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
     "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
