@@ -73,6 +73,9 @@ class BenchServer:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith("ready "):
+            self.process.kill()
+            self.process.communicate()
+            self._err.close()
             said = log.with_suffix(".err").read_text().strip().splitlines()
             raise ValueError(f"the server did not start: {said[-1] if said else 'it said nothing'}")
         self.url = line.split()[1]
@@ -89,7 +92,7 @@ class BenchServer:
     def stop(self) -> list[dict[str, Any]]:
         """Ends it; the engine's events."""
         self.process.terminate()
-        self.process.wait(60)
+        self.process.communicate(timeout=60)
         self._err.close()
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
