@@ -20,7 +20,7 @@ from mixattn.hf import checkpoint_dir, native, tensors, tokenizer_file, translat
 from mixattn.hf.companions import Companions, SpecialIds, id_fields, named_templates, read_settings
 from mixattn.hf.native import NATIVE
 from mixattn.hf.native import read_config as native_config
-from mixattn.hf.sources import open_source
+from mixattn.hf.sources import GGUFSource, open_source
 from mixattn.hf.tokenizer_file import encode, read_tokenizer
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
@@ -165,7 +165,15 @@ def special_ids(path: str | Path) -> SpecialIds:
     Raises:
       ValueError: names the file, the field and the value that is no token of the vocabulary.
     """
-    return companions(path).special_ids(read_config(path).vocab_size, path)
+    return companions(path).special_ids(_vocab_size(path), path)
+
+
+def _vocab_size(path: str | Path) -> int:
+    """Tokens of the vocabulary; those of the tokenizer where a GGUF file holds nothing else."""
+    source = open_source(path)
+    if isinstance(source, GGUFSource) and source.is_vocabulary:
+        return source.tokenizer().get_vocab_size()
+    return read_config(path).vocab_size
 
 
 def stop_ids(path: str | Path) -> list[int]:

@@ -76,6 +76,11 @@ class GGUFSource:
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
 
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether the file has a tokenizer and no weights."""
+        return not self._file.infos
+
     def config(self) -> dict[str, Any]:
         return gguf_config.read_config(self._file)
 

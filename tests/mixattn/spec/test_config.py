@@ -68,7 +68,7 @@ def test_the_parser_accepts_exactly_the_legal_wirings(entries):
         ({"head_dim": 5}, "rotates 5 entries"),
         ({"n_experts": 4, "experts_per_token": 5}, "5 of 4 experts"),
         ({"dense_layers": (6,)}, r"outside 0\.\.5"),
-        ({"dtype": "float99"}, "unknown dtype 'float99'"),
+        ({"dtype": "float99"}, "dtype is 'float99'"),
         ({"window": 0}, "window is 0"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_picture_names_every_layer_and_its_owner(run_module):
     [
         (["--wiring=0_0s"], "sliding layer 1 reads the K/V of full layer 0"),
         (["--pattern=ma", "--n_layers=3"], "pattern ma needs at least 4 layers, not 3"),
-        (["--dtype=float99"], "unknown dtype 'float99'"),
+        (["--dtype=float99"], "dtype is 'float99'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(run_module, flags, why):
