@@ -20,7 +20,7 @@ from mixattn.hf import checkpoint_dir, native, tensors, tokenizer_file, translat
 from mixattn.hf.companions import Companions, SpecialIds, id_fields, named_templates, read_settings
 from mixattn.hf.native import NATIVE
 from mixattn.hf.native import read_config as native_config
-from mixattn.hf.sources import GGUFSource, open_source
+from mixattn.hf.sources import CheckpointSource, GGUFSource, open_source
 from mixattn.hf.tokenizer_file import encode, read_tokenizer
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
@@ -149,7 +149,7 @@ def companions(path: str | Path) -> Companions:
       ValueError: one of the files is damaged; the message names it.
     """
     source = open_source(path)
-    raw = source.config()
+    raw = {} if _is_vocabulary(source) else source.config()
     return Companions(
         source.tokenizer() if source.has_tokenizer() else None,
         source.tokenizer_settings(),
@@ -171,9 +171,11 @@ def special_ids(path: str | Path) -> SpecialIds:
 def _vocab_size(path: str | Path) -> int:
     """Tokens of the vocabulary; those of the tokenizer where a GGUF file holds nothing else."""
     source = open_source(path)
-    if isinstance(source, GGUFSource) and source.is_vocabulary:
-        return source.tokenizer().get_vocab_size()
-    return read_config(path).vocab_size
+    return source.tokenizer().get_vocab_size() if _is_vocabulary(source) else read_config(path).vocab_size
+
+
+def _is_vocabulary(source: CheckpointSource) -> bool:
+    return isinstance(source, GGUFSource) and source.is_vocabulary
 
 
 def stop_ids(path: str | Path) -> list[int]:
