@@ -1,8 +1,8 @@
 """Executes a schedule for real: one thread per lane, tasks in list order, needs awaited, times recorded.
 
-The list that the simulator executes in virtual time is executed here by `work`, which does what a task stands for. Weights
-have a thread of their own, apart from hidden states, since they come from a disk or a slow link. The first failure stops
-every lane and is raised in the caller, after all threads have ended.
+The list that the simulator executes in virtual time is executed here by `work`, which does what a task stands
+for. Weights have a thread of their own, apart from hidden states, since they come from a disk or a slow link.
+The first failure stops every lane and is raised in the caller, after all threads have ended.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""A schedule executed by threads on real pages computes what a serial loop does, however the lanes are delayed."""
+"""A schedule executed by threads computes what a serial loop does, however the lanes are delayed."""
 
 import random
 import threading
