@@ -27,7 +27,7 @@ from serving.offload.experiment import OffloadExperiment, planner_of, schedules,
 from serving.offload.plan import OffloadPlanner, OffloadPolicy
 from serving.offload.schedule import SCHEDULES, emit
 from serving.offload.search import search
-from serving.offload.simulate import Span, layer_bound_s, simulate
+from serving.offload.simulate import TaskSpan, layer_bound_s, simulate
 
 FLAGS = flags.FLAGS
 DRAWN_LAYERS = 4
@@ -88,10 +88,10 @@ def _policy(planner: OffloadPlanner) -> OffloadPolicy:
 
 def compare(
     planner: OffloadPlanner, policy: OffloadPolicy, layers: int
-) -> tuple[list[dict[str, Any]], dict[str, tuple[Span, ...]]]:
+) -> tuple[list[dict[str, Any]], dict[str, tuple[TaskSpan, ...]]]:
     """A row per schedule: makespan, layer against its bound, how busy device and link are; and the passes."""
     seconds = durations.task_seconds(planner, policy)
-    rows, passes = [], dict[str, tuple[Span, ...]]()
+    rows, passes = [], dict[str, tuple[TaskSpan, ...]]()
     for name in SCHEDULES:
         run = simulate(emit(name, layers=layers, micro_batches=policy.micro_batches, seconds=seconds))
         passes[name] = run.spans
@@ -140,7 +140,7 @@ def run_experiment(experiment: OffloadExperiment, *, as_json: bool) -> None:
             experiment.out,
             rows,
             command="serving.simulate",
-            config=str(experiment),
+            config=f"settings {experiment.settings}, generate {experiment.generate_tok}",
             note=note,
             device=results.VIRTUAL,
         )
