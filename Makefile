@@ -10,10 +10,11 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf clients model dafny clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf clients model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
+	@echo "make arena-demo four settings of one model answer, are judged and ranked (about 6 minutes)"
 	@echo "make test       the whole test suite"
 	@echo "make dafny      a verifier for Dafny programs (Debian's package, needs root; about 50 seconds)"
 	@echo "make test-interpreter  GPU kernels and races on the simulated device, alone"
@@ -51,6 +52,11 @@ demo-fast: setup
 model: setup
 	@JAX_PLATFORMS=cpu .ci/fetch-model $(BIN)/python models/smollm2
 
+# Continues where it was stopped; on models/smollm2 where it is installed, else on the demo's model.
+arena-demo: setup
+	@test -f models/smollm2/config.json || test -f runs/demo/model/config.json || $(MAKE) model || $(MAKE) demo
+	JAX_PLATFORMS=cpu $(BIN)/python -m serving.evals demo --workdir=runs/arena
+
 # A verifier for Dafny programs. Without root or apt the tests that need it are skipped and say so.
 dafny: setup
 	$(BIN)/python -m mixattn.evals dafny install
@@ -72,6 +78,7 @@ bench: setup $(PARITY)/.ready
 	NPROC=1 taskset -c 0 $(BIN)/python -m mixattn.bench windows
 	NPROC=1 OMP_NUM_THREADS=1 taskset -c 0 $(BIN)/python -m mixattn.bench transformers
 	NPROC=1 taskset -c 0 $(BIN)/python -m train.bench --config=configs/demo.py
+	NPROC=1 taskset -c 0 $(BIN)/python -m train.bench_border
 	NPROC=1 taskset -c 0 $(BIN)/python -m serving.bench
 	NPROC=1 taskset -c 0 $(BIN)/python -m serving.metropolis bench --out=results/metropolis/bench.csv
 

@@ -7,8 +7,8 @@ its artifact.
 Seconds each. The server is the artifact's: an A10G with a 7B model, 10,000 tokens of KV less 32 per client
 for adapters, peak admission, admission attempts every 10 steps. Expected: throughput within 5% and gaps
 within 30% of the artifact's logs. results/fairness/paper.csv has every figure beside ours over five seeds,
-and a reason beside each that is further off: among them E6's two differences, E7's plain VTC, and E8's rate
-limits.
+and what is known or supposed of each that is further off: E6's difference under VTC (2.2 times the log's),
+E8's rate limits, some waits in E3 to E5, and predicted variants of E1.
 """
 
 from typing import Any

@@ -85,8 +85,8 @@ _COST = flags.DEFINE_string(
     None,
     "With --trace: step costs, prefill_s=..,step_s=..,row_s=..,context_s=.., or a file as --fit prints it.",
 )
-_TTFT = flags.DEFINE_float("ttft_slo_s", math.inf, "With --trace: target of the time to first token.")
-_TPOT = flags.DEFINE_float("tpot_slo_s", math.inf, "With --trace: target of the time per output token.")
+_TTFT = flags.DEFINE_float("ttft_slo_s", None, "With --trace: target of the time to first token.")
+_TPOT = flags.DEFINE_float("tpot_slo_s", None, "With --trace: target of the time per output token.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds and print 95 % intervals.", lower_bound=1)
 _CSV = flags.DEFINE_string("csv", None, "Also write the figures of every policy to this file.")
 _EVENTS = flags.DEFINE_string("events", None, "Write the event log of the last policy (seed 0) to this file.")
@@ -186,6 +186,11 @@ def _trace_experiment(notes: list[str]) -> FairnessExperiment:
         notes.append(f"{', '.join(blind)} cannot share by weight and ran without; the figures are by weight")
     if _SEEDS.value > 1 and not trace.random:
         notes.append("nothing in this trace is left to chance: all seeds give the same workload")
+    if experiment.groups:
+        notes.append(
+            f"measured by program: {len(experiment.groups)} clients are "
+            f"{len(set(experiment.groups.values()))} programs"
+        )
     if experiment.demand_s < 60:
         notes.append(
             f"requests arrive for {experiment.demand_s:.3g} s: too short for figures that leave out "

@@ -51,8 +51,8 @@ MAY: dict[str, set[str]] = {
         "mixattn.tools",
         "pallas_kernels.results",
     }
-    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib"}
-    | {"choix", "evalica"}  # measured beside ours where installed
+    | {"numpy", "scipy", "pyarrow", "uvicorn", "matplotlib", "httpx2"}
+    | {"choix", "evalica", "arena_rank", "pandas"}  # measured beside ours where installed
     | HOST,
     "mixattn.evals.judge": {"mixattn.evals.llm", "mixattn.evals.arena.stats", "mixattn.tools", "numpy"},
     "mixattn.evals.judge.commands": {"mixattn.evals", "mixattn.tools"} | HOST,

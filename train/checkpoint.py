@@ -46,6 +46,11 @@ class _WithDigests(atomicity.AtomicRenameTemporaryPath):
 
     async def finalize(self) -> None:
         named: epath.Path = self._final_path
+        if (
+            self._tmp_path.suffix in named.parent.suffixes
+        ):  # a part of a checkpoint, which has digests as a whole
+            await super().finalize()
+            return
         # Still a temporary name, which orbax removes at its next start.
         self._final_path = epath.Path(f"{self._tmp_path}-whole")
         try:

@@ -18,9 +18,14 @@ class Stage:
     """One stage of training. Its length is given by exactly one of `steps`, `tokens` and `seconds`.
 
     Attributes:
+      name: shown in metrics.csv.
+      steps: length in optimizer steps.
+      tokens: length in training tokens.
       seconds: takes as many steps as fit that time, judged by the fastest of five timed steps, within
         `min_steps` and `max_steps`. A resumed run keeps the number.
+      min_steps, max_steps: bounds on the steps of a stage given in seconds.
       batch_size: rows per step, over all micro-batches and devices.
+      seq_len: tokens per row; documents are packed into rows.
       rope_theta: RoPE base of this stage (0 = the model's).
       trainable: "all" parameters, or only those of "attention".
       path: corpus of this stage ("" = `data.path`).
@@ -66,6 +71,7 @@ class TrainConfig:
     """How the model is trained.
 
     Attributes:
+      seed: of the initial weights and of the order of the data.
       init_from: folder of an exported model to start from, rewired to this model's K/V wiring ("" = random
         initialization). Text is then tokenized with that model's tokenizer.
       kv_init: with `init_from`, how newly shared K/V are initialized (`mixattn.uptrain`): "mean", "owner" or

@@ -27,7 +27,14 @@ RULES: tuple[tuple[str, P], ...] = (
 
 @dataclass
 class MeshShape:
-    """Devices along each axis; `data=0` takes all remaining devices."""
+    """Devices along each axis.
+
+    Attributes:
+      data: copies of the model, each on its own rows (0 = all remaining devices).
+      fsdp: devices that share each copy's weights and optimizer state, and its rows.
+      tensor: devices that share each matrix product.
+      expert: devices that share the experts.
+    """
 
     data: int = 0
     fsdp: int = 1

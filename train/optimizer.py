@@ -31,9 +31,14 @@ class OptimizerConfig:
       name: "adamw", "lion" or "muon". Muon updates the matrices; embedding, head, norms and biases use Adam.
       learning_rate: peak learning rate; with "muon", of the matrices.
       adam_learning_rate: peak learning rate of the Adam parameters with "muon" (0 = `learning_rate`).
+      beta1, beta2: decay rates of Adam's and Lion's averages.
+      eps: added to Adam's denominator.
       schedule: after a linear warm-up of `warmup` steps from 0: "linear" or "cosine" decay to
         `final_lr_ratio * learning_rate`, "constant", or "wsd": constant, then linear decay to
         `final_lr_ratio * learning_rate` over the last `decay_share` of the steps.
+      warmup: steps of linear warm-up.
+      final_lr_ratio: learning rate at the end, as a share of the peak.
+      decay_share: share of the steps in which "wsd" decays.
       clip: maximum global gradient norm (0 = no clipping).
       weight_decay: applied to matrices only, never to norms, biases and embeddings.
     """

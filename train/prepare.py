@@ -85,6 +85,11 @@ def prepare_run(
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
     start_step = _choose_checkpoint(checkpoints, step, folder)
     steps = _choose_steps(experiment, stages, corpora, params, claim, report)
+    if start_step > sum(steps):
+        raise ValueError(
+            f"{checkpoints.folder} has a checkpoint of step {start_step}, but the run has {sum(steps)} steps;"
+            " it is of another run"
+        )
     if claim.changes:
         (folder / "summary.json").unlink(missing_ok=True)
         report(f"changed after step {start_step}: {', '.join(map(str, claim.changes))}")

@@ -61,12 +61,36 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The complete rows of a metrics.csv; a torn last row is left out."""
+    """The complete rows of a metrics.csv; a torn last row is left out.
+
+    Raises:
+      ValueError: names the first line that this program did not write so.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    return [row for row in rows if None not in row.values() and row["step"].isdigit()]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        names, *rows = [line.decode().split(",") for line in lines] or [[]]
+    except UnicodeDecodeError as why:
+        raise ValueError(f"{path} is damaged ({why}); it only records: move it away and start again") from why
+    kept = []
+    for number, row in enumerate(rows, start=2):
+        found = dict(zip(names, row))
+        if len(row) != len(names) or not _is_row(found):
+            raise ValueError(
+                f"{path} line {number} is damaged: {','.join(row)[:60]!r}; it only records:"
+                " move the file away and start again"
+            )
+        kept.append(found)
+    return kept
+
+
+def _is_row(row: dict[str, str]) -> bool:
+    numbers = [text for name, text in row.items() if name not in ("step", "stage") and text]
+    try:
+        return row["step"].isdigit() and bool(numbers) and all(float(text) == float(text) for text in numbers)
+    except (KeyError, ValueError):
+        return False
 
 
 class Board:

@@ -34,6 +34,7 @@ _SHARD_CHARS = 4 << 20
 _TOKENIZER_CHARS = 64 << 20  # text that the tokenizer is trained on
 # BPE training takes quadratic time in the length of a word, so that longer runs are cut: DNA, base64, blanks.
 _LONG_RUN = re.compile(r"\S{256}|\s{256}")
+_LONG_BLANK = re.compile(r"\s{256}")
 _NAMED_LEFT_OUT = 1000  # files that the manifest names; the others are counted
 
 
@@ -246,11 +247,14 @@ def _sample(source: corpus.Corpus) -> Iterator[str]:
             return
         if part == "train":
             taken += len(document.text)
-            yield from _without_long_runs(document.text)
+            yield from without_long_runs(document.text)
 
 
-def _without_long_runs(text: str) -> Iterator[str]:
+def without_long_runs(text: str) -> Iterator[str]:
     """The text in parts: cut after every 256 characters of a run with, or of one without, blanks."""
+    if max(map(len, text.split()), default=0) < 256 and not _LONG_BLANK.search(text):  # nearly always
+        yield text
+        return
     start = 0
     for found in _LONG_RUN.finditer(text):
         yield text[start : found.end()]

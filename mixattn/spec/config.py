@@ -25,7 +25,10 @@ class ModelConfig:
     """A decoder-only transformer. Every supported architecture is a combination of these fields.
 
     Attributes:
+      n_layers, d_model: depth, and width of the residual stream.
+      n_heads, n_kv_heads, head_dim: query heads, key/value heads (a divisor of them), and width of each.
       d_ff: feed-forward width; of one expert in mixture layers.
+      vocab_size: token ids of the embedding and the head.
       kv_wiring: wiring string, or the name of a pattern ("" = "standard").
       window: number of keys that a query of a sliding layer attends to, including its own.
       positions: "rope" rotates q and k; "learned" adds row position + `position_offset` of a table of
@@ -42,12 +45,17 @@ class ModelConfig:
       rope_length: with longrope and dynamic, the longest sequence in tokens (0 = a forward's own length, or
         `max_positions` with a cache). The engine and `generate` set it; see `mixattn.rope`.
       max_positions: rows of the table of learned positions; otherwise the context it was trained for.
+      position_offset: row of position 0 in that table.
+      rope_factor, rope_low, rope_high, rope_original, rope_fast, rope_slow, rope_truncate: of `rope_scaling`.
+      rope_short, rope_long: of "longrope": a divisor for each pair.
       norm: "rms", or "layer" (with bias).
+      norm_eps: added to the mean square in norms.
       norm_unit_offset: the gain is stored as w and used as 1 + w.
       pre_norms: norms before attention and before the feed-forward.
       post_norms: further norms after attention and after the feed-forward, before the residual ("sandwich").
-      qk_norm: RMS norm with a gain over each head of q and k, before the rotation; over all heads together
-        unless `qk_norm_by_head`.
+      qk_norm, qk_norm_by_head: RMS norm with a gain over each head of q and k, before the rotation; all heads
+        together unless by head.
+      activation: of the feed-forward: "silu", "gelu" (tanh form), "gelu_exact", "relu" or "relu2" (squared).
       gated: activation(x gate) * (x up), otherwise activation(x up).
       qkv_bias, out_bias, ffn_bias: biases of q, k, v; of o; of the dense feed-forward.
       attention_scale: factor on q k^T (0 = head_dim ** -0.5).

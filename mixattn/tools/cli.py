@@ -6,7 +6,9 @@ it is called again here, after the overrides.
 """
 
 import dataclasses
+import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -63,13 +65,37 @@ def model_config() -> "ModelConfig":
 
 
 def check_tree(node: Any) -> None:
-    """Calls `check()` on every dataclass in the tree, children first."""
+    """Checks the types of every dataclass in the tree and calls its `check()`, children first.
+
+    Raises:
+      ValueError: a value of another type than its field, a number that is not finite, text that is no
+        Unicode, or what `check` refuses.
+    """
     for field in dataclasses.fields(node):
         child = getattr(node, field.name)
         if dataclasses.is_dataclass(child):
             check_tree(child)
+        elif isinstance(child, list):
+            for each in child:
+                if dataclasses.is_dataclass(each):
+                    _check_types(each)
+    _check_types(node)
     if hasattr(node, "check"):
         node.check()
+
+
+def _check_types(node: Any) -> None:
+    for field in dataclasses.fields(node):
+        value, kind = getattr(node, field.name), field.type
+        if kind not in (bool, int, float, str):
+            continue
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{field.name} is {value!r}, which is no {kind.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value}; it must be finite")
+        if isinstance(value, str):
+            value.encode()  # UnicodeEncodeError is a ValueError
 
 
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
@@ -81,6 +107,12 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
       argv: program name and flags of a subcommand, without other arguments; None = the process's arguments.
     """
 
+    sys.argv[1:] = [_with_brackets(arg) for arg in sys.argv[1:]]  # where ml_collections finds overrides
+    given = sys.argv if argv is None else argv
+    if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(given[1:]):
+        print(_help(given))
+        sys.exit(0)
+
     def start(rest: list[str]) -> None:
         if argv is not None and len(rest) > 1:
             _fail(ValueError(f"unexpected argument {rest[1]!r}; flags start with --"))
@@ -89,9 +121,24 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
     app.run(start, argv=argv, flags_parser=_parse)
 
 
+def _help(argv: list[str]) -> str:
+    """The docstring of the command, its flags, and the fields of the config if `--config` names one."""
+    program = sys.modules["__main__"]
+    told = flags.FLAGS.main_module_help().strip().partition("\n")[2]  # without the path of the module
+    parts = [(program.__doc__ or "").strip(), f"Flags:\n{told}"]
+    if not any(arg.startswith("--config=") for arg in argv):
+        if "config" in flags.FLAGS:
+            parts.append("--config=FILE.py --help lists the fields of that config with their meaning.")
+        return "\n\n".join(part for part in parts if part)
+    from mixattn.tools import config_help
+
+    _parse([argv[0], *(arg for arg in argv[1:] if arg.startswith("--config"))])
+    return "\n\n".join((*parts, config_help.describe(config())))
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_with_brackets(arg) for arg in argv])
     except flags.Error as why:
         if os.environ.get("MIXATTN_DEBUG"):
             raise
@@ -99,10 +146,22 @@ def _parse(argv: list[str]) -> list[str]:
         if "Traceback" in reason:  # a config file raised; the flag's message quotes all of it
             reason = reason.splitlines()[-1].removeprefix("ValueError: ")
         _fail(ValueError(f"{reason.rstrip('.')}; --help lists the flags"))
-    except (KeyError, AttributeError, TypeError, ValueError, OSError, ImportError) as why:
+    except SyntaxError as why:
+        _fail(
+            ValueError(f"a config field or value cannot be read: {why.msg} in {(why.text or '').strip()!r}")
+        )
+    except (LookupError, AttributeError, TypeError, ValueError, OSError, ImportError) as why:
         if os.environ.get("MIXATTN_DEBUG"):
             raise
         _fail(why)
+
+
+def _with_brackets(arg: str) -> str:
+    """--config.train.stages.0.steps=9 -> --config.train.stages[0].steps=9, which is how lists are indexed."""
+    name, equals, value = arg.partition("=")
+    if name.startswith("--config."):
+        name = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", name)
+    return name + equals + value
 
 
 def _on_sigint(number: int, frame: FrameType | None) -> None:

@@ -45,10 +45,12 @@ COMMANDS: dict[str, Command] = {
     "offload": Command(
         "serving.offload", "mixture models larger than memory: plan, simulate schedules, calibrate"
     ),
+    "model-evals": Command("serving.evals", "our models behind the evaluations: arena demo, judge exhibit"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
     "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
     "bench-train": Command("train.bench", "benchmark: the training loop against its bare step and PyTorch"),
+    "bench-border": Command("train.bench_border", "benchmark: digests of checkpoints and reading a corpus"),
     "bench-serving": Command(
         "serving.bench", "benchmark: the engine, part by part and against other programs"
     ),

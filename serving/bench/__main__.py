@@ -24,6 +24,8 @@ pays       one KV budget, long prompts, end to end: MixAttention over standard, 
 
 Parts that need more run only when they are named:
 
+http       the server beside its engine, on one core and on two: throughput, first token, event loop, a
+           thousand streams, slow clients                             (`taskset`, extra serve)    4 min
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 start_model   start of a real model, cold and with programs kept    (models/smollm2, `make model`)
@@ -39,7 +41,7 @@ from rich.table import Table
 
 from mixattn.tools import cli
 from pallas_kernels import results
-from serving.bench import Row, Size, budget, deep, draw, latency, load, pages, peers, soak, step
+from serving.bench import Row, Size, budget, deep, draw, latency, load, over_http, pages, peers, soak, step
 
 _ONLY = flags.DEFINE_list(
     "only", [], "Parts to run, or `quick`; by default all that need no other environment."
@@ -68,12 +70,13 @@ PARTS: dict[str, Callable[[Size], list[Row]]] = {
     "segments": deep.segments,
     "offline": load.offline,
     "pays": budget.pays,
+    "http": over_http.http_,
     "transformers": peers.transformers,
     "llama": peers.llama,
     "start_model": deep.start_model,
 }
 QUICK = list(PARTS)[:8]
-OTHER_ENVIRONMENT = {"transformers", "llama", "start_model"}
+OTHER_ENVIRONMENT = {"http", "transformers", "llama", "start_model"}
 
 
 def main() -> None:

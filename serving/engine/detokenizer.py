@@ -116,9 +116,12 @@ class IncrementalDetokenizer:
 
 
 def _context(decode: Decode, prompt: Sequence[int]) -> tuple[list[int], str]:
-    """The last ids of a prompt and their text; none if they end in the middle of a character."""
+    """The last ids of a prompt and their text; none if they are no text or end inside a character."""
     context = list(prompt[-CONTEXT_TOK:])
-    text = decode(context) if context else ""
+    try:
+        text = decode(context) if context else ""
+    except Exception:  # ids that somebody else made up; what is produced may still be text
+        return [], ""
     return ([], "") if text.endswith(UNFINISHED) else (context, text)
 
 

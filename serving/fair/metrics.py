@@ -184,7 +184,7 @@ class ServiceMeter:
         if (output_tok := event.get("output", 0)) > 1:
             tpot_s = (e2e_s - request.ttft_s) / (output_tok - 1)
             self._report.tpot_s.setdefault(client, []).append(tpot_s)
-        if request.ttft_s <= self.target.ttft_s and tpot_s <= self.target.tpot_s:
+        if self.target.met(request.ttft_s, tpot_s):
             self._report.in_target[client] = self._report.in_target.get(client, 0) + 1
 
     def _cancel(self, now_s: float, event: Event) -> None:

@@ -11,19 +11,25 @@ from serving.request import ClientId
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """Service level objective of a request: thresholds in seconds; infinity for none.
+    """Service level objective of a request: thresholds in seconds; None for none.
 
     Attributes:
       ttft_s: time to first token. tpot_s: mean time per output token after the first.
     """
 
-    ttft_s: float = math.inf
-    tpot_s: float = math.inf
+    ttft_s: float | None = None
+    tpot_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("ttft_s", "tpot_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"the target {name} is {getattr(self, name)}; it must be above 0")
+            threshold = getattr(self, name)
+            if threshold is not None and not threshold > 0:
+                raise ValueError(f"the target {name} is {threshold}; it must be above 0")
+
+    def met(self, ttft_s: float, tpot_s: float) -> bool:
+        """Whether a request with these latencies is in time."""
+        pairs = ((ttft_s, self.ttft_s), (tpot_s, self.tpot_s))
+        return all(threshold is None or seconds <= threshold for seconds, threshold in pairs)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import dataclasses
 import ipaddress
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,8 @@ def serve() -> int:
         )
     check_overrides()
     options = _options(keys)
+    # Until the server's own handlers are there, nothing runs that would have to be drained.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with listen(given.host, given.port) as socket:
         from serving.http import process  # jax is loaded only after flags and port have been checked
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixattn.spec import ModelConfig
 from serving import fair, model_engine
-from serving.config import STOP_IDS, EngineConfig, Limits
+from serving.config import EngineConfig, Limits
 from serving.http.wire import MAX_TOP
 from serving.kvcache.sizing import split
 
@@ -72,7 +72,7 @@ def engine_config(model: ModelConfig, options: StartOptions, eos_ids: Sequence[i
         policy=options.policy,
         policy_options=options.policy_options,
         limits=limits,
-        eos_ids=tuple(eos_ids)[:STOP_IDS],
+        eos_ids=tuple(eos_ids),
         prefill_rows=(1,),
         chunk_sizes=(min(32, limits.chunk_tok),),
         layers_per_program=-1,  # a deep stack starts several times faster

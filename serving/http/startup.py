@@ -56,7 +56,7 @@ class Starter:
         path = options.checkpoint
         tokenizer = hf.load_tokenizer(path) if hf.has_tokenizer(path) else None
         settings = hf.tokenizer_settings(path)
-        eos_ids = model_engine.eos_ids(path)
+        eos_ids = list(model_engine.eos_ids(path))
         config = self._override(engine_config(hf.read_config(path), options, eos_ids))
         net, model_config = hf.load(path, dtype=options.dtype)
         engine = Engine(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from serving.offload.schedule import LaneTask
-from serving.offload.simulate import SimulatedPass, TaskSpan
+from serving.offload.simulate import LaneSpan, SimulatedPass
 
 POLL_S = 0.2  # how soon a lane that waits notices that another has failed
 
@@ -36,7 +36,7 @@ def execute(tasks: Sequence[LaneTask], work: Callable[[LaneTask], None]) -> Meas
     done = [threading.Event() for _ in tasks]
     failed = threading.Event()
     errors: list[BaseException] = []
-    spans: list[TaskSpan | None] = [None] * len(tasks)
+    spans: list[LaneSpan | None] = [None] * len(tasks)
     lanes: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
         lanes.setdefault(thread_of(task), []).append(index)
@@ -49,7 +49,7 @@ def execute(tasks: Sequence[LaneTask], work: Callable[[LaneTask], None]) -> Meas
                     return
                 start = time.perf_counter() - begin
                 work(tasks[index])
-                spans[index] = TaskSpan(tasks[index], start, time.perf_counter() - begin)
+                spans[index] = LaneSpan(tasks[index], start, time.perf_counter() - begin)
                 done[index].set()
         except BaseException as why:  # raised again in the caller
             errors.append(why)

@@ -19,7 +19,7 @@ from mixattn.tools import files
 from serving.offload import roofline
 from serving.offload.plan import OffloadPlanner
 from serving.offload.schedule import LANES
-from serving.offload.simulate import TaskSpan
+from serving.offload.simulate import LaneSpan
 
 COLOURS = {
     "pre": "#7fb08a",
@@ -55,7 +55,7 @@ LANE_NAMES = {
 
 
 def draw_gantt(
-    passes: Mapping[str, Sequence[TaskSpan]], out: Path, *, title: str, marked_layer: int = 1
+    passes: Mapping[str, Sequence[LaneSpan]], out: Path, *, title: str, marked_layer: int = 1
 ) -> None:
     """One panel per schedule on a common time axis; the span of `marked_layer` on the device is shaded.
 
@@ -82,7 +82,7 @@ def draw_gantt(
     _save(figure, out)
 
 
-def _panel(axis: Axes, spans: Sequence[TaskSpan], marked_layer: int) -> set[str]:
+def _panel(axis: Axes, spans: Sequence[LaneSpan], marked_layer: int) -> set[str]:
     """Draws the lanes that have tasks; returns the kinds drawn."""
     lanes = [lane for lane in LANES if any(span.task.lane == lane for span in spans)]
     marked = [s for s in spans if s.task.lane == "device" and s.task.layer == marked_layer]
@@ -146,7 +146,7 @@ def _save(figure: Any, out: Path) -> None:
     plt.close(figure)
 
 
-def chrome_trace(passes: Mapping[str, Sequence[TaskSpan]]) -> dict[str, Any]:
+def chrome_trace(passes: Mapping[str, Sequence[LaneSpan]]) -> dict[str, Any]:
     """The passes as a Chrome trace: a process per pass, a thread per lane, microseconds."""
     events: list[dict[str, Any]] = []
     for process, (name, spans) in enumerate(passes.items()):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from serving.offload.schedule import LaneTask, TaskSeconds
 
 
-class TaskSpan(NamedTuple):
+class LaneSpan(NamedTuple):
     """When a task ran, in seconds from the start of the pass."""
 
     task: LaneTask
@@ -26,7 +26,7 @@ class SimulatedPass:
     makespan_s: end of the last task.
     """
 
-    spans: tuple[TaskSpan, ...]
+    spans: tuple[LaneSpan, ...]
 
     @property
     def makespan_s(self) -> float:
@@ -72,14 +72,14 @@ def simulate(tasks: Sequence[LaneTask]) -> SimulatedPass:
       ValueError: a task needs one that comes later in the list, so that it could wait for ever.
     """
     free: dict[str, float] = {}
-    spans: list[TaskSpan] = []
+    spans: list[LaneSpan] = []
     for index, task in enumerate(tasks):
         if late := [need for need in task.needs if not 0 <= need < index]:
             raise ValueError(
                 f"task {index} ({task.kind}) needs task {late[0]}, which does not come before it"
             )
         start = max([free.get(task.lane, 0.0), *(spans[need].end_s for need in task.needs)])
-        spans.append(TaskSpan(task, start, start + task.seconds))
+        spans.append(LaneSpan(task, start, start + task.seconds))
         free[task.lane] = start + task.seconds
     return SimulatedPass(tuple(spans))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from serving import fair
 from serving.fair.service_report import LatencyTarget
+from serving.request import ClientId
 from serving.sim.cost import StepCost
 from serving.sim.experiment import FairnessExperiment, PolicyRun, SimulatedEngine
 from serving.sim.traces import RequestTrace, TraceOptions, read_trace
@@ -106,12 +107,16 @@ def trace_experiment(
     target: LatencyTarget,
     trace: RequestTrace,
 ) -> FairnessExperiment:
-    """The experiment on the workload of a file, built anew for every seed but the first (`trace`)."""
+    """The experiment on the workload of a file, built anew for every seed but the first (`trace`).
+
+    Where a policy shares by program, all are measured by program.
+    """
 
     def requests(seed: int) -> list[Any]:
         return list((trace if seed == 0 else read_trace(path, format, options, seed)).requests)
 
     clients = {request.client for request in trace.requests}
+    by_program = any(run.options.get("unit") == "program" for run in runs)
     return FairnessExperiment(
         id=Path(path).name,
         title=f"{len(trace.requests):,} requests of {len(clients):,} clients",
@@ -120,5 +125,14 @@ def trace_experiment(
         runs=tuple(runs),
         demand_s=max(r.arrival_s for r in trace.requests if r.after is None),
         weights=dict(trace.weights),
+        groups=_programs(trace) if by_program else {},
         target=target,
     )
+
+
+def _programs(trace: RequestTrace) -> dict[ClientId, str]:
+    """The program of every client whose requests all name the same one."""
+    named: dict[ClientId, set[str]] = {}
+    for request in trace.requests:
+        named.setdefault(request.client, set()).add(request.program)
+    return {client: program for client, (program, *more) in named.items() if program and not more}

@@ -16,9 +16,10 @@ from absl import flags
 
 from mixattn.tools import cli
 from tests.clients import offline
-from tests.serving.http.tiny_server import LONGEST, ROOT, ServerProcess, checkpoint
+from tests.serving.http.tiny_server import ROOT, ServerProcess, checkpoint
 
 HERE = Path(__file__).parent
+LONGEST = 4096  # tokens are bytes, and the judge's prompts are long
 OTHERS = ("openai_python", "litellm_routes", "langchain_chat", "lm_eval_likelihoods", "schemathesis_fuzz")
 OURS = ("own_llm", "judge_and_town")
 
@@ -32,7 +33,7 @@ def main() -> None:
     peer = Path(_PEER.value)
     if not peer.exists() and set(_ONLY.value) & set(OTHERS):
         raise ValueError(f"--peer={peer} does not exist; `make clients` makes it")
-    server = ServerProcess()
+    server = ServerProcess(f"--max_model_len={LONGEST}")
     try:
         with tempfile.TemporaryDirectory() as folder:
             expected = Path(folder) / "expected.json"

@@ -43,7 +43,7 @@ def main() -> None:
         verdicts = lines(judged)
         town = run(
             *("serving.metropolis", "run", f"--workdir={folder}/town", "--llm=http", url, f"--model={MODEL}"),
-            *("--residents=3", "--steps=40", "--json"),
+            *("--residents=3", "--steps=400", "--json"),
         )
         told = json.loads(town)
     assert told["calls"] > 0

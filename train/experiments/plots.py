@@ -39,18 +39,29 @@ def loss_by_kv_bytes(
     axis.set_xlim(left=0)
     axis.set(xlabel=f"KV cache of {tokens} tokens, KiB (bfloat16)", ylabel="validation loss, nats per token")
     figure.legend(fontsize=8, frameon=False, loc="outside right center")
-    _finish(figure, axis, path, "Language modelling: validation loss and KV bytes by wiring")
+    steps, seeds = rows[0]["steps"], len({row["seed"] for row in rows})
+    note = (
+        f"After {steps} steps of a small model, {seeds} seeds (dots; rings: their means). So short a training"
+        " favours windows:\nfull attention behind here does not show that it stays behind with more training."
+    )
+    _finish(figure, axis, path, "Language modelling: validation loss and KV bytes by wiring", note)
 
 
-def loss_by_init(path: Path, rows: list[dict[str, Any]], dense: float, wiring: str) -> None:
+def loss_by_init(path: Path, rows: list[dict[str, Any]], dense_by_seed: list[float], wiring: str) -> None:
     """Draws validation loss by step: the mean over seeds as a line, every seed as a thin one.
 
     The axis ends a little above the dense model's loss; the legend gives the final loss of every line.
+
+    Args:
+      dense_by_seed: losses of the dense models before rewiring.
     """
+    dense = _mean(dense_by_seed)
     figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     for i, (name, group) in enumerate(_groups(rows).items()):
         steps = sorted(int(key.split("_")[1]) for key in group[0] if key.startswith("nats_"))
         lines = [[row[f"nats_{step}"] for step in steps] for row in group]
+        if name == "dense":  # step 0 of the others is not in the table
+            steps, lines = [0, *steps], [[start, *line] for start, line in zip(dense_by_seed, lines)]
         for line in lines:
             axis.plot(steps, line, color=_COLOURS[i % 10], lw=0.6, alpha=0.5)
         mean = [_mean(at) for at in zip(*lines)]
@@ -64,11 +75,19 @@ def loss_by_init(path: Path, rows: list[dict[str, Any]], dense: float, wiring: s
         va="bottom",
         fontsize=8,
     )
+    axis.axvspan(0, min(steps[1:] if steps[0] == 0 else steps), color="grey", alpha=0.08, lw=0)
     axis.set_xlim(left=0)
     axis.set_ylim(top=dense + _HEADROOM)
     axis.set(xlabel="steps after rewiring", ylabel="validation loss, nats per token")
     figure.legend(fontsize=8, frameon=False, loc="outside right center", title="initialization")
-    _finish(figure, axis, path, f"A dense model rewired to {wiring}, by initialization of the shared K/V")
+    note = (
+        f"{max(steps)} steps, {len({row['seed'] for row in rows})} seeds (thin lines; thick: their mean)."
+        " Grey: not measured between rewiring and the first validation.\nFrom scratch starts above the axis."
+        " So short a training does not show where the lines would meet."
+    )
+    _finish(
+        figure, axis, path, f"A dense model rewired to {wiring}, by initialization of the shared K/V", note
+    )
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -80,8 +99,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _finish(figure: Figure, axis: Axes, path: Path, title: str) -> None:
+def _finish(figure: Figure, axis: Axes, path: Path, title: str, note: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(note, fontsize=7.5, color="#555555", x=0.02, ha="left")
     figure.suptitle(title, fontsize=10)
     with files.whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None})

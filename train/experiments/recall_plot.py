@@ -13,6 +13,7 @@ from mixattn.tools import files
 
 _COLOURS = plt.get_cmap("tab10").colors
 _MARKERS = "oD^vsP*Xh"
+_DASHES = ("-", "--", "-.", ":")
 _SAME_LABEL = 1.2  # wirings whose KV bytes differ by at most this factor may share a label
 
 
@@ -28,7 +29,9 @@ def draw(path: Path, rows: list[dict[str, Any]], far: int, guess: float, length:
     beyond = [name for name in buckets if int(name.split("-")[0]) >= far]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     places = []
-    for i, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+    dodge = 0.05  # curves that lie on each other stay visible beside each other
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    for i, variant in enumerate(variants):
         group = [row for row in rows if row["variant"] == variant]
         style = {"color": _COLOURS[i % 10], "marker": _MARKERS[i % 9]}
         kib = group[0]["kv_bytes"] / 1024
@@ -37,8 +40,13 @@ def draw(path: Path, rows: list[dict[str, Any]], far: int, guess: float, length:
         places.append((kib, sum(recall) / len(recall), variant))
         lines = list(zip(*([row[b] for b in buckets] for row in group)))
         label = f"{variant} ({len(group)} seed{'s' * (len(group) > 1)})"
-        right.plot([sum(at) / len(at) for at in lines], lw=1.3, label=label, **style)
-        right.fill_between(range(len(lines)), *([pick(at) for at in lines] for pick in (min, max)), alpha=0.2)
+        at_x = [x + dodge * (i - (len(variants) - 1) / 2) for x in range(len(lines))]
+        means = [sum(at) / len(at) for at in lines]
+        below, above = ([abs(m - pick(at)) for m, at in zip(means, lines)] for pick in (min, max))
+        dashes = _DASHES[i % len(_DASHES)]
+        right.errorbar(
+            at_x, means, (below, above), lw=1.2, ms=4.5, ls=dashes, elinewidth=0.8, label=label, **style
+        )
     _label_points(left, places)
     for axis in (left, right):
         axis.axhline(guess, color="grey", lw=0.8, ls="--")
@@ -53,6 +61,13 @@ def draw(path: Path, rows: list[dict[str, Any]], far: int, guess: float, length:
     figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     title = f"Key-value recall in rows of {length} tokens: accuracy and KV bytes by wiring"
     figure.suptitle(title, fontsize=10)
+    most, seeds = max(row["steps"] for row in rows), len({row["seed"] for row in rows})
+    note = (
+        f"At most {most} steps, {seeds} seed{'s' * (seeds > 1)}. Marks of one distance are side by side."
+        " A wiring that fails here may learn the task with more steps; the task is synthetic and says nothing"
+        " of text."
+    )
+    figure.supxlabel(note, fontsize=7.5, color="#555555", x=0.02, ha="left")
     with files.whole(path) as temporary:
         figure.savefig(
             temporary, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None

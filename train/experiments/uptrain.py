@@ -105,8 +105,7 @@ def compare(config: UptrainExperiment, workdir: Path, folder: Path, workers: int
     write_table(
         folder / f"{config.name}.csv", rows, config=config, dense_nats=[round(n, 4) for n in dense_nats]
     )
-    mean_nats = sum(dense_nats) / len(dense_nats)
-    plots.loss_by_init(folder / f"{config.name}.svg", rows, mean_nats, config.wiring)
+    plots.loss_by_init(folder / f"{config.name}.svg", rows, dense_nats, config.wiring)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,12 @@ def cheats_table(_: str) -> None:
     if FLAGS.json:
         print(json.dumps(found))
     else:
-        print("\n".join(f"{kind}: {counts}" for kind, counts in found.items()))
+        words = (
+            "{programs} {kind}: {exit_0} end with exit code 0, {public_check_accepts} pass the public check,"
+            " {ours_accepts} ours"
+        )
+        names = {"cheat": "cheats", "honest": "honest solutions"}
+        print("\n".join(words.format(kind=names[kind], **counts) for kind, counts in found.items()))
     if FLAGS.out:
         results.write_csv(FLAGS.out, rows, device=results.processor(), verifier=_verifier_words())
 

@@ -26,7 +26,7 @@ ACTIVATIONS = {
 }
 
 
-class Fields:
+class ModelFields:
     """The fields of our `ModelConfig` as attributes, and each layer's owner and window."""
 
     def __init__(self, values: dict[str, Any], wiring: str) -> None:
@@ -50,8 +50,8 @@ class MixAttentionConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
-    def fields(self) -> Fields:
-        return Fields(self.mixattn, self.wiring)
+    def fields(self) -> ModelFields:
+        return ModelFields(self.mixattn, self.wiring)
 
 
 class TorchLinear(nn.Module):
@@ -70,7 +70,7 @@ class TorchLinear(nn.Module):
 class TorchNorm(nn.Module):
     """RMS norm, or LayerNorm with bias, computed in float32."""
 
-    def __init__(self, width: int, f: Fields, kind: str | None = None) -> None:
+    def __init__(self, width: int, f: ModelFields, kind: str | None = None) -> None:
         super().__init__()
         self.eps, self.unit_offset = f.norm_eps, f.norm_unit_offset
         self.gain = nn.Parameter(torch.empty(width))
@@ -90,7 +90,7 @@ class TorchNorm(nn.Module):
 class TorchEmbedding(nn.Module):
     """Token embeddings times a factor, plus learned positions if configured."""
 
-    def __init__(self, f: Fields) -> None:
+    def __init__(self, f: ModelFields) -> None:
         super().__init__()
         self.scale, self.offset = f.embedding_scale, f.position_offset
         self.table = nn.Parameter(torch.empty(f.vocab_size, f.d_model))
@@ -108,7 +108,7 @@ class TorchEmbedding(nn.Module):
 
 
 class TorchFeedForward(nn.Module):
-    def __init__(self, f: Fields, width: int) -> None:
+    def __init__(self, f: ModelFields, width: int) -> None:
         super().__init__()
         self.act = ACTIVATIONS[f.activation]
         self.gate = TorchLinear(f.d_model, width, f.ffn_bias) if f.gated else None
@@ -126,7 +126,7 @@ class TorchFeedForward(nn.Module):
 class TorchMoE(nn.Module):
     """A mixture of experts that drops no token."""
 
-    def __init__(self, f: Fields) -> None:
+    def __init__(self, f: ModelFields) -> None:
         super().__init__()
         E, D, F_ = f.n_experts, f.d_model, f.d_ff
         self.k, self.order, self.act = f.experts_per_token, f.router_order, ACTIVATIONS[f.activation]
@@ -153,7 +153,7 @@ class TorchMoE(nn.Module):
 class TorchAttention(nn.Module):
     """Owners have k and v; readers attend to their owner's, normalized and rotated once."""
 
-    def __init__(self, f: Fields, layer: int) -> None:
+    def __init__(self, f: ModelFields, layer: int) -> None:
         super().__init__()
         self.f, self.owner, self.window = f, f.owner[layer], f.windows[layer]
         heads, kv_heads, owns = f.n_heads * f.head_dim, f.n_kv_heads * f.head_dim, f.owner[layer] == layer
@@ -209,7 +209,7 @@ class TorchAttention(nn.Module):
 
 
 class TorchBlock(nn.Module):
-    def __init__(self, f: Fields, layer: int) -> None:
+    def __init__(self, f: ModelFields, layer: int) -> None:
         super().__init__()
 
         def norm(wanted: bool) -> TorchNorm | None:
@@ -309,7 +309,7 @@ def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> t
     return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], dim=-1)
 
 
-def rope_tables(f: Fields, positions_BT: torch.Tensor, length: int) -> dict[bool, Any]:
+def rope_tables(f: ModelFields, positions_BT: torch.Tensor, length: int) -> dict[bool, Any]:
     """Cosine and sine [B, 1, T, R] of full (False) and sliding (True) layers."""
     if f.positions != "rope":
         return {False: None, True: None}
@@ -322,7 +322,7 @@ def rope_tables(f: Fields, positions_BT: torch.Tensor, length: int) -> dict[bool
     return tables
 
 
-def frequencies(f: Fields, length: int, own_base: bool) -> tuple[list[float], float]:
+def frequencies(f: ModelFields, length: int, own_base: bool) -> tuple[list[float], float]:
     """Radians per position of each rotated pair, and the factor on cosine and sine."""
     size, kind, scale = int(f.head_dim * f.rope_fraction), f.rope_scaling, f.rope_factor
     theta = f.rope_theta_local if own_base else f.rope_theta
@@ -344,7 +344,7 @@ def frequencies(f: Fields, length: int, own_base: bool) -> tuple[list[float], fl
     return [k * x + (1 - k) * x / scale for k, x in zip(kept, freq)], attention_factor(f)
 
 
-def yarn_kept(f: Fields, size: int) -> list[float]:
+def yarn_kept(f: ModelFields, size: int) -> list[float]:
     ends = [
         size * math.log(f.rope_original / (r * 2 * math.pi)) / (2 * math.log(f.rope_theta))
         for r in (f.rope_fast, f.rope_slow)
@@ -354,7 +354,7 @@ def yarn_kept(f: Fields, size: int) -> list[float]:
     return [1 - min(max((i - low) / (high - low or 1e-3), 0), 1) for i in range(size // 2)]
 
 
-def attention_factor(f: Fields) -> float:
+def attention_factor(f: ModelFields) -> float:
     if f.rope_scaling not in ("yarn", "longrope"):
         return 1.0
     if f.rope_attention or f.rope_factor <= 1:

@@ -1,8 +1,8 @@
-"""Audits the commit log of a town run: could lock-step have produced it?
+"""Audits the commit log of a run of any world: could lock-step have produced it?
 
     python -m serving.metropolis check --workdir=runs/town
 
-The audit shares no code with the scheduler.
+The audit shares no code with the scheduler. It needs one of the metrics of `Grid`.
 """
 
 from pathlib import Path
@@ -11,8 +11,9 @@ from absl import flags
 
 from serving.metropolis.commands import command_line
 from serving.metropolis.runtime.audit import Violation, audit
+from serving.metropolis.runtime.recovery import bodies_at_start
 from serving.metropolis.runtime.store import SqliteStore
-from serving.metropolis.schedule.space import chebyshev
+from serving.metropolis.schedule.space import METRICS
 from serving.metropolis.town import make_town
 
 FLAGS = flags.FLAGS
@@ -38,9 +39,17 @@ def open_run(workdir: str) -> SqliteStore:
 def _main() -> None:
     store = open_run(FLAGS.workdir)
     about = store.about()
-    world, _ = make_town(about["residents"])
+    if "start" in about:
+        bodies, metric = bodies_at_start(about), about["metric"]
+    elif "residents" in about:  # a town of an older version
+        bodies, metric = dict(make_town(about["residents"])[0].reset(about["seed"])), "chebyshev"
+    else:
+        raise ValueError(f"{FLAGS.workdir}/run.db does not say where its agents start: nothing was run yet")
+    if metric not in METRICS:
+        raise ValueError("this world has a space of its own; call audit() with its distance instead")
+    options = {"barriers": about.get("barriers", ()), "versioned": about.get("versioned", False)}
     try:
-        steps = audit(store.commits(), world.reset(about["seed"]), chebyshev)
+        steps = audit(store.commits(), bodies, METRICS[metric], **options)
     except Violation as why:
         raise ValueError(f"lock-step could not have produced this log: {why}") from why
     print(f"{steps} agent-steps: every view, move and write is as in lock-step")

@@ -13,10 +13,10 @@ from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from mixattn.tools import cli
+from mixattn.tools.progress import ProgressLine, ProgressLines
 from pallas_kernels import results
 from serving.metropolis.commands import command_line
 from serving.metropolis.experiments import plots, suite
@@ -35,13 +35,15 @@ def start(argv: list[str]) -> None:
 
 def _main() -> None:
     experiment = command_line.config(MetropolisExperiment, "configs/metropolis.py:E1")
-    with Progress(disable=FLAGS.json) as progress:
-        task = progress.add_task(experiment.name, total=None)
-        path = suite.run(
-            experiment,
-            workers=FLAGS.workers,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with ProgressLines(quiet=FLAGS.json) as lines:
+        line: ProgressLine | None = None
+
+        def show_rows(done: int, total: int) -> None:
+            nonlocal line
+            line = line or lines.add(total)
+            line.update(done, f"{experiment.name}: {done} of {total} rows")
+
+        path = suite.run(experiment, workers=FLAGS.workers, on_progress=show_rows)
     summary = summarise(results.read_csv(path), published=experiment.network is None)
     plot = plots.draw(experiment.name, path)
     if FLAGS.json:

@@ -1,4 +1,4 @@
-"""Draws a town run as one HTML page: a map, a slider over commits, who runs, waits and speaks.
+"""Draws a run of any world in the plane as one HTML page: map, slider over commits, who runs, waits, speaks.
 
 python -m serving.metropolis replay --workdir=runs/town
 """

@@ -11,6 +11,7 @@ With `--llm=http` any OpenAI-compatible endpoint answers for the residents.
 import asyncio
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from absl import flags
 
 from mixattn.evals.llm import OpenAI, RetryPolicy
 from mixattn.tools import files
+from mixattn.tools.exclusive import open_exclusive
 from mixattn.tools.progress import ProgressLines
 from serving.metropolis.commands import command_line
 from serving.metropolis.runtime.clock import run_virtual
@@ -57,18 +59,26 @@ def _main() -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if FLAGS.steps < 1:
         raise ValueError(f"--steps is {FLAGS.steps}; it must be at least 1")
-    store = SqliteStore(workdir / "run.db")
-    try:
-        store.begin({"residents": FLAGS.residents})
-        result = _run(store)
-    finally:
-        store.close()
+    busy = f"another process is running in {workdir}; wait for it or name another --workdir"
+    with open_exclusive(workdir / ".lock", busy):
+        result = _run_logged(workdir)
     figures = {"steps": FLAGS.steps, "mode": FLAGS.mode, "llm": FLAGS.llm, **result.stats.summary()}
     files.write_json(workdir / "run.json", figures)
+    stats = result.stats
     if FLAGS.json:
         print(json.dumps(figures))
-        return
-    stats = result.stats
+    else:
+        _print(workdir, stats)
+    if stats.fallbacks:
+        calls = f"{stats.fallbacks} of {stats.fallbacks + stats.calls} calls failed after their last retry"
+        print(f"warning: {calls}; the residents fell back on a script there", file=sys.stderr)
+    if stats.fallbacks and not stats.calls + stats.reused:
+        raise ValueError(
+            f"the model server at {FLAGS.url} answered no call: this run is a script's, not a model's"
+        )
+
+
+def _print(workdir: Path, stats: RunStats) -> None:
     kind = "virtual seconds on a simulated server" if FLAGS.llm == "stub" else "seconds"
     print(
         f"{stats.agent_steps} agent-steps in {stats.commits} commits, {stats.calls} calls"
@@ -76,6 +86,15 @@ def _main() -> None:
         f" {stats.parallelism:.2f} calls in flight on average, largest lead {max(stats.leads, default=0)}"
     )
     print(f"draw it: python -m serving.metropolis replay --workdir={workdir}")
+
+
+def _run_logged(workdir: Path) -> SimulationRun:
+    store = SqliteStore(workdir / "run.db")
+    try:
+        store.begin({"residents": FLAGS.residents})
+        return _run(store)
+    finally:
+        store.close()
 
 
 def _run(store: SqliteStore) -> SimulationRun:
@@ -91,6 +110,10 @@ def _run(store: SqliteStore) -> SimulationRun:
                 base = sim.schedule.base_step
                 line.update(base, _words(base, max(sim.schedule.step) - base, sim.stats))
 
+        def warn(agent: str, step: int, why: Exception) -> None:
+            if sim.stats.fallbacks == 1 and not FLAGS.json:
+                lines.print(f"warning: {agent} at step {step} got no answer ({why}); a script decides")
+
         options = {
             "mode": FLAGS.mode,
             "seed": FLAGS.seed,
@@ -99,6 +122,7 @@ def _run(store: SqliteStore) -> SimulationRun:
             "retry_policy": RetryPolicy(timeout_s=FLAGS.timeout_s, max_retries=FLAGS.retries),
             "checkpoint_every": 60,
             "on_commit": show,
+            "on_fallback": warn,
         }
         if FLAGS.llm == "stub":
             server = SimulatedServer(ServerConfig(replicas=FLAGS.replicas), stub_model.reply)

@@ -16,7 +16,13 @@ from mixattn.evals.llm import CallFailed, LanguageModel, RetryPolicy
 from serving.metropolis.runtime.agent_table import AgentTable
 from serving.metropolis.runtime.llm_calls import LlmCalls
 from serving.metropolis.runtime.reach_check import ReachCheck
-from serving.metropolis.runtime.recovery import commits_to_keep, initial_table, make_checkpoint, recover
+from serving.metropolis.runtime.recovery import (
+    commits_to_keep,
+    initial_table,
+    make_checkpoint,
+    recover,
+    start_facts,
+)
 from serving.metropolis.runtime.run_stats import RunStats
 from serving.metropolis.runtime.semaphore import PrioritySemaphore
 from serving.metropolis.runtime.store import Commit, Store
@@ -92,6 +98,7 @@ class Simulation:
       verify_views: share of the commits at which views are tested (`view_check`); CausalityError if one shows
         more than its agent perceives. True tests all, 0 none.
       on_commit: called with every commit after it is applied.
+      on_fallback: called with agent, step and cause whenever an agent's `fallback` decides.
     """
 
     def __init__(
@@ -111,6 +118,7 @@ class Simulation:
         checkpoint_every: int = 0,
         verify_views: float = DEFAULT_SHARE,
         on_commit: Callable[[Commit], None] | None = None,
+        on_fallback: Callable[[AgentId, int, CallFailed], None] | None = None,
     ) -> None:
         self.world, self.agents, self.llm = world, agents, llm
         self.mode, self.seed, self.store = mode, seed, store
@@ -118,6 +126,7 @@ class Simulation:
         self.retry_policy = retry_policy or RetryPolicy()
         self.retry_policy.check()
         self.checkpoint_every, self.verify_views, self.on_commit = checkpoint_every, verify_views, on_commit
+        self.on_fallback = on_fallback
         self.stats = RunStats()
         self.agent_table = AgentTable()
         self.schedule: Schedule
@@ -197,6 +206,8 @@ class Simulation:
         if self.store is None:
             return
         self.store.begin({"seed": self.seed, "mode": self.mode, "agents": len(self.agent_table)})
+        if "start" not in self.store.about():
+            self.store.begin(start_facts(self.world.space, self.agent_table, self._rule, self.barriers))
         keep = commits_to_keep(self.store, resume, upto)
         self.agent_table, self._seq = recover(self.store, self.world, self.agent_table, keep)
         self.store.truncate(keep)
@@ -285,6 +296,8 @@ class Simulation:
                     f"agent {name!r} at step {ctx.step}: {error}; {self._seq} commits are kept to resume from"
                 ) from error
             self.stats.fallbacks += 1
+            if self.on_fallback is not None:
+                self.on_fallback(name, ctx.step, error)
             return fallback(view, ctx)
 
     def _member_decided(self, task: ClusterTask) -> None:

@@ -1,11 +1,13 @@
 """Recovery: rebuilds world and agents from the checkpoints and commits in a store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from serving.metropolis.runtime.agent_table import AgentTable
-from serving.metropolis.runtime.store import Checkpoint, Store
-from serving.metropolis.schedule.space import check_position
-from serving.metropolis.world import Agent, AgentId, World
+from serving.metropolis.runtime.store import Checkpoint, Store, position_from_json
+from serving.metropolis.schedule.rules import Reach, Rule, multi_version
+from serving.metropolis.schedule.space import Space, check_position
+from serving.metropolis.world import Agent, AgentId, Body, World
 
 
 def initial_table(world: World, agents: Mapping[AgentId, Agent], seed: int) -> AgentTable:
@@ -26,6 +28,22 @@ def initial_table(world: World, agents: Mapping[AgentId, Agent], seed: int) -> A
             raise ValueError(f"agent {name!r} starts at {body.pos!r}: {why}") from why
         table.add(name, body.pos, body.reach, body.state, 0)
     return table
+
+
+def start_facts(space: Space, table: AgentTable, rule: Rule, barriers: Iterable[int]) -> dict[str, Any]:
+    """What an audit or a picture of a run needs to know besides its commits, as JSON."""
+    reaches = [[reach.perceive, reach.move, reach.write] for reach in table.reach]
+    return {
+        "start": [list(each) for each in zip(table.names, table.pos, reaches)],
+        "metric": getattr(space, "metric", None),  # None: a space of its own
+        "versioned": rule is multi_version,
+        "barriers": sorted(barriers),
+    }
+
+
+def bodies_at_start(about: Mapping[str, Any]) -> dict[AgentId, Body]:
+    """The agents at step 0, from the facts of a log."""
+    return {name: Body(position_from_json(pos), Reach(*reach)) for name, pos, reach in about["start"]}
 
 
 def commits_to_keep(store: Store, resume: bool, upto: int | None) -> int:

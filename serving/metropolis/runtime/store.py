@@ -110,7 +110,7 @@ class InMemoryStore:
 
     def begin(self, about: dict[str, Any]) -> None:
         _check_same_run(self._about, about)
-        self._about = about
+        self._about = {**self._about, **json.loads(json.dumps(about))}
 
     def commit(self, commit: Commit) -> None:
         self.log.append(commit)

@@ -27,7 +27,7 @@ from serving.offload.experiment import OffloadExperiment, planner_of, schedules,
 from serving.offload.plan import OffloadPlanner, OffloadPolicy
 from serving.offload.schedule import SCHEDULES, emit
 from serving.offload.search import search
-from serving.offload.simulate import TaskSpan, layer_bound_s, simulate
+from serving.offload.simulate import LaneSpan, layer_bound_s, simulate
 
 FLAGS = flags.FLAGS
 DRAWN_LAYERS = 4
@@ -88,10 +88,10 @@ def _policy(planner: OffloadPlanner) -> OffloadPolicy:
 
 def compare(
     planner: OffloadPlanner, policy: OffloadPolicy, layers: int
-) -> tuple[list[dict[str, Any]], dict[str, tuple[TaskSpan, ...]]]:
+) -> tuple[list[dict[str, Any]], dict[str, tuple[LaneSpan, ...]]]:
     """A row per schedule: makespan, layer against its bound, how busy device and link are; and the passes."""
     seconds = durations.task_seconds(planner, policy)
-    rows, passes = [], dict[str, tuple[TaskSpan, ...]]()
+    rows, passes = [], dict[str, tuple[LaneSpan, ...]]()
     for name in SCHEDULES:
         run = simulate(emit(name, layers=layers, micro_batches=policy.micro_batches, seconds=seconds))
         passes[name] = run.spans

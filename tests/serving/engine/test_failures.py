@@ -17,6 +17,7 @@ from flax import nnx
 from serving import fair
 from serving.config import Limits
 from serving.engine.invariants import check_idle
+from serving.engine.output import OutputStream
 from serving.engine.policy_fallback import FallbackPolicy
 from serving.fair.fcfs import Fcfs
 from serving.kvcache.allocator import PageAllocator
@@ -490,6 +491,12 @@ def test_one_that_is_computing_a_prefix_is_waited_for_and_salts_keep_apart():
     assert run(["t", "u", "t"]) == [0, 0, 32], "another tenant learns nothing, and nobody waits for him"
 
 
+class NoSeed(OutputStream):
+    @property
+    def seed(self) -> int:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+
 def test_a_request_that_the_host_cannot_prepare_ends_alone():
     """One exception of one request is no failure of the device: the others give what they give alone."""
     eng = engine(decode=byte_text)
@@ -497,9 +504,9 @@ def test_a_request_that_the_host_cannot_prepare_ends_alone():
     while not eng.streams[first]._taken:
         eng.step()
     bad = eng.submit(Request(client="b", prompt_ids=[4, 5], sampling=Sampling(max_tokens=4)))
-    object.__setattr__(eng.streams[bad].request, "id", "\ud800")  # as if the border had let it through
+    eng.streams[bad].__class__ = NoSeed  # as if the border had let something through
     other = eng.submit(Request(client="a", prompt_ids=[6], sampling=Sampling(max_tokens=4)))
-    outputs = {d.output.output_ids and tuple(d.output.output_ids): d.output for d in finish(eng) if d.output}
+    outputs = {tuple(d.output.output_ids): d.output for d in finish(eng) if d.output}
     reasons = sorted(output.finish_reason for output in outputs.values())
     assert reasons == ["error", "length", "length"]
     assert tuple(teacher_forced([1, 2, 3], 12)) in outputs
@@ -509,18 +516,20 @@ def test_a_request_that_the_host_cannot_prepare_ends_alone():
 
 
 def test_a_decoder_that_fails_ends_the_request_whose_text_it_was():
+    good, bad = [1, 2], [7, 3]
+    fine = {*good, *teacher_forced(good, 3)}
+    poison = next(id for id in teacher_forced(bad, 8) if id not in fine)
+
     def decode(ids):
-        if 7 in ids:
+        if poison in ids:
             raise RuntimeError("no such token")
         return byte_text(ids)
 
     eng = engine(decode=decode)
-    good, bad = ([1, 2], [7, 3])
-    outputs = eng.run(
-        [Request(client="a", prompt_ids=p, sampling=Sampling(max_tokens=3)) for p in (good, bad)]
-    )
-    assert outputs[0].finish_reason == "length"
-    assert outputs[1].finish_reason == "error"
+    asked = [(good, 3), (bad, 8), ([poison], 2)]
+    outputs = eng.run([Request(client="a", prompt_ids=p, sampling=Sampling(max_tokens=n)) for p, n in asked])
+    assert [o.finish_reason for o in outputs[:2]] == ["length", "error"]
+    assert outputs[2].output_ids, "a prompt that is no text is no failure"
     assert eng.stats().resets == 0
 
 

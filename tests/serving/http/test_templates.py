@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from mixattn.chat_template import special_tokens
 from serving.http.errors import ApiError
 from serving.http.settings import HttpLimits
-from serving.http.templates import PLAIN_TEMPLATE, ChatTemplate, special_tokens, template_of
+from serving.http.templates import PLAIN_TEMPLATE, ChatTemplate, template_of
 
 HELLO = [{"role": "user", "content": "hi {{ 7*7 }}"}]
 LIMITS = HttpLimits(template_s=1.0, template_chars=10_000)

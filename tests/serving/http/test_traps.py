@@ -196,7 +196,7 @@ def test_eight_hundred_thousand_outputs_are_refused(server):
         b'{"prompt": "a", "stream_options": {}}',
         b'{"prompt": "a", "logprobs": 21}',
         b'{"prompt": "a", "temperature": -1}',
-        b'{"prompt": "a", "top_p": 0}',
+        b'{"prompt": "a", "top_p": -1}',
         b'{"prompt": "a", "min_tokens": 99}',
     ],
 )

@@ -224,7 +224,7 @@ def test_a_picture_is_a_vector_drawing_and_leaves_the_table_alone(tmp_path, id):
 def test_help_shows_each_example_on_a_line_of_its_own(run_module):
     lines = run_module(COMMAND, "--help").stdout.splitlines()
     examples = [line.strip() for line in lines if "python -m" in line]
-    assert len(examples) == 11
+    assert len(examples) == 12
     assert all(example.startswith("python -m serving.simulate --") for example in examples)
 
 

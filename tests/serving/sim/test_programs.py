@@ -1,6 +1,7 @@
 """Programs share as clients do, weights change while running, and both pass through the engine's seam."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -17,6 +18,8 @@ from serving.sim.simulator import ServingSimulation
 from serving.sim.suites import fairness
 from serving.sim.synthetic_tokens import SyntheticTokens
 from serving.sim.timed_policy import TimedPolicy
+from serving.sim.trace_experiment import policy_runs, trace_experiment
+from serving.sim.traces import TraceOptions, read_trace
 from serving.sim.worker import Worker
 from serving.sim.workload import SimulatedRequest
 
@@ -97,6 +100,30 @@ def test_the_engine_asks_for_victims_through_its_wrapper():
         assert any(event["event"] == "preempt" for event in log)
         assert sum(event["event"] == "finish" for event in log) == 5
     assert FallbackPolicy(fair.make("vtc")).victim(0.0) is None
+
+
+def test_a_trace_shared_by_program_is_measured_by_program(tmp_path):
+    rows = [
+        {
+            "id": f"r{i}",
+            "client": f"agent{i}",
+            "arrival_s": 0,
+            "prompt_len": 9,
+            "output_len": 4,
+            "program": "town",
+        }
+        for i in range(3)
+    ]
+    rows.append({"id": "u", "client": "user", "arrival_s": 0, "prompt_len": 9, "output_len": 4})
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trace = read_trace(path)
+    for unit, clients in (("client", ["agent0", "agent1", "agent2", "user"]), ("program", ["town", "user"])):
+        runs, _ = policy_runs([f"vtc:unit={unit}"], {}, {})
+        more = (TraceOptions(), SimulatedEngine(), runs, metrics.LatencyTarget(), trace)
+        experiment = trace_experiment(path, "own", *more)
+        ((_, outcome),) = seeds.outcomes(experiment, [0])
+        assert [row["client"] for row in outcome.client_rows()] == clients
 
 
 def test_a_program_is_text():

@@ -22,6 +22,8 @@
         coverage and rank error, by simulation
     python -m mixattn.evals arena bench
         speed beside other programs
+    python -m mixattn.evals arena load
+        the platform under 200 battles at once
 
 `--help` after a command lists its flags.
 """
@@ -40,6 +42,7 @@ COMMANDS = (
     "attack",
     "coverage",
     "bench",
+    "load",
 )
 
 

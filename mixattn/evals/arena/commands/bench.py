@@ -3,11 +3,13 @@
     python -m mixattn.evals arena bench --csv=results/arena/speed.csv
     python -m mixattn.evals arena bench --votes=100000
 
-Other programs are measured where they are installed (pip install 'mixattn[oracles]'). L-BFGS-B is our own
-program of the algorithm that FastChat uses: unique (pair, outcome) rows, scipy's L-BFGS-B from 0 with gtol
-1e-6.
+Other programs are measured where they are installed (pip install 'mixattn[oracles]'); arena-rank, which needs
+another version of jax, by a Python of its own: --peer=DIR/bin/python. "FastChat's algorithm" is our own
+program of it: unique rows of both models and outcome, scipy's L-BFGS-B from 0 with gtol 1e-6, and numpy's
+`add.at`.
 """
 
+import json
 import os
 import resource
 import subprocess
@@ -39,6 +41,7 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("votes", 1_000_000, "Number of votes.", 1000)
     flags.DEFINE_integer("models", 100, "Number of models.", 2)
     flags.DEFINE_integer("resamples", 1000, "Bootstrap resamples.", 1)
+    flags.DEFINE_string("peer", None, "A Python with arena-rank, to measure it too.")
     flags.DEFINE_string("csv", None, "File for the table.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
     command_line.run(__name__, _main, argv)
@@ -55,10 +58,10 @@ def _main() -> None:
 
     counts = count(votes)
     add("fit and sandwich", "ours", lambda: fit(count(votes)).covariance)
-    add("fit", "L-BFGS-B on unique rows", lambda: _lbfgs(_unique(votes)), 1)
+    add("fit", "FastChat's algorithm", lambda: _lbfgs(_unique(votes)), 1)
     _others(votes, add)
-    add(f"{FLAGS.resamples} resamples", "ours", lambda: _resample(counts), 1)
-    add(f"{FLAGS.resamples} resamples", "L-BFGS-B on unique rows", lambda: _loop(counts), 1)
+    add(f"{FLAGS.resamples} resamples", "ours", lambda: _resample(counts))
+    add(f"{FLAGS.resamples} resamples", "FastChat's algorithm", lambda: _loop(_unique(votes)), 1)
     _files(votes, rows, add)
     if FLAGS.csv:
         cpu = f"{processor()}, 1 of {os.cpu_count()} cores"
@@ -94,12 +97,13 @@ def _unique(votes: Votes) -> Counts:
 
 def _lbfgs(counts: Counts) -> np.ndarray:
     win, total = counts.weight @ SCORE, counts.weight.sum(axis=1)
-    m = counts.n_models
+    m, pairs = counts.n_models, np.stack([counts.low, counts.high], axis=1)
 
     def loss(xi: np.ndarray) -> tuple[float, np.ndarray]:
         d = xi[counts.low] - xi[counts.high]
         residual = total * expit(d) - win
-        slope = np.bincount(counts.low, residual, m) - np.bincount(counts.high, residual, m)
+        slope = np.zeros(m)
+        np.add.at(slope, pairs, residual[:, None] * [1.0, -1.0])
         return -float(win @ log_expit(d) + (total - win) @ log_expit(-d)), slope
 
     options = {"gtol": 1e-6, "maxiter": 100}
@@ -152,6 +156,8 @@ def _files(votes: Votes, rows: list[dict[str, Any]], add: Callable[..., None]) -
         with lines.open("w", encoding="utf-8") as out:
             out.writelines(json_lines(votes))
         pyarrow.parquet.write_table(pyarrow.json.read_json(lines), parquet)
+        if FLAGS.peer:
+            rows += _peer(parquet)
         add("read parquet", "ours", lambda: read_votes(parquet))
         add("read JSON lines", "ours", lambda: read_votes(lines))
         add("read JSON lines", "pyarrow.json", lambda: pyarrow.json.read_json(lines))
@@ -164,3 +170,17 @@ def _files(votes: Votes, rows: list[dict[str, Any]], add: Callable[..., None]) -
             rows.append(
                 {"what": f"whole command on {file.suffix}", "program": "ours", "cpu_s": round(cpu_s, 3)}
             )
+
+
+def _peer(votes: Path) -> list[dict[str, Any]]:
+    """What `bench_peer.py` measures under another Python.
+
+    Raises:
+      ValueError: it does not run there.
+    """
+    folder = Path(__file__).parent  # on that Python's path by itself: our package need not be installed there
+    run = f"import sys; sys.path.insert(0, {str(folder)!r}); import bench_peer; bench_peer.main()"
+    done = subprocess.run([FLAGS.peer, "-c", run, votes], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"--peer={FLAGS.peer} does not run arena-rank: {done.stderr.strip()[-300:]}")
+    return list(json.loads(done.stdout.splitlines()[-1]))

@@ -18,7 +18,7 @@ from absl import flags
 
 from mixattn.evals.arena.commands import command_line
 from mixattn.evals.arena.stats.counts import WEIGHTINGS
-from mixattn.evals.arena.stats.ranking import CLUSTERS, INTERVALS, TIES, Options, rank_models
+from mixattn.evals.arena.stats.ranking import CLUSTERS, FEW_CLUSTERS, INTERVALS, TIES, Options, rank_models
 from mixattn.evals.arena.stats.ranks import RULES
 
 FLAGS = flags.FLAGS
@@ -55,6 +55,9 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "intervals", "sandwich", INTERVALS, "Standard errors by sandwich, or percentile bootstrap."
     )
+    flags.DEFINE_float(
+        "prior_ties", 0.0, "Ties added to every pair that met; gives an undefeated model a finite rating."
+    )
     flags.DEFINE_integer("resamples", 1000, "Bootstrap resamples.", 2)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap and of the rank rule's draws.", 0)
     flags.DEFINE_enum("cluster", "none", CLUSTERS, "Votes that share this field are dependent.")
@@ -86,6 +89,7 @@ def options() -> Options:
         "intervals",
         "resamples",
         "seed",
+        "prior_ties",
     )
     given = {name: FLAGS[name].value for name in (*names, "cluster", "alpha", "rank", "style")}
     command_line.fraction("alpha", FLAGS.alpha)
@@ -127,6 +131,8 @@ def _main() -> None:
     print(command_line.table(header, [_row(m) for m in report["models"]]))
     for name, style in report.get("style", {}).items():
         print(f"style {name}: {style['beta']:+.3f} (se {style['se']:.3f})")
+    if report.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS:
+        print(f"warning: only {report['clusters']} clusters: the intervals are too narrow", file=sys.stderr)
     level = f"{1 - report['alpha']:.0%} intervals ({report['intervals']}, clusters: {report['cluster']})"
     print(f"{report['used']} of {report['votes']} votes; {level}; rank: {report['rank']}", file=sys.stderr)
 

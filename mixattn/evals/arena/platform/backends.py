@@ -1,11 +1,13 @@
 """Answers as streams of text. Whatever goes wrong at a provider is one error without its words."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from mixattn.evals.arena.platform.catalog import ArenaModel
+from mixattn.evals.arena.platform.engine_process import EngineFailed, EngineProcess
 
 type Messages = list[dict[str, str]]
 MAX_TOKENS, TEMPERATURE = 1024, 0.7  # the same for every model of every battle
@@ -15,8 +17,42 @@ class AnswerEnded(RuntimeError):
     """An answer that broke off. The cause is for the server's log, never for the page."""
 
 
-async def stream(model: ArenaModel, messages: Messages) -> AsyncIterator[str]:
-    """The pieces of the model's answer.
+class Backends:
+    """Where answers come from; keeps the processes of checkpoints."""
+
+    def __init__(self, models: Iterable[ArenaModel]) -> None:
+        self._engines = {m.name: EngineProcess(m.engine) for m in models if m.engine}
+
+    async def start(self) -> None:
+        """Starts to load the checkpoints."""
+        for engine in self._engines.values():
+            await engine.start()
+
+    async def close(self) -> None:
+        for engine in self._engines.values():
+            await engine.close()
+
+    async def stream(self, model: ArenaModel, messages: Messages) -> AsyncGenerator[str]:
+        """The pieces of the model's answer.
+
+        Raises:
+          AnswerEnded: the answer broke off, or did not start.
+        """
+        if model.name not in self._engines:
+            async for piece in stream(model, messages):
+                yield piece
+            return
+        answer = self._engines[model.name].stream(messages, max_tokens=MAX_TOKENS, temperature=TEMPERATURE)
+        try:
+            async with contextlib.aclosing(answer) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except EngineFailed as why:
+            raise AnswerEnded(str(why)) from why
+
+
+async def stream(model: ArenaModel, messages: Messages) -> AsyncGenerator[str]:
+    """The pieces of a server's or a script's answer.
 
     Raises:
       AnswerEnded: the answer broke off, or did not start.
@@ -26,7 +62,7 @@ async def stream(model: ArenaModel, messages: Messages) -> AsyncIterator[str]:
         yield piece
 
 
-async def _scripted(model: ArenaModel) -> AsyncIterator[str]:
+async def _scripted(model: ArenaModel) -> AsyncGenerator[str]:
     for number, word in enumerate(model.scripted.split(" ")):
         if model.fails and number >= model.fails:
             raise AnswerEnded("the script says so")
@@ -35,7 +71,7 @@ async def _scripted(model: ArenaModel) -> AsyncIterator[str]:
         yield word if number == 0 else f" {word}"
 
 
-async def _chat(model: ArenaModel, messages: Messages) -> AsyncIterator[str]:
+async def _chat(model: ArenaModel, messages: Messages) -> AsyncGenerator[str]:
     """Server-sent events of `/chat/completions`."""
     import httpx2
 

@@ -62,6 +62,19 @@ class BattleState:
         sides = (False,) * len(self.shown)
         return BattleState(self.turns + 1, sides, sides)
 
+    def again(self) -> "BattleState":
+        """The last turn once more, answers anew.
+
+        Raises:
+          Refused: after the vote, or before the answers have ended.
+        """
+        if self.winner is not None:
+            raise Refused("this battle has been voted on; start a new one")
+        if not all(self.ended):
+            raise Refused("wait for both answers, or stop them, before asking for new ones")
+        sides = (False,) * len(self.shown)
+        return BattleState(self.turns, sides, sides)
+
     def vote(self, winner: str) -> "BattleState":
         """The one vote.
 

@@ -8,8 +8,13 @@ key_env = "SMALL_KEY"                     # environment variable that holds the 
 weight = 1.0                              # how often it is drawn; 0 stops it
 
 [[model]]
+name = "ours"
+engine = "models/smollm2"                 # a checkpoint, run by this project's engine in a process of its own
+
+[[model]]
 name = "fixed"
 scripted = "I say the same every time."   # for trying the platform out, and for tests
+broken = true                             # known to be bad: meets others in honeypot battles only
 """
 
 import os
@@ -18,17 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FIELDS = {"name", "base_url", "model", "key_env", "weight", "scripted", "aliases", "delay_s", "fails"}
+FIELDS = {
+    *("name", "base_url", "model", "key_env", "weight", "engine", "scripted", "aliases", "delay_s", "fails"),
+    "broken",
+}
 
 
 @dataclass(frozen=True)
 class ArenaModel:
-    """One model: a chat server (`base_url`, `model`, `key`) or a fixed answer (`scripted`).
+    """One model: a chat server (`base_url`, `model`, `key`), a checkpoint (`engine`) or a fixed answer.
 
     Attributes:
       weight: relative frequency with which it is drawn.
       aliases: further words that would give it away in an answer.
       delay_s: for scripted models, seconds between words.
+      broken: known to be bad; it takes part in honeypot battles only.
       fails: for scripted models, words after which the answer breaks off; 0 never.
     """
 
@@ -41,6 +50,8 @@ class ArenaModel:
     aliases: tuple[str, ...] = ()
     delay_s: float = 0.0
     fails: int = 0
+    engine: str = ""
+    broken: bool = False
 
 
 def read_catalog(path: str | Path) -> list[ArenaModel]:
@@ -65,12 +76,32 @@ def read_catalog(path: str | Path) -> list[ArenaModel]:
     return models
 
 
+def _check_types(entry: dict[str, Any], where: str) -> None:
+    kinds = {"base_url": str, "scripted": str, "engine": str, "model": str, "key_env": str, "broken": bool}
+    for field, kind in kinds.items():
+        if field in entry and not (isinstance(entry[field], kind) and entry[field] != ""):
+            raise ValueError(
+                f"{where} has {field} = {entry[field]!r}, not a {kind.__name__} that says something"
+            )
+    for field in ("delay_s", "fails"):
+        value = entry.get(field, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 3600:
+            raise ValueError(f"{where} has {field} = {value!r}, not a number from 0 to 3600")
+    aliases = entry.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise ValueError(f"{where} has aliases that are not a list of texts")
+    if "base_url" in entry and not entry["base_url"].startswith(("http://", "https://")):
+        raise ValueError(
+            f"{where} has base_url = {entry['base_url']!r}, which is neither http:// nor https://"
+        )
+    if "engine" in entry and not Path(entry["engine"]).exists():
+        raise ValueError(f"{where} has engine = {entry['engine']!r}, which does not exist")
+
+
 def _model(entry: dict[str, Any], number: int, path: Path) -> ArenaModel:
     where = f"model {number} of {path}"
-    if "engine" in entry:
-        raise ValueError(
-            f"{where}: `engine` is not available here; serve the checkpoint over HTTP and give base_url"
-        )
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is a {type(entry).__name__}, not a table")
     unknown = sorted(entry.keys() - FIELDS)
     if unknown:
         raise ValueError(
@@ -79,8 +110,9 @@ def _model(entry: dict[str, Any], number: int, path: Path) -> ArenaModel:
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
         raise ValueError(f"{where} has no name of 1 to 200 characters")
-    if ("base_url" in entry) == ("scripted" in entry):
-        raise ValueError(f"{where} ({name}) needs either base_url or scripted, and not both")
+    if len({"base_url", "scripted", "engine"} & entry.keys()) != 1:
+        raise ValueError(f"{where} ({name}) needs one of base_url, engine and scripted")
+    _check_types(entry, f"{where} ({name})")
     weight = entry.get("weight", 1.0)
     if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         raise ValueError(f"{where} ({name}) has weight {weight!r}, not a number from 0 up")

@@ -1,10 +1,11 @@
 """Answers being written: one task a side, a time limit each, saved as they grow, shown through the pacer."""
 
 import asyncio
+import contextlib
 import logging
 import time
 
-from mixattn.evals.arena.platform.backends import AnswerEnded, Messages, stream
+from mixattn.evals.arena.platform.backends import AnswerEnded, Backends, Messages
 from mixattn.evals.arena.platform.catalog import ArenaModel
 from mixattn.evals.arena.platform.pacer import LiveTurn, Pacer
 from mixattn.evals.arena.platform.store import BROKEN, DONE, STOPPED, WRITING, ArenaStore
@@ -17,8 +18,8 @@ LONGEST = 60_000  # characters of an answer
 class LiveAnswers:
     """The turns that are being answered, by battle."""
 
-    def __init__(self, store: ArenaStore, pacer: Pacer, limit_s: float):
-        self._store, self._pacer, self._limit_s = store, pacer, limit_s
+    def __init__(self, store: ArenaStore, pacer: Pacer, limit_s: float, backends: Backends):
+        self._store, self._pacer, self._limit_s, self._backends = store, pacer, limit_s, backends
         self._turns: dict[str, LiveTurn] = {}
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
 
@@ -40,8 +41,9 @@ class LiveAnswers:
     ) -> None:
         status, saved_s = BROKEN, 0.0
         try:
-            async with asyncio.timeout(self._limit_s):
-                async for piece in stream(model, talk):
+            answer = self._backends.stream(model, talk)
+            async with asyncio.timeout(self._limit_s), contextlib.aclosing(answer) as pieces:
+                async for piece in pieces:
                     live.texts[side] += piece
                     if time.monotonic() - saved_s > SAVE_EVERY_S:
                         saved_s = time.monotonic()

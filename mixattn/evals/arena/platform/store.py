@@ -1,9 +1,10 @@
 """The arena's database: SQLite with a write-ahead log, one transaction a step; the public log only grows."""
 
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ CREATE TABLE IF NOT EXISTS message (
   position));
 CREATE TABLE IF NOT EXISTS vote (
   battle TEXT PRIMARY KEY, winner TEXT, voter TEXT, voted_s REAL, counts_s REAL, not_counted TEXT);
+CREATE TABLE IF NOT EXISTS replaced (
+  battle TEXT, turn INTEGER, position INTEGER, content TEXT, status TEXT, replaced_s REAL);
+CREATE TABLE IF NOT EXISTS work (challenge TEXT PRIMARY KEY, used_s REAL);
+CREATE TABLE IF NOT EXISTS excluded (voter TEXT PRIMARY KEY, since_s REAL);
 CREATE TABLE IF NOT EXISTS event (
   number INTEGER PRIMARY KEY AUTOINCREMENT, time_s REAL, kind TEXT, detail TEXT);
 CREATE INDEX IF NOT EXISTS battle_session ON battle (session, started_s);
@@ -33,7 +38,15 @@ CREATE TRIGGER IF NOT EXISTS event_fixed BEFORE UPDATE ON event
   BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
 CREATE TRIGGER IF NOT EXISTS vote_kept BEFORE DELETE ON vote BEGIN SELECT RAISE(ABORT, 'votes are kept'); END;
 """
+# Columns that databases of earlier versions lack.
+ADDED = (
+    ("model", "broken", "INTEGER"),
+    ("battle", "address", "TEXT"),
+    ("battle", "kind", "TEXT"),
+    ("vote", "style", "TEXT"),
+)
 USER = -1  # position of the user's messages
+MOST_AGAIN = 3  # new answers a turn
 WRITING, DONE, STOPPED, BROKEN = "writing", "done", "stopped", "broken"
 
 
@@ -50,8 +63,10 @@ class ArenaStore:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            # A killed process loses nothing so; what must survive a power cut is followed by `flush`.
+            self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(SCHEMA)
+            self._add_columns()
             with self.transaction():
                 self._db.execute(
                     "INSERT OR IGNORE INTO setting VALUES ('secret', ?)", (tokens.new_id().encode(),)
@@ -59,10 +74,23 @@ class ArenaStore:
                 self._db.execute("UPDATE message SET status = ? WHERE status = ?", (BROKEN, WRITING))
         except sqlite3.DatabaseError as why:
             raise ValueError(f"{path} cannot be used as the arena's database: {why}") from why
+        self._log_file = Path(f"{path}-wal")
         self.secret = bytes(self._one("SELECT value FROM setting WHERE name = 'secret'")[0])
 
     def close(self) -> None:
         self._db.close()
+
+    def flush(self) -> None:
+        """Returns when the disk has every transaction that was committed; may run in any thread."""
+        with self._log_file.open("rb") as log:
+            os.fsync(log.fileno())
+
+    def _add_columns(self) -> None:
+        for table, column, kind in ADDED:
+            if column not in {row["name"] for row in self._all(f"PRAGMA table_info({table})")}:
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        self._db.execute("CREATE INDEX IF NOT EXISTS vote_counts ON vote (counts_s)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS battle_address ON battle (address, started_s)")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -87,20 +115,24 @@ class ArenaStore:
 
     # Models
 
-    def sync_models(self, weights: dict[str, float]) -> None:
+    def sync_models(self, weights: dict[str, float], broken: Collection[str] = ()) -> None:
         """Makes the file's models known; additions, removals and weights go to the public log."""
         now = time.time()
         with self.transaction():
             known = {row["name"]: row for row in self._all("SELECT * FROM model")}
             for name, weight in weights.items():
                 if name not in known:
-                    self._db.execute("INSERT INTO model VALUES (?, 1, ?, ?, NULL)", (name, weight, now))
+                    self._db.execute(
+                        "INSERT INTO model (name, enabled, weight, first_s) VALUES (?, 1, ?, ?)",
+                        (name, weight, now),
+                    )
                     self._log("added", model=name, weight=weight)
                 elif known[name]["weight"] != weight or known[name]["last_s"] is not None:
                     self._db.execute(
                         "UPDATE model SET weight = ?, last_s = NULL WHERE name = ?", (weight, name)
                     )
                     self._log("weight", model=name, weight=weight)
+                self._db.execute("UPDATE model SET broken = ? WHERE name = ?", (int(name in broken), name))
             for name, row in known.items():
                 if name not in weights and row["last_s"] is None:
                     self._db.execute("UPDATE model SET last_s = ? WHERE name = ?", (now, name))
@@ -137,25 +169,26 @@ class ArenaStore:
         *,
         language: str,
         category: str,
-        probability: float | None,
-        honeypot: bool,
+        probability: float | None = None,
+        honeypot: str = "",
+        address: str = "",
     ) -> str:
-        """A new battle with its first prompt; returns its identifier."""
+        """A new battle with its first prompt; returns its identifier.
+
+        Args:
+          honeypot: "self" or "broken" for a battle whose vote tells of the voter only.
+          address: a pseudonym of where the visitor comes from.
+        """
         battle = tokens.new_id()
+        row = {
+            **{"id": battle, "session": session, "mode": mode, "started_s": time.time(), "turns": 0},
+            **{"language": language, "category": category, "pair_probability": probability},
+            **{"honeypot": int(bool(honeypot)), "kind": honeypot or None, "address": address},
+        }
+        names = ", ".join(row)
         with self.transaction():
-            row = (
-                battle,
-                session,
-                mode,
-                time.time(),
-                language,
-                category,
-                probability,
-                int(honeypot),
-                0,
-                None,
-            )
-            self._db.execute("INSERT INTO battle VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            marks = ", ".join("?" * len(row))
+            self._db.execute(f"INSERT INTO battle ({names}) VALUES ({marks})", tuple(row.values()))
             sides = [(battle, i, name) for i, name in enumerate(models)]
             self._db.executemany("INSERT INTO side VALUES (?, ?, ?)", sides)
             self._ask(battle, 1, prompt, len(models))
@@ -165,6 +198,30 @@ class ArenaStore:
         rows = [(battle, turn, USER, prompt, DONE), *((battle, turn, i, "", WRITING) for i in range(sides))]
         self._db.executemany("INSERT INTO message VALUES (?, ?, ?, ?, ?)", rows)
         self._db.execute("UPDATE battle SET turns = ? WHERE id = ?", (turn, battle))
+
+    def add_finished(self, models: Sequence[str], battles: int, rng: Any) -> None:
+        """Voted battles of random pairs and winners, for measurements; `rng` is a numpy Generator."""
+        now = time.time()
+        with self.transaction():
+            for i in range(battles):
+                battle, (a, b) = f"made-up-{i}", rng.choice(len(models), 2, replace=False)
+                self._db.execute(
+                    "INSERT INTO battle (id, session, mode, started_s, language, category, honeypot, turns) "
+                    "VALUES (?, ?, 'battle', ?, 'en', 'other', 0, 1)",
+                    (battle, f"s{i % 997}", now - battles + i),
+                )
+                sides = [(battle, 0, models[a]), (battle, 1, models[b])]
+                self._db.executemany("INSERT INTO side VALUES (?, ?, ?)", sides)
+                self._db.execute(
+                    "INSERT INTO vote (battle, winner, voter, voted_s, counts_s) VALUES (?, ?, ?, ?, ?)",
+                    (
+                        battle,
+                        ("model_a", "model_b", "tie")[i % 3],
+                        f"voter{i % 997}",
+                        now - battles + i,
+                        now - 1,
+                    ),
+                )
 
     def ask(self, battle: str, prompt: str) -> int:
         """A further turn; returns its number.
@@ -176,6 +233,32 @@ class ArenaStore:
             state = self.state(battle).ask()
             self._ask(battle, state.turns, prompt, len(state.shown))
         return state.turns
+
+    def again(self, battle: str) -> int:
+        """Empties the last turn's answers, to be written once more; the replaced ones are kept aside.
+
+        Returns:
+          The turn.
+
+        Raises:
+          Refused: the state does not allow it.
+        """
+        with self.transaction():
+            turn = self.state(battle).again().turns
+            where = "WHERE battle = ? AND turn = ? AND position >= 0"
+            before = int(self._one(f"SELECT count(*) FROM replaced {where}", battle, turn)[0])
+            sides = int(self._one("SELECT count(*) FROM side WHERE battle = ?", battle)[0])
+            if before >= MOST_AGAIN * sides:
+                raise Refused(f"answers can be written anew {MOST_AGAIN} times a turn")
+            copy = "INSERT INTO replaced SELECT battle, turn, position, content, status, ? FROM message "
+            self._db.execute(copy + where, (time.time(), battle, turn))
+            anew = f"UPDATE message SET content = '', status = ? {where}"
+            self._db.execute(anew, (WRITING, battle, turn))
+        return turn
+
+    def replaced(self, battle: str) -> list[str]:
+        """The answers that new ones replaced."""
+        return [row["content"] for row in self._all("SELECT content FROM replaced WHERE battle = ?", battle)]
 
     def write(self, battle: str, turn: int, position: int, content: str, status: str) -> None:
         """An answer as far as it got. What was stopped stays stopped."""
@@ -219,8 +302,19 @@ class ArenaStore:
         shown = tuple(done or bool(row["content"]) for done, row in zip(ended, rows))
         return BattleState(turns, shown, ended, vote["winner"] if vote else None)
 
-    def vote(self, battle: str, winner: str, voter: str, delay_s: float, not_counted: str | None) -> None:
+    def vote(
+        self,
+        battle: str,
+        winner: str,
+        voter: str,
+        delay_s: float,
+        not_counted: str | None,
+        style: dict[str, Any] | None = None,
+    ) -> None:
         """The vote, in one transaction; when this returns it is on disk.
+
+        Args:
+          style: the answers' style counts, `conv_metadata` of the public format.
 
         Raises:
           Refused: the state does not allow it.
@@ -228,15 +322,41 @@ class ArenaStore:
         now = time.time()
         with self.transaction():
             self.state(battle).vote(winner)
-            row = (battle, winner, voter, now, now + delay_s, not_counted)
-            self._db.execute("INSERT INTO vote VALUES (?, ?, ?, ?, ?, ?)", row)
+            row = (battle, winner, voter, now, now + delay_s, not_counted, json.dumps(style or {}))
+            columns = "battle, winner, voter, voted_s, counts_s, not_counted, style"
+            self._db.execute(f"INSERT INTO vote ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             self._db.execute(
                 "UPDATE message SET status = ? WHERE battle = ? AND status = ?", (STOPPED, battle, WRITING)
             )
 
-    def recent_battles(self, session: str, since_s: float) -> int:
-        sql = "SELECT count(*) FROM battle WHERE session = ? AND started_s > ?"
-        return int(self._one(sql, session, since_s)[0])
+    def recent_battles(self, who: str, since_s: float, *, by: str = "session") -> int:
+        """Battles begun since a time by one session, or from one `address`."""
+        column = {"session": "session", "address": "address"}[by]
+        sql = f"SELECT count(*) FROM battle WHERE {column} = ? AND started_s > ?"
+        return int(self._one(sql, who, since_s)[0])
+
+    def use_work(self, challenge: str) -> bool:
+        """Marks a proof of work as used; False if it was used before."""
+        with self.transaction():
+            done = self._db.execute("INSERT OR IGNORE INTO work VALUES (?, ?)", (challenge, time.time()))
+        return bool(done.rowcount)
+
+    def exclude(self, voter: str, excluded: bool) -> None:
+        """Stops, or lets again, all of a voter's votes from counting; they are kept."""
+        with self.transaction():
+            if excluded:
+                self._db.execute("INSERT OR IGNORE INTO excluded VALUES (?, ?)", (voter, time.time()))
+            else:
+                self._db.execute("DELETE FROM excluded WHERE voter = ?", (voter,))
+            self._log("voter excluded" if excluded else "voter counts again", voter=voter)
+
+    def excluded(self) -> set[str]:
+        return {row["voter"] for row in self._all("SELECT voter FROM excluded")}
+
+    def log(self, kind: str, **detail: Any) -> None:
+        """Adds to the public log."""
+        with self.transaction():
+            self._log(kind, **detail)
 
     def times_asked(self, session: str, prompt: str) -> int:
         """How often this session began a battle with this prompt."""
@@ -246,21 +366,22 @@ class ArenaStore:
         )
         return int(self._one(sql, session, prompt)[0])
 
-    def votes(self, *, counted: bool) -> list[dict[str, Any]]:
+    def votes(self, *, counted: bool, until_s: float | None = None) -> list[dict[str, Any]]:
         """Votes in the public format whose delay has passed; with `counted`, those that count only."""
         sql = (
-            "SELECT battle.id AS question_id, a.model AS model_a, b.model AS model_b, "
-            "winner, voter AS judge, "
-            "mode = 'battle' AS anony, language, voted_s AS tstamp, pair_probability, "
-            "category, turns AS turn, "
-            "honeypot, not_counted FROM vote JOIN battle ON battle.id = vote.battle "
+            "SELECT battle.id AS question_id, a.model AS model_a, b.model AS model_b, winner, "
+            "vote.voter AS judge, mode = 'battle' AS anony, language, voted_s AS tstamp, counts_s, "
+            "pair_probability, category, turns AS turn, honeypot, kind, style AS conv_metadata, "
+            "coalesce(not_counted, CASE WHEN excluded.voter IS NULL THEN NULL ELSE 'voter excluded' END) "
+            "AS not_counted FROM vote JOIN battle ON battle.id = vote.battle "
             "JOIN side a ON a.battle = battle.id AND a.position = 0 "
-            "JOIN side b ON b.battle = battle.id AND b.position = 1 WHERE counts_s <= ? "
+            "JOIN side b ON b.battle = battle.id AND b.position = 1 "
+            "LEFT JOIN excluded ON excluded.voter = vote.voter WHERE counts_s <= ? "
         )
         if counted:
-            sql += "AND not_counted IS NULL AND mode = 'battle' AND honeypot = 0 "
-        rows = self._all(sql + "ORDER BY vote.rowid", time.time())
-        return [row | {"anony": bool(row["anony"])} for row in rows]
+            sql += "AND not_counted IS NULL AND excluded.voter IS NULL AND mode = 'battle' AND honeypot = 0 "
+        rows = self._all(sql + "ORDER BY vote.rowid", time.time() if until_s is None else until_s)
+        return [_public(row) for row in rows]
 
     def conversations(self, battle: str) -> list[list[dict[str, str]]]:
         """The conversation of each side, as role and content."""
@@ -275,7 +396,17 @@ class ArenaStore:
             for side in sides
         ]
 
-    def version(self) -> tuple[int, int]:
-        """Changes whenever a vote starts to count."""
-        row = self._one("SELECT count(*), coalesce(max(rowid), 0) FROM vote WHERE counts_s <= ?", time.time())
-        return int(row[0]), int(row[1])
+    def version(self) -> tuple[int, int, int]:
+        """Changes whenever a vote starts to count, or a voter's votes stop or start to."""
+        now = time.time()
+        row = self._one("SELECT count(*), coalesce(max(rowid), 0) FROM vote WHERE counts_s <= ?", now)
+        excluded = self._one("SELECT count(*) FROM event WHERE kind LIKE 'voter %'")
+        return int(row[0]), int(row[1]), int(excluded[0])
+
+
+def _public(row: dict[str, Any]) -> dict[str, Any]:
+    """A vote as the public format has it; without style counts where an old vote lacks them."""
+    style = json.loads(row.pop("conv_metadata") or "{}")
+    kind = row.pop("kind")
+    row |= {"anony": bool(row["anony"]), "honeypot": kind or bool(row["honeypot"])}
+    return row | ({"conv_metadata": style} if style else {})

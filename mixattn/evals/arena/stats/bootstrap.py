@@ -1,5 +1,8 @@
 """Percentile bootstrap of Bradley-Terry scores, all resamples of a batch at once.
 
+Single votes are resampled by cells of equal votes, each cell's number being Poisson: given their total the
+numbers are multinomial, and scores do not depend on the total. Clusters are drawn with replacement.
+
 A resample's scores are found by chord iterations: its own gradient, the original fit's inverse Hessian. A
 resample that does not converge so, or has no finite scores, is fitted alone or left out.
 """
@@ -12,29 +15,27 @@ from numpy.random import Generator
 from scipy.sparse import csr_array
 from scipy.special import expit
 
+from mixattn.evals.arena.stats import poisson
 from mixattn.evals.arena.stats.bradley_terry import Fit, fit
 from mixattn.evals.arena.stats.connected import is_connected
 from mixattn.evals.arena.stats.counts import SCORE, Counts, Floats, Ints, cells
 from mixattn.evals.arena.stats.votes import Votes
 
-BATCH = 50
+BATCH = 100
 STEPS = 40
-TOLERANCE = 1e-10  # of the relative gradient
+TOLERANCE = 1e-9  # of the relative gradient
 
 
 def of_votes(counts: Counts, found: Fit, resamples: int, rng: Generator) -> Floats:
     """(R, M) mean-centred scores of resamples of single votes. R < resamples where no finite scores exist."""
-    number = counts.votes.ravel()
-    used = np.flatnonzero(number)
-    share = number[used] / number.sum()
-    mean_weight = counts.weight.ravel()[used] / number[used]
+    number, shape = counts.votes.astype(np.int64).ravel(), counts.votes.shape
+    mean_weight = counts.weight / np.maximum(counts.votes, 1)
+    plain = bool((mean_weight[counts.votes > 0] == 1).all())
 
     def batches() -> Iterator[Floats]:
         for start in range(0, resamples, BATCH):
-            drawn = rng.multinomial(int(number.sum()), share, size=min(BATCH, resamples - start))
-            weight = np.zeros((len(drawn), len(number)))
-            weight[:, used] = drawn * mean_weight
-            yield weight
+            drawn = poisson.draw(number, min(BATCH, resamples - start), rng).reshape(*shape, -1)
+            yield drawn.astype(np.float64) if plain else drawn * mean_weight[..., None]
 
     return _scores(counts, found, batches())
 
@@ -66,17 +67,18 @@ def of_clusters(
         for start in range(0, resamples, BATCH):
             size = min(BATCH, resamples - start)
             times = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=size)
-            yield np.asarray(table.T @ times.T.astype(np.float64)).T
+            yield np.asarray(table.T @ times.T.astype(np.float64)).reshape(len(pairs), 3, size)
 
     return _scores(counts, found, batches())
 
 
 def _scores(counts: Counts, found: Fit, batches: Iterator[Floats]) -> Floats:
+    """(R, M) scores of resamples; a batch is (P, 3, r) weights of cells."""
     scores = []
     for weight in batches:
         xi, converged = _chord(counts, found, weight)
         for r in np.flatnonzero(~converged):
-            alone = replace(counts, weight=weight[r].reshape(-1, 3))
+            alone = replace(counts, weight=weight[..., r].astype(np.float64))
             if is_connected(alone):
                 xi[r], converged[r] = fit(alone).xi, True
         scores.append(xi[converged])
@@ -84,26 +86,33 @@ def _scores(counts: Counts, found: Fit, batches: Iterator[Floats]) -> Floats:
 
 
 def _chord(counts: Counts, found: Fit, weight: Floats) -> tuple[Floats, np.ndarray]:
-    """(r, M) centred scores of r resamples with cell weights (r, 3P), and (r,) which converged."""
-    r, pairs, m = len(weight), len(counts.low), counts.n_models
-    cube = weight.reshape(r, pairs, 3)
-    win, total = (cube @ SCORE).T, cube.sum(axis=2).T  # (P, r)
-    one = np.ones(pairs)
-    index = np.concatenate([counts.low, counts.high]), np.tile(np.arange(pairs), 2)
-    incidence = csr_array((np.concatenate([one, -one]), index), shape=(m, pairs))
-    scale = total.sum(axis=0)
-    xi = np.repeat(found.xi[:, None], r, axis=1)
-    active = np.arange(r)
-    converged = np.zeros(r, dtype=bool)
+    """(r, M) centred scores of r resamples with cell weights (P, 3, r), and (r,) which converged."""
+    r = weight.shape[2]
+    win = SCORE[1] * weight[:, 1] + weight[:, 2]
+    total = weight[:, 0] + weight[:, 1] + weight[:, 2]
+    incidence = _incidence(counts)
+    scale = total.sum(axis=0, dtype=np.float64)
     relative = counts.weight.sum() / scale
+    xi = np.repeat(found.xi[:, None], r, axis=1)
+    p = expit(found.xi[counts.low] - found.xi[counts.high])[:, None]  # the same for all, at first
+    active, converged = np.arange(r), np.zeros(r, dtype=bool)
     for _ in range(STEPS):
-        part = xi[:, active]
-        p = expit(part[counts.low] - part[counts.high])
-        gradient = incidence @ (win[:, active] - total[:, active] * p)
+        gradient = incidence @ (win - total * p)
         done = np.abs(gradient).max(axis=0) < TOLERANCE * scale[active]
-        converged[active[done]] = True
-        gradient, active = gradient[:, ~done], active[~done]
+        if done.any():
+            converged[active[done]] = True
+            gradient, active = gradient[:, ~done], active[~done]
+            win, total = win[:, ~done], total[:, ~done]
         if not len(active):
             break
         xi[:, active] += (found.bread @ gradient) * relative[active]
+        p = expit(incidence.T @ xi[:, active])
     return (xi - xi.mean(axis=0)).T, converged
+
+
+def _incidence(counts: Counts) -> csr_array:
+    """(M, P) +1 for the pair's `low`, -1 for its `high`."""
+    pairs = len(counts.low)
+    one, index = np.ones(pairs), np.tile(np.arange(pairs), 2)
+    rows = np.concatenate([counts.low, counts.high])
+    return csr_array((np.concatenate([one, -one]), (rows, index)), shape=(counts.n_models, pairs))

@@ -1,6 +1,6 @@
 """Votes summed over equal ones: the cost of a fit then depends on pairs of models, not on votes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WEIGHTINGS = ("none", "ipw_logged", "ipw_empirical")
 DENSE_CELLS = 4_000_000  # up to here a histogram over all cells is smaller than sorting the votes
+BLOCK = 1 << 17  # votes
 SCORE = np.array([0.0, 0.5, 1.0])  # y of an outcome: what the first model of the pair scores
 
 
@@ -64,25 +65,53 @@ def cells(votes: Votes) -> tuple[Ints, int]:
 
 def count(votes: Votes, weights: Floats | None = None) -> Counts:
     """The sums over votes (n,) with `weights` (n,), or weight 1."""
-    cell, size = cells(votes)
-    if size > DENSE_CELLS:
-        # Few of the cells are in use; number those pairs only.
-        used, pair = np.unique(cell // 3, return_inverse=True)
-        cell, size = pair * 3 + cell % 3, 3 * len(used)
-    else:
-        used = None
-    number = np.bincount(cell, minlength=size).reshape(-1, 3).astype(np.float64)
-    if used is None:
-        used = np.flatnonzero(number.any(axis=1))
-        keep = used
-    else:
-        keep = np.arange(len(used))
-    weight = weight_sq = number[keep]
-    if weights is not None:
-        weight = np.bincount(cell, weights, minlength=size).reshape(-1, 3)[keep]
-        weight_sq = np.bincount(cell, weights**2, minlength=size).reshape(-1, 3)[keep]
     m = len(votes.models)
-    return Counts(m, used // m, used % m, number[keep], weight, weight_sq)
+    if 3 * m * m > DENSE_CELLS:
+        return _count_sparse(votes, weights)
+    number = _dense(votes, None)
+    low, high = np.nonzero(np.triu(number.any(axis=2), 1))
+    number = number[low, high]
+    if weights is None:
+        return Counts(m, low, high, number, number, number)
+    weight, weight_sq = (_dense(votes, w)[low, high] for w in (weights, weights**2))
+    return Counts(m, low, high, number, weight, weight_sq)
+
+
+def _dense(votes: Votes, weights: Floats | None) -> Floats:
+    """(M, M, 3) sums by lower index, higher index and outcome; a block of votes at a time stays in cache."""
+    m = len(votes.models)
+    table = np.zeros(3 * m * m)
+    for start in range(0, len(votes), BLOCK):
+        block = slice(start, start + BLOCK)
+        cell = (votes.first[block] * m + votes.second[block]) * 3 + votes.outcome[block]
+        table += np.bincount(cell, None if weights is None else weights[block], len(table))
+    cube = table.reshape(m, m, 3)
+    return cube + cube.transpose(1, 0, 2)[..., ::-1]
+
+
+def _count_sparse(votes: Votes, weights: Floats | None) -> Counts:
+    """Few of the cells are in use: numbers those pairs only."""
+    cell, _ = cells(votes)
+    used, pair = np.unique(cell // 3, return_inverse=True)
+    cell, size, m = pair * 3 + cell % 3, 3 * len(used), len(votes.models)
+    number = np.bincount(cell, minlength=size).reshape(-1, 3).astype(np.float64)
+    weight = weight_sq = number
+    if weights is not None:
+        weight, weight_sq = (
+            np.bincount(cell, w, minlength=size).reshape(-1, 3) for w in (weights, weights**2)
+        )
+    return Counts(m, used // m, used % m, number, weight, weight_sq)
+
+
+def with_prior(counts: Counts, ties: float) -> Counts:
+    """The same with `ties` further ties of every pair that met, as weight only: they pull ratings together,
+    so that an undefeated model has a finite one. They are no votes: neither counted nor a source of variance.
+    """
+    if not ties:
+        return counts
+    weight = counts.weight.copy()
+    weight[:, TIE] += ties
+    return replace(counts, weight=weight)
 
 
 def without_ties(votes: Votes) -> Votes:

@@ -35,10 +35,11 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
 
 def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
     try:
-        file = pa_parquet.ParquetFile(path, read_dictionary=[*TEXT])
-        here = [name for name in columns if name in file.schema_arrow.names]
-        return file.read(columns=here)
-    except pa.ArrowException as why:
+        kinds = {field.name: field.type for field in pa_parquet.read_schema(path)}
+        here = [name for name in columns if name in kinds]
+        text = [name for name in here if name in TEXT and pa.types.is_string(kinds[name])]
+        return pa_parquet.ParquetFile(path, read_dictionary=text).read(columns=here)
+    except (pa.ArrowException, OSError) as why:  # Arrow reports damaged pages as either
         raise ValueError(f"{path} is not a whole parquet file: {why}") from why
 
 
@@ -109,7 +110,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row += 1
             try:
                 record = json.loads(line)
-            except ValueError as why:
+            except (ValueError, RecursionError) as why:
                 torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
                 raise ValueError(f"row {row}: the line is not valid JSON{torn} ({why})") from why
             if not isinstance(record, dict):
@@ -127,7 +128,7 @@ def _read_json(path: Path, columns: list[str]) -> pa.Table:
         return _read_lines(path, columns)
     try:
         records = json.loads(text)
-    except ValueError as why:
+    except (ValueError, RecursionError) as why:
         raise ValueError(f"row {_rows_before_tear(text) + 1}: the JSON list is torn ({why})") from why
     for row, record in enumerate(records, 1):
         if not isinstance(record, dict):
@@ -142,7 +143,7 @@ def _rows_before_tear(text: str) -> int:
             at += 1
         try:
             _, at = decoder.raw_decode(text, at)
-        except ValueError:
+        except (ValueError, RecursionError):
             return rows
         rows += 1
 
@@ -176,8 +177,15 @@ def _from_records(records: Iterator[dict[str, Any]], columns: list[str]) -> pa.T
                 raise ValueError(f"row {row}: field {name!r} is {value!r}, not text")
             if name == "anony" and value is not None and not isinstance(value, bool):
                 raise ValueError(f"row {row}: anony is {value!r}, neither true nor false")
-            column.append(_plain(value) if name not in TEXT else value)
+            column.append(_utf8(row, name, _plain(value) if name not in TEXT else value))
     return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
+
+
+def _utf8(row: int, name: str, value: str | None) -> str | None:
+    try:
+        return value if value is None else value.encode().decode()
+    except UnicodeEncodeError as why:
+        raise ValueError(f"row {row}: field {name!r} holds half a character ({why})") from why
 
 
 def _plain(value: Any) -> str | None:

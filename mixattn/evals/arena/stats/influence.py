@@ -8,9 +8,12 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from mixattn.evals.arena.stats.bradley_terry import Fit
-from mixattn.evals.arena.stats.counts import Floats, Ints
+from mixattn.evals.arena.stats.bradley_terry import Fit, fit
+from mixattn.evals.arena.stats.counts import Floats, Ints, count
 from mixattn.evals.arena.stats.votes import FIRST_WINS, Votes
+
+ROUNDS = 30
+SLACK = 1.001
 
 
 def cap_weights(voter: Ints, cap: float) -> Floats:
@@ -36,7 +39,26 @@ def bounded_weights(
     votes: Votes, found: Fit, voter: Ints, limit: float, weights: Floats | None = None
 ) -> Floats:
     """(n,) weights that keep every voter's influence on every score at `limit` log odds or below, to first
-    order."""
+    order and at the scores of `found`."""
     given = np.ones(len(votes)) if weights is None else weights
     largest = np.abs(leave_one_out(votes, given, found, voter)).max(axis=1)
     return given * np.minimum(1.0, limit / np.maximum(largest, 1e-300))[voter]
+
+
+def limit_influence(
+    votes: Votes, voter: Ints, limit: float, weights: Floats | None = None
+) -> tuple[Floats, float]:
+    """(n,) weights under whose own fit no voter moves a score by more than `limit` log odds, and the largest
+    move that is left.
+
+    Weighing one voter down makes the others heavier, so this is repeated. With few voters there are no such
+    weights (of one voter, everything is theirs): then the largest move stays above the limit, and says so.
+    """
+    given = np.ones(len(votes)) if weights is None else weights
+    for _ in range(ROUNDS):
+        found = fit(count(votes, given))
+        largest = float(np.abs(leave_one_out(votes, given, found, voter)).max())
+        if largest <= limit * SLACK:
+            break
+        given = bounded_weights(votes, found, voter, limit, given)
+    return given, largest

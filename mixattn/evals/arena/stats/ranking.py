@@ -12,15 +12,25 @@ from scipy.stats import norm
 from mixattn.evals.arena.stats import bootstrap, ranks, style
 from mixattn.evals.arena.stats.bradley_terry import Fit, fit, meat_of_clusters, standard_errors
 from mixattn.evals.arena.stats.connected import check_connected
-from mixattn.evals.arena.stats.counts import Counts, Floats, Ints, count, tally, vote_weights, without_ties
+from mixattn.evals.arena.stats.counts import (
+    Counts,
+    Floats,
+    Ints,
+    count,
+    tally,
+    vote_weights,
+    with_prior,
+    without_ties,
+)
 from mixattn.evals.arena.stats.davidson import fit_davidson
-from mixattn.evals.arena.stats.influence import cap_weights
+from mixattn.evals.arena.stats.influence import cap_weights, limit_influence
 from mixattn.evals.arena.stats.votes import Votes
 
 PER_UNIT = 400 / math.log(10)  # Elo points of one natural-log odds
 TIES = ("half", "drop", "davidson")
 INTERVALS = ("sandwich", "bootstrap")
 CLUSTERS = ("none", "judge", "question_id")
+FEW_CLUSTERS = 10  # robust intervals from fewer are too narrow; of one cluster they have no width at all
 LOST_RESAMPLES = 0.05  # more without finite scores, and the bootstrap says nothing
 
 
@@ -40,6 +50,7 @@ class Options:
     alpha: float = 0.05
     rank: str = "pairwise"
     style: bool = False
+    prior_ties: float = 0.0
 
     def columns(self) -> list[str]:
         """The columns of the votes file that these options read."""
@@ -52,6 +63,16 @@ class Options:
         Raises:
           ValueError: names the two options that disagree.
         """
+        if not 0 <= self.prior_ties < math.inf:
+            raise ValueError(f"--prior_ties={self.prior_ties} is not a number from 0 up")
+        if self.prior_ties:
+            for name, given in {
+                "--intervals=bootstrap": self.intervals == "bootstrap",
+                "--style": self.style,
+                "--ties=drop": self.ties == "drop",
+            }.items():
+                if given:
+                    raise ValueError(f"--prior_ties={self.prior_ties:g} does not go with {name}")
         if self.ties == "davidson":
             wrong = {
                 "--intervals=bootstrap": self.intervals == "bootstrap",
@@ -75,11 +96,15 @@ class Estimate:
     extra: dict[str, Any] | None = None
 
 
-def rank_models(votes: Votes, options: Options, cap: float | None = None) -> dict[str, Any]:
+def rank_models(
+    votes: Votes, options: Options, cap: float | None = None, max_move: float = 0.0
+) -> dict[str, Any]:
     """The report that `arena fit --json` prints, without the time it took to load the votes.
 
     Args:
       cap: no voter (column `judge`) counts for more than this many votes.
+      max_move: Elo points by which no voter may move a rating, to first order; 0 is no limit. The report's
+        `largest_move` says what was reached.
 
     Raises:
       ValueError: the votes determine no finite ratings, or an option does not fit them.
@@ -94,14 +119,22 @@ def rank_models(votes: Votes, options: Options, cap: float | None = None) -> dic
     if cap is not None:
         capped = cap_weights(numbered(votes.columns["judge"]), cap)
         weights = capped if weights is None else weights * capped
-    counts = count(votes, weights)
+    counts = with_prior(count(votes, weights), options.prior_ties)
     check_connected(counts, votes.models)
+    moves: dict[str, Any] = {"prior_ties": options.prior_ties} if options.prior_ties else {}
+    if max_move:
+        voter = numbered(votes.columns["judge"])
+        weights, largest = limit_influence(votes, voter, max_move / PER_UNIT, weights)
+        counts = with_prior(count(votes, weights), options.prior_ties)
+        moves |= {"largest_move": PER_UNIT * largest}
     cluster = None if options.cluster == "none" else numbered(votes.columns[options.cluster])
     rng = np.random.default_rng(options.seed)
     estimate, seconds = _estimate(votes, weights, counts, cluster, options, rng)
     seconds = {"fit": time.perf_counter() - started - sum(seconds.values()), **seconds}
     started = time.perf_counter()
-    report = _report(votes, counts, estimate, anchor, options, rng)
+    if cluster is not None:
+        moves |= {"clusters": int(cluster.max()) + 1}
+    report = moves | _report(votes, counts, estimate, anchor, options, rng)
     report["seconds"] = seconds | {"rank": time.perf_counter() - started}
     return report
 

@@ -52,7 +52,8 @@ def from_table(table: pa.Table, columns: Sequence[str], *, source: str) -> Votes
             raise ValueError(f"row 1: field {name!r} is missing, in {source} and in every row after it")
     for name in NEEDED:
         kind = table.schema.field(name).type
-        if not (pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise ValueError(f"row 1: field {name!r} is of type {kind}, not text")
     for name in (*FIELDS, *(c for c in columns if c != PROBABILITY)):
         if name in table.column_names:
@@ -97,7 +98,8 @@ class _Problems:
         if column.null_count:
             self.add(_numpy(pc.is_null(column)), lambda i: f"field {name!r} is missing")
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            self.add(_numpy(pc.equal(pc.binary_length(column), 0)), lambda i: f"field {name!r} is empty")
+            blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
+            self.add(_numpy(blank), lambda i: f"field {name!r} is empty")
         elif pa.types.is_dictionary(column.type):
             codes, values = _encode(column)
             blank = np.array([*(not str(v).strip() for v in values), False])

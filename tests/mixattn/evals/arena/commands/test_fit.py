@@ -112,3 +112,30 @@ def test_counts_of_many_models_do_not_need_a_dense_table(monkeypatch):
     sparse = count(votes)
     for name in ("low", "high", "votes", "weight", "weight_sq"):
         np.testing.assert_array_equal(getattr(sparse, name), getattr(dense, name))
+
+
+def test_prior_ties_give_an_undefeated_model_a_finite_rating_and_pull_together(tmp_path):
+    votes = some_votes(models=3, votes=400, width=1.0)
+    won = votes.where((votes.first == 0) & (votes.outcome == 2) | (votes.first > 0) & (votes.second > 0))
+    with pytest.raises(ValueError, match="undefeated"):
+        rank_models(won, Options())
+    gap = []
+    for ties in (0.5, 5.0):
+        models = rank_models(won, Options(prior_ties=ties))["models"]
+        assert models[0]["model"] == "m00"
+        assert models[0]["ties"] == 0  # they are no votes
+        gap.append(models[0]["rating"] - models[-1]["rating"])
+    assert gap[0] > gap[1] > 0
+    for wrong in ({"prior_ties": -1}, {"prior_ties": 1, "intervals": "bootstrap"}):
+        with pytest.raises(ValueError, match="prior_ties"):
+            rank_models(won, Options(**wrong))
+
+
+def test_a_single_cluster_is_warned_of(run_module, tmp_path):
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json_lines(some_votes(models=3, votes=300, voters=1))))
+    done = run_module("mixattn.evals", "arena", "fit", f"--votes={path}", "--cluster=judge", "--json")
+    assert json.loads(done.stdout)["clusters"] == 1
+    assert "warning: only 1 clusters" not in done.stdout
+    done = run_module("mixattn.evals", "arena", "fit", f"--votes={path}", "--cluster=judge")
+    assert "only 1 clusters" in done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mixattn.evals.arena.platform.battle import WINNERS
-from tests.mixattn.evals.arena.platform.conftest import Visitor
+from tests.mixattn.evals.arena.platform.conftest import MODELS, Visitor
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -20,7 +20,7 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-PHONE, DESK = (390, 844), (1200, 900)
+PHONE, DESK = (420, 844), (1200, 900)
 NAMES = re.compile("zebrafish|quokka", re.I)
 # Where to keep pictures; without it none are kept.
 PICTURES = os.environ.get("ARENA_PICTURES")
@@ -121,7 +121,9 @@ class Page:
         return found
 
 
-def test_battle_vote_reveal_leaderboard(page):
+def test_battle_vote_reveal_leaderboard(browser, serve):
+    page = Page(browser, serve(MODELS.replace("0.01", "0.15")).url)  # slow enough to be seen streaming
+    browser.get_log("performance")
     page.ask("<script>document.title = 'broken in'</script> What is a word?")
     page.wait(lambda: "word" in page.one("article .text").text and len(page.all("#live")) == 1)
     page.picture("battle-streaming")
@@ -204,6 +206,8 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
         for name, address in (
             ("battle", page.browser.current_url),
             ("leaderboard", f"{page.url}/leaderboard"),
+            ("history", f"{page.url}/history"),
+            ("home", f"{page.url}/side-by-side"),
         ):
             page.browser.get(address)
             overflow = page.browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
@@ -223,3 +227,13 @@ def test_pages_fit_their_width_in_light_and_dark(page, scheme, width, height):
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_browser_does_the_proof_of_work_and_writes_answers_anew(browser, serve):
+    page = Page(browser, serve(MODELS, "--work_bits=8").url)
+    page.ask()
+    page.finished()
+    page.one("form[action$='/again'] button").click()
+    page.finished()
+    page.one("[data-key='1']").click()
+    page.wait(lambda: "A is better" in page.one("[role=status]").text)

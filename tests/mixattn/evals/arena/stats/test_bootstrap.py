@@ -1,25 +1,26 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from mixattn.evals.arena.stats import bootstrap
+from mixattn.evals.arena.stats import bootstrap, poisson
 from mixattn.evals.arena.stats.bradley_terry import Fit, fit, meat_of_clusters, standard_errors
 from mixattn.evals.arena.stats.counts import count
 from mixattn.evals.arena.stats.ranking import numbered
 from tests.mixattn.evals.arena.worlds import some_votes
 
 
-def test_a_resample_has_the_scores_of_its_own_fit():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_resample_has_the_scores_of_its_own_fit(weighted):
     votes = some_votes(models=5, votes=800)
-    counts = count(votes)
+    counts = count(votes, np.linspace(0.5, 2, 800) if weighted else None)
     draws = bootstrap.of_votes(counts, fit(counts), 3, np.random.default_rng(3))
-    number = counts.votes.ravel()
-    used = np.flatnonzero(number)
-    again = np.random.default_rng(3).multinomial(800, number[used] / 800, size=3)
+    number = counts.votes.astype(int)
+    again = poisson.draw(number.ravel(), 3, np.random.default_rng(3)).reshape(*number.shape, 3)
+    mean_weight = counts.weight / np.maximum(number, 1)
     for r in range(3):
-        weight = np.zeros(len(number))
-        weight[used] = again[r]
-        np.testing.assert_allclose(fit(replace(counts, weight=weight.reshape(-1, 3))).xi, draws[r], atol=1e-8)
+        own = fit(replace(counts, weight=again[..., r] * mean_weight)).xi
+        np.testing.assert_allclose(own, draws[r], atol=1e-7)
 
 
 def test_bootstrap_and_sandwich_agree_for_votes_and_for_clusters():

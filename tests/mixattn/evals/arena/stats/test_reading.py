@@ -137,3 +137,88 @@ def test_odd_values_are_refused_or_kept_as_they_are(tmp_path):
 def test_a_long_conversation_in_a_line_is_no_obstacle(tmp_path):
     rows = [row | {"conversation_a": [{"role": "user", "content": "x" * 9_000_000}]} for row in GOOD[:3]]
     assert len(read_votes(write(tmp_path, "jsonl", rows))) == 3
+
+
+@ENDINGS
+@pytest.mark.parametrize("winner", ["Model_A", "TIE", " model_a", "bothbad", "left", "1"])
+def test_other_spellings_of_a_winner_are_no_tie(tmp_path, ending, winner):
+    with pytest.raises(ValueError, match=r"row 2: winner .* is not one of model_a, model_b, tie"):
+        read_votes(write(tmp_path, ending, [GOOD[0], GOOD[1] | {"winner": winner}]))
+
+
+@ENDINGS
+def test_blank_names_are_empty_and_odd_ones_stay_as_they_are(tmp_path, ending):
+    with pytest.raises(ValueError, match="row 2: field 'model_b' is empty"):
+        read_votes(write(tmp_path, ending, [GOOD[0], GOOD[1] | {"model_b": "  "}]))
+    odd = "моделÿ-🤖\u200f \u0301"
+    assert odd in read_votes(write(tmp_path, ending, [GOOD[0], GOOD[1] | {"model_b": odd}])).models
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("change", [{"question_id": 10**30}, {"tstamp": 10**400}, {"tstamp": -(10**25)}])
+def test_huge_numbers_beside_the_vote_do_no_harm(tmp_path, ending, change):
+    assert len(read_votes(write(tmp_path, ending, [GOOD[0], GOOD[1] | change]))) == 2
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_half_a_character_and_endless_nesting_name_their_row(tmp_path, ending):
+    with pytest.raises(ValueError, match="row 2: field 'model_a' holds half a character"):
+        read_votes(write(tmp_path, ending, [GOOD[0], GOOD[1] | {"model_a": "\ud800x"}]))
+    path = write(tmp_path, ending, GOOD[:1])
+    deep = '{"model_a":' * 50_000
+    path.write_text(path.read_text() + deep if ending == "jsonl" else f"[{json.dumps(GOOD[0])},{deep}")
+    with pytest.raises(ValueError, match="row 2: the"):
+        read_votes(path)
+
+
+@ENDINGS
+def test_empty_files_and_files_of_nothing_are_refused(tmp_path, ending):
+    for content in (b"", b"\n \n", bytes(range(256)), b"\x00" * 99, "ant".encode("utf-16")):
+        path = tmp_path / f"votes.{ending}"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"row 1|no votes that count|not a whole|UTF-8|CSV"):
+            read_votes(path)
+    with pytest.raises(ValueError, match="is not a file"):
+        read_votes(tmp_path / f"none.{ending}")
+    (tmp_path / f"folder.{ending}").mkdir()
+    with pytest.raises(ValueError, match="is not a file"):
+        read_votes(tmp_path / f"folder.{ending}")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"x": [1]}, "row 1: field 'model_a' is missing"),
+        (
+            {"model_a": ["a"], "model_b": ["b"], "winner": [{"x": 1}]},
+            "row 1: field 'winner' is of type struct",
+        ),
+        (
+            {"model_a": [b"a"], "model_b": ["b"], "winner": ["tie"]},
+            "row 1: field 'model_a' is of type binary",
+        ),
+        ({"model_a": [5], "model_b": ["b"], "winner": ["tie"]}, "row 1: field 'model_a' is of type int64"),
+    ],
+)
+def test_parquet_with_other_columns_or_types_is_refused(tmp_path, columns, said):
+    path = tmp_path / "votes.parquet"
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match=said):
+        read_votes(path)
+
+
+def test_a_damaged_parquet_file_is_read_or_refused_and_nothing_else(tmp_path):
+    whole = write(tmp_path, "parquet", GOOD).read_bytes()
+    path = tmp_path / "damaged.parquet"
+    refused = 0
+    for at in range(4, len(whole), 29):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_votes(path)
+        except ValueError:
+            refused += 1
+    assert refused > 10
+    for cut in (0, 3, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"not a whole parquet file|it is empty"):
+            read_votes(path)
