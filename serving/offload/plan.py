@@ -6,7 +6,7 @@ micro-batch sizes and their number. With attention on the device a second share,
 memory; the best pair is a corner of the region that both memories allow.
 
 Source: MoE-Lightning (arXiv 2411.11217), section 4.2, equations 12 to 14, with the memory terms of its
-artifact. Decode only, peak rates, FLOPs of attention as published: absolute figures are 2.6 to 4.7 times the
+artifact. Decode only, peak rates, FLOPs of attention as published: absolute figures are 2 to 10 times the
 paper's own measurements.
 """
 

@@ -4,7 +4,7 @@ level.
 Level i is the fast memory and its processor (a device), level j the slow one (the host). Intensity is FLOPs
 per byte read *at that level*, so one computation has one intensity per level. Source: MoE-Lightning (arXiv
 2411.11217), section 3, equations 4 to 11. Figures are peaks and therefore bounds: the paper's own runs reach
-a fifth to two fifths of them.
+a tenth to a half of them.
 """
 
 from dataclasses import dataclass

@@ -142,7 +142,7 @@ def _post(to: _Emitter, run: _Pass, i: int, j: int, last_page: int) -> None:
 
 
 def _page(to: _Emitter, run: _Pass, i: int, p: int) -> None:
-    """Page p of layer i: its staging slot is free once layer i-1 left it, its buffer once layer i-2 ended."""
+    """Page p of layer i: its staging slot is free once layer i-1 left it, the buffer after layer i-2."""
     if i >= run.layers:
         return
     t, free = run.seconds, ("post", i - 2, run.m - 1) if p == 0 else None

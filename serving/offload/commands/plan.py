@@ -6,7 +6,7 @@ python -m serving.offload plan --hardware=t4 --prompt=418 --json              pr
 python -m serving.offload plan --device_memory_gb=12 --efficiency_link=0.77   a smaller card, a measured link
 python -m serving.offload plan --roofline=roofline.svg                        the plan's point on the roofline
 
-Predictions are bounds from peak rates: the paper's own runs reached a fifth to two fifths of them.
+Predictions are bounds from peak rates: the paper's own runs reached a tenth to a half of them.
 """
 
 import dataclasses
@@ -110,8 +110,8 @@ def _show(planner: OffloadPlanner, report: dict[str, Any]) -> None:
     console.print(table)
     gain = report["tokens_per_s_with_1_gib_more"] / report["tokens_per_s"] - 1
     console.print(
-        f"{report['tokens_per_s']:,.0f} tokens/s while decoding (bound; the paper measured 2.6 to 4.7 times"
-        " less);"
+        f"{report['tokens_per_s']:,.0f} tokens/s while decoding (bound; the paper's own runs were 2 to 10"
+        " times slower);"
         f" 1 GiB more device memory: {gain:+.1%}"
     )
     _show_turning_points(console, planner, report)

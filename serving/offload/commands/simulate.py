@@ -27,7 +27,7 @@ from serving.offload.experiment import OffloadExperiment, planner_of, schedules,
 from serving.offload.plan import OffloadPlanner, OffloadPolicy
 from serving.offload.schedule import SCHEDULES, emit
 from serving.offload.search import search
-from serving.offload.simulate import layer_bound_s, simulate
+from serving.offload.simulate import LaneSpan, layer_bound_s, simulate
 
 FLAGS = flags.FLAGS
 DRAWN_LAYERS = 4
@@ -49,7 +49,13 @@ def _main() -> None:
     policy = _policy(planner)
     if FLAGS.gantt:
         draw(planner, policy, Path(FLAGS.gantt))
-    rows = compare(planner, policy, FLAGS.layers or planner.shape.mixture_layers)
+    layers = planner.shape.mixture_layers if FLAGS.layers is None else FLAGS.layers
+    rows, passes = compare(planner, policy, layers)
+    if FLAGS.trace:
+        from serving.offload.pictures import chrome_trace  # imports matplotlib
+
+        files.write_json(Path(FLAGS.trace), chrome_trace(passes))
+        print(f"wrote {FLAGS.trace}", file=sys.stderr)
     if FLAGS.json:
         print(json.dumps({"batch": policy.batch, "resident": policy.resident, "schedules": rows}))
         return
@@ -58,7 +64,11 @@ def _main() -> None:
         table.add_column(name.replace("_", " "), justify="left" if name == "schedule" else "right")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    console.print(
+        "zero, s4 and flexgen are shown as if the same batch fitted them; zero needs all K/V on the device"
+    )
 
 
 def _policy(planner: OffloadPlanner) -> OffloadPolicy:
@@ -76,10 +86,12 @@ def _policy(planner: OffloadPlanner) -> OffloadPolicy:
     return planner.fit(FLAGS.micro_batch, FLAGS.micro_batches)
 
 
-def compare(planner: OffloadPlanner, policy: OffloadPolicy, layers: int) -> list[dict[str, Any]]:
-    """A row per schedule: makespan, seconds per layer against its bound, and how busy device and link are."""
+def compare(
+    planner: OffloadPlanner, policy: OffloadPolicy, layers: int
+) -> tuple[list[dict[str, Any]], dict[str, tuple[LaneSpan, ...]]]:
+    """A row per schedule: makespan, layer against its bound, how busy device and link are; and the passes."""
     seconds = durations.task_seconds(planner, policy)
-    rows, passes = [], {}
+    rows, passes = [], dict[str, tuple[LaneSpan, ...]]()
     for name in SCHEDULES:
         run = simulate(emit(name, layers=layers, micro_batches=policy.micro_batches, seconds=seconds))
         passes[name] = run.spans
@@ -95,11 +107,7 @@ def compare(planner: OffloadPlanner, policy: OffloadPolicy, layers: int) -> list
                 "link_busy": busy.get("to_device", 0.0) / run.makespan_s,
             }
         )
-    if FLAGS.is_parsed() and getattr(FLAGS, "trace", None):
-        from serving.offload.pictures import chrome_trace  # imports matplotlib
-
-        files.write_json(Path(FLAGS.trace), chrome_trace(passes))
-    return rows
+    return rows, passes
 
 
 def draw(planner: OffloadPlanner, policy: OffloadPolicy, out: Path) -> None:
@@ -132,7 +140,7 @@ def run_experiment(experiment: OffloadExperiment, *, as_json: bool) -> None:
             experiment.out,
             rows,
             command="serving.simulate",
-            config=str(experiment),
+            config=f"settings {experiment.settings}, generate {experiment.generate_tok}",
             note=note,
             device=results.VIRTUAL,
         )
