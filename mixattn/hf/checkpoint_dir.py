@@ -125,10 +125,21 @@ class Tensors:
         place = self.location(name)
         if not place.size:
             return np.empty(place.shape, dtype or place.dtype)
+        _read_ahead(place.file, place.offset, place.size)
         # A map per tensor leaves memory with the tensor; one of the whole file would stay.
         data = np.memmap(place.file, np.uint8, "r", place.offset, place.size)
         values = np.asarray(data).view(place.dtype).reshape(place.shape)
         return values if dtype is None else values.astype(dtype, copy=False)
+
+
+def _read_ahead(file: Path, offset: int, size: int) -> None:
+    """Starts to read a part of a file, which would otherwise be read page by page at its first use."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def _places(file: Path) -> dict[str, _Place]:
