@@ -7,22 +7,16 @@
 `--help` after a command lists its flags. `run` and `bench` are not built yet.
 """
 
-import importlib
 import sys
+
+from mixattn.tools.dispatch import dispatch
 
 COMMANDS = ("plan", "simulate", "calibrate")
 
 
 def main(argv: list[str]) -> None:
     """Runs the command named by the first argument; exits with code 2 if there is none of that name."""
-    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
-        print(__doc__.strip())
-        return
-    if argv[1] not in COMMANDS:
-        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    command = importlib.import_module(f"serving.offload.commands.{argv[1]}")
-    command.start([f"{argv[0]} {argv[1]}", *argv[2:]])
+    dispatch(argv, __doc__, {name: f"serving.offload.commands.{name}" for name in COMMANDS})
 
 
 if __name__ == "__main__":

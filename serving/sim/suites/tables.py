@@ -28,7 +28,7 @@ COLUMNS = {
     "preempted": "pre-\nempted",
     "decision_us": "decision\nus",
 }
-MOST_CLIENTS = 40  # above it, those at both ends are shown
+MAX_CLIENTS = 40  # above it, those at both ends are shown
 ENDS = 10
 KEY = (
     'Gap, lag and differences in weighted tokens per unit of weight; "-": nothing was measured.\n'
@@ -61,7 +61,7 @@ def _client_table(rows: Sequence[dict[str, Any]]) -> Table:
     cut = False
     for name in names:
         own = [row for row in rows if row["run"] == name]
-        if len(own) > MOST_CLIENTS:
+        if len(own) > MAX_CLIENTS:
             own.sort(key=lambda row: -row["service"])
             shown += [*own[:ENDS], None, *own[-ENDS:]]
             cut = True

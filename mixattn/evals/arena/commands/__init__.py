@@ -31,6 +31,8 @@
 import importlib
 import sys
 
+from mixattn.tools.dispatch import named_module, rest
+
 COMMANDS = (
     "fit",
     "elo",
@@ -48,15 +50,12 @@ COMMANDS = (
 
 def start(argv: list[str]) -> None:
     """Runs the subcommand named by the first argument; exits with code 2 if there is none of that name."""
-    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
-        print((__doc__ or "").strip())
+    name = named_module(argv, __doc__, {name: f"mixattn.evals.arena.commands.{name}" for name in COMMANDS})
+    if name is None:
         return
-    if argv[1] not in COMMANDS:
-        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
     try:
-        command = importlib.import_module(f"mixattn.evals.arena.commands.{argv[1]}")
+        command = importlib.import_module(name)
     except ModuleNotFoundError as why:
         print(f"error: {why.name} is not installed: pip install 'mixattn[evals]'", file=sys.stderr)
         sys.exit(2)
-    command.start([f"{argv[0]} {argv[1]}", *argv[2:]])
+    command.start(rest(argv))

@@ -23,7 +23,7 @@ from mixattn.evals.arena.platform.arena import ArenaPlatform, PlatformConfig
 from mixattn.evals.arena.platform.catalog import ArenaModel, read_catalog
 from mixattn.evals.arena.platform.drawing import RULES
 from mixattn.evals.arena.platform.store import ArenaStore
-from mixattn.evals.arena.platform.work import MOST_BITS
+from mixattn.evals.arena.platform.work import MAX_BITS
 
 FLAGS = flags.FLAGS
 DEMO = (
@@ -48,7 +48,7 @@ def start(argv: list[str]) -> None:
         "sampling", "weights", RULES, "Pairs by the models' weights, or by what is least known."
     )
     flags.DEFINE_integer(
-        "work_bits", 0, "Zero bits of a proof of work before a battle; 0: none.", 0, MOST_BITS
+        "work_bits", 0, "Zero bits of a proof of work before a battle; 0: none.", 0, MAX_BITS
     )
     flags.DEFINE_bool("behind_proxy", False, "Take visitors' addresses from the header X-Forwarded-For.")
     flags.DEFINE_float(

@@ -6,7 +6,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 60, 190, 12, 34
-MOST_LINES = 12
+MAX_LINES = 12
 GAP = 20  # pixels between two names
 
 
@@ -35,7 +35,7 @@ def lines(days: Sequence[dict[str, Any]]) -> Chart | None:
     ranked = [day for day in days if day["models"]]
     if not ranked:
         return None
-    best = [m["model"] for m in ranked[-1]["models"][:MOST_LINES]]
+    best = [m["model"] for m in ranked[-1]["models"][:MAX_LINES]]
     rating = [{m["model"]: m["rating"] for m in day["models"]} for day in ranked]
     values = [each[name] for each in rating for name in best if name in each]
     low, high = min(values), max(values)

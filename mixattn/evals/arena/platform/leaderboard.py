@@ -22,7 +22,7 @@ from mixattn.evals.arena.stats.win_matrix import rows_of, win_matrix
 DAY_S = 86_400.0
 QUICK_S = 0.05  # boards that take longer are kept for REST times as long, whatever is voted meanwhile
 REST = 20.0
-MOST_BOARDS = 500  # names of categories come from visitors; what is kept is bounded
+MAX_BOARDS = 500  # names of categories come from visitors; what is kept is bounded
 
 
 def as_votes(records: Sequence[dict[str, Any]], *, style: bool = False) -> Votes:
@@ -139,7 +139,7 @@ class Leaderboards:
         try:
             began_s = time.monotonic()
             self._refresh()
-            if key not in self._boards and len(self._boards) < MOST_BOARDS:
+            if key not in self._boards and len(self._boards) < MAX_BOARDS:
                 self._boards[key] = make_board(self._chosen(category, language), self._counting, style=style)
                 self._took_s = max(self._took_s, time.monotonic() - began_s)
             return self._boards.get(key, EMPTY)

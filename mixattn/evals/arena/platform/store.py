@@ -46,7 +46,7 @@ ADDED = (
     ("vote", "style", "TEXT"),
 )
 USER = -1  # position of the user's messages
-MOST_AGAIN = 3  # new answers a turn
+MAX_REGENERATIONS = 3  # new answers a turn
 WRITING, DONE, STOPPED, BROKEN = "writing", "done", "stopped", "broken"
 
 
@@ -248,8 +248,8 @@ class ArenaStore:
             where = "WHERE battle = ? AND turn = ? AND position >= 0"
             before = int(self._one(f"SELECT count(*) FROM replaced {where}", battle, turn)[0])
             sides = int(self._one("SELECT count(*) FROM side WHERE battle = ?", battle)[0])
-            if before >= MOST_AGAIN * sides:
-                raise Refused(f"answers can be written anew {MOST_AGAIN} times a turn")
+            if before >= MAX_REGENERATIONS * sides:
+                raise Refused(f"answers can be written anew {MAX_REGENERATIONS} times a turn")
             copy = "INSERT INTO replaced SELECT battle, turn, position, content, status, ? FROM message "
             self._db.execute(copy + where, (time.time(), battle, turn))
             anew = f"UPDATE message SET content = '', status = ? {where}"

@@ -12,7 +12,7 @@ from mixattn.evals.arena.platform.battle import Refused
 from mixattn.evals.arena.platform.store import ArenaStore
 
 VALID_S = 3600.0
-MOST_BITS = 24
+MAX_BITS = 24
 
 
 def challenge(secret: bytes, session: str) -> str:

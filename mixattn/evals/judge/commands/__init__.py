@@ -11,19 +11,11 @@ Without a server: --url=scripted:echo or scripted:plan answers, --url=scripted:f
 judges. `--help` after a command lists its flags.
 """
 
-import importlib
-import sys
+from mixattn.tools.dispatch import dispatch
 
 COMMANDS = ("questions", "answer", "run", "show", "agreement", "bias")
 
 
 def start(argv: list[str]) -> None:
     """Runs the subcommand named by the first argument; exits with code 2 if there is none of that name."""
-    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
-        print((__doc__ or "").strip())
-        return
-    if argv[1] not in COMMANDS:
-        print(f"error: {argv[1]!r} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    command = importlib.import_module(f"mixattn.evals.judge.commands.{argv[1]}")
-    command.start([f"{argv[0]} {argv[1]}", *argv[2:]])
+    dispatch(argv, __doc__, {name: f"mixattn.evals.judge.commands.{name}" for name in COMMANDS})
