@@ -151,6 +151,8 @@ def _anchor(votes: Votes, name: str) -> int | None:
 
 def numbered(column: np.ndarray) -> Ints:
     """(n,) equal values of `column` as numbers from 0."""
+    if column.dtype.kind == "i":
+        return np.unique(column, return_inverse=True)[1].astype(np.int64, copy=False)
     place: dict[Any, int] = {}
     return np.fromiter((place.setdefault(x, len(place)) for x in column), dtype=np.int64, count=len(column))
 
