@@ -42,10 +42,11 @@ async def ask(port: int, path: str, cookie: str = "", form: dict[str, str] | Non
 
 
 async def pieces(port: int, path: str, cookie: str) -> AsyncGenerator[bytes]:
-    """A stream's bytes as they come, the head and the marks of chunks included."""
+    """A stream's bytes as they come, the marks of chunks included."""
     reader, writer = await asyncio.open_connection(HOST, port)
     try:
         writer.write(_request(port, path, cookie, None))
+        await reader.readuntil(b"\r\n\r\n")
         while piece := await reader.read(65_536):
             yield piece
     finally:

@@ -48,6 +48,8 @@ ADDED = (
 )
 MAX_REGENERATIONS = 3  # new answers a turn
 LONG_LOG = 4 << 20  # bytes
+# The log is written over again and again: without its times, there is mostly no journal to wait for.
+_sync = getattr(os, "fdatasync", os.fsync)
 
 
 class ArenaStore(ArenaReader):
@@ -92,7 +94,7 @@ class ArenaStore(ArenaReader):
     def flush(self) -> None:
         """Returns when the disk has every transaction that was committed; may run in any thread."""
         with self._log_file.open("rb") as log:
-            os.fsync(log.fileno())
+            _sync(log.fileno())
 
     def _add_columns(self) -> None:
         for table, column, kind in ADDED:
