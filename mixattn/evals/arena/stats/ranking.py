@@ -65,6 +65,8 @@ class Options:
         """
         if not 0 <= self.prior_ties < math.inf:
             raise ValueError(f"--prior_ties={self.prior_ties} is not a number from 0 up")
+        if not math.isfinite(self.anchor_rating):
+            raise ValueError(f"--anchor_rating={self.anchor_rating} is not a finite number")
         if self.prior_ties:
             for name, given in {
                 "--intervals=bootstrap": self.intervals == "bootstrap",
