@@ -2,6 +2,7 @@
 
     python -m mixattn.evals arena load --csv=results/arena_load.csv
     python -m mixattn.evals arena load --battles=50 --seconds=5 --votes=1000
+    python -m mixattn.evals arena load --folder=/dev/shm                         the database in memory: no disk
 
 Starts a real server process with scripted models over a database that holds --votes votes, and visits it
 from this process over HTTP on the loopback: each visitor starts a battle, reads its stream, votes while the
@@ -45,13 +46,16 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_integer("battles", 200, "Battles that stream at once.", 1)
     flags.DEFINE_float("seconds", 20.0, "How long the visitors stay.", 1.0)
     flags.DEFINE_integer("votes", 20_000, "Votes in the database before.", 0)
+    flags.DEFINE_string("folder", None, "Where to put the database; by default where temporary files are.")
     flags.DEFINE_string("csv", None, "File for the table.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
     command_line.run(__name__, _main, argv)
 
 
 def _main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    if FLAGS.folder and not Path(FLAGS.folder).is_dir():
+        raise ValueError(f"--folder={FLAGS.folder} is not a folder")
+    with tempfile.TemporaryDirectory(dir=FLAGS.folder) as folder:
         names = [f"m{i}" for i in range(MODELS)]
         fill(Path(folder) / "arena.sqlite", names, FLAGS.votes)
         (Path(folder) / "models.toml").write_text(_models(names))
@@ -69,6 +73,7 @@ def _main() -> None:
             battles=FLAGS.battles,
             seconds=FLAGS.seconds,
             votes_before=FLAGS.votes,
+            database="a temporary folder" if FLAGS.folder is None else FLAGS.folder,
             data=data,
             goal="p99 of a vote below 50 ms, of the leaderboard below 200 ms",
             device=cpu,
