@@ -2,7 +2,7 @@
 
     python -m mixattn.evals arena load --csv=results/arena_load.csv
     python -m mixattn.evals arena load --battles=50 --seconds=5 --votes=1000
-    python -m mixattn.evals arena load --folder=/dev/shm                         the database in memory: no disk
+    python -m mixattn.evals arena load --folder=/dev/shm                 the database in memory: no disk
 
 Starts a real server process with scripted models over a database that holds --votes votes, and visits it
 from this process over HTTP on the loopback: each visitor starts a battle, reads its stream, votes while the
@@ -201,8 +201,9 @@ async def _visitor(port: int, number: int, end_s: float, times: dict[str, list[f
         async with contextlib.aclosing(pieces(port, f"{path}/stream", session)) as stream:
             async for piece in stream:
                 read += len(piece)
-                if read > READ or time.monotonic() > end_s:
+                if read > READ:
                     break
+                if time.monotonic() > end_s:
+                    return  # all would vote in one moment, which no crowd does
         vote = {"winner": "model_a", "token": token[1] if token else ""}
-        if read > 100:
-            await _timed(times["vote"], ask(port, f"{path}/vote", session, vote))
+        await _timed(times["vote"], ask(port, f"{path}/vote", session, vote))
