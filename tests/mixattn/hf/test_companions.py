@@ -63,6 +63,18 @@ def test_convert_carries_templates_token_names_and_sampling_defaults(source, tmp
     assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, [2, 7], None)
 
 
+def test_tokens_that_nobody_named_are_null_so_that_transformers_adds_none_of_its_own(source, tmp_path):
+    (source / "tokenizer_config.json").write_text("{}")
+    hf.save(model(SHORT), tmp_path / "to", companions=hf.companions(source))
+    kept = json.loads((tmp_path / "to" / "tokenizer_config.json").read_text())
+    assert {name: value for name, value in kept.items() if name.endswith("_token")} == {
+        "bos_token": None,
+        "eos_token": None,
+        "pad_token": None,
+        "unk_token": None,
+    }
+
+
 def test_saving_over_a_folder_leaves_no_template_of_the_old_one(source):
     hf.save(model(SHORT), source, companions=hf.Companions(words()))
     assert hf.chat_templates(source) == {}
