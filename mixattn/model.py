@@ -104,7 +104,7 @@ class Transformer(nnx.Module):
         self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size, config, rngs)
 
     def __call__(self, tokens_BT: jax.Array, *, segment_BT: jax.Array | None = None) -> jax.Array:
-        """Teacher-forced logits_BTV, float32 (float64 in float64). `segment_BT` separates packed documents."""
+        """Teacher-forced logits_BTV, as `head`. `segment_BT` separates packed documents."""
         return self.head(self.forward(tokens_BT, segment_BT=segment_BT).hidden_BTD)
 
     def forward(

@@ -2,9 +2,9 @@
 
     gates = the k largest of softmax(x W_router), renormalized;    y = sum of gate_e * expert_e(x)
 
-The router computes in float32 or more whatever the dtype of the weights: bfloat16 logits would choose other experts
-for some tokens. Without a capacity no token is dropped. With one, an expert drops the tokens beyond it, in
-token order.
+The router computes in float32 at least, whatever the dtype of the weights: bfloat16 logits would choose
+other experts for some tokens. Without a capacity no token is dropped. With one, an expert drops the tokens
+beyond it, in token order.
 
 Source: routing as in Mixtral (arXiv 2401.04088), equation 1; load-balance loss of Switch (arXiv 2101.03961),
 equation 4; z-loss of ST-MoE (arXiv 2202.08906), equation 5.

@@ -252,7 +252,7 @@ def test_gemma_3_has_no_soft_cap_on_scores_in_either_direction(tmp_path):
     raw |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     config = read_config("gemma3_text", raw)
     capped = dataclasses.replace(config, attention_softcap=5.0)
-    with pytest.raises(ValueError, match="gemma3_text cannot express .*attn_logit_softcapping=5.0"):
+    with pytest.raises(ValueError, match=r"gemma3_text cannot express .*attn_logit_softcapping=5.0"):
         write_config("gemma3_text", capped)
-    with pytest.raises(ValueError, match="attn_logit_softcapping=50.0.* must be null"):
+    with pytest.raises(ValueError, match=r"attn_logit_softcapping=50.0.* must be null"):
         read_config("gemma3_text", raw | {"attn_logit_softcapping": 50.0})
