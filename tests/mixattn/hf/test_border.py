@@ -246,6 +246,21 @@ def test_dynamic_scaling_is_that_of_the_longest_sequence_from_its_first_token_on
     assert new == row[3:]
 
 
+def test_weights_that_are_no_file_or_only_a_pointer_are_refused_by_what_they_are(llama):
+    weights_file = llama / "model.safetensors"
+    weights_file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors only says where Git LFS has the weights"):
+        hf.load(llama)
+    weights_file.unlink()
+    weights_file.symlink_to("blobs/1234")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a link to blobs/1234, which is not there"):
+        hf.load(llama)
+    weights_file.unlink()
+    weights_file.mkdir()
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a file"):
+        hf.load(llama)
+
+
 def test_gemma_3_has_no_soft_cap_on_scores_in_either_direction(tmp_path):
     """transformers' Gemma 3 reads `attn_logit_softcapping` and computes without it."""
     raw = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}

@@ -128,6 +128,24 @@ def test_the_tokens_around_a_text_are_those_that_the_settings_say(tmp_path, sett
     assert hf.load_tokenizer(tmp_path).encode("w3").ids == ids
 
 
+def test_a_token_to_add_that_the_tokenizer_does_not_have_is_refused(tmp_path):
+    words().save(str(tmp_path / "tokenizer.json"))
+    settings = {"add_bos_token": True, "bos_token": "<s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"tokenizer\.json has no token '<s>', .* as bos_token"):
+        hf.load_tokenizer(tmp_path)
+
+
+def test_the_tokens_around_a_text_are_found_by_any_piece_that_the_tokenizer_knows(tmp_path):
+    made = Tokenizer(models.BPE({"b": 0, "c": 1, "bc": 2}, [("b", "c")]))
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.BertProcessing(("</s>", 4), ("<s>", 3))
+    assert made.encode("a", add_special_tokens=False).ids == []
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"add_eos_token": false}')
+    assert hf.load_tokenizer(tmp_path).encode("bc").ids == [3, 2]
+
+
 def gpt2_like(folder) -> None:
     """Like GPT-2's: id 0 is "!", and the end of a text has the last id."""
     made = Tokenizer(models.WordLevel({"!": 0, "a": 1, "b": 2}, unk_token="!"))
@@ -188,5 +206,5 @@ def test_only_special_tokens_are_named_beside_the_tokenizer(tmp_path):
     hf.save(model(SHORT), tmp_path, made, extra={"eos_token_id": 3, "pad_token_id": 5})
     named = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert named["eos_token"] == "w3"
-    assert "pad_token" not in named
+    assert named["pad_token"] is None
     assert hf.special_ids(tmp_path) == SpecialIds(None, (3,), 5)
