@@ -111,7 +111,7 @@ class _Problems:
             blank = np.array([*(not str(v).strip() for v in values), False])
             self.add(blank[codes], lambda i: f"field {name!r} is empty")
 
-    def add_names(self, name: str, codes: NDArray[np.int64], found: Sequence[str]) -> None:
+    def add_names(self, name: str, codes: NDArray[np.int64], found: list[str]) -> None:
         """A model's name goes into tables and messages: one line without control characters, not too long."""
         long = np.array([*(len(value or "") > LONGEST_NAME for value in found), False])
         odd = np.array([*(bool(CONTROL.search(value or "")) for value in found), False])
