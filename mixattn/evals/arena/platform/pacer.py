@@ -8,8 +8,8 @@ import asyncio
 import itertools
 from dataclasses import dataclass, field
 
-TICK_S = 0.15
-CHARACTERS = 36  # a tick; 240 characters a second
+TICK_S = 0.1
+CHARACTERS = 24  # a tick; 240 characters a second
 SLICES = 10  # turns advance at different moments of a tick, so that a vote never waits for all of them
 HEARTBEAT_S = 15.0
 
