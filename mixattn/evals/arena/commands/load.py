@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 
 from mixattn.evals.arena.commands import command_line
-from mixattn.evals.arena.commands.load_client import Answer, ask, pieces
+from mixattn.evals.arena.commands.load_client import LoadAnswer, ask, pieces
 from mixattn.evals.arena.platform.store import ArenaStore
 from pallas_kernels.results import processor, write_csv
 
@@ -178,9 +178,9 @@ async def _crowd(port: int) -> dict[str, list[float]]:
     return times
 
 
-async def _timed(times: list[float], request: Any) -> Answer:
+async def _timed(times: list[float], request: Any) -> LoadAnswer:
     begin_s = time.perf_counter()
-    answer: Answer = await request
+    answer: LoadAnswer = await request
     times.append(time.perf_counter() - begin_s)
     if answer.status >= 400:
         raise ValueError(f"the server answered {answer.status}: {answer.body[-300:]}")

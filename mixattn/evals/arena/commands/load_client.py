@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Answer:
+class LoadAnswer:
     """A response: status, headers by lower-case name, and body."""
 
     status: int
@@ -22,7 +22,7 @@ class Answer:
     body: str
 
 
-async def ask(port: int, path: str, cookie: str = "", form: dict[str, str] | None = None) -> Answer:
+async def ask(port: int, path: str, cookie: str = "", form: dict[str, str] | None = None) -> LoadAnswer:
     """GET, or with a form POST. Redirects are not followed.
 
     Raises:
@@ -38,7 +38,7 @@ async def ask(port: int, path: str, cookie: str = "", form: dict[str, str] | Non
         raise ConnectionError(f"the server did not answer {path}")
     first, *lines = head.decode("latin-1").split("\r\n")
     pairs = (line.partition(": ") for line in lines)
-    return Answer(int(first.split()[1]), {name.lower(): value for name, _, value in pairs}, body.decode())
+    return LoadAnswer(int(first.split()[1]), {name.lower(): value for name, _, value in pairs}, body.decode())
 
 
 async def pieces(port: int, path: str, cookie: str) -> AsyncGenerator[bytes]:
