@@ -62,7 +62,8 @@ dafny: setup
 	$(BIN)/python -m mixattn.evals dafny install
 
 test: setup
-	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile
+	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile \
+	  --max-worker-restart=0
 
 # A simulated barrier that nobody reaches would wait for ever: stop with every thread's stack instead.
 OR_STOP := -o faulthandler_timeout=180 -o faulthandler_exit_on_timeout=true
