@@ -119,8 +119,11 @@ def raw_request(draw: random.Random) -> bytes:
     return head + raw
 
 
-def fuzz(port: int, count: int, seed: int, threads: int = 4) -> tuple[Counter, list]:
-    """How often each status came (0: the connection ended without one), and answers that must not be."""
+def fuzz(port: int, count: int, seed: int, threads: int = 16) -> tuple[Counter, list]:
+    """How often each status came (0: the connection ended without one), and answers that must not be.
+
+    Many requests wait for a time-out of the server, so that some threads are needed to keep it busy.
+    """
     statuses: Counter = Counter()
     wrong: list = []
     lock = threading.Lock()

@@ -19,7 +19,7 @@ def footprint(server) -> tuple[int, float]:
 
 
 def check(server, count: int, seed: int) -> None:
-    fuzz(server.port, max(100, count // 10), seed + 1)
+    fuzz(server.port, max(64, count // 10), seed + 1)
     server.until_idle()
     fds, megabytes = footprint(server)
     statuses, wrong = fuzz(server.port, count, seed)

@@ -102,7 +102,7 @@ class ServerProcess:
         )
         self.port = 0
 
-    def ready(self, limit_s: float = 240) -> "ServerProcess":
+    def ready(self, limit_s: float = 900) -> "ServerProcess":
         assert self.process.stdout is not None
         timer = threading.Timer(limit_s, self.process.kill)
         timer.start()
