@@ -16,6 +16,8 @@ from serving.http.settings import HttpLimits
 
 LINGER_S = 1.0  # a refused client may still be sending; closing at once would destroy our answer
 LINGER_BYTES = 16 << 20
+PROBE_S, PROBES_S = 0.05, 1.0  # after the peer ended its side: first question whether it is there, and later
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -66,6 +68,7 @@ class GuardedProtocol(H11Protocol):
         self._phase = ""
         self._refused = False
         self._lingered = 0
+        self._ended = False  # the peer sends nothing more, and may still read
         self.unread_since_s: float | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -108,7 +111,9 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._refused:
+        if self._ended and self.cycle.response_complete:
+            self.transport.close()
+        elif not self._refused:
             self._watch()
 
     def refuse(self, error: ApiError) -> None:
@@ -133,11 +138,31 @@ class GuardedProtocol(H11Protocol):
         self.transport.resume_reading()
         self.loop.call_later(LINGER_S, self.transport.close)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A peer that ended its side may have left, or wait for its answer: the next write tells."""
         if self._refused:
             self.transport.close()
+            return None
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self._speaks_1_0():
+            return None
+        self._ended = True
+        self._ask_whether_it_reads(PROBE_S)
+        return True
 
     # ---- inside ----
+
+    def _speaks_1_0(self) -> bool:
+        """HTTP/1.0 knows no interim answers."""
+        return bool(self.scope["http_version"] == "1.0")
+
+    def _ask_whether_it_reads(self, again_s: float = PROBES_S) -> None:
+        """Writes an interim answer, which a peer that left refuses: the connection is lost then."""
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not self.cycle.response_started:
+            self.transport.write(INTERIM)
+        self.loop.call_later(again_s, self._ask_whether_it_reads)
 
     def _refuse_request(self, why: h11.RemoteProtocolError) -> None:
         status = why.error_status_hint

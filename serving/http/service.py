@@ -146,6 +146,10 @@ class Service:
         """
         model = self.ready_model()
         client = caller.client(call.user)
+        if call.logprobs is not None and model.texts is None and call.kind != "ids":
+            raise bad_field(
+                "logprobs", "logprobs need a tokenizer, and the model has none", "unsupported_value"
+            )
         if call.priority and caller.key is not None and not caller.key.priority:
             raise ApiError(403, "this key may not name a priority", param="priority", code="forbidden")
         if call.rid is not None and (call.rid in self.rids):

@@ -43,9 +43,16 @@ class ChatTemplate:
         return "tools" in self.source
 
     async def render(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: list[dict[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt's text.
+
+        Args:
+          variables: more of what the template may use, of any name.
 
         Raises:
           ApiError: 400: the template refuses the messages, or takes too long or too much for them.
@@ -55,7 +62,7 @@ class ChatTemplate:
             "max_chars": self._limits.template_chars,
             "variables": {
                 **self._variables,
-                **variables,
+                **(variables or {}),
                 "messages": messages,
                 "add_generation_prompt": add_generation_prompt,
             },

@@ -48,6 +48,20 @@ def test_who_leaves_before_a_whole_answer_frees_it_in_the_run_and_in_the_queue(s
     assert server.until_idle()["finished"]["cancel"] == before + 12
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_only_ends_his_own_side_still_gets_his_answer(server, stream):
+    before = server.until_idle()["finished"].get("cancel", 0)
+    sock = begin(server, {**LONG, "max_tokens": 60, "stream": stream})
+    sock.shutdown(socket.SHUT_WR)
+    answer = exchange(sock, b"")
+    final = answer[answer.index(b"HTTP/1.1 200") :]
+    if stream:
+        assert final.rstrip(b"\r\n0").endswith(b"[DONE]")
+    else:
+        assert json.loads(final.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 60
+    assert server.until_idle()["finished"].get("cancel", 0) == before
+
+
 def test_a_finished_answer_is_not_cancelled_again_by_its_clean_up(server):
     before = server.until_idle()["finished"].get("cancel", 0)
     for _ in range(20):

@@ -18,7 +18,7 @@ LIMITS = HttpLimits(template_s=1.0, template_chars=10_000)
 
 def rendered(template, messages=HELLO, **variables):
     async def ask():
-        return await template.render(messages, **variables)
+        return await template.render(messages, variables)
 
     return asyncio.run(ask())
 

@@ -239,6 +239,27 @@ def test_a_body_over_the_limit_is_413_and_the_server_lives(server):
     assert server.get("/health")[0] == 200
 
 
+def test_a_packed_body_is_refused_as_such(server):
+    import gzip
+
+    body, packed = gzip.compress(b'{"prompt": "a", "max_tokens": 1}'), {"Content-Encoding": "gzip"}
+    status, _, answer = server.request("POST", "/v1/completions", body, packed)
+    assert (status, answer["error"]["code"]) == (415, "unsupported_encoding")
+    server.complete(prompt="a")
+    same = {"Content-Encoding": "identity"}
+    assert server.request("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1}, same)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self", "variables", "other"])
+def test_a_templates_variables_may_have_any_name_but_those_of_fields(server, name):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    status, answer = server.post("/v1/chat/completions", {**body, "chat_template_kwargs": {name: True}})
+    if name in ("messages", "tools", "add_generation_prompt"):
+        assert (status, answer["error"]["param"]) == (400, "chat_template_kwargs")
+    else:
+        assert status == 200, answer
+
+
 def test_pipelined_requests_are_answered_in_order(server):
     one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -263,6 +284,21 @@ def test_a_name_that_only_points_here_is_refused(server):
     status, _, answer = server.request("GET", "/v1/models", headers={"Host": "evil.example"})
     assert (status, answer["error"]["code"]) == (421, "misdirected_request")
     assert server.request("GET", "/v1/models", headers={"Host": "localhost:1"})[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1.evil.example:8000", "null"])
+def test_a_page_of_another_site_is_refused(server, origin):
+    status, _, answer = server.request("POST", "/flush_cache", b"", {"Origin": origin})
+    assert (status, answer["error"]["code"]) == (403, "foreign_origin")
+    own = {"Origin": f"http://127.0.0.1:{server.port}"}
+    assert server.request("POST", "/flush_cache", b"", own)[0] == 200
+
+
+def test_a_preflight_allows_nothing(server):
+    asks = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    status, headers, _ = server.request("OPTIONS", "/v1/completions", None, asks)
+    assert status in (403, 405)
+    assert not [name for name in headers if name.startswith("access-control")]
 
 
 def test_one_connection_too_many_is_answered_503(server):
