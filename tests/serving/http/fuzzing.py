@@ -60,7 +60,19 @@ FIELDS = [
 ]
 
 HEADERS = ["X-Client-Id", "X-Request-Id", "Accept", "Authorization", "Expect", "Cookie", "X-" + "a" * 50]
-VALUES = ["a", "é", "x" * 300, "", "100-continue", "Bearer x", "\t", "Basic !!!", "close"]
+VALUES = [
+    "a",
+    "Basic é",
+    "Bearer é",
+    "é",
+    "x" * 300,
+    "",
+    "100-continue",
+    "Bearer x",
+    "\t",
+    "Basic !!!",
+    "close",
+]
 
 
 def mutated(draw: random.Random, body) -> bytes:

@@ -301,6 +301,15 @@ def test_a_preflight_allows_nothing(server):
     assert not [name for name in headers if name.startswith("access-control")]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b"Basic \x9f!!", b"Basic \xff\xfe", b"Basic !", b"Basic /w==", b"Bearer \xe9", b"\xa0", b"Basic"],
+)
+def test_any_bytes_may_stand_for_a_key(server, value):
+    head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: "
+    assert status_of(exchange(server.connect(), head + value + b"\r\n\r\n")) == 200  # keys are off here
+
+
 def test_one_connection_too_many_is_answered_503(server):
     held = [server.connect() for _ in range(64)]
     try:
