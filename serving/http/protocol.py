@@ -166,7 +166,7 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse_request(self, why: h11.RemoteProtocolError) -> None:
         status = why.error_status_hint
-        status = status if status in (400, 431, 501) else 400
+        status = status if status in (400, 431) else 400  # an unknown coding too: the mistake is the client's
         self.refuse(ApiError(status, f"not a valid HTTP request: {why}", code="invalid_http"))
 
     def _watch(self) -> None:

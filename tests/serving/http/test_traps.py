@@ -43,7 +43,9 @@ def test_a_head_that_drips_is_answered_408_too(server):
 def test_a_second_head_on_a_kept_connection_is_timed_as_well(server):
     sock = server.connect()
     sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b"200" in sock.recv(65536)
+    answer = b""
+    while b'"ok"}' not in answer:  # head and body may come apart
+        answer += sock.recv(65536)
     answer = exchange(sock, b"GET /health HTTP/1.1\r\n")
     assert status_of(answer) == 408
 
@@ -111,16 +113,18 @@ def test_content_length_beside_transfer_encoding_is_refused_and_closed(server):
         b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999\r\n\r\n",
     ],
 )
 def test_what_is_not_http_is_refused_in_the_shape_of_every_error(server, raw):
     sock = server.connect()
     sock.sendall(raw)
     sock.shutdown(socket.SHUT_WR) if raw.startswith(b"\x16") else None
-    answer = exchange(sock, b"", limit_s=5)
+    answer = exchange(sock, b"", limit_s=2)
     if raw.startswith(b"\x16"):  # it left before its first line was whole
         return
-    assert 400 <= status_of(answer) < 502
+    assert 400 <= status_of(answer) < 500
     assert error_of(answer)
 
 
