@@ -14,7 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serving.http.errors import ApiError
 from serving.http.settings import HttpLimits
 
-LINGER_S = 1.0  # a refused client may still be sending; closing at once would destroy our answer
+# A refused client may still be sending; closing at once would destroy our answer.
+QUIET_S, LINGER_S = 0.25, 5.0  # so long without a byte from it, or after so long anyway, it is closed
 LINGER_BYTES = 16 << 20
 PROBE_S, PROBES_S = 0.05, 1.0  # after the peer ended its side: first question whether it is there, and later
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -136,7 +137,7 @@ class GuardedProtocol(H11Protocol):
         lines += ["content-type: application/json", f"content-length: {len(body)}", "connection: close"]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.resume_reading()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self._close_when_quiet(self.loop.time() + LINGER_S)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """A peer that ended its side may have left, or wait for its answer: the next write tells."""
@@ -151,6 +152,12 @@ class GuardedProtocol(H11Protocol):
         return True
 
     # ---- inside ----
+
+    def _close_when_quiet(self, until_s: float, lingered: int = -1) -> None:
+        if self._lingered == lingered or self.loop.time() > until_s:
+            self.transport.close()
+        else:
+            self.loop.call_later(QUIET_S, self._close_when_quiet, until_s, self._lingered)
 
     def _speaks_1_0(self) -> bool:
         """HTTP/1.0 knows no interim answers."""

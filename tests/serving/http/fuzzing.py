@@ -170,6 +170,7 @@ def one(port: int, raw: bytes, leaves: bool, draw: random.Random) -> tuple[int, 
             sock.sendall(raw)
             while piece := sock.recv(65536):
                 answer += piece
+                sock.settimeout(2)  # where the damage hit "Connection: close", nothing more comes
     except OSError as why:
         if not answer:
             return 0, repr(why).encode()

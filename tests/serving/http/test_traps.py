@@ -27,14 +27,14 @@ def test_a_head_that_never_ends_is_answered_408_and_closed(server):
     answer = exchange(sock, b"X-Slow: 1\r\n")
     assert status_of(answer) == 408
     assert error_of(answer)["code"] == "request_timeout"
-    assert 1 < time.monotonic() - began_s < 6
+    assert 0.9 < time.monotonic() - began_s < 6
 
 
 def test_a_head_that_drips_is_answered_408_too(server):
     sock = server.connect()
     began_s = time.monotonic()
     sock.sendall(b"GET /health HTTP/1.1\r\n")
-    while time.monotonic() - began_s < 1.3:  # each byte arrives in time, the head does not
+    while time.monotonic() - began_s < 0.8:  # each byte arrives in time, the head does not
         sock.sendall(b"a")
         time.sleep(0.1)
     assert status_of(exchange(sock, b"")) == 408

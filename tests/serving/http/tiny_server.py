@@ -169,6 +169,10 @@ class ServerProcess:
         assert status == 200, answer
         return answer
 
+    def complete_status(self, body: dict) -> int:
+        status, _ = self.post("/v1/completions", body)
+        return status
+
     def stream(self, path: str, body: dict, **more):
         """The events of a stream, as they arrive; the last is "[DONE]" or an object."""
         http_ = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
