@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mixattn.spec import ModelConfig
+from pallas_kernels.typing import accumulator_dtype
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nnx.Param:
@@ -55,7 +56,7 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """RMS norm, or LayerNorm with bias, over the last axis, computed in float32.
+    """RMS norm, or LayerNorm with bias, over the last axis, computed in float32 (float64 in float64).
 
     With `norm_unit_offset` the stored gain w acts as 1 + w and multiplies before the cast to the input's
     dtype (Gemma); otherwise it multiplies after the cast (Llama).
@@ -69,14 +70,14 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width, config.dtype)) if layer_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x_f32, axes = x.astype(jnp.float32), (1,) * (x.ndim - 1) + (-1,)
+        x_acc, axes = x.astype(accumulator_dtype(x.dtype)), (1,) * (x.ndim - 1) + (-1,)
         gain = self.gain[...].reshape(axes)
         if self.bias is not None:
-            x_f32 -= jnp.mean(x_f32, axis=-1, keepdims=True)
-        x_f32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.eps)
+            x_acc -= jnp.mean(x_acc, axis=-1, keepdims=True)
+        x_acc *= jax.lax.rsqrt(jnp.mean(jnp.square(x_acc), axis=-1, keepdims=True) + self.eps)
         if self.unit_offset:
-            return (x_f32 * (1 + gain.astype(jnp.float32))).astype(x.dtype)
-        y = x_f32.astype(x.dtype) * gain
+            return (x_acc * (1 + gain.astype(x_acc.dtype))).astype(x.dtype)
+        y = x_acc.astype(x.dtype) * gain
         return y if self.bias is None else y + self.bias[...].reshape(axes)
 
 

@@ -19,6 +19,7 @@ from mixattn.layers import Embedding, FeedForward, Linear, Norm
 from mixattn.moe import Load, MoE
 from mixattn.rope import RopeTable, rope_tables
 from mixattn.spec import Layer, ModelConfig
+from pallas_kernels.typing import accumulator_dtype
 
 
 class Forward(NamedTuple):
@@ -103,7 +104,7 @@ class Transformer(nnx.Module):
         self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size, config, rngs)
 
     def __call__(self, tokens_BT: jax.Array, *, segment_BT: jax.Array | None = None) -> jax.Array:
-        """Teacher-forced logits_BTV, float32. `segment_BT` separates packed documents."""
+        """Teacher-forced logits_BTV, as `head`. `segment_BT` separates packed documents."""
         return self.head(self.forward(tokens_BT, segment_BT=segment_BT).hidden_BTD)
 
     def forward(
@@ -149,14 +150,14 @@ class Transformer(nnx.Module):
         return Forward(self.final_norm(x_BTD), new_cache, moe_metrics(loads))
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V], float32, of hidden states [..., D]."""
+        """Logits [..., V], float32 (float64 in float64), of hidden states [..., D]."""
+        acc_dtype = accumulator_dtype(hidden.dtype)
         if self.lm_head is not None:
-            logits = self.lm_head(hidden, out_dtype=jnp.float32)
+            logits = self.lm_head(hidden, out_dtype=acc_dtype)
         else:
             flat_XD = hidden.reshape(-1, hidden.shape[-1])
-            logits = jnp.einsum(
-                "XD,VD->XV", flat_XD, self.embed.table[...], preferred_element_type=jnp.float32
-            )
+            table_VD = self.embed.table[...]
+            logits = jnp.einsum("XD,VD->XV", flat_XD, table_VD, preferred_element_type=acc_dtype)
             logits = logits.reshape(*hidden.shape[:-1], -1)
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

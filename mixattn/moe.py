@@ -2,9 +2,9 @@
 
     gates = the k largest of softmax(x W_router), renormalized;    y = sum of gate_e * expert_e(x)
 
-The router computes in float32 whatever the dtype of the weights: bfloat16 logits would choose other experts
-for some tokens. Without a capacity no token is dropped. With one, an expert drops the tokens beyond it, in
-token order.
+The router computes in float32 at least, whatever the dtype of the weights: bfloat16 logits would choose
+other experts for some tokens. Without a capacity no token is dropped. With one, an expert drops the tokens
+beyond it, in token order.
 
 Source: routing as in Mixtral (arXiv 2401.04088), equation 1; load-balance loss of Switch (arXiv 2101.03961),
 equation 4; z-loss of ST-MoE (arXiv 2202.08906), equation 5.
@@ -22,6 +22,7 @@ from flax import nnx
 from mixattn.layers import activate, normal
 from mixattn.spec import ModelConfig
 from pallas_kernels.grouped import grouped_matmul
+from pallas_kernels.typing import accumulator_dtype
 
 
 class Route(NamedTuple):
@@ -77,7 +78,8 @@ class MoE(nnx.Module):
 
     def route(self, x_XD: jax.Array) -> Route:
         """Each token's experts and gates."""
-        logits_XE = jnp.dot(x_XD.astype(jnp.float32), self.router[...].astype(jnp.float32))
+        acc_dtype = accumulator_dtype(x_XD.dtype)
+        logits_XE = jnp.dot(x_XD.astype(acc_dtype), self.router[...].astype(acc_dtype))
         p_XE = jax.nn.softmax(logits_XE, axis=-1)
         if self.order == "topk_softmax":
             best_Xk, expert_Xk = jax.lax.top_k(logits_XE, self.k)
@@ -126,9 +128,9 @@ class MoE(nnx.Module):
 def load(route: Route, real_X: jax.Array) -> Load:
     """The auxiliary losses and the experts' shares, over real tokens."""
     E, k = route.p_XE.shape[1], route.expert_Xk.shape[1]
-    weight_X = real_X.astype(jnp.float32)
+    weight_X = real_X.astype(route.p_XE.dtype)
     weight_X /= jnp.maximum(jnp.sum(weight_X), 1)
-    chosen_XE = jnp.sum(jax.nn.one_hot(route.expert_Xk, E, dtype=jnp.float32), axis=1)
+    chosen_XE = jnp.sum(jax.nn.one_hot(route.expert_Xk, E, dtype=weight_X.dtype), axis=1)
     share_E = jax.lax.stop_gradient(weight_X @ chosen_XE) / k
     balance = E * jnp.sum(share_E * (weight_X @ route.p_XE))
     z = weight_X @ jnp.square(jax.nn.logsumexp(route.logits_XE, axis=-1))

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixattn.spec import ModelConfig
+from pallas_kernels.typing import accumulator_dtype
 
-type RopeTable = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, R]
+type RopeTable = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, R], float64 in float64
 
 BY_LENGTH = ("longrope", "dynamic")
 
@@ -37,13 +38,14 @@ def rope_tables(
 
 
 def _cos_sin(config: ModelConfig, positions_BT: jax.Array, length: int, *, sliding: bool) -> RopeTable:
-    cos, sin = rope_cos_sin(positions_BT, rope_frequencies(config, sliding=sliding, length=length))
+    freq_R = rope_frequencies(config, sliding=sliding, length=length)
+    cos, sin = rope_cos_sin(positions_BT, freq_R.astype(accumulator_dtype(jnp.dtype(config.dtype))))
     scale = 1.0 if _own_base(config, sliding) else attention_factor(config)
     return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
 
 
 def rope_frequencies(config: ModelConfig, *, sliding: bool, length: int = 0) -> np.ndarray:
-    """Radians per position of each rotated pair, float32 [R].
+    """Radians per position of each rotated pair, float64 [R].
 
     Args:
       length: tokens of the longest sequence, for the scalings that depend on it; 0 = the model's context.
@@ -68,7 +70,7 @@ def rope_frequencies(config: ModelConfig, *, sliding: bool, length: int = 0) -> 
                 freq_R = freq_R / np.asarray(factors)
             case "dynamic":
                 freq_R = _stretched_theta(config, length) ** -exponent_R
-    return freq_R.astype(np.float32)
+    return freq_R
 
 
 def attention_factor(config: ModelConfig) -> float:
@@ -127,8 +129,8 @@ def _stretched_theta(config: ModelConfig, length: int) -> float:
 
 
 def rope_cos_sin(positions_BT: jax.Array, freq_R: np.ndarray) -> RopeTable:
-    """Cosine and sine of every position's rotation."""
-    angle_BT1R = positions_BT.astype(jnp.float32)[:, :, None, None] * jnp.asarray(freq_R)[None, None, None]
+    """Cosine and sine of every position's rotation, in the dtype of `freq_R`."""
+    angle_BT1R = positions_BT.astype(freq_R.dtype)[:, :, None, None] * jnp.asarray(freq_R)[None, None, None]
     return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
 
 
@@ -139,6 +141,6 @@ def apply_rope(x_BTNH: jax.Array, rope: RopeTable | None) -> jax.Array:
     cos, sin = rope
     R = cos.shape[-1]
     a, b, rest = jnp.split(x_BTNH, (R, 2 * R), axis=-1)
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    a, b = a.astype(cos.dtype), b.astype(cos.dtype)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
     return jnp.concatenate([rotated, rest], axis=-1)

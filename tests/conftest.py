@@ -1,7 +1,9 @@
 """Strict from the first day: silent promotions and warnings are failures."""
 
+import gc
 import os
 import signal
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -28,12 +30,30 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+# Every compiled program maps memory, and Linux gives a process 65,530 mappings; beyond that XLA's next one
+# crashes the process, as it did a worker that had gone through half the suite.
+MAX_MAPPINGS = 20_000
+
+
+def too_many_mappings() -> bool:
+    maps = Path("/proc/self/maps")
+    return maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPPINGS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """After a file: drops compiled programs that nobody uses any more, where there are too many."""
+    yield
+    if too_many_mappings():
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def run_module(tmp_path):
     """Runs `python -m module args...` in the checkout, as a user would; returns the finished process."""
     import subprocess
     import sys
-    from pathlib import Path
 
     root = Path(__file__).resolve().parent.parent
 

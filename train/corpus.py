@@ -123,6 +123,8 @@ def list_files(path: str, left_out: list[LeftOut] | None = None) -> list[tuple[s
     elif Path(path).is_dir():
         root = Path(path)
         found = _text_files(root, left_out)
+    elif Path(path).is_file():  # also one whose name has brackets
+        root, found = Path(path).parent, [Path(path)]
     else:
         found = [Path(f) for f in glob.glob(path, recursive=True)]
         root = Path(glob.escape(path)).parent if len(found) == 1 else _common_parent(found)
@@ -185,9 +187,15 @@ def _read(
 ) -> Iterator[Document]:
     """The documents of one file."""
     if text_files.kind(name) in text_files.RECORDS:
+        without_text = 0
         for number, pieces in text_files.read_records(file, name, text_field):
+            if not any(text for text, _ in pieces):
+                without_text += 1
+                continue
             own = f"{name}#{number}"
             yield Document(own, pieces, name if split_by == "file" else own)
+        if without_text and left_out is not None:
+            left_out.append(LeftOut(name, f"has {without_text} records without text, which are left out"))
         return
     try:
         text = text_files.read_text(file)

@@ -4,6 +4,8 @@
 with the digest of these lines. It is no defence against somebody who wants to deceive: anyone can write it.
 """
 
+import mmap
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,6 @@ from pathlib import Path
 import xxhash
 
 NAME = "digests.txt"
-_BLOCK = 1 << 20  # bytes
 
 
 def write(folder: Path) -> None:
@@ -58,13 +59,14 @@ def _text(folder: Path, paths: Iterable[Path]) -> str:
 
 
 def _of_file(path: Path) -> tuple[str, int]:
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb", buffering=0) as file:
-        block = memoryview(bytearray(_BLOCK))
-        while count := file.readinto(block):
-            digest.update(block[:count])
-            size += count
-    return digest.hexdigest(), size
+    """Digest and size. Mapped, since copying a file out of the page cache costs seven times the hash."""
+    with path.open("rb") as file:
+        if not (size := os.fstat(file.fileno()).st_size):  # which cannot be mapped
+            return xxhash.xxh3_128_hexdigest(b""), 0
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if hasattr(mmap, "MADV_WILLNEED"):
+                data.madvise(mmap.MADV_WILLNEED)
+            return xxhash.xxh3_128_hexdigest(data), size
 
 
 def _of_lines(lines: Iterable[str]) -> str:

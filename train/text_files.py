@@ -23,7 +23,13 @@ _CODE = (
 )
 SUFFIXES = (*_PROSE, *_CODE, *RECORDS)
 COMPRESSIONS = ("gz", "zst")
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+# By their byte order marks; that of UTF-32 begins like one of UTF-16.
+_WIDE = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 _DAMAGE = (OSError, EOFError, zlib.error)
 
 
@@ -63,8 +69,8 @@ def read_text(path: Path) -> str:
             data = file.read()
     except _DAMAGE as why:
         raise UnreadableText(f"cannot be read: {_short(why)}") from why
-    if data.startswith(_UTF16):
-        raise UnreadableText("is UTF-16, not UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)")
+    if wide := next((name for mark, name in _WIDE.items() if data.startswith(mark)), ""):
+        raise UnreadableText(f"is {wide}, not UTF-8 (iconv -f {wide} -t UTF-8 converts it)")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as why:

@@ -39,6 +39,7 @@ _HOW = (
     "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
 )
 SHARD_BYTES = 4 * 2**30
+_LFS = b"version https://git-lfs"
 
 
 # safetensors' names of the types that a model's weights may have
@@ -144,8 +145,15 @@ def _read_ahead(file: Path, offset: int, size: int) -> None:
 
 def _places(file: Path) -> dict[str, _Place]:
     """Where the tensors of one file lie. The library checks the header, and that the file is complete."""
+    if file.is_symlink() and not file.exists():
+        raise ValueError(f"{file} is a link to {file.readlink()}, which is not there")
     if not file.exists():
         raise ValueError(_no_weights(file))
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file")
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS)) == _LFS:
+            raise ValueError(f"{file} only says where Git LFS has the weights; fetch them by `git lfs pull`")
     try:
         with safe_open(file, framework="np"):
             pass

@@ -99,6 +99,8 @@ class Companions:
             if id is not None and not named and id in self.tokenizer.get_added_tokens_decoder():
                 settings[f"{role}_token"] = self.tokenizer.id_to_token(id)
         names = {f"{role}_token" for role in _ROLES}
+        # Without null, transformers adds tokens of its own, whose ids the model does not have.
+        settings = dict.fromkeys(sorted(names)) | settings
         settings = {k: token_text(v) or None if k in names else v for k, v in settings.items()}
         return {"model_max_length": max_tok, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
 

@@ -8,6 +8,7 @@ from mixattn.spec import ModelConfig
 
 ACTIVATION_OF = {  # config.json -> ModelConfig
     "silu": "silu",
+    "swish": "silu",
     "gelu_pytorch_tanh": "gelu",
     "gelu_new": "gelu",
     "gelu": "gelu_exact",

@@ -221,6 +221,9 @@ def _write_gemma2(config: ModelConfig, *, local: bool = False) -> Raw:
 def _read_gemma3(raw: Raw) -> Raw:
     period = raw.get("sliding_window_pattern") or 6
     types = windows(raw, lambda i: (i + 1) % period != 0)
+    if cap := raw.get("attn_logit_softcapping"):
+        # transformers has the field and computes without it.
+        raise ValueError(f"attn_logit_softcapping={cap!r}: Gemma 3 has no cap on its scores, it must be null")
     return _read_gemma2(raw, local=True) | types | {"qk_norm": True}
 
 

@@ -15,6 +15,8 @@ def read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path.parent} has no {path.name}; is it a checkpoint directory?") from None
+    except OSError as why:
+        raise ValueError(f"{path} cannot be read: {why.strerror}") from why
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
     except ValueError as why:

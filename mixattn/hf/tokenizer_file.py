@@ -4,6 +4,7 @@ A tokenizer.json carries more than a tokenizer: it may cut texts, pad them, and 
 comes out here neither cuts nor pads, adds the begin-of-text token once or not at all, and is known to work.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ END_NAMES = (
     *("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|file|>", "[EOS]", "<|end|>"),
     *("<|eot_id|>", "<|im_end|>", "<|return|>"),
 )
+
+
+class UnknownToken(ValueError):
+    """The settings name a token that the tokenizer does not have."""
 
 
 def read_tokenizer(path: str | Path, settings: Mapping[str, Any] | None = None) -> tokenizers.Tokenizer:
@@ -40,6 +45,8 @@ def read_tokenizer(path: str | Path, settings: Mapping[str, Any] | None = None) 
         tokenizer.decode(tokenizer.encode("A text, 1.").ids)
     except (KeyboardInterrupt, SystemExit):
         raise
+    except UnknownToken as why:
+        raise ValueError(f"{path} {why}") from why
     except BaseException as why:  # the library raises a bare Exception, and on some damage panics
         raise ValueError(f"{path} is not a tokenizer: {' '.join(str(why).split())[:200]}") from why
     return tokenizer
@@ -49,21 +56,20 @@ def plain(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> token
     """The same tokenizer without truncation and padding, with the tokens around a text as `settings` say."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    adds = {name: settings.get(f"add_{name}_token") for name in ("bos", "eos")}
     before, after = around(tokenizer)
-    wanted = {
-        "bos": before if adds["bos"] is None else _named(tokenizer, settings, "bos") if adds["bos"] else [],
-        "eos": after if adds["eos"] is None else _named(tokenizer, settings, "eos") if adds["eos"] else [],
-    }
-    if (wanted["bos"], wanted["eos"]) != (before, after):
-        tokenizer.post_processor = _template(tokenizer, wanted["bos"], wanted["eos"])
+    wanted = _wanted(tokenizer, settings, "bos", before), _wanted(tokenizer, settings, "eos", after)
+    if wanted != (before, after):
+        tokenizer.post_processor = _template(tokenizer, *wanted)
     return tokenizer
 
 
 def around(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that encoding puts before and behind a text."""
-    text = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a").ids
+    # Some text that the tokenizer knows: one without a byte alphabet drops what it does not.
+    for sample in ("a", *itertools.islice(tokenizer.get_vocab(with_added_tokens=False), 100)):
+        if text := tokenizer.encode(sample, add_special_tokens=False).ids:
+            break
+    whole = tokenizer.encode(sample).ids
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
             return whole[:start], whole[start + len(text) :]
@@ -106,9 +112,18 @@ def end_token(
     )
 
 
-def _named(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], name: str) -> list[int]:
-    id = tokenizer.token_to_id(token_text(settings.get(f"{name}_token")))
-    return [] if id is None else [id]
+def _wanted(
+    tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], name: str, own: list[int]
+) -> list[int]:
+    """What the settings put before or behind a text; `own` where they do not say."""
+    adds, text = settings.get(f"add_{name}_token"), token_text(settings.get(f"{name}_token"))
+    if adds is None:
+        return own
+    if not adds or not text:  # without a name transformers adds none either
+        return []
+    if (id := tokenizer.token_to_id(text)) is None:
+        raise UnknownToken(f"has no token {text!r}, which tokenizer_config.json has as {name}_token")
+    return [id]
 
 
 def _template(

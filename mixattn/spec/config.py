@@ -68,7 +68,7 @@ class ModelConfig:
         softmax of the k kept logits (the same values), "softmax_topk_raw" uses the probabilities unchanged.
       capacity_factor: 0 = dropless; otherwise an expert takes at most ceil(factor * k * tokens / n_experts)
         tokens.
-      dtype: of weights and activations; norms, softmax, router and logits are always float32.
+      dtype: of weights and activations; norms, softmax, router and logits are float32 in every narrower one.
 
     Raises:
       ValueError: from `check()`, with the two facts that disagree.

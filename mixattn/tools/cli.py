@@ -171,7 +171,10 @@ def _on_sigint(number: int, frame: FrameType | None) -> None:
     Ctrl-C often arrives there, so that the signal is raised again shortly after.
     """
     if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-        threading.Timer(0.01, signal.raise_signal, (number,)).start()
+        # To the main thread itself: a signal raised in the timer's thread does not end a sleep or a read.
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
     else:
         raise KeyboardInterrupt
 

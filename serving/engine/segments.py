@@ -91,8 +91,7 @@ class RowPlaces(NamedTuple):
 
 def cut(model: Transformer, size: int) -> list[Segment]:
     """Segments of `size` layers, the last one of what is left."""
-    layers = model.config.n_layers
-    return [_segment(model, range(s, min(s + size, layers))) for s in range(0, layers, size)]
+    return [_segment(model, span) for span in _spans(model.config, size)]
 
 
 def last_only(chain: Sequence[Segment], last_owner: int) -> list[Segment]:
@@ -122,26 +121,33 @@ def best_size(model: Transformer) -> int:
     """The segment length that weighs compilation against calls best; longer if two are equal."""
 
     def cost(size: int) -> float:
-        kinds = {segment.kind for segment in cut(model, size)}
-        return sum(len(kind.layers) for kind in kinds) + SEGMENT_WEIGHT * -(-model.config.n_layers // size)
+        kinds = {_layers(model.config, span)[:2] for span in _spans(model.config, size)}
+        return sum(len(layers) for layers, _ in kinds) + SEGMENT_WEIGHT * -(-model.config.n_layers // size)
 
     return min(range(MAX_SEGMENT, 0, -1), key=cost)
 
 
-def _segment(model: Transformer, span: range) -> Segment:
-    layers = [model.config.layers[i] for i in span]
+def _spans(config: ModelConfig, size: int) -> list[range]:
+    return [range(start, min(start + size, config.n_layers)) for start in range(0, config.n_layers, size)]
+
+
+def _layers(
+    config: ModelConfig, span: range
+) -> tuple[tuple[Layer, ...], tuple[bool, ...], tuple[int, ...]]:
+    """A segment's layers and mixtures, as in `SegmentKind`, and the owners before it that it reads."""
+    layers = [config.layers[i] for i in span]
     borrowed = tuple(dict.fromkeys(layer.owner for layer in layers if layer.owner < span.start))
     local = {owner: -1 - i for i, owner in enumerate(borrowed)} | {i: i - span.start for i in span}
+    alike = tuple(Layer(local[layer.index], local[layer.owner], layer.window) for layer in layers)
+    return alike, tuple(config.has_experts(i) for i in span), borrowed
+
+
+def _segment(model: Transformer, span: range) -> Segment:
+    layers, mixtures, borrowed = _layers(model.config, span)
     graphdef, state = nnx.split(nnx.List([model.blocks[i] for i in span]))
     params, tree = jax.tree.flatten(state)
-    kind = SegmentKind(
-        graphdef,
-        tree,
-        tuple(Layer(local[layer.index], local[layer.owner], layer.window) for layer in layers),
-        tuple(model.config.has_experts(i) for i in span),
-        None,
-    )
-    return Segment(kind, params, tuple(layer.index for layer in layers if layer.owns), borrowed, span.start)
+    owned = tuple(i for i, layer in zip(span, layers) if layer.owns)
+    return Segment(SegmentKind(graphdef, tree, layers, mixtures, None), params, owned, borrowed, span.start)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kind", "page_kinds"), donate_argnames="owned")

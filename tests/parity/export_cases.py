@@ -153,10 +153,6 @@ def base(family: str) -> ModelConfig:
     return read_config(family, SMALL | EXTRA.get(family, {}))
 
 
-def has_experts(family: str) -> bool:
-    return base(family).n_experts > 0
-
-
 def expressed() -> dict[str, tuple[str, ModelConfig]]:
     """Family and config of every combination that the family can express, by name; each function once."""
     found = {}
@@ -165,8 +161,6 @@ def expressed() -> dict[str, tuple[str, ModelConfig]]:
         for option, fields in OPTIONS.items():
             if (family, option) == ("opt", "dynamic"):
                 continue  # fewer learned positions than the tokens that are compared
-            if option == "width_odd" and has_experts(family):
-                continue  # transformers' grouped matrix product on a CPU wants rows of 16 bytes
             try:
                 config = dataclasses.replace(base(family), **_deeper(family, fields))
                 write_config(family, config)

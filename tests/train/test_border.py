@@ -80,6 +80,30 @@ def test_every_format_gives_its_text_and_every_file_left_out_is_named(tmp_path):
     assert "cannot be read" in reasons["torn.txt.gz"]
 
 
+def test_records_without_text_are_no_documents_and_are_counted(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"text": ""}\n{"text": "a"}\n{"prompt": "", "answer": ""}\n')
+    left_out: list[text_files.LeftOut] = []
+    found = [d.name for d in corpus.documents(str(tmp_path), left_out=left_out)]
+    assert found == ["q.jsonl#1"]
+    assert left_out == [("q.jsonl", "has 2 records without text, which are left out")]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "a[1].txt").write_text("brackets")
+    (tmp_path / "a1.txt").write_text("another")
+    assert [d.text for d in corpus.documents(str(tmp_path / "a[1].txt"))] == ["brackets"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_file_in_another_unicode_encoding_is_named_by_it(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("\ufefftext".encode(encoding))
+    (tmp_path / "b.txt").write_text("b")
+    left_out: list[text_files.LeftOut] = []
+    assert [d.text for d in corpus.documents(str(tmp_path), left_out=left_out)] == ["b"]
+    name = encoding[:6].upper()
+    assert left_out == [("a.txt", f"is {name}, not UTF-8 (iconv -f {name} -t UTF-8 converts it)")]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Unpack
 
@@ -49,6 +50,7 @@ class OpenAI(LanguageModel):
     ):
         import httpx2
 
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every call buries a run's progress
         self._model, self._chat = model, chat
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx2.AsyncClient(

@@ -1,5 +1,6 @@
 """What comes in from a checkpoint is right, or refused in one sentence with file, field and value."""
 
+import dataclasses
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mixattn import generate, hf
 from mixattn.hf import checkpoint_dir
-from mixattn.hf.translate import NOT_SERVED
+from mixattn.hf.translate import NOT_SERVED, read_config, write_config
 from tests.mixattn.tiny import TINY, model, wired
 
 PLAIN = wired("standard", n_layers=2, tied=True)
@@ -243,3 +244,30 @@ def test_dynamic_scaling_is_that_of_the_longest_sequence_from_its_first_token_on
             int(jax.numpy.argmax(fixed(jax.numpy.asarray([row + [0] * (20 - len(row))]))[0, len(row) - 1]))
         )
     assert new == row[3:]
+
+
+def test_weights_that_are_no_file_or_only_a_pointer_are_refused_by_what_they_are(llama):
+    weights_file = llama / "model.safetensors"
+    weights_file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors only says where Git LFS has the weights"):
+        hf.load(llama)
+    weights_file.unlink()
+    weights_file.symlink_to("blobs/1234")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a link to blobs/1234, which is not there"):
+        hf.load(llama)
+    weights_file.unlink()
+    weights_file.mkdir()
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a file"):
+        hf.load(llama)
+
+
+def test_gemma_3_has_no_soft_cap_on_scores_in_either_direction(tmp_path):
+    """transformers' Gemma 3 reads `attn_logit_softcapping` and computes without it."""
+    raw = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    raw |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = read_config("gemma3_text", raw)
+    capped = dataclasses.replace(config, attention_softcap=5.0)
+    with pytest.raises(ValueError, match=r"gemma3_text cannot express .*attn_logit_softcapping=5.0"):
+        write_config("gemma3_text", capped)
+    with pytest.raises(ValueError, match=r"attn_logit_softcapping=50.0.* must be null"):
+        read_config("gemma3_text", raw | {"attn_logit_softcapping": 50.0})

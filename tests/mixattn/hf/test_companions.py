@@ -63,6 +63,18 @@ def test_convert_carries_templates_token_names_and_sampling_defaults(source, tmp
     assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, [2, 7], None)
 
 
+def test_tokens_that_nobody_named_are_null_so_that_transformers_adds_none_of_its_own(source, tmp_path):
+    (source / "tokenizer_config.json").write_text("{}")
+    hf.save(model(SHORT), tmp_path / "to", companions=hf.companions(source))
+    kept = json.loads((tmp_path / "to" / "tokenizer_config.json").read_text())
+    assert {name: value for name, value in kept.items() if name.endswith("_token")} == {
+        "bos_token": None,
+        "eos_token": None,
+        "pad_token": None,
+        "unk_token": None,
+    }
+
+
 def test_saving_over_a_folder_leaves_no_template_of_the_old_one(source):
     hf.save(model(SHORT), source, companions=hf.Companions(words()))
     assert hf.chat_templates(source) == {}
@@ -114,6 +126,24 @@ def test_the_tokens_around_a_text_are_those_that_the_settings_say(tmp_path, sett
     made.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert hf.load_tokenizer(tmp_path).encode("w3").ids == ids
+
+
+def test_a_token_to_add_that_the_tokenizer_does_not_have_is_refused(tmp_path):
+    words().save(str(tmp_path / "tokenizer.json"))
+    settings = {"add_bos_token": True, "bos_token": "<s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"tokenizer\.json has no token '<s>', .* as bos_token"):
+        hf.load_tokenizer(tmp_path)
+
+
+def test_the_tokens_around_a_text_are_found_by_any_piece_that_the_tokenizer_knows(tmp_path):
+    made = Tokenizer(models.BPE({"b": 0, "c": 1, "bc": 2}, [("b", "c")]))
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.BertProcessing(("</s>", 4), ("<s>", 3))
+    assert made.encode("a", add_special_tokens=False).ids == []
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"add_eos_token": false}')
+    assert hf.load_tokenizer(tmp_path).encode("bc").ids == [3, 2]
 
 
 def gpt2_like(folder) -> None:
@@ -176,5 +206,5 @@ def test_only_special_tokens_are_named_beside_the_tokenizer(tmp_path):
     hf.save(model(SHORT), tmp_path, made, extra={"eos_token_id": 3, "pad_token_id": 5})
     named = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert named["eos_token"] == "w3"
-    assert "pad_token" not in named
+    assert named["pad_token"] is None
     assert hf.special_ids(tmp_path) == SpecialIds(None, (3,), 5)

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -105,8 +106,10 @@ def test_ctrl_c_is_not_lost_in_the_garbage_collectors_callback(run):
     gc.callbacks.append(_xla_gc_callback)
     gc.collect()
     assert calls
-    time.sleep(20)
+    time.sleep(60)
     """
+    started = time.monotonic()
     done = run("--config=config.py", body=textwrap.indent(textwrap.dedent(body), "    "))
     assert done.returncode == 130, done.stderr
+    assert time.monotonic() - started < 40, "the sleep went on to its end"
     assert "stopped by Ctrl-C" in done.stderr

@@ -152,22 +152,6 @@ def test_a_snapshot_after_a_change_of_weight_goes_on_the_same(name):
     assert ours == theirs
 
 
-def test_drr_hoards_no_credit_by_charging_and_cancelling_in_turns():
-    policy = fair.make("drr", quantum_tok=10)
-    for seq in range(0, 40, 2):
-        policy.arrive(RequestInfo(f"h{seq}", "hoarder", seq, 30, 1), 0.0)
-        policy.arrive(RequestInfo(f"o{seq}", "other", seq + 1, 30, 1), 0.0)
-        for _ in range(2):
-            request = policy.pick(0.0)
-            policy.admit(request, extend_tok=30, hit_tok=0)
-            if request.client == "other":
-                policy.finish(request.id)
-        policy.pick(0.0)
-        for id in [id for id in policy.charge_of if id.startswith("h")]:
-            policy.cancel(id, prefilled_tok=0)
-        assert policy.credit("hoarder") <= 10 * SCALE
-
-
 def test_calls_of_a_program_are_one_account_whoever_sends_them():
     policy = fair.make("vtc", unit="program", weights={"town": 2})
     for seq in range(12):

@@ -42,6 +42,7 @@ class Server:
             + [f"--db={self.folder}/arena.sqlite", "--port=0", *self.flags],
             cwd=ROOT,
             env=os.environ | {"ARENA_ADMIN_TOKEN": "a token of the tests"},
+            stdout=subprocess.DEVNULL,  # one that outlives a crashed test must not keep its output open
             stderr=subprocess.PIPE,
             text=True,
         )
