@@ -131,9 +131,7 @@ def _spans(config: ModelConfig, size: int) -> list[range]:
     return [range(start, min(start + size, config.n_layers)) for start in range(0, config.n_layers, size)]
 
 
-def _layers(
-    config: ModelConfig, span: range
-) -> tuple[tuple[Layer, ...], tuple[bool, ...], tuple[int, ...]]:
+def _layers(config: ModelConfig, span: range) -> tuple[tuple[Layer, ...], tuple[bool, ...], tuple[int, ...]]:
     """A segment's layers and mixtures, as in `SegmentKind`, and the owners before it that it reads."""
     layers = [config.layers[i] for i in span]
     borrowed = tuple(dict.fromkeys(layer.owner for layer in layers if layer.owner < span.start))

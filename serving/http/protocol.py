@@ -139,7 +139,7 @@ class GuardedProtocol(H11Protocol):
         self.transport.resume_reading()
         self._close_when_quiet(self.loop.time() + LINGER_S)
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
+    def eof_received(self) -> bool | None:
         """A peer that ended its side may have left, or wait for its answer: the next write tells."""
         if self._refused:
             self.transport.close()

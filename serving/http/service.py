@@ -107,6 +107,11 @@ class Service:
         return bool(self.calls or self.opening or self.writing)
 
     @property
+    def open_calls(self) -> int:
+        """Calls that are admitted and not over: in the engine, or being tokenised or compiled for it."""
+        return self.opening + len({id(call) for call in self.calls.values()})
+
+    @property
     def unhealthy(self) -> str | None:
         """Why the server makes no progress, or None."""
         stuck_s = self.loop.stuck_s()

@@ -162,7 +162,7 @@ def fuzz(port: int, count: int, seed: int, threads: int = 16) -> tuple[Counter, 
 
 
 def asks_for_an_end(raw: bytes) -> bool:
-    """Whether a body names a time-out, which may lie before its first token; a chunk may end inside the word."""
+    """Whether a body names a time-out, perhaps before its first token; a chunk may end inside the word."""
     return b'"timeout"' in re.sub(rb"\r\n[0-9a-f]+\r\n", b"", raw)
 
 

@@ -209,8 +209,9 @@ class ServerProcess:
         """Waits until nothing is queued or running; the engine's stats then."""
         deadline_s = time.monotonic() + limit_s
         while time.monotonic() < deadline_s:
-            stats = self.stats()
-            if not stats["running"] and not stats["waiting"]:
+            info = self.get("/get_server_info")[1]
+            stats = info["stats"]
+            if not stats["running"] and not stats["waiting"] and not info["open_calls"]:
                 assert all(used == 0 for used, *_ in stats["pages"].values()), stats["pages"]
                 return stats
             time.sleep(0.02)
