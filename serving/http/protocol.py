@@ -17,7 +17,7 @@ from serving.http.settings import HttpLimits
 # A refused client may still be sending; closing at once would destroy our answer.
 QUIET_S, LINGER_S = 0.25, 5.0  # so long without a byte from it, or after so long anyway, it is closed
 LINGER_BYTES = 16 << 20
-PROBE_S, PROBES_S = 0.05, 1.0  # after the peer ended its side: first question whether it is there, and later
+PROBE_S, PROBES_S = 0.01, 1.0  # after the peer ended its side: whether it is still there, first and at most
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
@@ -163,13 +163,13 @@ class GuardedProtocol(H11Protocol):
         """HTTP/1.0 knows no interim answers."""
         return bool(self.scope["http_version"] == "1.0")
 
-    def _ask_whether_it_reads(self, again_s: float = PROBES_S) -> None:
+    def _ask_whether_it_reads(self, again_s: float) -> None:
         """Writes an interim answer, which a peer that left refuses: the connection is lost then."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if not self.cycle.response_started:
             self.transport.write(INTERIM)
-        self.loop.call_later(again_s, self._ask_whether_it_reads)
+        self.loop.call_later(again_s, self._ask_whether_it_reads, min(4 * again_s, PROBES_S))
 
     def _refuse_request(self, why: h11.RemoteProtocolError) -> None:
         status = why.error_status_hint
