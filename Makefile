@@ -103,7 +103,7 @@ $(PARITY)/.ready: .ci/parity-env
 	@.ci/parity-env $(PARITY)
 	@touch $@
 
-# Clients of OpenAI's protocol in an environment of their own, which has no jax and no torch (650 MB).
+# Clients of OpenAI's protocol in an environment of their own, which has no jax and no torch (1.2 GB).
 CLIENTS := $(VENV)-clients
 $(CLIENTS)/.ready: tests/clients/requirements.txt
 	@python=$$(.ci/find-python) || exit 1; \

@@ -25,7 +25,7 @@ pays       one KV budget, long prompts, end to end: MixAttention over standard, 
 Parts that need more run only when they are named:
 
 http       the server beside its engine, on one core and on two: throughput, first token, event loop, a
-           thousand streams, slow clients                             (`taskset`, extra serve)    4 min
+           thousand streams, slow clients; each figure is written at once  (`taskset`, extra serve)    8 min
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 start_model   start of a real model, cold and with programs kept    (models/smollm2, `make model`)
@@ -33,7 +33,7 @@ start_model   start of a real model, cold and with programs kept    (models/smol
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import flags, logging
 from rich.console import Console
@@ -56,7 +56,7 @@ _REQUESTS = flags.DEFINE_integer(
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Interleaved rounds of what is compared.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print the figures as JSON instead of a table.")
 
-PARTS: dict[str, Callable[[Size], list[Row]]] = {
+PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "memory": budget.memory,
     "host": step.host,
     "decode": step.decode,
@@ -88,16 +88,36 @@ def main() -> None:
     rows: list[Row] = []
     for name in named or [p for p in PARTS if p not in OTHER_ENVIRONMENT]:
         console.print(f"{name} ...")
-        rows += (part := PARTS[name](size))
-        command = f"python -m serving.bench --only={name} --scale={size.scale} --requests={size.requests}"
-        results.write_csv(f"{_OUT.value}/{name}.csv", part, about=command, seed=0)
+        rows += _measured(name, size, console)
     if _JSON.value:
         print(json.dumps(rows))
         return
+    _print(rows)
+
+
+def _measured(name: str, size: Size, console: Console) -> list[Row]:
+    """A part's rows. Those of a part that yields them one by one are shown and on disk at once."""
+    command = f"python -m serving.bench --only={name} --scale={size.scale} --requests={size.requests}"
+    path, given, rows = f"{_OUT.value}/{name}.csv", PARTS[name](size), list[Row]()
+    for found in given:
+        rows.append(found)
+        if not isinstance(given, list):
+            results.write_csv(path, rows, quiet=True, about=command, seed=0, unfinished=len(rows))
+            console.print(f"  {found['figure']}: {_number(found['value'])} {found['unit']}", highlight=False)
+    results.write_csv(path, rows, about=command, seed=0)
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+
+
+def _print(rows: Sequence[Row]) -> None:
     table = Table("part", "figure", "value", "unit", "goal", "met", "detail")
     for r in rows:
-        value = f"{r['value']:,.0f}" if abs(r["value"]) >= 1000 else f"{r['value']:,.4g}"
-        table.add_row(r["part"], r["figure"], value, r["unit"], r["goal"], r["met"], r["detail"])
+        table.add_row(
+            r["part"], r["figure"], _number(r["value"]), r["unit"], r["goal"], r["met"], r["detail"]
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

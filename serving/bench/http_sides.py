@@ -1,5 +1,6 @@
 """The processes that `--only=http` compares: a server, an engine without one, and the load client."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from serving.bench import MODEL, network
 
@@ -56,7 +58,7 @@ class BenchServer:
     """
 
     def __init__(self, checkpoint: Path, cores: Sequence[int], log: Path, *flags: str) -> None:
-        self.log = log
+        self.log, self.cores = log, cores
         self._err = log.with_suffix(".err").open("w")
         command = [
             *(sys.executable, "-m", "serving.http", f"--checkpoint={checkpoint}", "--port=0"),
@@ -88,6 +90,34 @@ class BenchServer:
     def resident_mib(self, field: str = "VmRSS") -> float:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's."""
+        stats: dict[str, Any] = self.exchange("GET", "/get_server_info")["stats"]
+        return stats
+
+    def slots(self) -> int:
+        return int(self.exchange("GET", "/get_server_info")["engine"]["max_slots"])
+
+    def exchange(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer of one call.
+
+        Raises:
+          ValueError: its status is not 200.
+        """
+        at = urlsplit(self.url)
+        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=120)
+        try:
+            raw = None if body is None else json.dumps(body)
+            connection.request(method, path, raw, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ValueError(f"{path} answered {answer.status}: {content[:200]!r}")
+        told: dict[str, Any] = json.loads(content)
+        return told
 
     def stop(self) -> list[dict[str, Any]]:
         """Ends it; the engine's events."""

@@ -1,114 +1,150 @@
 """What the server costs over the engine: throughput, first token, event loop, many streams, slow clients.
 
 Server, engine and client are processes of their own on the same cores; what is compared runs interleaved.
+Every figure is yielded as soon as it is measured.
 """
 
-import contextlib
-import http.client
 import itertools
-import json
 import os
-import random
-import socket
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import urlsplit
 
-from serving.bench import Row, Size, prompt, row
+from serving.bench import Row, Size, row
+from serving.bench.http_loop import echo, loop_cpu, slow_loris
 from serving.bench.http_sides import BenchEngine, BenchServer, client, write_checkpoint
 
 SLOTS = 16  # the server's default
 LOAD = {"num_prompts": 64, "random_input_len": 64, "random_output_len": 64}
 MANY = {"num_prompts": 1000, "random_input_len": 32, "random_output_len": 32}
+FEW = MANY | {"num_prompts": 128, "max_concurrency": SLOTS}
 ONE = {"num_prompts": 12, "random_input_len": 64, "random_output_len": 8, "max_concurrency": 1}
-ECHO_TOK = 1000
-LORIS = 150
+REAL = {"num_prompts": 16, "random_input_len": 32, "random_output_len": 32}
+REAL_MODEL = Path("models/smollm2")
 
 
-def http_(size: Size) -> list[Row]:
-    """All figures of the server, on two cores and on one."""
+def http_(size: Size) -> Iterator[Row]:
+    """All figures of the server: on two cores, on one, and of a real model where `make model` fetched it."""
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "model")
-        rows = _on(checkpoint, Path(folder) / "one.jsonl", cores[:1], size, ">= 0.80")
+        yield from _most(checkpoint, Path(folder) / "most.jsonl", cores[:2], size)
         if len(cores) > 1:
-            rows += _on(checkpoint, Path(folder) / "two.jsonl", cores[:2], size, ">= 0.90")
-        rows += _details(checkpoint, Path(folder), cores[:2], size)
-    return rows
+            yield from _one_core(checkpoint, Path(folder) / "one.jsonl", cores[:1], size)
+        yield from _stepwise(checkpoint, Path(folder) / "step.jsonl", cores[:2])
+        if (REAL_MODEL / "config.json").exists():
+            yield from _real(Path(folder) / "real.jsonl", cores[:2])
 
 
-def _on(checkpoint: Path, log: Path, cores: Sequence[int], size: Size, goal: str) -> list[Row]:
-    """Output tokens/s through HTTP over those of `engine.run` on the same requests."""
-    rows = []
+def _most(checkpoint: Path, log: Path, cores: Sequence[int], size: Size) -> Iterator[Row]:
+    """What one server and one engine are measured by together."""
+    goal = ">= 0.90" if len(cores) > 1 else ">= 0.80"
     server, engine = BenchServer(checkpoint, cores, log), BenchEngine(checkpoint, cores)
     try:
-        for name, load, rounds in (("64 streams", LOAD, size.repeats), ("1,000 streams", MANY, 1)):
-            through, bare = [], []
-            for i in range(rounds + 1):
-                given = load | {"seed": i}
-                told = client(server.url, cores, **given)
-                rate = engine.output_tok_per_s(**given)
-                if i or rounds == 1:  # the first round warms both
-                    through.append(told["all"]["output_throughput"])
-                    bare.append(rate)
-            what = f"{name} on {len(cores)} core{'s' * (len(cores) > 1)}"
-            share = told["this_client"]["core_share"]
-            rows += [
-                row(
-                    "http",
-                    f"{what}: output through HTTP",
-                    median(through),
-                    "tok/s",
-                    f"client {share:.0%} of a core",
-                ),
-                row("http", f"{what}: output of engine.run", median(bare), "tok/s", f"{SLOTS} slots"),
-                row(
-                    "http",
-                    f"{what}: HTTP over engine.run",
-                    median(a / b for a, b in zip(through, bare)),
-                    "",
-                    f"median of {len(through)} interleaved rounds",
-                    goal,
-                ),
-            ]
-    finally:
-        engine.stop()
-        server.stop()
-    return rows
-
-
-def _details(checkpoint: Path, folder: Path, cores: Sequence[int], size: Size) -> list[Row]:
-    server = BenchServer(checkpoint, cores, folder / "more.jsonl")
-    try:
-        client(server.url, cores, **LOAD)  # warms
-        compiled = _stats(server)["programs"]
+        _one_round(server, engine, LOAD | {"seed": 99})  # warms both
+        compiled = server.stats()["programs"]
+        yield from _throughput(server, engine, "64 streams", LOAD, size.repeats, goal)
         told = {
             "one": client(server.url, cores, '--extra_request_body={"user": "one"}', **ONE),
             "many": client(server.url, cores, '--extra_request_body={"user": "many"}', **LOAD),
         }
-        rows = [_loop_cpu(server, cores, "at the default steps", "<= 25"), _echo(server, size)]
-        rows += _thousand(server, cores, size)
-        rows += _slow_loris(server, cores, size)
-        rows.append(
-            row(
-                "http", "programs compiled after start", _stats(server)["programs"] - compiled, "", goal="= 0"
-            )
-        )
+        yield loop_cpu(server, LOAD, "at the default steps", "<= 25")
+        yield echo(server, 5 + size.repeats)
+        yield from slow_loris(server, LOAD, size.repeats)
+        yield from _thousand(server, engine, goal)
+        more = server.stats()["programs"] - compiled
+        yield row("http", "programs compiled after start", more, "", goal="= 0")
     finally:
+        engine.stop()
         events = server.stop()
-    rows = _first_token(events, told) + rows
-    stepwise = BenchServer(checkpoint, cores, folder / "step.jsonl", "--engine.limits.decode_steps=[1]")
+    yield from _first_token(events, told)
+
+
+def _one_core(checkpoint: Path, log: Path, cores: Sequence[int], size: Size) -> Iterator[Row]:
+    server, engine = BenchServer(checkpoint, cores, log), BenchEngine(checkpoint, cores)
     try:
-        client(stepwise.url, cores, **LOAD)
-        rows.append(_loop_cpu(stepwise, cores, "at one token an event", "<= 80"))
+        _one_round(server, engine, LOAD | {"seed": 99})
+        yield from _throughput(server, engine, "64 streams", LOAD, size.repeats, ">= 0.80")
+        many = MANY | {"random_output_len": 16}
+        yield from _throughput(server, engine, "1,000 streams", many, 1, ">= 0.80")
     finally:
-        stepwise.stop()
-    return rows
+        engine.stop()
+        server.stop()
+
+
+def _real(log: Path, cores: Sequence[int]) -> Iterator[Row]:
+    """The same of a model of 135 million parameters, where a step takes longer and the server less of it."""
+    server, engine = BenchServer(REAL_MODEL, cores, log), BenchEngine(REAL_MODEL, cores)
+    try:
+        yield from _throughput(server, engine, "SmolLM2-135M, 16 streams", REAL, 1, ">= 0.90")
+    finally:
+        engine.stop()
+        server.stop()
+
+
+def _one_round(
+    server: BenchServer, engine: BenchEngine, load: dict[str, int]
+) -> tuple[dict[str, Any], float]:
+    """What the client tells of this load, and output tokens/s of `engine.run` on the same requests."""
+    return client(server.url, server.cores, **load), engine.output_tok_per_s(**load)
+
+
+def _throughput(
+    server: BenchServer, engine: BenchEngine, name: str, load: dict[str, int], rounds: int, goal: str
+) -> Iterator[Row]:
+    """Output tokens/s through HTTP over those of `engine.run` on the same requests, interleaved."""
+    found = [_one_round(server, engine, load | {"seed": i}) for i in range(rounds)]
+    yield from _rates(server, name, found, goal)
+
+
+def _rates(
+    server: BenchServer, name: str, found: Sequence[tuple[dict[str, Any], float]], goal: str
+) -> Iterator[Row]:
+    cores = len(server.cores)
+    what = f"{name} on {cores} core{'s' * (cores > 1)}"
+    through = [told["all"]["output_throughput"] for told, _ in found]
+    bare = [rate for _, rate in found]
+    share = median(told["this_client"]["core_share"] for told, _ in found)
+    yield row(
+        "http", f"{what}: output through HTTP", median(through), "tok/s", f"client {share:.0%} of a core"
+    )
+    yield row("http", f"{what}: output of engine.run", median(bare), "tok/s", f"{server.slots()} slots")
+    ratio = median(a / b for a, b in zip(through, bare))
+    rounds = f"median of {len(found)} interleaved rounds" if len(found) > 1 else "one round"
+    yield row("http", f"{what}: HTTP over engine.run", ratio, "", rounds, goal)
+
+
+def _thousand(server: BenchServer, engine: BenchEngine, goal: str) -> Iterator[Row]:
+    """A thousand streams at once: who is answered, how even the running ones' events come beside sixteen."""
+    before, ratios, found = server.resident_mib(), [], []
+    for i in range(2):
+        few = client(server.url, server.cores, **FEW | {"seed": 10 + i})
+        found.append(_one_round(server, engine, MANY | {"seed": 20 + i}))
+        many = found[-1][0]["all"]
+        ratios.append(_p99_ms(many) / _p99_ms(few["all"]))
+    yield from _rates(server, "1,000 streams", found, goal)
+    failed = f"{many['failed']} failed"
+    yield row("http", "1,000 streams: answered", many["completed"], "", failed, "= 1000")
+    figure = "1,000 streams: p99 between events over that at 16"
+    yield row("http", figure, median(ratios), "", f"{_p99_ms(many):.1f} ms", "<= 1.3")
+    grown = server.resident_mib("VmHWM") - before
+    yield row("http", "1,000 streams: resident memory more", grown, "MiB", "peak since start", "<= 150")
+
+
+def _p99_ms(told: dict[str, Any]) -> float:
+    value: float = told["latency_ms"]["gap"]["p99"]
+    return value
+
+
+def _stepwise(checkpoint: Path, log: Path, cores: Sequence[int]) -> Iterator[Row]:
+    server = BenchServer(checkpoint, cores, log, "--engine.limits.decode_steps=[1]")
+    try:
+        client(server.url, cores, **LOAD)
+        yield loop_cpu(server, LOAD, "at one token an event", "<= 80")
+    finally:
+        server.stop()
 
 
 def _first_token(events: Sequence[dict[str, Any]], told: dict[str, dict[str, Any]]) -> list[Row]:
@@ -141,111 +177,3 @@ def _step_s(events: Sequence[dict[str, Any]], name: str) -> float:
     """Median time between steps that brought tokens to this client."""
     times = [e["t"] for e in events if e["event"] == "tokens" and name in e["counts"]]
     return median(b - a for a, b in itertools.pairwise(times))
-
-
-def _loop_cpu(server: BenchServer, cores: Sequence[int], what: str, goal: str) -> Row:
-    before_s = server.loop_cpu_s()
-    told = client(server.url, cores, **LOAD | {"seed": 77})
-    spent_us = 1e6 * (server.loop_cpu_s() - before_s)
-    tokens = told["all"]["total_output_tokens"]
-    detail = f"{tokens} tokens in {told['this_client']['events']} events, all of the call included"
-    return row("http", f"event loop's CPU per streamed token, {what}", spent_us / tokens, "us", detail, goal)
-
-
-def _echo(server: BenchServer, size: Size) -> Row:
-    """Loop time of answers with `echo` and `logprobs` of a long prompt."""
-    rng, spent = random.Random(3), []
-    for _ in range(5 + size.repeats):
-        before_s = server.loop_cpu_s()
-        body = {"prompt": prompt(rng, ECHO_TOK), "echo": True, "logprobs": 1, "max_tokens": 1}
-        _post(server, "/v1/completions", body)
-        spent.append(1e3 * (server.loop_cpu_s() - before_s))
-    detail = f"{ECHO_TOK} tokens, median of {len(spent)}"
-    return row("http", "event loop's CPU of an echo with logprobs", median(spent), "ms", detail, "<= 10")
-
-
-def _thousand(server: BenchServer, cores: Sequence[int], size: Size) -> list[Row]:
-    """A thousand streams at once beside sixteen: who is answered, how even the running ones' events come."""
-    before, ratios, told = server.resident_mib(), [], {}
-    for i in range(2):
-        few = client(
-            server.url, cores, **MANY | {"max_concurrency": SLOTS, "num_prompts": 128, "seed": 10 + i}
-        )
-        told = client(server.url, cores, **MANY | {"seed": 20 + i})
-        ratios.append(told["all"]["latency_ms"]["gap"]["p99"] / few["all"]["latency_ms"]["gap"]["p99"])
-    of, gap = told["all"], told["all"]["latency_ms"]["gap"]["p99"]
-    grown = server.resident_mib("VmHWM") - before
-    return [
-        row("http", "1,000 streams: answered", of["completed"], "", f"{of['failed']} failed", "= 1000"),
-        row(
-            "http",
-            "1,000 streams: p99 between events over that at 16",
-            median(ratios),
-            "",
-            f"{gap:.1f} ms",
-            "<= 1.3",
-        ),
-        row("http", "1,000 streams: resident memory more", grown, "MiB", "peak since start", "<= 150"),
-    ]
-
-
-def _slow_loris(server: BenchServer, cores: Sequence[int], size: Size) -> list[Row]:
-    alone, beside = [], []
-    for i in range(size.repeats):
-        alone.append(client(server.url, cores, **LOAD | {"seed": 40 + i})["all"]["output_throughput"])
-        with _dripping(server):
-            beside.append(client(server.url, cores, **LOAD | {"seed": 60 + i})["all"]["output_throughput"])
-    ratio = median(b / a for a, b in zip(alone, beside))
-    detail = f"{LORIS} connections that send a byte of their head every second"
-    return [row("http", "throughput beside slow-loris connections", ratio, "", detail, ">= 0.95")]
-
-
-@contextlib.contextmanager
-def _dripping(server: BenchServer) -> Iterator[None]:
-    """Connections that send their request's head byte by byte; one that is closed is opened again."""
-    at, stop = urlsplit(server.url), threading.Event()
-
-    def drip() -> None:
-        open_ = [socket.create_connection((at.hostname, at.port)) for _ in range(LORIS)]
-        while not stop.wait(1.0):
-            for i, one in enumerate(open_):
-                try:
-                    one.send(b"G")
-                except OSError:
-                    one.close()
-                    open_[i] = socket.create_connection((at.hostname, at.port))
-        for one in open_:
-            one.close()
-
-    thread = threading.Thread(target=drip, daemon=True)
-    thread.start()
-    time.sleep(0.5)
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _post(server: BenchServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    return _exchange(server, "POST", path, json.dumps(body))
-
-
-def _stats(server: BenchServer) -> dict[str, Any]:
-    stats: dict[str, Any] = _exchange(server, "GET", "/get_server_info")["stats"]
-    return stats
-
-
-def _exchange(server: BenchServer, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-    at = urlsplit(server.url)
-    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=120)
-    try:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise ValueError(f"{path} answered {answer.status}: {content[:200]!r}")
-        told: dict[str, Any] = json.loads(content)
-        return told
-    finally:
-        connection.close()

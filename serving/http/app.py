@@ -177,13 +177,22 @@ class RequestFrame:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", id.encode())]}
             await send(message)
 
-        if self._hosts is not None and not self._known_host(headers.get(b"host", b"")):
-            error = ApiError(421, "this server is not addressed by that name", code="misdirected_request")
+        if (error := self._stranger(headers)) is not None:
             await error_response(error)(scope, receive, told)
         else:
             await self._app(scope, receive, told)
         if status >= 400:
             self._service.metrics.reject(status)
+
+    def _stranger(self, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        """Why a request is not meant for this server: another site's name, or another site's page."""
+        if not self._known_host(headers.get(b"host", b"")):
+            return ApiError(421, "this server is not addressed by that name", code="misdirected_request")
+        origin = headers.get(b"origin")
+        if origin is not None and not self._known_host(origin.partition(b"://")[2] or b"null"):
+            message = "pages of other sites may not call this server; put it behind a proxy with keys"
+            return ApiError(403, message, code="foreign_origin")
+        return None
 
     def _known_host(self, value: bytes) -> bool:
         name = value.decode("latin-1").lower()

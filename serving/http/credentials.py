@@ -2,7 +2,6 @@
 for and send again with a page's stream of events."""
 
 import base64
-import binascii
 from collections.abc import Mapping
 
 
@@ -14,6 +13,6 @@ def secret_of(headers: Mapping[str, str]) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2] or None
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not ASCII, not base64, or not UTF-8
             return None
     return headers.get("x-api-key") or None

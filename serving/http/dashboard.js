@@ -70,7 +70,10 @@ function show(shown) {
   at("model").textContent = shown.model || "";
   if (shown.state === "draining") return trouble("The server is shutting down and takes no new requests.");
   if (shown.state === "starting") return trouble("");
-  if (shown.why) return trouble(`Out of order: ${shown.why}`);
+  if (shown.why) {
+    at("nobody").hidden = true;
+    return trouble(`Out of order: ${shown.why}`);
+  }
   const fell = shown.policy_failure ? `The policy failed and fcfs took over: ${shown.policy_failure}` : "";
   trouble(fell || (shown.resets ? `The engine has been restarted ${number(shown.resets)} times after a failed step.` : ""));
   at("running").textContent = number(shown.running);

@@ -124,8 +124,10 @@ class EngineLoop:
         self._wake.set()
 
     def _run(self) -> None:
-        while not self._stopping:
+        while True:
             self._wake.clear()
+            if self._stopping:  # asked after the clear: a stop that comes later sets the wake-up again
+                return
             self.step_began_s = time.monotonic()
             try:
                 for _ in range(len(self._inbox)):

@@ -124,6 +124,7 @@ class Operations:
                 "engine": dataclasses.asdict(engine.config),
                 "limits": dataclasses.asdict(service.limits),
                 "stats": dataclasses.asdict(stats),
+                "open_calls": service.open_calls,
                 **self.info,
             }
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 from absl import logging
 
 from mixattn import hf
+from mixattn.tools.descriptors import raise_limit
 from serving.config import EngineConfig
 from serving.http.app import build
 from serving.http.fairness import LiveFairness
@@ -27,6 +29,8 @@ from serving.http.server import DrainingServer
 from serving.http.service import Service
 from serving.http.settings import HttpLimits
 from serving.http.startup import Starter
+
+OTHER_FILES = 128  # beside connections: weights, caches, pipes, the compiler's
 
 type Override = Callable[[EngineConfig], EngineConfig]
 
@@ -62,7 +66,8 @@ def run(options: StartOptions, door: Door, override: Override) -> int:
     Raises:
       ValueError: the checkpoint cannot be served.
     """
-    service = Service(door.limits, ServerMetrics(options.name, compat=door.compat), door.keys)
+    limits = _within_descriptors(door.limits)
+    service = Service(limits, ServerMetrics(options.name, compat=door.compat), door.keys)
     fairness = LiveFairness()
     service.loop.listeners.append(fairness.take)
     hosts = None
@@ -71,7 +76,7 @@ def run(options: StartOptions, door: Door, override: Override) -> int:
     operations = Operations(service, {"checkpoint": str(options.checkpoint)})
     app = build(service, [*operations.routes(), *Dashboard(service, fairness).routes()], hosts)
     server = DrainingServer(app, service)
-    starter = Starter(service, options, door.limits, override, say)
+    starter = Starter(service, options, limits, override, say)
     with contextlib.ExitStack() as stack:
         if door.event_log is not None:
             stack.enter_context(_logging_events(service, door.event_log))
@@ -80,6 +85,16 @@ def run(options: StartOptions, door: Door, override: Override) -> int:
     if server.force_exit:  # the engine's thread may be in the middle of a long step
         _end_at_once(status)
     return status
+
+
+def _within_descriptors(limits: HttpLimits) -> HttpLimits:
+    """The limits, with no more connections than there are descriptors: what is refused gets an answer."""
+    wanted = limits.connections + OTHER_FILES
+    room = raise_limit(wanted) - OTHER_FILES
+    if room >= limits.connections:
+        return limits
+    say(f"warning: the system allows {max(room, 1)} connections, --limit_connections={limits.connections}")
+    return dataclasses.replace(limits, connections=max(room, 1))
 
 
 def _end_at_once(status: int) -> None:

@@ -39,7 +39,7 @@ class PromptReader:
                     raise bad_field("tools", message, "unsupported_parameter")
                 variables["tools"] = call.tools.shown
             text = await self.template.render(
-                call.messages, add_generation_prompt=call.add_generation_prompt, **variables
+                call.messages, variables, add_generation_prompt=call.add_generation_prompt
             )
             prompts = [text]
         ids = await self._ids(prompts, call.add_special)

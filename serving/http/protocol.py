@@ -14,8 +14,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serving.http.errors import ApiError
 from serving.http.settings import HttpLimits
 
-LINGER_S = 1.0  # a refused client may still be sending; closing at once would destroy our answer
+# A refused client may still be sending; closing at once would destroy our answer.
+QUIET_S, LINGER_S = 0.25, 5.0  # so long without a byte from it, or after so long anyway, it is closed
 LINGER_BYTES = 16 << 20
+PROBE_S, PROBES_S = 0.01, 1.0  # after the peer ended its side: whether it is still there, first and at most
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -66,6 +69,7 @@ class GuardedProtocol(H11Protocol):
         self._phase = ""
         self._refused = False
         self._lingered = 0
+        self._ended = False  # the peer sends nothing more, and may still read
         self.unread_since_s: float | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -108,7 +112,9 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._refused:
+        if self._ended and self.cycle.response_complete:
+            self.transport.close()
+        elif not self._refused:
             self._watch()
 
     def refuse(self, error: ApiError) -> None:
@@ -131,17 +137,43 @@ class GuardedProtocol(H11Protocol):
         lines += ["content-type: application/json", f"content-length: {len(body)}", "connection: close"]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.resume_reading()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self._close_when_quiet(self.loop.time() + LINGER_S)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool | None:
+        """A peer that ended its side may have left, or wait for its answer: the next write tells."""
         if self._refused:
             self.transport.close()
+            return None
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self._speaks_1_0():
+            return None
+        self._ended = True
+        self._ask_whether_it_reads(PROBE_S)
+        return True
 
     # ---- inside ----
 
+    def _close_when_quiet(self, until_s: float, lingered: int = -1) -> None:
+        if self._lingered == lingered or self.loop.time() > until_s:
+            self.transport.close()
+        else:
+            self.loop.call_later(QUIET_S, self._close_when_quiet, until_s, self._lingered)
+
+    def _speaks_1_0(self) -> bool:
+        """HTTP/1.0 knows no interim answers."""
+        return bool(self.scope["http_version"] == "1.0")
+
+    def _ask_whether_it_reads(self, again_s: float) -> None:
+        """Writes an interim answer, which a peer that left refuses: the connection is lost then."""
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not self.cycle.response_started:
+            self.transport.write(INTERIM)
+        self.loop.call_later(again_s, self._ask_whether_it_reads, min(4 * again_s, PROBES_S))
+
     def _refuse_request(self, why: h11.RemoteProtocolError) -> None:
         status = why.error_status_hint
-        status = status if status in (400, 431, 501) else 400
+        status = status if status in (400, 431) else 400  # an unknown coding too: the mistake is the client's
         self.refuse(ApiError(status, f"not a valid HTTP request: {why}", code="invalid_http"))
 
     def _watch(self) -> None:

@@ -23,7 +23,11 @@ async def fields(request: Request, limits: HttpLimits) -> Fields:
       ApiError: 413, 415 or 400.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
     raw = await whole_body(request, limits.body_bytes)
+    if packed not in ("", "identity"):
+        message = f"the body is encoded as {packed[:60]!r}; send it as it is"
+        raise ApiError(415, message, code="unsupported_encoding")
     if kind != "application/json" and not kind.endswith("+json"):
         message = f"the body is of type {kind[:60]!r}; send application/json"
         raise ApiError(415, message, code="unsupported_media_type")

@@ -107,6 +107,11 @@ class Service:
         return bool(self.calls or self.opening or self.writing)
 
     @property
+    def open_calls(self) -> int:
+        """Calls that are admitted and not over: in the engine, or being tokenised or compiled for it."""
+        return self.opening + len({id(call) for call in self.calls.values()})
+
+    @property
     def unhealthy(self) -> str | None:
         """Why the server makes no progress, or None."""
         stuck_s = self.loop.stuck_s()
@@ -146,6 +151,10 @@ class Service:
         """
         model = self.ready_model()
         client = caller.client(call.user)
+        if call.logprobs is not None and model.texts is None and call.kind != "ids":
+            raise bad_field(
+                "logprobs", "logprobs need a tokenizer, and the model has none", "unsupported_value"
+            )
         if call.priority and caller.key is not None and not caller.key.priority:
             raise ApiError(403, "this key may not name a priority", param="priority", code="forbidden")
         if call.rid is not None and (call.rid in self.rids):

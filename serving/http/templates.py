@@ -43,9 +43,16 @@ class ChatTemplate:
         return "tools" in self.source
 
     async def render(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: list[dict[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt's text.
+
+        Args:
+          variables: more of what the template may use, of any name.
 
         Raises:
           ApiError: 400: the template refuses the messages, or takes too long or too much for them.
@@ -55,7 +62,7 @@ class ChatTemplate:
             "max_chars": self._limits.template_chars,
             "variables": {
                 **self._variables,
-                **variables,
+                **(variables or {}),
                 "messages": messages,
                 "add_generation_prompt": add_generation_prompt,
             },
@@ -88,15 +95,18 @@ class ChatTemplate:
         assert process.stdout is not None
         to, back = process.stdin.fileno(), process.stdout.fileno()
         answer, sent = bytearray(), 0
+        events = select.poll()  # not `select`, which knows only the first 1024 descriptors
+        events.register(back, select.POLLIN)
+        events.register(to, select.POLLOUT)
         while not answer.endswith(b"\n"):
-            readable, writable, _ = select.select(
-                [back], [to] if sent < len(line) else [], [], max(0.0, deadline_s - time.monotonic())
-            )
-            if not readable and not writable:
+            ready = dict(events.poll(1e3 * max(0.0, deadline_s - time.monotonic())))
+            if not ready:
                 raise TimeoutError
-            if writable:
+            if to in ready:
                 sent += os.write(to, line[sent : sent + 65536])
-            if readable:
+                if sent == len(line):
+                    events.unregister(to)
+            if back in ready:
                 piece = os.read(back, 1 << 20)
                 if not piece:
                     raise ValueError("the process ended")

@@ -121,6 +121,9 @@ def chat(fields: Fields, limits: HttpLimits) -> GenerationCall:
     call.messages = messages(fields.raw("messages"))
     call.add_generation_prompt = fields.flag("add_generation_prompt", True)
     call.template_variables = fields.object("chat_template_kwargs", {})
+    if taken := sorted(call.template_variables.keys() & {"messages", "tools", "add_generation_prompt"}):
+        message = f"chat_template_kwargs may not hold {taken[0]}, which is a field of the body"
+        raise bad_field("chat_template_kwargs", message)
     if fields.has("chat_template"):
         raise bad_field("chat_template", "the template is the server's; start it with --chat_template=FILE")
     call.add_special = False

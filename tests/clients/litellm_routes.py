@@ -8,6 +8,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it waits for the net
 
 import litellm
 
+litellm.suppress_debug_info = True  # else a refusal prints an advertisement
 URL, MODEL = sys.argv[1:3]
 FIXED = {"api_base": f"{URL}/v1", "api_key": "none", "max_tokens": 12, "temperature": 0}
 

@@ -1,12 +1,17 @@
 """The command that measures: it says what it cannot do, and its figures are files with a recipe."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from configs.demo import get_config
 from pallas_kernels import results
 from serving import bench
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_part_prints_and_writes_what_it_measured(tmp_path, run_module):
@@ -26,6 +31,28 @@ def test_an_unknown_part_is_one_sentence(run_module):
     done = run_module("serving.bench", "--only=speed")
     assert done.returncode == 2
     assert "--only names speed; there are memory, host," in done.stderr
+
+
+INTERRUPTED = """
+import sys
+from serving import bench
+from serving.bench import __main__ as command
+def part(size):
+    yield bench.row("http", "first", 1.0, "s")
+    yield bench.row("http", "second", 2.0, "s")
+    raise KeyboardInterrupt
+command.PARTS["http"] = part
+command.cli.run(command.main)
+"""
+
+
+def test_figures_that_take_long_are_on_disk_one_by_one(tmp_path):
+    asked = [sys.executable, "-c", INTERRUPTED, "--only=http", f"--out={tmp_path}"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode != 0
+    assert [r["figure"] for r in results.read_csv(tmp_path / "http.csv")] == ["first", "second"]
+    assert results.read_recipe(tmp_path / "http.csv")["unfinished"] == "2", "it says that it is not whole"
+    assert "first: 1 s" in done.stderr
 
 
 @pytest.mark.parametrize(("goal", "met"), [(">= 0.5", "yes"), ("< 0.5", "NO"), ("= 0.5", "yes"), ("", "")])

@@ -33,6 +33,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mixattn.tools import cli, files
+from mixattn.tools.descriptors import raise_limit
 from serving.bench.client import report
 from serving.bench.client.connection import ServerAddress
 from serving.bench.client.load import LoadGenerator, RouteToCall, ask, prompts_of, times_of
@@ -159,6 +160,9 @@ def _key(variable: str) -> str:
     return os.environ.get(variable, "") if variable else ""
 
 
+MAX_OPEN, OTHER_FILES = 1 << 16, 64  # connections, and what else is open
+
+
 async def _measure(
     plans: Sequence[ClientPlan], percentiles: list[float], extra: dict[str, Any]
 ) -> dict[str, Any]:
@@ -170,6 +174,7 @@ async def _measure(
         prompts.append(_prompts(plan, vocab, rng))
         times.append(times_of(plan, len(prompts[-1]), rng, ramp))
         _say(_described(plan, vocab))
+    raise_limit(min(sum(map(len, prompts)), MAX_OPEN) + OTHER_FILES)
     await _warm_up(route, plans[0], prompts[0])
     with _progress(sum(len(p) for p in prompts)) as told:
         load = LoadGenerator(route, told)

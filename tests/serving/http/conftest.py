@@ -8,7 +8,8 @@ from tests.serving.http.tiny_server import ServerProcess
 @pytest.fixture(scope="session")
 def server():
     """One server for all tests that leave it as they found it."""
-    running = ServerProcess("--limit_header_s=1.5", "--limit_body_s=1.5", "--limit_connections=64")
+    short = ("--limit_header_s=1", "--limit_body_s=1", "--limit_stall_s=1")
+    running = ServerProcess(*short, "--limit_connections=64")
     try:
         yield running.ready()
         assert running.stop(signal.SIGTERM) == 0, running.errors()

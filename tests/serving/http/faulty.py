@@ -1,11 +1,14 @@
 """The server with an engine that fails on purpose: `python -m tests.serving.http.faulty`.
 
-A prompt that holds token 7 makes its program raise; token 8 makes it take 3 s; token 9 makes `step` itself
-raise, outside of what the engine handles; token 10 makes logits NaN at the host's border.
+A prompt that holds token 7 makes its program raise; token 8 makes it take 1.5 s; token 9 makes `step` itself
+raise, outside of what the engine handles; token 11 gives a compiled program a shape that it was not made for.
 """
 
 import runpy
 import time
+
+import jax
+import numpy as np
 
 from serving.engine.engine import Engine
 from serving.engine.model_runner import ModelRunner
@@ -18,7 +21,10 @@ def launch(self, state, plan):
     if 7 in tokens:
         raise RuntimeError("a program failed on purpose")
     if 8 in tokens:
-        time.sleep(3)
+        time.sleep(1.5)
+    if 11 in tokens:
+        made_for = jax.ShapeDtypeStruct((4,), np.float32)
+        jax.jit(lambda x_4: x_4 + 1).lower(made_for).compile()(np.zeros(5, np.float32))
     return _launch(self, state, plan)
 
 

@@ -1,6 +1,7 @@
 """The life of calls and of the process: who leaves, what takes too long, what fails, how it ends."""
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests.serving.http.tiny_server import ServerProcess, exchange, raw_post
 
+FAULTY = ("--limit_watchdog_s=0.5", "--limit_queued_requests=6", "--limit_queued_tok=1000")
 LONG = {"prompt": "the quick", "max_tokens": 900, "ignore_eos": True}
 
 
@@ -46,6 +48,49 @@ def test_who_leaves_before_a_whole_answer_frees_it_in_the_run_and_in_the_queue(s
     for sock in socks:
         sock.close()
     assert server.until_idle()["finished"]["cancel"] == before + 12
+
+
+def test_who_leaves_while_his_prompt_is_read_frees_it(server):
+    before = server.until_idle()["finished"].get("cancel", 0)
+    for _ in range(3):  # fifteen chunks each
+        sock = begin(server, {"prompt": list(range(1, 300)) * 3, "max_tokens": 120, "ignore_eos": True})
+        until(lambda: server.stats()["running"] == 1)
+        sock.close()
+        server.until_idle()
+        server.post("/flush_cache")
+    assert server.until_idle()["finished"]["cancel"] == before + 3
+
+
+def test_a_cancel_that_races_with_the_end_ends_each_request_once(server):
+    before, draw = server.until_idle(), random.Random(0)
+    statuses: list[int] = []
+    for i in range(30):
+        rid = f"race {i}"
+        body = {"prompt": "a", "max_tokens": 4, "ignore_eos": True, "rid": rid}
+        asking = threading.Thread(target=lambda sent=body: statuses.append(server.complete_status(sent)))
+        asking.start()
+        time.sleep(draw.random() * 0.02)
+        assert server.post("/abort_request", {"rid": rid})[0] in (200, 404)
+        asking.join()
+    after = server.until_idle()
+    assert set(statuses) <= {200, 409}
+    assert len(statuses) == 30
+    ended = sum(after["finished"].values()) - sum(before["finished"].values())
+    assert ended == after["arrived"] - before["arrived"] == 30
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_only_ends_his_own_side_still_gets_his_answer(server, stream):
+    before = server.until_idle()["finished"].get("cancel", 0)
+    sock = begin(server, {**LONG, "max_tokens": 60, "stream": stream})
+    sock.shutdown(socket.SHUT_WR)
+    answer = exchange(sock, b"")
+    final = answer[answer.index(b"HTTP/1.1 200") :]
+    if stream:
+        assert final.rstrip(b"\r\n0").endswith(b"[DONE]")
+    else:
+        assert json.loads(final.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 60
+    assert server.until_idle()["finished"].get("cancel", 0) == before
 
 
 def test_a_finished_answer_is_not_cancelled_again_by_its_clean_up(server):
@@ -102,8 +147,33 @@ def test_the_cache_is_flushed_only_when_idle(server):
     assert all(cached == 0 for _, cached, *_ in server.stats()["pages"].values())
 
 
-def test_a_full_queue_answers_every_request(start):
-    server = start("--limit_queued_requests=6").ready()
+def test_a_reader_who_stalls_is_cancelled_and_others_go_on(server):
+    before = server.until_idle()["finished"].get("cancel", 0)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    sock.connect(("127.0.0.1", server.port))
+    body = {**LONG, "stream": True, "n": 64, "logprobs": 20}  # far more than stalls take
+    sock.sendall(raw_post("/v1/completions", json.dumps(body).encode()))
+    began_s = time.monotonic()
+    until(lambda: server.stats()["finished"].get("cancel", 0) > before, 30)
+    assert time.monotonic() - began_s < 30
+    assert server.until_idle()["finished"]["cancel"] > before
+    server.complete()
+    sock.close()
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    running = ServerProcess(*FAULTY, module="tests.serving.http.faulty")
+    try:
+        yield running.ready()
+        assert running.stop() == 0
+    finally:
+        running.close()
+
+
+def test_a_full_queue_answers_every_request(faulty):
+    server = faulty
     held = [begin(server, LONG) for _ in range(4)]
     until(lambda: server.stats()["running"] == 4)
     socks = [begin(server, {"prompt": "a", "max_tokens": 1}) for _ in range(30)]
@@ -114,35 +184,25 @@ def test_a_full_queue_answers_every_request(start):
     assert all(b"retry-after" in a.lower() for a in answers if b" 503 " in a[:20])
     assert all(b" 200 " in exchange(sock, b"")[:20] for sock in held)
     server.until_idle()
-    status, _, answer = server.request("POST", "/v1/completions", {"prompt": ["a"] * 7})
+    # The place is taken before anything is tokenised: these prompts are too long, and nobody finds out.
+    status, _, answer = server.request("POST", "/v1/completions", {"prompt": ["a" * 50_000] * 7})
     assert (status, answer["error"]["code"]) == (503, "queue_full")
-    assert server.stop() == 0
 
 
-def test_a_reader_who_stalls_is_cancelled_and_others_go_on(start):
-    server = start("--limit_stall_s=1").ready()
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    sock.connect(("127.0.0.1", server.port))
-    body = {**LONG, "stream": True, "n": 16, "logprobs": 20}
-    sock.sendall(raw_post("/v1/completions", json.dumps(body).encode()))
-    began_s = time.monotonic()
-    until(lambda: server.stats()["finished"].get("cancel", 0) > 0, 30)
-    assert time.monotonic() - began_s < 30
-    assert server.until_idle()["finished"]["cancel"] > 0
-    server.complete()
-    sock.close()
-    assert server.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def faulty():
-    running = ServerProcess("--limit_watchdog_s=0.5", module="tests.serving.http.faulty")
-    try:
-        yield running.ready()
-        assert running.stop() == 0
-    finally:
-        running.close()
+def test_prompt_tokens_that_wait_are_limited_too(faulty):
+    server = faulty
+    held = [begin(server, LONG) for _ in range(4)]
+    until(lambda: server.stats()["running"] == 4)
+    first = begin(server, {"prompt": [5] * 900, "max_tokens": 1})
+    until(lambda: server.stats()["waiting"] == 1)
+    status, headers, answer = server.request(
+        "POST", "/v1/completions", {"prompt": [5] * 900, "max_tokens": 1}
+    )
+    assert (status, answer["error"]["code"], headers["retry-after"]) == (503, "queue_full", "1")
+    for sock in held:
+        sock.close()
+    assert b" 200 " in exchange(first, b"")[:20]
+    server.until_idle()
 
 
 def test_an_engine_exception_fails_its_own_requests_only(faulty):
@@ -153,11 +213,14 @@ def test_an_engine_exception_fails_its_own_requests_only(faulty):
     assert (status, answer["error"]["code"]) == (500, "engine_error")
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     server.complete()
+    status, answer = server.post("/v1/completions", {"prompt": [11], "max_tokens": 3})  # a shape not compiled
+    assert (status, answer["error"]["code"]) == (500, "engine_error")
+    server.complete()
     status, answer = server.post("/v1/completions", {"prompt": [9], "max_tokens": 3})  # `step` itself raises
     assert (status, answer["error"]["code"]) == (500, "engine_error")
     server.complete()
     exchange(bystander, b"")
-    assert server.stats()["resets"] == 2
+    assert server.stats()["resets"] == 3
     assert server.get("/health")[0] == 200
     server.until_idle()
 

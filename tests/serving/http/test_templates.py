@@ -1,6 +1,8 @@
 """Chat templates: what they may do, and how little time, memory and text they get for it."""
 
 import asyncio
+import os
+import resource
 import time
 
 import pytest
@@ -16,7 +18,7 @@ LIMITS = HttpLimits(template_s=1.0, template_chars=10_000)
 
 def rendered(template, messages=HELLO, **variables):
     async def ask():
-        return await template.render(messages, **variables)
+        return await template.render(messages, variables)
 
     return asyncio.run(ask())
 
@@ -78,6 +80,19 @@ def test_what_a_template_may_not_is_a_400_soon(made, source):
     assert time.monotonic() - began_s < 20  # of which one second is the template's
     template.source = "{{ messages[0].role }}"
     assert rendered(template) == "user"  # a process that was killed is replaced
+
+
+def test_a_template_is_rendered_beside_a_thousand_open_connections(made):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    held = []
+    try:
+        held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        assert rendered(made("{{ messages[0].role }}")) == "user"
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_template_and_its_tokens_are_read_from_the_tokenizers_settings():

@@ -27,14 +27,14 @@ def test_a_head_that_never_ends_is_answered_408_and_closed(server):
     answer = exchange(sock, b"X-Slow: 1\r\n")
     assert status_of(answer) == 408
     assert error_of(answer)["code"] == "request_timeout"
-    assert 1 < time.monotonic() - began_s < 6
+    assert 0.9 < time.monotonic() - began_s < 6
 
 
 def test_a_head_that_drips_is_answered_408_too(server):
     sock = server.connect()
     began_s = time.monotonic()
     sock.sendall(b"GET /health HTTP/1.1\r\n")
-    while time.monotonic() - began_s < 1.3:  # each byte arrives in time, the head does not
+    while time.monotonic() - began_s < 0.8:  # each byte arrives in time, the head does not
         sock.sendall(b"a")
         time.sleep(0.1)
     assert status_of(exchange(sock, b"")) == 408
@@ -43,7 +43,9 @@ def test_a_head_that_drips_is_answered_408_too(server):
 def test_a_second_head_on_a_kept_connection_is_timed_as_well(server):
     sock = server.connect()
     sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b"200" in sock.recv(65536)
+    answer = b""
+    while b'"ok"}' not in answer:  # head and body may come apart
+        answer += sock.recv(65536)
     answer = exchange(sock, b"GET /health HTTP/1.1\r\n")
     assert status_of(answer) == 408
 
@@ -111,16 +113,18 @@ def test_content_length_beside_transfer_encoding_is_refused_and_closed(server):
         b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999\r\n\r\n",
     ],
 )
 def test_what_is_not_http_is_refused_in_the_shape_of_every_error(server, raw):
     sock = server.connect()
     sock.sendall(raw)
     sock.shutdown(socket.SHUT_WR) if raw.startswith(b"\x16") else None
-    answer = exchange(sock, b"", limit_s=5)
+    answer = exchange(sock, b"", limit_s=2)
     if raw.startswith(b"\x16"):  # it left before its first line was whole
         return
-    assert 400 <= status_of(answer) < 502
+    assert 400 <= status_of(answer) < 500
     assert error_of(answer)
 
 
@@ -239,6 +243,27 @@ def test_a_body_over_the_limit_is_413_and_the_server_lives(server):
     assert server.get("/health")[0] == 200
 
 
+def test_a_packed_body_is_refused_as_such(server):
+    import gzip
+
+    body, packed = gzip.compress(b'{"prompt": "a", "max_tokens": 1}'), {"Content-Encoding": "gzip"}
+    status, _, answer = server.request("POST", "/v1/completions", body, packed)
+    assert (status, answer["error"]["code"]) == (415, "unsupported_encoding")
+    server.complete(prompt="a")
+    same = {"Content-Encoding": "identity"}
+    assert server.request("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1}, same)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self", "variables", "other"])
+def test_a_templates_variables_may_have_any_name_but_those_of_fields(server, name):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    status, answer = server.post("/v1/chat/completions", {**body, "chat_template_kwargs": {name: True}})
+    if name in ("messages", "tools", "add_generation_prompt"):
+        assert (status, answer["error"]["param"]) == (400, "chat_template_kwargs")
+    else:
+        assert status == 200, answer
+
+
 def test_pipelined_requests_are_answered_in_order(server):
     one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -263,6 +288,30 @@ def test_a_name_that_only_points_here_is_refused(server):
     status, _, answer = server.request("GET", "/v1/models", headers={"Host": "evil.example"})
     assert (status, answer["error"]["code"]) == (421, "misdirected_request")
     assert server.request("GET", "/v1/models", headers={"Host": "localhost:1"})[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1.evil.example:8000", "null"])
+def test_a_page_of_another_site_is_refused(server, origin):
+    status, _, answer = server.request("POST", "/flush_cache", b"", {"Origin": origin})
+    assert (status, answer["error"]["code"]) == (403, "foreign_origin")
+    own = {"Origin": f"http://127.0.0.1:{server.port}"}
+    assert server.request("POST", "/flush_cache", b"", own)[0] == 200
+
+
+def test_a_preflight_allows_nothing(server):
+    asks = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    status, headers, _ = server.request("OPTIONS", "/v1/completions", None, asks)
+    assert status in (403, 405)
+    assert not [name for name in headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"Basic \x9f!!", b"Basic \xff\xfe", b"Basic !", b"Basic /w==", b"Bearer \xe9", b"\xa0", b"Basic"],
+)
+def test_any_bytes_may_stand_for_a_key(server, value):
+    head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: "
+    assert status_of(exchange(server.connect(), head + value + b"\r\n\r\n")) == 200  # keys are off here
 
 
 def test_one_connection_too_many_is_answered_503(server):

@@ -102,7 +102,7 @@ class ServerProcess:
         )
         self.port = 0
 
-    def ready(self, limit_s: float = 240) -> "ServerProcess":
+    def ready(self, limit_s: float = 900) -> "ServerProcess":
         assert self.process.stdout is not None
         timer = threading.Timer(limit_s, self.process.kill)
         timer.start()
@@ -169,6 +169,10 @@ class ServerProcess:
         assert status == 200, answer
         return answer
 
+    def complete_status(self, body: dict) -> int:
+        status, _ = self.post("/v1/completions", body)
+        return status
+
     def stream(self, path: str, body: dict, **more):
         """The events of a stream, as they arrive; the last is "[DONE]" or an object."""
         http_ = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -205,8 +209,9 @@ class ServerProcess:
         """Waits until nothing is queued or running; the engine's stats then."""
         deadline_s = time.monotonic() + limit_s
         while time.monotonic() < deadline_s:
-            stats = self.stats()
-            if not stats["running"] and not stats["waiting"]:
+            info = self.get("/get_server_info")[1]
+            stats = info["stats"]
+            if not stats["running"] and not stats["waiting"] and not info["open_calls"]:
                 assert all(used == 0 for used, *_ in stats["pages"].values()), stats["pages"]
                 return stats
             time.sleep(0.02)
