@@ -26,6 +26,7 @@ from mixattn.evals.arena.platform.store import ArenaStore
 from mixattn.evals.arena.platform.work import MAX_BITS
 
 FLAGS = flags.FLAGS
+SWITCH_S = 0.0005  # a thread that ranks, or that was told of a flush, gives way to pages this soon
 DEMO = (
     ArenaModel("plain", scripted="A short answer without decoration.", delay_s=0.1),
     ArenaModel("wordy", scripted="A longer answer. " * 12 + "It says little.", delay_s=0.02),
@@ -78,6 +79,7 @@ def _main() -> None:
     db = Path(FLAGS.db)
     if not db.parent.is_dir():
         raise ValueError(f"--db={db} lies in a folder that does not exist")
+    sys.setswitchinterval(SWITCH_S)
     store = ArenaStore(db)
     app = make_app(ArenaPlatform(models, store, config))
     server = uvicorn.Server(

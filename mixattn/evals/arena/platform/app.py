@@ -27,13 +27,16 @@ def make_app(arena: ArenaPlatform) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        pacing = asyncio.create_task(arena.pacer.run())
+        running = [asyncio.create_task(arena.pacer.run()), asyncio.create_task(arena.keep_house())]
         await arena.backends.start()
         try:
             yield
         finally:
-            pacing.cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
             await arena.live.close()
+            arena.boards.close()
             await arena.backends.close()
 
     routes = [

@@ -1,5 +1,9 @@
 """The arena without its web pages: drawing pairs, the steps of a battle, and what a page may show."""
 
+import asyncio
+import itertools
+import logging
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +28,9 @@ from mixattn.evals.arena.platform.store import USER, WRITING, ArenaStore
 HERE = Path(__file__).parent
 LONGEST_PROMPT = 20_000  # characters
 SIDES = ("A", "B")
+HOUSE_S = 0.1  # between looks at what is to be saved
+TIDY_EVERY, COUNT_EVERY = 10, 50  # such looks until the log is tidied, and the votes are counted
+LOG = logging.getLogger("mixattn.arena")
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,26 @@ class ArenaPlatform:
 
     def probabilities(self) -> list[tuple[str, str, float]]:
         """(model, model, probability) of each unordered pair as it would be drawn now; public."""
-        return self.pairs.table(self.on(), self.boards.latest, lambda: self.store.version()[0])
+        return self.pairs.table(self.on(), self.boards.latest())
 
     def _publish(self, table: list[tuple[str, str, float]]) -> None:
         """Every table of probabilities that was ever used stands in the public log."""
         rows = [[a, b, round(p, 6)] for a, b, p in table]
         self.store.log("sampling", rule=self.config.sampling, pairs=rows)
+
+    async def keep_house(self) -> None:
+        """Saves answers in progress, and keeps the database's log short and, for active sampling, the votes
+        that count at hand; runs until it is cancelled."""
+        for look in itertools.count(1):
+            await asyncio.sleep(HOUSE_S)
+            try:
+                self.live.save()
+                if look % TIDY_EVERY == 0:
+                    await asyncio.to_thread(self.store.tidy)
+                if self.config.sampling == "active" and look % COUNT_EVERY == 0:
+                    await asyncio.to_thread(self.boards.counted)
+            except (OSError, sqlite3.Error):
+                LOG.exception("the arena's database refuses")
 
     # Steps of a battle
 
@@ -158,26 +179,23 @@ class ArenaPlatform:
         Raises:
           Refused: the state of the battle does not allow it.
         """
-        live = self.live.get(battle["id"])
-        if live is not None:  # what the page shows may be newer than what was saved
-            for side, text in enumerate(live.texts):
-                if text:
-                    self.store.write(battle["id"], battle["turns"], side, text, WRITING)
+        self.live.save(battle["id"])  # what the page shows may be newer than what was saved
         voter = f"arena_user_{tokens.sign(self.store.secret, 'voter', session)[:12]}"
         delay_s = float(self.rng.exponential(self.config.count_delay_s)) if self.config.count_delay_s else 0.0
-        style = style_counts.of_conversations(self.store.conversations(battle["id"]))
-        self.store.vote(battle["id"], winner, voter, delay_s, self.not_counted(battle, session), style)
+        talks = self.store.conversations(battle["id"])
+        why_not = self.not_counted(battle, talks, session)
+        self.store.vote(battle["id"], winner, voter, delay_s, why_not, style_counts.of_conversations(talks))
         self.live.stop(battle["id"])
         await self.durable.wait()
 
-    def not_counted(self, battle: dict[str, Any], session: str) -> str | None:
+    def not_counted(
+        self, battle: dict[str, Any], talks: list[list[dict[str, str]]], session: str
+    ) -> str | None:
         """Why a vote on this battle is kept and does not count, or None."""
-        texts = [
-            text for talk in self.store.conversations(battle["id"]) for text in (m["content"] for m in talk)
-        ] + self.store.replaced(battle["id"])
         if battle["honeypot"]:
             return "honeypot"
-        if leaks.find_leak(texts, self.leak_words):
+        texts = [message["content"] for talk in talks for message in talk]
+        if leaks.find_leak(texts + self.store.replaced(battle["id"]), self.leak_words):
             return "a name leaked"
         if time.time() - battle["started_s"] < self.config.min_vote_s:
             return "too fast"
@@ -199,6 +217,7 @@ class ArenaPlatform:
     def view(self, battle: dict[str, Any], session: str) -> dict[str, Any]:
         """What the page of a battle shows; model names only after the vote, or if the user chose them."""
         live = self.live.get(battle["id"])
+        self.live.save(battle["id"])  # what a page shows, a killed server still has
         done = live is None and all(m["status"] != WRITING for m in battle["messages"])
         named = battle["vote"] is not None or battle["mode"] != "battle"
         turns = []

@@ -16,8 +16,6 @@ from mixattn.evals.arena.platform.arena import ArenaPlatform, Visitor, checked
 from mixattn.evals.arena.platform.battle import Refused
 from mixattn.evals.arena.platform.forms import form
 
-HEARTBEAT_S = 15.0
-
 
 class BattleRoutes:
     """HTTP to steps of a battle and back."""
@@ -134,9 +132,8 @@ class BattleRoutes:
                 yield f"id: {position}\ndata: {json.dumps(texts)}\n\n"
             if turn.complete:
                 break
-            try:
-                await asyncio.wait_for(waiting.wait(), HEARTBEAT_S)
-            except TimeoutError:
+            await waiting.wait()
+            if turn.position == position and not turn.complete:
                 yield ": still here\n\n"
         yield "event: end\ndata: {}\n\n"
 

@@ -1,6 +1,7 @@
 """The pages of results: leaderboard, history, export, the public log; and the admin's."""
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -16,31 +17,52 @@ from mixattn.evals.arena.platform.battle import Refused
 from mixattn.evals.arena.platform.chart import lines
 from mixattn.evals.arena.platform.forms import form
 
+MAX_PAGES = 50
+
 
 class BoardRoutes:
     """HTTP to results and administration."""
 
     def __init__(self, arena: ArenaPlatform):
         self.arena = arena
+        self._pages: dict[tuple[str, str, bool], tuple[tuple[Any, ...], Any]] = {}
 
     async def leaderboard(self, request: Request) -> Response:
         category, language = (request.query_params.get(name, "") for name in ("category", "language"))
         style = "style" in request.query_params
-        boards = self.arena.boards
-        board = await asyncio.to_thread(boards.get, category, language, style=style)
-        return self.arena.page(
-            "leaderboard.html",
-            board=board,
-            category=category,
-            language=language,
-            style=style,
-            categories=boards.choices("category"),
-            languages=boards.choices("language"),
-            models=self.arena.store.models(),
-            probabilities=self.arena.probabilities(),
-            config=self.arena.config,
-            day=_day,
-        )
+        models, probabilities = self.arena.store.models(), self.arena.probabilities()
+        return await asyncio.to_thread(self._page, category, language, style, models, probabilities)
+
+    def _page(
+        self,
+        category: str,
+        language: str,
+        style: bool,
+        models: list[dict[str, Any]],
+        probabilities: list[Any],
+    ) -> Response:
+        """The leaderboard as a page: kept, and written anew when a further vote counts or a model changes."""
+        board = self.arena.boards.get(category, language, style=style)
+        key, made_of = (category, language, style), (board, models, probabilities)
+        kept = self._pages.get(key)
+        if kept is None or kept[0][0] is not board or kept[0][1:] != made_of[1:]:
+            if len(self._pages) >= MAX_PAGES:
+                self._pages.clear()
+            html = self.arena.page(
+                "leaderboard.html",
+                board=board,
+                category=category,
+                language=language,
+                style=style,
+                categories=self.arena.boards.choices("category"),
+                languages=self.arena.boards.choices("language"),
+                models=models,
+                probabilities=probabilities,
+                config=self.arena.config,
+                day=_day,
+            )
+            self._pages[key] = kept = (made_of, html.body)
+        return Response(kept[1], media_type="text/html")
 
     async def board_json(self, request: Request) -> Response:
         category, language = (request.query_params.get(name, "") for name in ("category", "language"))
@@ -64,11 +86,15 @@ class BoardRoutes:
         with_talks = "conversations" in request.query_params
 
         def lines() -> Any:
-            for vote in self.arena.store.votes(counted=False):
-                if with_talks:
-                    talks = self.arena.store.conversations(vote["question_id"])
-                    vote |= {"conversation_a": talks[0], "conversation_b": talks[1]}
-                yield json.dumps(vote, ensure_ascii=False) + "\n"
+            with (
+                contextlib.closing(self.arena.store.reader()) as votes,
+                contextlib.closing(self.arena.store.reader()) as talks,
+            ):
+                for vote in votes.votes():
+                    if with_talks:
+                        sides = talks.conversations(vote["question_id"])
+                        vote |= {"conversation_a": sides[0], "conversation_b": sides[1]}
+                    yield json.dumps(vote, ensure_ascii=False) + "\n"
 
         return StreamingResponse(lines(), media_type="application/jsonl")
 

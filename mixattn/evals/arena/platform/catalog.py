@@ -108,8 +108,8 @@ def _model(entry: dict[str, Any], number: int, path: Path) -> ArenaModel:
             f"{where} has the unknown field {unknown[0]!r}; fields are {', '.join(sorted(FIELDS))}"
         )
     name = entry.get("name")
-    if not isinstance(name, str) or not name.strip() or len(name) > 200:
-        raise ValueError(f"{where} has no name of 1 to 200 characters")
+    if not isinstance(name, str) or not name.strip() or len(name) > 200 or not name.isprintable():
+        raise ValueError(f"{where} has no name of 1 to 200 printable characters")
     if len({"base_url", "scripted", "engine"} & entry.keys()) != 1:
         raise ValueError(f"{where} ({name}) needs one of base_url, engine and scripted")
     _check_types(entry, f"{where} ({name})")

@@ -1,6 +1,5 @@
 """Who meets whom: probabilities of pairs, by the models' weights or by active sampling, and honeypots."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,8 @@ from numpy.random import Generator
 
 from mixattn.evals.arena.platform.battle import Refused
 from mixattn.evals.arena.platform.catalog import ArenaModel
+from mixattn.evals.arena.platform.counted import Snapshot
+from mixattn.evals.arena.stats.counts import SCORE, count
 from mixattn.evals.arena.stats.sampling import PairSampler
 
 RULES = ("weights", "active")
@@ -43,22 +44,21 @@ class PairDraw:
     _table: list[tuple[str, str, float]] = field(default_factory=list)
     _key: tuple[Any, ...] = ()
 
-    def table(
-        self, on: set[str], counted: Callable[[], Sequence[dict[str, Any]]], votes: Callable[[], int]
-    ) -> list[tuple[str, str, float]]:
+    def table(self, on: set[str], counted: Snapshot | None) -> list[tuple[str, str, float]]:
         """(model, model, probability) of each unordered pair that may be drawn now.
 
         Args:
-          counted, votes: give the votes that count and how many there are, for active sampling.
+          counted: the votes that count, for active sampling.
         """
         names = [n for n, m in sorted(self.models.items()) if n in on and m.weight > 0 and not m.broken]
-        key = (tuple(names), votes() // REFRESH_VOTES if self.active else 0)
+        seen = 0 if counted is None or not self.active else len(counted) // REFRESH_VOTES
+        key = (tuple(names), seen)
         if key != self._key:
             self._key = key
             pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
             self._table = []
             if pairs:
-                chances = self._active(pairs, counted()) if self.active else self._weights(pairs)
+                chances = self._active(pairs, counted) if self.active else self._weights(pairs)
                 self._table = [(a, b, float(p)) for (a, b), p in zip(pairs, chances)]
             self.changed(self._table)
         return self._table
@@ -67,17 +67,16 @@ class PairDraw:
         weight = np.array([self.models[a].weight * self.models[b].weight for a, b in pairs])
         return weight / weight.sum()
 
-    def _active(self, pairs: Sequence[tuple[str, str]], votes: Sequence[dict[str, Any]]) -> np.ndarray:
-        n: Counter[tuple[str, str]] = Counter()
-        wins: Counter[tuple[str, str]] = Counter()
-        score = {"model_a": 1.0, "model_b": 0.0}
-        for vote in votes:
-            a, b, won = vote["model_a"], vote["model_b"], score.get(vote["winner"], 0.5)
-            a, b, won = (a, b, won) if a < b else (b, a, 1 - won)
-            n[a, b] += 1
-            wins[a, b] += won  # type: ignore[assignment]  # halves are exact
-        arrays = (np.array([float(count[pair]) for pair in pairs]) for count in (n, wins))
-        return PairSampler().probabilities(*arrays)
+    def _active(self, pairs: Sequence[tuple[str, str]], counted: Snapshot | None) -> np.ndarray:
+        n, wins = np.zeros(len(pairs)), np.zeros(len(pairs))
+        if counted is not None and len(counted):
+            votes = counted.votes(counted.where())
+            counts = count(votes)
+            met = zip(counts.low, counts.high, counts.votes.sum(axis=1), counts.votes @ SCORE)
+            by_name = {(votes.models[i], votes.models[j]): (number, won) for i, j, number, won in met}
+            for place, pair in enumerate(pairs):  # names are sorted in both
+                n[place], wins[place] = by_name.get(pair, (0.0, 0.0))
+        return PairSampler().probabilities(n, wins)
 
     def draw(self, table: Sequence[tuple[str, str, float]], on: set[str]) -> Drawn:
         """A pair, its sides by a fair coin.

@@ -22,6 +22,9 @@ class LiveAnswers:
         self._store, self._pacer, self._limit_s, self._backends = store, pacer, limit_s, backends
         self._turns: dict[str, LiveTurn] = {}
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+        # Answers that are being written: when each was saved last, and those with text that is not saved.
+        self._saved_s: dict[tuple[str, int, int], float] = {}
+        self._grown: dict[tuple[str, int, int], LiveTurn] = {}
 
     def get(self, battle: str) -> LiveTurn | None:
         return self._turns.get(battle)
@@ -39,15 +42,13 @@ class LiveAnswers:
     async def _answer(
         self, battle: str, turn: int, side: int, model: ArenaModel, talk: Messages, live: LiveTurn
     ) -> None:
-        status, saved_s = BROKEN, 0.0
+        status, key = BROKEN, (battle, turn, side)
         try:
             answer = self._backends.stream(model, talk)
             async with asyncio.timeout(self._limit_s), contextlib.aclosing(answer) as pieces:
                 async for piece in pieces:
                     live.texts[side] += piece
-                    if time.monotonic() - saved_s > SAVE_EVERY_S:
-                        saved_s = time.monotonic()
-                        self._store.write(battle, turn, side, live.texts[side], WRITING)
+                    self._grown[key] = live
                     if len(live.texts[side]) > LONGEST:
                         break
             status = DONE
@@ -59,10 +60,21 @@ class LiveAnswers:
             LOG.exception("an answer of %s failed", model.name)
         finally:
             live.ended[side] = True
+            self._grown.pop(key, None)
+            self._saved_s.pop(key, None)
             self._store.write(battle, turn, side, live.texts[side], status)
             if all(live.ended):
                 self._turns.pop(battle, None)
                 self._tasks.pop(battle, None)
+
+    def save(self, battle: str | None = None) -> None:
+        """Writes new text of answers in one transaction: the first at once, then every SAVE_EVERY_S; of
+        `battle`, all. A killed server loses what came since."""
+        late_s = time.monotonic() - SAVE_EVERY_S
+        due = [key for key in self._grown if key[0] == battle or self._saved_s.get(key, late_s) <= late_s]
+        if due:
+            self._store.write_all([(*key, self._grown.pop(key).texts[key[2]], WRITING) for key in due])
+            self._saved_s |= dict.fromkeys(due, late_s + SAVE_EVERY_S)
 
     def stop(self, battle: str, side: int | None = None) -> None:
         """Ends one side's answer or all; what was written stays."""

@@ -5,10 +5,13 @@ advances only while every side that has not ended has text beyond it. A side tha
 """
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 
 TICK_S = 0.1
 CHARACTERS = 24  # a tick; 240 characters a second
+SLICES = 10  # turns advance at different moments of a tick, so that a vote never waits for all of them
+HEARTBEAT_S = 15.0
 
 
 @dataclass
@@ -19,6 +22,7 @@ class LiveTurn:
     ended: list[bool]
     position: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    quiet: int = 0  # ticks since the last announcement
 
     def shown(self, side: int) -> str:
         return self.texts[side][: self.position]
@@ -34,6 +38,7 @@ class LiveTurn:
 
     def announce(self) -> None:
         """Wakes the tasks that wait for a change."""
+        self.quiet = 0
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -45,26 +50,35 @@ def advance(lengths: list[int], ended: list[bool], position: int, step: int) -> 
 
 
 class Pacer:
-    """Advances all live turns, every TICK_S."""
+    """Advances all live turns, every TICK_S, a slice of them at a time."""
 
     def __init__(self, tick_s: float = TICK_S, characters: int = CHARACTERS):
         self._tick_s, self._characters = tick_s, characters
-        self._turns: dict[int, LiveTurn] = {}
+        self._slices: list[dict[int, LiveTurn]] = [{} for _ in range(SLICES)]
+        self._next = itertools.cycle(self._slices)
 
     def add(self, turn: LiveTurn) -> None:
-        self._turns[id(turn)] = turn
+        min(self._slices, key=len)[id(turn)] = turn
 
     def tick(self) -> None:
         """One step of every turn; complete ones leave."""
-        for key, turn in list(self._turns.items()):
+        for turns in self._slices:
+            self._advance(turns)
+
+    def _advance(self, turns: dict[int, LiveTurn]) -> None:
+        for key, turn in list(turns.items()):
             ahead = advance([len(t) for t in turn.texts], turn.ended, turn.position, self._characters)
-            if ahead != turn.position or turn.complete:
+            turn.quiet += 1
+            if ahead != turn.position or turn.complete or turn.quiet * self._tick_s >= HEARTBEAT_S:
                 turn.position = ahead
                 turn.announce()
             if turn.complete:
-                del self._turns[key]
+                del turns[key]
 
     async def run(self) -> None:
+        clock = asyncio.get_running_loop()
+        due_s = clock.time()
         while True:
-            await asyncio.sleep(self._tick_s)
-            self.tick()
+            due_s = max(due_s + self._tick_s / SLICES, clock.time())
+            await asyncio.sleep(due_s - clock.time())
+            self._advance(next(self._next))

@@ -1,16 +1,17 @@
 """The arena's database: SQLite with a write-ahead log, one transaction a step; the public log only grows."""
 
+import contextlib
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixattn.evals.arena.platform import tokens
-from mixattn.evals.arena.platform.battle import BattleState, Refused
+from mixattn.evals.arena.platform.battle import Refused
+from mixattn.evals.arena.platform.reader import BROKEN, DONE, STOPPED, USER, WRITING, ArenaReader
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value BLOB);
@@ -45,13 +46,15 @@ ADDED = (
     ("battle", "kind", "TEXT"),
     ("vote", "style", "TEXT"),
 )
-USER = -1  # position of the user's messages
 MAX_REGENERATIONS = 3  # new answers a turn
-WRITING, DONE, STOPPED, BROKEN = "writing", "done", "stopped", "broken"
+LONG_LOG = 4 << 20  # bytes
+# The log is written over again and again: without its times, there is mostly no journal to wait for.
+_sync = getattr(os, "fdatasync", os.fsync)
 
 
-class ArenaStore:
-    """The battles, votes and public events of one arena."""
+class ArenaStore(ArenaReader):
+    """The battles, votes and public events of one arena. Belongs to the thread of the event loop; others read
+    through `reader`."""
 
     def __init__(self, path: str | Path):
         """Opens or creates the database. Answers that a killed server was writing are marked as broken off.
@@ -60,9 +63,9 @@ class ArenaStore:
           ValueError: the file is no arena database.
         """
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.row_factory = sqlite3.Row
+            super().__init__(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
             self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA wal_autocheckpoint=0")  # `tidy` does it, off the event loop
             # A killed process loses nothing so; what must survive a power cut is followed by `flush`.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(SCHEMA)
@@ -74,16 +77,24 @@ class ArenaStore:
                 self._db.execute("UPDATE message SET status = ? WHERE status = ?", (BROKEN, WRITING))
         except sqlite3.DatabaseError as why:
             raise ValueError(f"{path} cannot be used as the arena's database: {why}") from why
-        self._log_file = Path(f"{path}-wal")
+        self._path, self._log_file = Path(path), Path(f"{path}-wal")
         self.secret = bytes(self._one("SELECT value FROM setting WHERE name = 'secret'")[0])
 
-    def close(self) -> None:
-        self._db.close()
+    def reader(self) -> ArenaReader:
+        """A reader for another thread. To be closed."""
+        address = f"{self._path.resolve().as_uri()}?mode=ro"
+        return ArenaReader(sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False))
+
+    def tidy(self) -> None:
+        """Moves a long write-ahead log into the database, over a connection of its own; for any thread."""
+        if self._log_file.stat().st_size > LONG_LOG:
+            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def flush(self) -> None:
         """Returns when the disk has every transaction that was committed; may run in any thread."""
         with self._log_file.open("rb") as log:
-            os.fsync(log.fileno())
+            _sync(log.fileno())
 
     def _add_columns(self) -> None:
         for table, column, kind in ADDED:
@@ -92,7 +103,7 @@ class ArenaStore:
         self._db.execute("CREATE INDEX IF NOT EXISTS vote_counts ON vote (counts_s)")
         self._db.execute("CREATE INDEX IF NOT EXISTS battle_address ON battle (address, started_s)")
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside happens, on disk, or nothing does."""
         self._db.execute("BEGIN IMMEDIATE")
@@ -102,12 +113,6 @@ class ArenaStore:
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
-
-    def _one(self, sql: str, *values: Any) -> Any:
-        return self._db.execute(sql, values).fetchone()
-
-    def _all(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        return [dict(row) for row in self._db.execute(sql, values)]
 
     def _log(self, kind: str, **detail: Any) -> None:
         sql = "INSERT INTO event (time_s, kind, detail) VALUES (?, ?, ?)"
@@ -149,14 +154,6 @@ class ArenaStore:
             if not done.rowcount:
                 raise Refused("there is no such model", 404)
             self._log("on" if enabled else "off", model=name)
-
-    def models(self) -> list[dict[str, Any]]:
-        return self._all("SELECT * FROM model ORDER BY name")
-
-    def events(self) -> list[dict[str, Any]]:
-        """The public log, oldest first."""
-        rows = self._all("SELECT * FROM event ORDER BY number")
-        return [row | {"detail": json.loads(row["detail"])} for row in rows]
 
     # Battles
 
@@ -256,33 +253,19 @@ class ArenaStore:
             self._db.execute(anew, (WRITING, battle, turn))
         return turn
 
-    def replaced(self, battle: str) -> list[str]:
-        """The answers that new ones replaced."""
-        return [row["content"] for row in self._all("SELECT content FROM replaced WHERE battle = ?", battle)]
-
     def write(self, battle: str, turn: int, position: int, content: str, status: str) -> None:
         """An answer as far as it got. What was stopped stays stopped."""
+        self.write_all([(battle, turn, position, content, status)])
+
+    def write_all(self, answers: Sequence[tuple[str, int, int, str, str]]) -> None:
+        """Answers as far as they got, in one transaction: battle, turn, position, content, status each."""
+        rows = [(text, status, battle, turn, side, WRITING) for battle, turn, side, text, status in answers]
         with self.transaction():
-            self._db.execute(
+            self._db.executemany(
                 "UPDATE message SET content = ?, status = ? WHERE battle = ? AND turn = ? AND position = ? "
                 "AND status = ?",
-                (content, status, battle, turn, position, WRITING),
+                rows,
             )
-
-    def battle(self, battle: str) -> dict[str, Any] | None:
-        """A battle with `models`, `messages` and `vote` (None before it)."""
-        row = self._one("SELECT * FROM battle WHERE id = ?", battle)
-        if row is None:
-            return None
-        sides = self._all("SELECT model FROM side WHERE battle = ? ORDER BY position", battle)
-        messages = self._all("SELECT * FROM message WHERE battle = ? ORDER BY turn, position", battle)
-        votes = self._all("SELECT * FROM vote WHERE battle = ?", battle)
-        found = {"models": [side["model"] for side in sides], "messages": messages}
-        return dict(row) | found | {"vote": votes[0] if votes else None}
-
-    def shared(self, share: str) -> dict[str, Any] | None:
-        row = self._one("SELECT id FROM battle WHERE share = ?", share)
-        return None if row is None else self.battle(row["id"])
 
     def share(self, battle: str) -> str:
         """The link name of a battle, made when first asked for."""
@@ -291,16 +274,6 @@ class ArenaStore:
                 "UPDATE battle SET share = ? WHERE id = ? AND share IS NULL", (tokens.new_id(), battle)
             )
         return str(self._one("SELECT share FROM battle WHERE id = ?", battle)["share"])
-
-    def state(self, battle: str) -> BattleState:
-        """Where a stored battle stands."""
-        turns = self._one("SELECT turns FROM battle WHERE id = ?", battle)["turns"]
-        sql = "SELECT content, status FROM message WHERE battle = ? AND turn = ? AND position >= 0 "
-        rows = self._all(sql + "ORDER BY position", battle, turns)
-        vote = self._one("SELECT winner FROM vote WHERE battle = ?", battle)
-        ended = tuple(row["status"] != WRITING for row in rows)
-        shown = tuple(done or bool(row["content"]) for done, row in zip(ended, rows))
-        return BattleState(turns, shown, ended, vote["winner"] if vote else None)
 
     def vote(
         self,
@@ -329,12 +302,6 @@ class ArenaStore:
                 "UPDATE message SET status = ? WHERE battle = ? AND status = ?", (STOPPED, battle, WRITING)
             )
 
-    def recent_battles(self, who: str, since_s: float, *, by: str = "session") -> int:
-        """Battles begun since a time by one session, or from one `address`."""
-        column = {"session": "session", "address": "address"}[by]
-        sql = f"SELECT count(*) FROM battle WHERE {column} = ? AND started_s > ?"
-        return int(self._one(sql, who, since_s)[0])
-
     def use_work(self, challenge: str) -> bool:
         """Marks a proof of work as used; False if it was used before."""
         with self.transaction():
@@ -350,63 +317,7 @@ class ArenaStore:
                 self._db.execute("DELETE FROM excluded WHERE voter = ?", (voter,))
             self._log("voter excluded" if excluded else "voter counts again", voter=voter)
 
-    def excluded(self) -> set[str]:
-        return {row["voter"] for row in self._all("SELECT voter FROM excluded")}
-
     def log(self, kind: str, **detail: Any) -> None:
         """Adds to the public log."""
         with self.transaction():
             self._log(kind, **detail)
-
-    def times_asked(self, session: str, prompt: str) -> int:
-        """How often this session began a battle with this prompt."""
-        sql = (
-            "SELECT count(*) FROM battle JOIN message ON message.battle = battle.id "
-            "WHERE session = ? AND turn = 1 AND position = -1 AND content = ?"
-        )
-        return int(self._one(sql, session, prompt)[0])
-
-    def votes(self, *, counted: bool, until_s: float | None = None) -> list[dict[str, Any]]:
-        """Votes in the public format whose delay has passed; with `counted`, those that count only."""
-        sql = (
-            "SELECT battle.id AS question_id, a.model AS model_a, b.model AS model_b, winner, "
-            "vote.voter AS judge, mode = 'battle' AS anony, language, voted_s AS tstamp, counts_s, "
-            "pair_probability, category, turns AS turn, honeypot, kind, style AS conv_metadata, "
-            "coalesce(not_counted, CASE WHEN excluded.voter IS NULL THEN NULL ELSE 'voter excluded' END) "
-            "AS not_counted FROM vote JOIN battle ON battle.id = vote.battle "
-            "JOIN side a ON a.battle = battle.id AND a.position = 0 "
-            "JOIN side b ON b.battle = battle.id AND b.position = 1 "
-            "LEFT JOIN excluded ON excluded.voter = vote.voter WHERE counts_s <= ? "
-        )
-        if counted:
-            sql += "AND not_counted IS NULL AND excluded.voter IS NULL AND mode = 'battle' AND honeypot = 0 "
-        rows = self._all(sql + "ORDER BY vote.rowid", time.time() if until_s is None else until_s)
-        return [_public(row) for row in rows]
-
-    def conversations(self, battle: str) -> list[list[dict[str, str]]]:
-        """The conversation of each side, as role and content."""
-        found = self.battle(battle)
-        sides = range(len(found["models"])) if found else ()
-        return [
-            [
-                {"role": "user" if m["position"] == USER else "assistant", "content": m["content"]}
-                for m in (found or {})["messages"]
-                if m["position"] in (USER, side)
-            ]
-            for side in sides
-        ]
-
-    def version(self) -> tuple[int, int, int]:
-        """Changes whenever a vote starts to count, or a voter's votes stop or start to."""
-        now = time.time()
-        row = self._one("SELECT count(*), coalesce(max(rowid), 0) FROM vote WHERE counts_s <= ?", now)
-        excluded = self._one("SELECT count(*) FROM event WHERE kind LIKE 'voter %'")
-        return int(row[0]), int(row[1]), int(excluded[0])
-
-
-def _public(row: dict[str, Any]) -> dict[str, Any]:
-    """A vote as the public format has it; without style counts where an old vote lacks them."""
-    style = json.loads(row.pop("conv_metadata") or "{}")
-    kind = row.pop("kind")
-    row |= {"anony": bool(row["anony"]), "honeypot": kind or bool(row["honeypot"])}
-    return row | ({"conv_metadata": style} if style else {})

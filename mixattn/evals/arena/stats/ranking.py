@@ -65,6 +65,8 @@ class Options:
         """
         if not 0 <= self.prior_ties < math.inf:
             raise ValueError(f"--prior_ties={self.prior_ties} is not a number from 0 up")
+        if not math.isfinite(self.anchor_rating):
+            raise ValueError(f"--anchor_rating={self.anchor_rating} is not a finite number")
         if self.prior_ties:
             for name, given in {
                 "--intervals=bootstrap": self.intervals == "bootstrap",
@@ -151,6 +153,8 @@ def _anchor(votes: Votes, name: str) -> int | None:
 
 def numbered(column: np.ndarray) -> Ints:
     """(n,) equal values of `column` as numbers from 0."""
+    if column.dtype.kind == "i":
+        return np.unique(column, return_inverse=True)[1].astype(np.int64, copy=False)
     place: dict[Any, int] = {}
     return np.fromiter((place.setdefault(x, len(place)) for x in column), dtype=np.int64, count=len(column))
 

@@ -5,6 +5,7 @@ pair_probability, the probability with which the vote's unordered pair was drawn
 from 1; the header of a CSV file and blank lines are not counted.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from mixattn.evals.arena.stats.votes import LABELS, Votes
 FIELDS = ("question_id", "model_a", "model_b", "winner", "judge", "anony", "language", "tstamp")
 NEEDED = ("model_a", "model_b", "winner")
 PROBABILITY = "pair_probability"
+LONGEST_NAME = 500  # characters
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+LEAST_PROBABILITY = 1e-12  # a vote that weighs more than a million million others drowns them by rounding
 
 
 def read_votes(path: str | Path, columns: Sequence[str] = ()) -> Votes:
@@ -59,6 +63,8 @@ def from_table(table: pa.Table, columns: Sequence[str], *, source: str) -> Votes
         if name in table.column_names:
             problems.need(name, table[name])
     (first, names), (second, others) = _encode(table["model_a"]), _encode(table["model_b"])
+    for name, codes, found in (("model_a", first, names), ("model_b", second, others)):
+        problems.add_names(name, codes, found)
     models = tuple(sorted({*names, *others}))
     place = {name: i for i, name in enumerate(models)}
     first, second = _recode(first, names, place), _recode(second, others, place)
@@ -104,6 +110,15 @@ class _Problems:
             codes, values = _encode(column)
             blank = np.array([*(not str(v).strip() for v in values), False])
             self.add(blank[codes], lambda i: f"field {name!r} is empty")
+
+    def add_names(self, name: str, codes: NDArray[np.int64], found: list[str]) -> None:
+        """A model's name goes into tables and messages: one line without control characters, not too long."""
+        long = np.array([*(len(value or "") > LONGEST_NAME for value in found), False])
+        odd = np.array([*(bool(CONTROL.search(value or "")) for value in found), False])
+        self.add(
+            long[codes], lambda i: f"{name} has {len(found[codes[i]])} characters; at most {LONGEST_NAME}"
+        )
+        self.add(odd[codes] & ~long[codes], lambda i: f"{name} {found[codes[i]]!r} holds a control character")
 
     def report(self) -> None:
         if self._found:
@@ -169,13 +184,23 @@ def _columns(
                 found[name] = np.asarray(column.to_numpy())
     if PROBABILITY in table.column_names:
         probability = _floats(problems, PROBABILITY, table[PROBABILITY])
-        missing = np.isnan(probability)
+        missing = _blank(table[PROBABILITY])
         if PROBABILITY in columns:
             problems.add(missing & used, lambda i: f"field {PROBABILITY!r} is missing")
             found[PROBABILITY] = probability
         wrong = used & ~missing & ~((probability > 0) & (probability <= 1))
         problems.add(wrong, lambda i: f"{PROBABILITY} is {probability[i]:g}, not above 0 and at most 1")
+        tiny = used & ~wrong & (probability < LEAST_PROBABILITY)
+        problems.add(tiny, lambda i: f"{PROBABILITY} is {probability[i]:g}, below {LEAST_PROBABILITY:g}")
     return found
+
+
+def _blank(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(n,) where there is no value; NaN is one."""
+    if pa.types.is_string(column.type) or pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string())
+        return _numpy(pc.equal(column.fill_null(""), ""))
+    return _numpy(pc.is_null(column))
 
 
 def _floats(problems: _Problems, name: str, column: pa.ChunkedArray) -> NDArray[np.float64]:

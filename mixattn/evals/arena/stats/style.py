@@ -6,6 +6,7 @@ sides of a vote changes nothing. No penalty. Oracle: logistic regression on the 
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,27 +50,41 @@ class StyleFit:
 def features(votes: Votes) -> Floats:
     """(n, 4) the columns of FEATURES, scaled by their root mean square.
 
+    The column `conv_metadata` holds objects or their JSON text; or, (n, 4), their `differences`.
+
     Raises:
       ValueError: a vote's `conv_metadata` lacks a field; names its row.
     """
-    raw = np.empty((len(votes), len(FEATURES)))
-    for i, metadata in enumerate(votes.columns[COLUMN]):
-        try:
-            record = json.loads(metadata) if isinstance(metadata, str) else metadata
-            for f, name in enumerate(FEATURES.values()):
-                a, b = _amount(record[name.format("a")]), _amount(record[name.format("b")])
-                raw[i, f] = (a - b) / (a + b + 1)
-        except (KeyError, TypeError, ValueError) as why:
-            raise ValueError(f"row {votes.row[i]}: {COLUMN} lacks a number: {why}") from why
+    column = votes.columns[COLUMN]
+    raw = np.asarray(column, dtype=np.float64) if column.ndim == 2 else np.empty((len(votes), len(FEATURES)))
+    if column.ndim == 1:
+        for i, metadata in enumerate(column):
+            try:
+                raw[i] = differences(json.loads(metadata) if isinstance(metadata, str) else metadata)
+            except (KeyError, TypeError, ValueError) as why:
+                raise ValueError(f"row {votes.row[i]}: {COLUMN} lacks a number: {why}") from why
     scale = np.sqrt((raw**2).mean(axis=0))
     return raw / np.where(scale > 0, scale, 1.0)
+
+
+def differences(metadata: Any) -> list[float]:
+    """(a - b) / (a + b + 1) of each of FEATURES.
+
+    Raises:
+      KeyError, TypeError, ValueError: a field is missing, or no count.
+    """
+    sides = [[_amount(metadata[name.format(side)]) for name in FEATURES.values()] for side in "ab"]
+    return [(a - b) / (a + b + 1) for a, b in zip(*sides)]
 
 
 def _amount(value: Any) -> float:
     """A count, or the sum of an object of counts such as {"h1": 2, "h2": 0}."""
     if isinstance(value, dict):
-        return float(sum(x or 0 for x in value.values()))
-    return float(value)
+        return sum(_amount(x or 0) for x in value.values())
+    count = float(value)
+    if not 0 <= count < math.inf:
+        raise ValueError(f"{value!r} is no count")
+    return count
 
 
 def fit_style(

@@ -49,6 +49,7 @@ def test_json_is_one_object_with_the_promised_fields(run_module, file):
         (["--anchor=nobody"], "--anchor=nobody is neither 'mean' nor one of the models"),
         (["--weighting=often"], "--weighting"),
         (["--alpha=2"], "--alpha=2.0 is not between 0 and 1"),
+        (["--anchor_rating=nan"], "--anchor_rating=nan is not a finite number"),
         (["--category=language=Klingon"], "no vote has language = 'Klingon'"),
         (["--category=planet=Mars"], "field 'planet' is missing"),
         (["--ties=davidson", "--style"], "leave out --style"),

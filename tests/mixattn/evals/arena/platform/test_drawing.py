@@ -5,6 +5,7 @@ import pytest
 
 from mixattn.evals.arena.platform.battle import Refused
 from mixattn.evals.arena.platform.catalog import ArenaModel
+from mixattn.evals.arena.platform.counted import CountedVotes
 from mixattn.evals.arena.platform.drawing import REFRESH_VOTES, PairDraw
 
 MODELS = {
@@ -19,12 +20,18 @@ def pair_draw(**options):
     return PairDraw(MODELS, **fields)
 
 
-def vote(a, b, winner):
-    return {"model_a": a, "model_b": b, "winner": winner}
+def taken(*votes):
+    """A snapshot of (model, model, winner, how often)."""
+    counted = CountedVotes(lambda: None)
+    for a, b, winner, times in votes:
+        for _ in range(times):
+            counted._add(a, b, winner, "v", 0.0, "other", "en", None)
+    counted._read = frozenset
+    return counted.snapshot()[0]
 
 
 def test_pairs_come_by_products_of_weights_and_a_broken_model_never():
-    table = pair_draw().table(ON, list, int)
+    table = pair_draw().table(ON, None)
     assert table == [("ant", "bee", 0.4), ("ant", "cat", 0.2), ("bee", "cat", 0.4)]
     drawn = Counter(
         frozenset(pair_draw(rng=np.random.default_rng(i)).draw(table, ON).models) for i in range(600)
@@ -34,7 +41,7 @@ def test_pairs_come_by_products_of_weights_and_a_broken_model_never():
 
 def test_sides_are_a_fair_coin_and_the_probability_is_the_tables():
     sampler = pair_draw()
-    table = sampler.table(ON, list, int)
+    table = sampler.table(ON, None)
     drawn = [sampler.draw(table, ON) for _ in range(1000)]
     assert 420 < sum(each.models[0] < each.models[1] for each in drawn) < 580
     for each in drawn:
@@ -44,24 +51,20 @@ def test_sides_are_a_fair_coin_and_the_probability_is_the_tables():
 def test_active_sampling_prefers_what_is_least_known_and_publishes_each_table():
     published = []
     sampler = pair_draw(active=True, changed=published.append)
-    votes = (
-        [vote("ant", "bee", "model_a")] * 60
-        + [vote("cat", "ant", "tie")] * 60
-        + [vote("bee", "cat", "tie")] * 9
-    )
-    table = sampler.table(ON, lambda: votes, lambda: len(votes))
+    votes = (("ant", "bee", "model_a", 60), ("cat", "ant", "tie", 60), ("bee", "cat", "tie", 9))
+    table = sampler.table(ON, taken(*votes))
     chance = {pair[:2]: pair[2] for pair in table}
     assert chance["bee", "cat"] > chance["ant", "cat"] > chance["ant", "bee"]
     assert sum(chance.values()) == pytest.approx(1)
-    assert sampler.table(ON, lambda: [], lambda: len(votes) + 1) is table  # not yet looked again
-    sampler.table(ON, lambda: votes * 2, lambda: len(votes) + REFRESH_VOTES)
+    assert sampler.table(ON, taken(*votes, ("ant", "bee", "tie", 1))) is table  # not yet looked again
+    sampler.table(ON, taken(*votes, ("ant", "bee", "tie", REFRESH_VOTES)))
     assert len(published) == 2
     assert published[0] == table
 
 
 def test_honeypots_are_one_model_twice_or_a_broken_one_and_have_no_probability():
     sampler = pair_draw(honeypots=0.5)
-    table = sampler.table(ON, list, int)
+    table = sampler.table(ON, None)
     drawn = [sampler.draw(table, ON) for _ in range(1000)]
     kinds = Counter(each.honeypot for each in drawn)
     assert 420 < kinds[""] < 580
@@ -76,4 +79,4 @@ def test_honeypots_are_one_model_twice_or_a_broken_one_and_have_no_probability()
 def test_with_fewer_than_two_models_nothing_is_drawn():
     sampler = pair_draw()
     with pytest.raises(Refused, match="fewer than two"):
-        sampler.draw(sampler.table({"ant", "wreck"}, list, int), {"ant", "wreck"})
+        sampler.draw(sampler.table({"ant", "wreck"}, None), {"ant", "wreck"})

@@ -65,6 +65,10 @@ WRONG = {
     "against itself": ({"model_a": "cat"}, "row 2: model_a and model_b are both 'cat'"),
     "zero probability": ({"pair_probability": 0.0}, "row 2: pair_probability is 0, not above 0"),
     "negative probability": ({"pair_probability": -0.5}, "row 2: pair_probability is -0.5"),
+    "no number of a probability": ({"pair_probability": float("nan")}, "row 2: pair_probability is nan"),
+    "a weight beyond rounding": ({"pair_probability": 1e-300}, "row 2: pair_probability is 1e-300, below"),
+    "huge name": ({"model_a": "x" * 100_000}, "row 2: model_a has 100000 characters; at most 500"),
+    "a terminal's code": ({"model_b": "a\x1b[2J"}, "row 2: model_b 'a\\x1b[2J' holds a control character"),
 }
 
 
