@@ -146,6 +146,7 @@ def test_a_file_is_served_without_a_config(folder, tmp_path, run_module):
 
 @real
 @pytest.mark.model
+@pytest.mark.long  # CI asks the command itself
 def test_the_real_model_knows_paris():
     model, tokenizer = hf.load(REAL)[0], hf.load_tokenizer(REAL)
     ids = renderer(REAL, tokenizer)([{"role": "user", "content": "What is the capital of France?"}])
