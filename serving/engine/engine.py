@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from absl import logging
@@ -101,11 +102,13 @@ class Engine:
             feature_sets=feature_sets(config, model.config.vocab_size),
             layers_per_program=config.layers_per_program,
         )
-        if programs is None:
-            self.programs.compile(report, program_cache)
-        else:
-            self.programs.borrow(programs)
-        self.state: DeviceState = self.programs.fresh_state()
+        with ThreadPoolExecutor(1) as beside:  # memory is touched for the first time while programs load
+            zeroed = beside.submit(self.programs.fresh_state)
+            if programs is None:
+                self.programs.compile(report, program_cache)
+            else:
+                self.programs.borrow(programs)
+            self.state: DeviceState = zeroed.result()
         self.streams: dict[RequestId, OutputStream] = {}  # by the name an output is scheduled under
         self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
