@@ -25,7 +25,7 @@ pays       one KV budget, long prompts, end to end: MixAttention over standard, 
 Parts that need more run only when they are named:
 
 http       the server beside its engine, on one core and on two: throughput, first token, event loop, a
-           thousand streams, slow clients; each figure is written at once  (`taskset`, extra serve)    8 min
+           thousand streams, slow clients; each figure is written at once  (`taskset`, extra serve)    4 min
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 start_model   start of a real model, cold and with programs kept    (models/smollm2, `make model`)

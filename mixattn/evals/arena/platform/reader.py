@@ -88,7 +88,7 @@ class ArenaReader:
         )
         return int(self._one(sql, session, prompt)[0])
 
-    def votes(self, *, honeypots: bool = False, until_s: float | None = None) -> Iterator[dict[str, Any]]:
+    def votes(self, *, honeypots: bool = False) -> Iterator[dict[str, Any]]:
         """Votes in the public format whose delay has passed, oldest first; those that do not count say why.
 
         Args:
@@ -103,11 +103,11 @@ class ArenaReader:
             "WHERE counts_s <= ? "
         )
         sql += "AND honeypot = 1 " * honeypots + "ORDER BY vote.rowid"
-        for row in self._db.execute(sql, (time.time() if until_s is None else until_s,)):
+        for row in self._db.execute(sql, (time.time(),)):
             yield _public(dict(row))
 
-    def countable(self, after: int, most: int) -> tuple[int, list[tuple[Any, ...]]]:
-        """At most `most` votes beyond number `after`: the number of the last, and of those that count now or
+    def countable(self, after: int, limit: int) -> tuple[int, list[tuple[Any, ...]]]:
+        """At most `limit` votes beyond number `after`: the number of the last, and of those that count now or
         once their delay has passed (model_a, model_b, winner, voter, counts_s, category, language, style).
 
         Votes of excluded voters are among them; exclusion can be undone.
@@ -117,7 +117,7 @@ class ArenaReader:
             f"winner, vote.voter, counts_s, category, language, style FROM {VOTES} WHERE vote.rowid > ? "
             "ORDER BY vote.rowid LIMIT ?"
         )
-        rows = self._db.execute(sql, (after, most)).fetchall()
+        rows = self._db.execute(sql, (after, limit)).fetchall()
         return (rows[-1][0] if rows else after), [tuple(row)[2:] for row in rows if row[1]]
 
     def conversations(self, battle: str) -> list[list[dict[str, str]]]:

@@ -21,9 +21,9 @@ from mixattn.evals.arena.stats.votes import LABELS, Votes
 FIELDS = ("question_id", "model_a", "model_b", "winner", "judge", "anony", "language", "tstamp")
 NEEDED = ("model_a", "model_b", "winner")
 PROBABILITY = "pair_probability"
-LONGEST_NAME = 500  # characters
+MAX_NAME = 500  # characters
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-LEAST_PROBABILITY = 1e-12  # a vote that weighs more than a million million others drowns them by rounding
+MIN_PROBABILITY = 1e-12  # a vote that weighs more than a million million others drowns them by rounding
 
 
 def read_votes(path: str | Path, columns: Sequence[str] = ()) -> Votes:
@@ -113,11 +113,9 @@ class _Problems:
 
     def add_names(self, name: str, codes: NDArray[np.int64], found: list[str]) -> None:
         """A model's name goes into tables and messages: one line without control characters, not too long."""
-        long = np.array([*(len(value or "") > LONGEST_NAME for value in found), False])
+        long = np.array([*(len(value or "") > MAX_NAME for value in found), False])
         odd = np.array([*(bool(CONTROL.search(value or "")) for value in found), False])
-        self.add(
-            long[codes], lambda i: f"{name} has {len(found[codes[i]])} characters; at most {LONGEST_NAME}"
-        )
+        self.add(long[codes], lambda i: f"{name} has {len(found[codes[i]])} characters; at most {MAX_NAME}")
         self.add(odd[codes] & ~long[codes], lambda i: f"{name} {found[codes[i]]!r} holds a control character")
 
     def report(self) -> None:
@@ -190,8 +188,8 @@ def _columns(
             found[PROBABILITY] = probability
         wrong = used & ~missing & ~((probability > 0) & (probability <= 1))
         problems.add(wrong, lambda i: f"{PROBABILITY} is {probability[i]:g}, not above 0 and at most 1")
-        tiny = used & ~wrong & (probability < LEAST_PROBABILITY)
-        problems.add(tiny, lambda i: f"{PROBABILITY} is {probability[i]:g}, below {LEAST_PROBABILITY:g}")
+        tiny = used & ~wrong & (probability < MIN_PROBABILITY)
+        problems.add(tiny, lambda i: f"{PROBABILITY} is {probability[i]:g}, below {MIN_PROBABILITY:g}")
     return found
 
 

@@ -56,15 +56,20 @@ def features(votes: Votes) -> Floats:
       ValueError: a vote's `conv_metadata` lacks a field; names its row.
     """
     column = votes.columns[COLUMN]
-    raw = np.asarray(column, dtype=np.float64) if column.ndim == 2 else np.empty((len(votes), len(FEATURES)))
-    if column.ndim == 1:
-        for i, metadata in enumerate(column):
-            try:
-                raw[i] = differences(json.loads(metadata) if isinstance(metadata, str) else metadata)
-            except (KeyError, TypeError, ValueError) as why:
-                raise ValueError(f"row {votes.row[i]}: {COLUMN} lacks a number: {why}") from why
+    raw = np.asarray(column, dtype=np.float64) if column.ndim == 2 else _read(votes)
     scale = np.sqrt((raw**2).mean(axis=0))
     return raw / np.where(scale > 0, scale, 1.0)
+
+
+def _read(votes: Votes) -> Floats:
+    """(n, 4) the differences of the votes' metadata."""
+    raw = np.empty((len(votes), len(FEATURES)))
+    for i, metadata in enumerate(votes.columns[COLUMN]):
+        try:
+            raw[i] = differences(json.loads(metadata) if isinstance(metadata, str) else metadata)
+        except (KeyError, TypeError, ValueError) as why:
+            raise ValueError(f"row {votes.row[i]}: {COLUMN} lacks a number: {why}") from why
+    return raw
 
 
 def differences(metadata: Any) -> list[float]:
