@@ -15,18 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mixattn.initial import normal
+from mixattn.int8_layers import Int8Linear, Int8Table
 from mixattn.spec import ModelConfig
 from pallas_kernels.typing import accumulator_dtype
-
-
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nnx.Param:
-    """A parameter drawn from N(0, std^2)."""
-    return nnx.Param(_normal(rngs.params(), shape, std, dtype))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _normal(key: jax.Array, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
-    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 class Linear(nnx.Module):
@@ -53,6 +45,20 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y_XF += self.bias[...][None]
         return y_XF.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def linear_map(
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    d_in: int,
+    d_out: int,
+    *,
+    bias: bool = False,
+    residual: bool = False,
+) -> Linear | Int8Linear:
+    """A linear map with weights as `config` stores them."""
+    kind = Int8Linear if config.quantize else Linear
+    return kind(d_in, d_out, config, rngs, bias=bias, residual=residual)
 
 
 class Norm(nnx.Module):
@@ -91,21 +97,34 @@ class Embedding(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.scale, self.offset = config.embedding_scale, config.position_offset
         std = config.d_model**-0.5 if config.tied else 1.0 / config.embedding_scale
-        self.table = normal(rngs, (config.vocab_size, config.d_model), std, config.dtype)
+        self.table: nnx.Param | Int8Table = (
+            Int8Table(config, std, rngs)
+            if config.quantize
+            else normal(rngs, (config.vocab_size, config.d_model), std, config.dtype)
+        )
+        self.dtype = config.dtype
         rows = (config.max_positions + config.position_offset, config.d_model)
         self.positions = normal(rngs, rows, std, config.dtype) if config.positions == "learned" else None
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
-        table_VD = self.table[...]
-        x_BTD = table_VD[tokens_BT]
+        if isinstance(self.table, Int8Table):
+            x_BTD = self.table.rows(tokens_BT, self.dtype)
+        else:
+            x_BTD = self.table[...][tokens_BT]
         if self.scale != 1:
-            x_BTD *= jnp.asarray(self.scale, table_VD.dtype)
+            x_BTD *= jnp.asarray(self.scale, x_BTD.dtype)
         if self.positions is not None:
             if positions_BT is None:
                 positions_BT = jnp.arange(tokens_BT.shape[-1])[None]
             # Left padding has negative positions; what it embeds to is masked later.
             x_BTD += self.positions[...][jnp.maximum(positions_BT + self.offset, 0)]
         return x_BTD
+
+    def scores(self, x_XD: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Logits_XV of the tied head: each row times every token's embedding."""
+        if isinstance(self.table, Int8Table):
+            return self.table.scores(x_XD, dtype)
+        return jnp.einsum("XD,VD->XV", x_XD, self.table[...], preferred_element_type=dtype)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -125,15 +144,30 @@ def activate(x: jax.Array, name: str) -> jax.Array:
 
 
 class FeedForward(nnx.Module):
-    """down(activation(gate x) * up x), or down(activation(up x)) if not gated."""
+    """down(activation(gate x) * up x), or down(activation(up x)) if not gated.
+
+    Parameters: gate, up, down; quantised, `gate_up` in place of the first two: its rows are the gate's
+    channels, then the others.
+    """
 
     def __init__(self, config: ModelConfig, d_ff: int, rngs: nnx.Rngs):
-        bias, self.activation = config.ffn_bias, config.activation
-        self.gate = Linear(config.d_model, d_ff, config, rngs, bias=bias) if config.gated else None
-        self.up = Linear(config.d_model, d_ff, config, rngs, bias=bias)
-        self.down = Linear(d_ff, config.d_model, config, rngs, bias=bias, residual=True)
+        bias, self.activation, self.gated = config.ffn_bias, config.activation, config.gated
+        linear, plain = functools.partial(linear_map, config, rngs, bias=bias), not config.quantize
+        self.gate = linear(config.d_model, d_ff) if plain and config.gated else None
+        self.up = linear(config.d_model, d_ff) if plain else None
+        self.gate_up = None if plain else linear(config.d_model, d_ff * (1 + config.gated))
+        self.down = linear(d_ff, config.d_model, residual=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.gate is None:
-            return self.down(activate(self.up(x), self.activation))
-        return self.down(activate(self.gate(x), self.activation) * self.up(x))
+        gate, up = self._expanded(x)
+        if gate is None:
+            return self.down(activate(up, self.activation))
+        return self.down(activate(gate, self.activation) * up)
+
+    def _expanded(self, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        if self.gate_up is not None:
+            both = self.gate_up(x)
+            width = both.shape[-1] // 2
+            return (both[..., :width], both[..., width:]) if self.gated else (None, both)
+        assert self.up is not None
+        return None if self.gate is None else self.gate(x), self.up(x)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mixattn.attention import Attention, ReadKV
 from mixattn.cache import Cache, FullSequence
-from mixattn.layers import Embedding, FeedForward, Linear, Norm
+from mixattn.layers import Embedding, FeedForward, Norm, linear_map
 from mixattn.moe import Load, MoE
 from mixattn.rope import RopeTable, rope_tables
 from mixattn.spec import Layer, ModelConfig
@@ -93,7 +93,8 @@ class Transformer(nnx.Module):
     """A decoder-only language model.
 
     Parameters: embed.table, blocks.{i}.attention.{q,k,v,o}, blocks.{i}.ffn.{gate,up,down}, the norms,
-    final_norm, and lm_head unless tied. Readers have no k and v. Mixture layers have a router too.
+    final_norm, and lm_head unless tied. Readers have no k and v. Mixture layers have a router too. With
+    `config.quantize` see `mixattn.quantize`.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -101,7 +102,7 @@ class Transformer(nnx.Module):
         self.embed = Embedding(config, rngs)
         self.blocks = nnx.List(Block(config, layer, rngs) for layer in config.layers)
         self.final_norm = Norm(config.d_model, config)
-        self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size, config, rngs)
+        self.lm_head = None if config.tied else linear_map(config, rngs, config.d_model, config.vocab_size)
 
     def __call__(self, tokens_BT: jax.Array, *, segment_BT: jax.Array | None = None) -> jax.Array:
         """Teacher-forced logits_BTV, as `head`. `segment_BT` separates packed documents."""
@@ -155,9 +156,7 @@ class Transformer(nnx.Module):
         if self.lm_head is not None:
             logits = self.lm_head(hidden, out_dtype=acc_dtype)
         else:
-            flat_XD = hidden.reshape(-1, hidden.shape[-1])
-            table_VD = self.embed.table[...]
-            logits = jnp.einsum("XD,VD->XV", flat_XD, table_VD, preferred_element_type=acc_dtype)
+            logits = self.embed.scores(hidden.reshape(-1, hidden.shape[-1]), acc_dtype)
             logits = logits.reshape(*hidden.shape[:-1], -1)
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

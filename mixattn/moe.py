@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mixattn.layers import activate, normal
+from mixattn.initial import normal
+from mixattn.int8_layers import Int8Experts
+from mixattn.layers import activate
 from mixattn.spec import ModelConfig
 from pallas_kernels.grouped import grouped_matmul
 from pallas_kernels.typing import accumulator_dtype
@@ -53,7 +55,10 @@ class Load(NamedTuple):
 
 
 class MoE(nnx.Module):
-    """Parameters: router [D, E]; gate, up [E, D, F] (gate only if gated); down [E, F, D]."""
+    """Parameters: router [D, E]; gate, up [E, D, F] (gate only if gated); down [E, F, D].
+
+    Quantised, `gate_up` [E, D, 2F] in place of gate and up, the gate's channels first.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         E, D, F = config.n_experts, config.d_model, config.d_ff
@@ -64,9 +69,16 @@ class MoE(nnx.Module):
         )
         self.activation = config.activation
         self.router = normal(rngs, (D, E), D**-0.5, config.dtype)
-        self.gate = normal(rngs, (E, D, F), D**-0.5, config.dtype) if config.gated else None
-        self.up = normal(rngs, (E, D, F), D**-0.5, config.dtype)
-        self.down = normal(rngs, (E, F, D), (2 * config.n_layers * F) ** -0.5, config.dtype)
+        self.gated, self.experts, down_std = config.gated, E, (2 * config.n_layers * F) ** -0.5
+        plain, wide = not config.quantize, F * (1 + config.gated)
+        self.gate = normal(rngs, (E, D, F), D**-0.5, config.dtype) if plain and config.gated else None
+        self.up = normal(rngs, (E, D, F), D**-0.5, config.dtype) if plain else None
+        self.gate_up = None if plain else Int8Experts((E, D, wide), D**-0.5, config, rngs)
+        self.down: nnx.Param | Int8Experts = (
+            normal(rngs, (E, F, D), down_std, config.dtype)
+            if plain
+            else Int8Experts((E, F, D), down_std, config, rngs)
+        )
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Load]:
         """y_BTD, and the load over the tokens that are not padding (`real_BT`; None = all)."""
@@ -93,16 +105,33 @@ class MoE(nnx.Module):
         """y_XD: sorts rows by expert, runs grouped matmuls, and restores the order."""
         expert_M = route.expert_Xk.reshape(-1)
         order_M = jnp.argsort(expert_M, stable=True)
-        sizes_E = jnp.bincount(expert_M, length=self.up.shape[0]).astype(jnp.int32)
+        sizes_E = jnp.bincount(expert_M, length=self.experts).astype(jnp.int32)
         x_MD = x_XD[order_M // self.k]
-        up_MF = grouped_matmul(x_MD, self.up[...], sizes_E)
-        gate_MF = None if self.gate is None else grouped_matmul(x_MD, self.gate[...], sizes_E)
-        y_MD = grouped_matmul(self._activate(gate_MF, up_MF), self.down[...], sizes_E)
+        if isinstance(self.down, Int8Experts):
+            y_MD = self._int8_rows(x_MD, sizes_E, expert_M[order_M])
+        else:
+            assert self.up is not None
+            up_MF = grouped_matmul(x_MD, self.up[...], sizes_E)
+            gate_MF = None if self.gate is None else grouped_matmul(x_MD, self.gate[...], sizes_E)
+            y_MD = grouped_matmul(self._activate(gate_MF, up_MF), self.down[...], sizes_E)
         return self._combine(y_MD[jnp.argsort(order_M)], route.gate_Xk)
+
+    def _int8_rows(self, x_MD: jax.Array, sizes_E: jax.Array, expert_M: jax.Array) -> jax.Array:
+        assert self.gate_up is not None
+        assert isinstance(self.down, Int8Experts)
+        both_MF = self.gate_up.grouped(x_MD, sizes_E, expert_M)
+        return self.down.grouped(self._activate(*self._halves(both_MF)), sizes_E, expert_M)
+
+    def _halves(self, both: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        """gate and up of `gate_up`'s output."""
+        if not self.gated:
+            return None, both
+        F = both.shape[-1] // 2
+        return both[..., :F], both[..., F:]
 
     def with_capacity(self, x_XD: jax.Array, route: Route) -> jax.Array:
         """y_XD: each expert takes its first ceil(factor k X / E) tokens and drops the others."""
-        X, E = x_XD.shape[0], self.up.shape[0]
+        X, E = x_XD.shape[0], self.experts
         capacity = min(X, math.ceil(self.capacity_factor * self.k * X / E))
         expert_M = route.expert_Xk.reshape(-1)
         count_ME = jnp.cumsum(jax.nn.one_hot(expert_M, E, dtype=jnp.int32), axis=0)
@@ -111,11 +140,19 @@ class MoE(nnx.Module):
         x_MD = jnp.repeat(x_XD, self.k, axis=0)
         x_ECD = jnp.zeros((E * capacity, x_XD.shape[1]), x_XD.dtype).at[slot_M].set(x_MD, mode="drop")
         x_ECD = x_ECD.reshape(E, capacity, -1)
-        up_ECF = jnp.einsum("ECD,EDF->ECF", x_ECD, self.up[...])
-        gate_ECF = None if self.gate is None else jnp.einsum("ECD,EDF->ECF", x_ECD, self.gate[...])
-        y_ECD = jnp.einsum("ECF,EFD->ECD", self._activate(gate_ECF, up_ECF), self.down[...])
+        y_ECD = self._slots(x_ECD)
         y_MD = y_ECD.reshape(E * capacity, -1).at[slot_M].get(mode="fill", fill_value=0)
         return self._combine(y_MD, route.gate_Xk)
+
+    def _slots(self, x_ECD: jax.Array) -> jax.Array:
+        """y_ECD of each expert's tokens."""
+        if isinstance(self.down, Int8Experts):
+            assert self.gate_up is not None
+            return self.down.slots(self._activate(*self._halves(self.gate_up.slots(x_ECD))))
+        assert self.up is not None
+        up_ECF = jnp.einsum("ECD,EDF->ECF", x_ECD, self.up[...])
+        gate_ECF = None if self.gate is None else jnp.einsum("ECD,EDF->ECF", x_ECD, self.gate[...])
+        return jnp.einsum("ECF,EFD->ECD", self._activate(gate_ECF, up_ECF), self.down[...])
 
     def _activate(self, gate: jax.Array | None, up: jax.Array) -> jax.Array:
         return activate(up, self.activation) if gate is None else activate(gate, self.activation) * up

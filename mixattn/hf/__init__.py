@@ -22,6 +22,7 @@ from mixattn.hf.native import NATIVE
 from mixattn.hf.native import read_config as native_config
 from mixattn.hf.sources import CheckpointSource, GGUFSource, open_source
 from mixattn.hf.tokenizer_file import encode, read_tokenizer
+from mixattn import quantize as quantized
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 
@@ -87,6 +88,11 @@ def save(
         places: tensors.Places = tensors.native_places
         texts[native.CODE] = native.modelling_code()
     else:
+        if config.quantize:
+            raise ValueError(
+                f"the weights are {config.quantize} codes, for which {architecture} has no place; save the float "
+                f"model as {architecture}, or this one as {NATIVE}"
+            )
         raw = translate.write_config(architecture, config)
         places = translate.family_places(architecture, config)
     dumped, keep = tensors.dump(model, places), companions.tokenizer is None
@@ -94,14 +100,20 @@ def save(
 
 
 def load(
-    path: str | Path, *, dtype: str | None = None, shardings: tensors.Shardings | None = None
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    quantize: str = "",
+    shardings: tensors.Shardings | None = None,
 ) -> tuple[Transformer, ModelConfig]:
     """Reads a model of any known architecture.
 
     Args:
       path: a directory, or a GGUF file (any of its quantisation types).
       dtype: dtype of the weights in memory; None = the config's.
-      shardings: parameter path and shape -> its sharding; None = the default device.
+      quantize: "int8" rounds the weights as they are read (`mixattn.quantize`), so that memory never holds
+        more than one of them in full; "" = as they are. A quantised checkpoint stays quantised.
+      shardings: parameter path and shape -> its sharding; None = the default device. Not with `quantize`.
 
     Raises:
       ValueError: not a checkpoint, an unknown architecture, or a tensor that does not fit (the message names
@@ -130,7 +142,13 @@ def load(
         return translate.is_derived_tensor(name) or (config.tied and name == head)
 
     with _named(path):
-        return tensors.load(found, config, places, ignored, shardings), config
+        if not quantize or config.quantize == quantize:
+            return tensors.load(found, config, places, ignored, shardings), config
+        if shardings is not None:
+            raise ValueError(f"shardings and quantize={quantize!r} cannot be given together")
+        read = tensors.reader(found, config, places, ignored)
+        config = dataclasses.replace(config, quantize=quantize)
+        return quantized.build(config, read), config
 
 
 def read_config(path: str | Path) -> ModelConfig:

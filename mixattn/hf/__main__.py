@@ -2,6 +2,7 @@
 
 python -m mixattn.hf convert --from=DIR --to=DIR                          to the native layout
 python -m mixattn.hf convert --from=FILE.gguf --to=DIR --dtype=bfloat16   a GGUF file, dequantised
+python -m mixattn.hf convert --from=FILE.gguf --to=DIR --quantize=int8    8-bit weights, a quarter of float32
 python -m mixattn.hf convert --from=DIR --to=DIR --architecture=llama     to a Hugging Face architecture
 python -m mixattn.hf convert --from=DIR --to=DIR --wiring=ma_offset --window=1024 --init=mean
 python -m mixattn.hf show --from=DIR                                      the parameter count and the config
@@ -22,6 +23,7 @@ from flax import nnx
 from mixattn import Transformer, hf
 from mixattn.hf.families import FAMILIES
 from mixattn.hf.sources import open_source
+from mixattn.quantize import quantize
 from mixattn.tools import cli
 from mixattn.uptrain import rewire
 
@@ -31,6 +33,9 @@ flags.DEFINE_enum(
     "architecture", hf.NATIVE, [hf.NATIVE, *FAMILIES], "Architecture of the written checkpoint."
 )
 flags.DEFINE_string("dtype", None, "Dtype to convert the weights to, e.g. bfloat16.")
+flags.DEFINE_enum(
+    "quantize", "", ["", "int8"], "Write 8-bit weights with a scale per output channel (native layout)."
+)
 flags.DEFINE_string("wiring", None, "New K/V wiring: a pattern's name or a wiring string.")
 flags.DEFINE_integer(
     "window", None, "Window of sliding layers, in tokens, including the query.", lower_bound=1
@@ -56,13 +61,22 @@ def convert() -> None:
         raise ValueError("--to is missing; name the directory to write")
     if Path(target).resolve() == source.resolve():
         raise ValueError(f"--from and --to are both {source}; convert into another directory")
-    model, config = hf.load(source, dtype=_flag("dtype"))
+    architecture, method = _flag("architecture"), _flag("quantize")
+    if method and architecture != hf.NATIVE:
+        raise ValueError(
+            f"--quantize={method} and --architecture={architecture}: only {hf.NATIVE} holds codes"
+        )
+    # A new wiring averages weights, which must be numbers still.
+    model, config = hf.load(source, dtype=_flag("dtype"), quantize="" if _flag("wiring") else method)
     if _flag("wiring"):
+        if config.quantize:
+            raise ValueError(f"--wiring={_flag('wiring')} needs float weights; {source} is {config.quantize}")
         model = rewire(model, _flag("wiring"), window=_flag("window"), init=_flag("init"))
+        model = quantize(model, method) if method else model
     raw = open_source(source).config()
-    architecture = _flag("architecture")
     hf.save(model, target, architecture=architecture, companions=hf.companions(source))
-    print(f"{source} -> {target} ({raw['model_type']} -> {architecture}): {_size(model)}, {config.dtype}")
+    kind = model.config.quantize or config.dtype
+    print(f"{source} -> {target} ({raw['model_type']} -> {architecture}): {_size(model)}, {kind}")
 
 
 def show() -> None:

@@ -38,6 +38,7 @@ _HOW = (
     "open it in transformers and save it again: "
     "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
 )
+CODES = ".codes"  # how the names of quantised weights end in the native layout
 SHARD_BYTES = 4 * 2**30
 _LFS = b"version https://git-lfs"
 
@@ -81,11 +82,15 @@ class TensorLocation(NamedTuple):
 class Tensors:
     """The tensors of a checkpoint directory by name, each mapped into memory on access.
 
+    Args:
+      codes: tensors that end in ".codes" are int8; else no tensor may be of whole numbers.
+
     Raises:
       ValueError: the weights are missing, or a file is not valid safetensors.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, codes: bool = False):
+        self._codes = codes
         self._places: dict[str, _Place] = {}
         index = directory / INDEX
         weight_map = _weight_map(index) if index.exists() else {}
@@ -115,6 +120,10 @@ class Tensors:
           ValueError: a type that numpy cannot hold.
         """
         place = self._places[name]
+        if self._codes and name.endswith(CODES):
+            if place.dtype != "I8":
+                raise ValueError(f"tensor {name} of {place.file} has type {place.dtype}; codes are I8")
+            return TensorLocation(place.file, place.offset, place.shape, np.dtype(np.int8))
         refuse_codes(name, place.file, place.dtype)
         if place.dtype not in _DTYPES:
             raise ValueError(f"tensor {name} of {place.file} has type {place.dtype}, which is not supported")

@@ -6,6 +6,7 @@ model (`trust_remote_code=True`). Files of older versions have our fields withou
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
         if theirs in raw and raw[theirs] != getattr(config, ours):
             raise ValueError(f"{theirs} is {raw[theirs]!r}, but {NATIVE}.{ours} is {getattr(config, ours)!r}")
     return config
+
+
+def has_codes(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a quantised model of ours."""
+    nested = raw.get(NATIVE)
+    return raw.get("model_type") == NATIVE and isinstance(nested, Mapping) and bool(nested.get("quantize"))
 
 
 def _model_config(fields: dict[str, Any]) -> ModelConfig:

@@ -14,7 +14,7 @@ import numpy as np
 
 ALIGNMENT = 64
 # The format's names of the types that weights are stored in.
-_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 
 
 def save_aligned(tensors: Mapping[str, np.ndarray], path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from mixattn.hf import checkpoint_dir, companions, gguf_config, gguf_tokenizer, tokenizer_file
+from mixattn.hf import checkpoint_dir, companions, gguf_config, gguf_tokenizer, native, tokenizer_file
 from mixattn.hf.gguf_file import GGUFFile
 from mixattn.hf.gguf_tensors import GGUFTensors
 from mixattn.hf.json_file import read_object
@@ -67,7 +67,7 @@ class DirectorySource:
         )
 
     def tensors(self) -> TensorSource:
-        return checkpoint_dir.Tensors(self._directory)
+        return checkpoint_dir.Tensors(self._directory, codes=native.has_codes(self.config()))
 
 
 class GGUFSource:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -93,14 +92,32 @@ def load(
     flat = nnx.to_flat_state(shapes)
     wanted = [(places(dotted_path(path)), param.get_value().shape) for path, param in flat]
     _check(tensors, wanted, ignore)
-    dtype = np.dtype(getattr(ml_dtypes, config.dtype, config.dtype))
     filled: dict[int, Any] = {}
     for i in sorted(range(len(flat)), key=lambda i: -math.prod(wanted[i][1])):
         (path, param), (place, shape) = flat[i], wanted[i]
         sharding = shardings(dotted_path(path), shape) if shardings else None
+        dtype = np.dtype(param.get_value().dtype)  # the config's, except for codes and their scales
         value = jax.device_put(_read(tensors, place, dtype), sharding)
         filled[i] = path, param.replace(jax.block_until_ready(value))  # its source can go now
     return nnx.merge(graphdef, nnx.from_flat_state([filled[i] for i in range(len(flat))]))
+
+
+def reader(
+    tensors: TensorSource,
+    config: ModelConfig,
+    places: Places,
+    ignore: Callable[[str], bool] = lambda name: False,
+) -> Callable[[ParamPath], np.ndarray]:
+    """Reads single parameters of the model in float32 (float64 for float64), as they are asked for.
+
+    Raises:
+      ValueError: as `load`, before anything is read.
+    """
+    flat = nnx.to_flat_state(abstract_model(config)[1])
+    wanted = {dotted_path(path): param.get_value().shape for path, param in flat}
+    _check(tensors, [(places(path), shape) for path, shape in wanted.items()], ignore)
+    dtype = np.dtype("float64" if config.dtype == "float64" else "float32")
+    return lambda path: _read(tensors, places(path), dtype)
 
 
 def _check(

@@ -17,6 +17,7 @@ _CHOICES = {
     "activation": ACTIVATIONS,
     "dtype": ("float32", "bfloat16", "float16", "float64"),
     "router_order": ("softmax_topk", "topk_softmax", "softmax_topk_raw"),
+    "quantize": ("", "int8"),
 }
 
 
@@ -69,6 +70,10 @@ class ModelConfig:
       capacity_factor: 0 = dropless; otherwise an expert takes at most ceil(factor * k * tokens / n_experts)
         tokens.
       dtype: of weights and activations; norms, softmax, router and logits are float32 in every narrower one.
+      quantize: "int8" stores linear maps, experts, token embeddings and the head as 8-bit integers with a
+        scale per output channel, and multiplies integers (`pallas_kernels.int8`); norms, biases, routers and
+        learned positions stay in `dtype`, as do activations between products. Such a model runs and is not
+        trained; `mixattn.quantize` makes one.
 
     Raises:
       ValueError: from `check()`, with the two facts that disagree.
@@ -129,6 +134,7 @@ class ModelConfig:
     capacity_factor: float = 0.0
 
     dtype: str = "float32"
+    quantize: str = ""
 
     def __post_init__(self) -> None:
         self.check()

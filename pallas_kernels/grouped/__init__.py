@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels.dispatch import Backend, BackendChoice, dispatch
 from pallas_kernels.typing import Shaped
@@ -34,11 +35,11 @@ def grouped_matmul(
     """Multiplies each group by its own matrix; differentiable in x and w.
 
     Args:
-      x_MD, w_EDF: one dtype.
+      x_MD, w_EDF: one dtype; of int8 codes the products are exact sums in int32, without a gradient.
       group_sizes_E: int32, rows of each group, not negative, together at most M.
       backend: a backend by name runs or raises; None takes the best of the platform that supports the call.
     Returns:
-      y_MF in the dtype of x; rows behind the last group are 0.
+      y_MF in the dtype of x, int32 for int8; rows behind the last group are 0.
     Raises:
       ValueError: shapes or dtypes disagree.
       NotImplementedError: the named backend does not support the call.
@@ -46,6 +47,11 @@ def grouped_matmul(
     implementation, _ = dispatch(__name__, backend, _check_call(x_MD, w_EDF, group_sizes_E))
     y_MF: jax.Array = implementation.grouped_matmul(x_MD, w_EDF, group_sizes_E)
     return y_MF
+
+
+def result_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of the products of operands of `dtype`."""
+    return jnp.dtype("int32" if dtype == jnp.int8 else dtype)
 
 
 def explain(

@@ -17,6 +17,8 @@ def unsupported(call: GroupedCall) -> str | None:
     """The reason why this backend cannot run the call, or None."""
     if importlib.util.find_spec("tokamax") is None:
         return "tokamax is not installed (the gpu extra)"
+    if call.dtype == jnp.int8:
+        return "tokamax's kernels take no int8"
     return None if platform() == "gpu" else f"tokamax's kernels need a GPU, not a {platform()}"
 
 

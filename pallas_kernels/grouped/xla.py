@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.dispatch import platform
-from pallas_kernels.grouped import GroupedCall
+from pallas_kernels.grouped import GroupedCall, result_dtype
 from pallas_kernels.typing import accumulator_dtype
 
 BLOCKS = (8, 128)  # the smallest and the largest block, in rows
@@ -25,7 +25,7 @@ def unsupported(call: GroupedCall) -> str | None:
 def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
     """Returns y_MF."""
     if platform() != "cpu":
-        return lax.ragged_dot(x_MD, w_EDF, group_sizes_E)
+        return lax.ragged_dot(x_MD, w_EDF, group_sizes_E, preferred_element_type=result_dtype(x_MD.dtype))
     return _blocked(x_MD, w_EDF, group_sizes_E)
 
 
@@ -70,15 +70,17 @@ def _rows_times(
     """Each row times its group's matrix, or that matrix transposed."""
     M, E, F = x_MD.shape[0], w_EDF.shape[0], w_EDF.shape[1 if transposed else 2]
     b, row_X, group_X, blocks = _plan(M, E, group_sizes_E)
+    dtype = result_dtype(x_MD.dtype)
     x_MD = jnp.pad(x_MD, ((0, b), (0, 0)))
 
     def one_block(i: jax.Array, y_MF: jax.Array) -> jax.Array:
         x_bD = lax.dynamic_slice_in_dim(x_MD, row_X[i], b)
         w_DF = lax.dynamic_index_in_dim(w_EDF, group_X[i], keepdims=False)
-        y_bF = lax.dot_general(x_bD, w_DF, (((1,), (1 if transposed else 0,)), ((), ())))
+        axes = (((1,), (1 if transposed else 0,)), ((), ()))
+        y_bF = lax.dot_general(x_bD, w_DF, axes, preferred_element_type=dtype)
         return lax.dynamic_update_slice_in_dim(y_MF, y_bF, row_X[i], 0)
 
-    y_MF = lax.fori_loop(0, blocks, one_block, jnp.zeros((M + b, F), x_MD.dtype))[:M]
+    y_MF = lax.fori_loop(0, blocks, one_block, jnp.zeros((M + b, F), dtype))[:M]
     return jnp.where((jnp.arange(M) < jnp.sum(group_sizes_E))[:, None], y_MF, 0)
 
 

@@ -235,6 +235,10 @@ class MixAttentionForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MixAttentionConfig) -> None:
         super().__init__(config)
         f = self.f = config.fields
+        if config.mixattn.get("quantize"):
+            raise ValueError(
+                f"the weights are {f.quantize} codes, which this code does not compute with; open the float model"
+            )
         self.embed = TorchEmbedding(f)
         self.blocks = nn.ModuleList(TorchBlock(f, layer) for layer in range(f.n_layers))
         self.final_norm = TorchNorm(f.d_model, f)
