@@ -29,17 +29,18 @@ JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 def quantize(model: Transformer, method: str = "int8") -> Transformer:
-    """The quantised twin of `model`, which is unchanged; a model that is quantised already is returned.
+    """The quantised twin of `model`, which is unchanged.
+
+    Args:
+      method: "int8"; with "", or if the model is quantised already, the model itself is returned.
 
     Raises:
       ValueError: an unknown method.
     """
-    if model.config.quantize == method:
+    if not method or model.config.quantize == method:
         return model
     config = dataclasses.replace(model.config, quantize=method)
-    floats = {
-        dotted_path(path): param.get_value() for path, param in nnx.to_flat_state(nnx.split(model)[1])
-    }
+    floats = {dotted_path(path): param.get_value() for path, param in nnx.to_flat_state(nnx.split(model)[1])}
     return build(config, floats.__getitem__)
 
 

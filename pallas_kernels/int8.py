@@ -79,4 +79,6 @@ def batched_sums(x_ECD: jax.Array, w_EDF: jax.Array) -> jax.Array:
     C, padding = x_ECD.shape[1], MIN_ROWS_CPU - x_ECD.shape[1] if platform() == "cpu" else 0
     if padding > 0:
         x_ECD = jnp.pad(x_ECD, ((0, 0), (0, padding), (0, 0)))
-    return lax.dot_general(x_ECD, w_EDF, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.int32)[:, :C]
+    return lax.dot_general(x_ECD, w_EDF, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.int32)[
+        :, :C
+    ]

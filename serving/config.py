@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 STOP_IDS = 8  # ids the device compares each token with
 
+QUANTIZE = ("", "int8")  # how weights may be stored
+
 type Admission = Literal["reserve", "optimistic"]
 
 
@@ -77,6 +79,8 @@ class EngineConfig:
         -1 = a few of a deep stack, all of a shallow one.
       overlap: start the next decode step before the last one's tokens are read, where its outcome does not
         matter. Hides host time behind an accelerator; on a CPU both share the cores.
+      quantize: "int8" rounds the model's weights to 8 bits as it is taken (`mixattn.quantize`); "" = as they
+        are. A model that is quantised already needs nothing.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
     """
 
@@ -99,6 +103,7 @@ class EngineConfig:
     grammar: bool = False
     layers_per_program: int = -1
     overlap: bool = False
+    quantize: str = ""
     debug: bool = False
 
     def check(self) -> None:
@@ -119,6 +124,8 @@ class EngineConfig:
         if any(not 1 <= c <= self.limits.chunk_tok for c in self.chunk_sizes):
             most = self.limits.chunk_tok
             raise ValueError(f"chunk_sizes={self.chunk_sizes} must lie in 1..limits.chunk_tok={most}")
+        if self.quantize not in QUANTIZE:
+            raise ValueError(f"quantize={self.quantize!r} must be one of {', '.join(map(repr, QUANTIZE))}")
         if len(self.eos_ids) > STOP_IDS:
             raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
         if self.prompt_logprobs and self.logprobs < 0:

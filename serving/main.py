@@ -32,7 +32,7 @@ from absl import flags, logging
 from mixattn.tools import cli, files
 from mixattn.tools.progress import ProgressLines
 from serving import model_engine, request_checks
-from serving.config import EngineConfig
+from serving.config import QUANTIZE, EngineConfig
 from serving.offline import chat_lines, fingerprints, requests_file
 from serving.offline.answers import FAILED, Answers
 from serving.offline.clients import Arrivals
@@ -64,6 +64,9 @@ _MAX_MODEL_LEN = flags.DEFINE_integer(
 _DTYPE = flags.DEFINE_string(
     "dtype", None, "Dtype of the weights in memory, e.g. bfloat16; the model's by default."
 )
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize", "", QUANTIZE, "int8: weights in 8 bits, rounded as they are read; as they are by default."
+)
 _POLICY = flags.DEFINE_string("policy", None, "Without --config: scheduling policy, fcfs by default.")
 _REQUESTS = flags.DEFINE_string("requests", None, "Answer the requests of this file of JSON lines.")
 _OUT = flags.DEFINE_string("out", None, "File for the answers to --requests; an existing one is resumed.")
@@ -89,6 +92,10 @@ def main() -> None:
         return
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing; name the folder of a training run, e.g. --workdir=runs/demo")
+    if _QUANTIZE.value:
+        raise ValueError(
+            f"--quantize={_QUANTIZE.value} goes with --requests; a comparison takes it from its config's engine"
+        )
     workdir = Path(_WORKDIR.value)
     documents = read_documents(workdir / "heldout.jsonl")
     summary = compare_policies(serve, workdir, documents)
@@ -133,7 +140,8 @@ def answer(config: EngineConfig | None) -> None:
         )
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
     config = dataclasses.replace(config, eos_ids=config.eos_ids or eos)
-    mark = fingerprints.of_model(model_path, dtype=_DTYPE.value, eos_ids=config.eos_ids)
+    rounded = {"quantize": _QUANTIZE.value} if _QUANTIZE.value else {}
+    mark = fingerprints.of_model(model_path, dtype=_DTYPE.value, eos_ids=config.eos_ids, **rounded)
     carried = {line.id: line.carried for line in lines}
     answers = Answers(Path(_OUT.value), requests, model=mark, carried=carried)
     missing = answers.missing
@@ -143,7 +151,7 @@ def answer(config: EngineConfig | None) -> None:
             if line.error:
                 answers.write_error(line.id, line.number, line.error)
         numbers = {line.id: line.number for line in lines}
-        model = hf.load(model_path, dtype=_DTYPE.value)[0] if missing else None
+        model = hf.load(model_path, dtype=_DTYPE.value, quantize=_QUANTIZE.value)[0] if missing else None
         stats = _answer(config, model, tokenizer, missing, answers, numbers, failed) if model else {}
     finally:
         answers.close()

@@ -2,7 +2,7 @@
 
     python -m serving.bench --only=quick                       the first eight, about two minutes on one core
     python -m serving.bench --only=host,decode --json
-    python -m serving.bench                                    all but the last two, about ten minutes
+    python -m serving.bench                                    all that need no other environment, about ten minutes
     python -m serving.bench --only=offline --scale=1.0         the offline protocol at its full lengths
 
 A figure may have a goal; column `met` says whether it is met. Each part writes its own file. Timings need an
@@ -28,6 +28,7 @@ http       the server beside its engine, on one core and on two: throughput, fir
            thousand streams, slow clients; each figure is written at once  (`taskset`, extra serve)    4 min
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
+real          a real model beside OpenVINO GenAI, llama.cpp, transformers and vLLM: see `serving.bench.real`
 start_model   start of a real model, cold and with programs kept    (models/smollm2, `make model`)
 """
 
@@ -42,6 +43,7 @@ from rich.table import Table
 from mixattn.tools import cli
 from pallas_kernels import results
 from serving.bench import Row, Size, budget, deep, draw, latency, load, over_http, pages, peers, soak, step
+from serving.bench.real import part as real_part
 
 _ONLY = flags.DEFINE_list(
     "only", [], "Parts to run, or `quick`; by default all that need no other environment."
@@ -74,9 +76,10 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "transformers": peers.transformers,
     "llama": peers.llama,
     "start_model": deep.start_model,
+    "real": real_part.real,
 }
 QUICK = list(PARTS)[:8]
-OTHER_ENVIRONMENT = {"http", "transformers", "llama", "start_model"}
+OTHER_ENVIRONMENT = {"http", "transformers", "llama", "start_model", "real"}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from absl import flags, logging
 
 from mixattn.tools import cli
 from serving import model_engine
-from serving.config import EngineConfig, Limits
+from serving.config import QUANTIZE, EngineConfig, Limits
 from serving.offline import chat_lines
 from serving.request import Sampling
 
@@ -39,6 +39,9 @@ _MAX_MODEL_LEN = flags.DEFINE_integer(
 )
 _DTYPE = flags.DEFINE_string(
     "dtype", None, "Dtype of the weights in memory, e.g. bfloat16; the model's by default."
+)
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize", "", QUANTIZE, "int8: weights in 8 bits, rounded as they are read; as they are by default."
 )
 HELP = "/quit leaves, /reset forgets the conversation, Ctrl-C stops an answer"
 
@@ -90,7 +93,7 @@ def start() -> "ChatSession":
         [*history, {"role": "user", "content": "Hello"}]
     )  # no template: refused before the model is loaded
     _status("loading")
-    model, _ = hf.load(path, dtype=_DTYPE.value)
+    model, _ = hf.load(path, dtype=_DTYPE.value, quantize=_QUANTIZE.value)
     chosen = Sampling(**sampling)
     config = EngineConfig(
         max_slots=1,

@@ -20,6 +20,7 @@ from absl import logging
 
 from mixattn.generation import prepared
 from mixattn.model import Transformer
+from mixattn.quantize import quantize
 from serving import fair, request_checks
 from serving.config import EngineConfig
 from serving.engine.deadlines import Deadlines
@@ -75,7 +76,7 @@ class Engine:
         config.check()
         if (last := max(config.eos_ids, default=0)) >= model.config.vocab_size:
             raise ValueError(f"eos_ids name token {last} of a vocabulary of {model.config.vocab_size}")
-        model = prepared(model, config.max_request_tok)
+        model = prepared(quantize(model, config.quantize), config.max_request_tok)
         self.config, self.clock, self._log, self._decode = config, clock, log, decode
         self.model_config, limits = model.config, config.limits
         layout = KVLayout.of(model.config, config, kv_kinds)

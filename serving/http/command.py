@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from serving import fair, model_engine
-from serving.config import EngineConfig
+from serving.config import QUANTIZE, EngineConfig
 from serving.http.keys import KeyRing
 from serving.http.listening import listen
 from serving.http.options import StartOptions, served_name
@@ -39,6 +39,9 @@ def define_flags(limits: type[HttpLimits], help: dict[str, str]) -> None:
     whole("slots", None, "Outputs that run at once; from --kv_memory, at most 16, by default.", lower_bound=1)
     text("policy", None, "Scheduling policy: vtc by default, hvtc with --api_keys.")
     text("dtype", None, "Dtype of the weights in memory, e.g. bfloat16; the model's by default.")
+    flags.DEFINE_enum(
+        "quantize", "", QUANTIZE, "int8: weights in 8 bits, rounded as they are read; as they are by default."
+    )
     text("chat_template", None, "File with a chat template to use instead of the checkpoint's.")
     text("api_keys", None, "File of keys, one `name sha256 [weight] [limits]` a line.")
     text("event_log", None, "File for the engine's scheduling events, one JSON object a line.")
@@ -154,6 +157,7 @@ def _options(keys: KeyRing | None) -> StartOptions:
         policy=policy,
         policy_options={"weights": weights} if weights and "weights" in fair.options(policy) else {},
         dtype=given.dtype,
+        quantize=given.quantize,
         chat_template=template,
     )
     return options

@@ -37,6 +37,7 @@ class StartOptions:
     policy: str = "vtc"
     policy_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
+    quantize: str = ""
     chat_template: Path | None = None
 
 

@@ -58,7 +58,7 @@ class Starter:
         settings = hf.tokenizer_settings(path)
         eos_ids = list(model_engine.eos_ids(path))
         config = self._override(engine_config(hf.read_config(path), options, eos_ids))
-        net, model_config = hf.load(path, dtype=options.dtype)
+        net, model_config = hf.load(path, dtype=options.dtype, quantize=options.quantize)
         engine = Engine(
             net,
             config,
