@@ -159,12 +159,13 @@ class FeedForward(nnx.Module):
         self.down = linear(d_ff, config.d_model, residual=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = self._expanded(x)
+        gate, up = self.expanded(x)
         if gate is None:
             return self.down(activate(up, self.activation))
         return self.down(activate(gate, self.activation) * up)
 
-    def _expanded(self, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    def expanded(self, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        """gate x, if gated, and up x."""
         if self.gate_up is not None:
             both = self.gate_up(x)
             width = both.shape[-1] // 2

@@ -54,12 +54,12 @@ class Block(nnx.Module):
 
     def keys_values(self, x_BTD: jax.Array, rope: RopeTable | None) -> tuple[jax.Array, jax.Array]:
         """k_BTKH and v_BTKH of the residual stream x. Owners only."""
-        return self.attention.keys_values(_normed(self.attention_norm, x_BTD), rope)
+        return self.attention.keys_values(normed(self.attention_norm, x_BTD), rope)
 
     def attend(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
         """The residual stream after the attention half."""
-        y_BTD = self.attention(_normed(self.attention_norm, x_BTD), rope, read_kv)
-        return x_BTD + _normed(self.attention_post_norm, y_BTD)
+        y_BTD = self.attention(normed(self.attention_norm, x_BTD), rope, read_kv)
+        return x_BTD + normed(self.attention_post_norm, y_BTD)
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None
@@ -67,13 +67,14 @@ class Block(nnx.Module):
         """The residual stream after the feed-forward half, and the experts' load of a mixture layer."""
         load = None
         if isinstance(self.ffn, MoE):
-            y_BTD, load = self.ffn(_normed(self.ffn_norm, x_BTD), real_BT)
+            y_BTD, load = self.ffn(normed(self.ffn_norm, x_BTD), real_BT)
         else:
-            y_BTD = self.ffn(_normed(self.ffn_norm, x_BTD))
-        return x_BTD + _normed(self.ffn_post_norm, y_BTD), load
+            y_BTD = self.ffn(normed(self.ffn_norm, x_BTD))
+        return x_BTD + normed(self.ffn_post_norm, y_BTD), load
 
 
-def _normed(norm: Norm | None, x_BTD: jax.Array) -> jax.Array:
+def normed(norm: Norm | None, x_BTD: jax.Array) -> jax.Array:
+    """The norm of x, or x where there is none."""
     return x_BTD if norm is None else norm(x_BTD)
 
 

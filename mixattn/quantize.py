@@ -5,7 +5,8 @@
 
 Linear maps, experts, token embeddings and the head become codes with a scale per output channel (see
 `ModelConfig.quantize`, `pallas_kernels.int8`), about a quarter of float32's bytes. Matrices that meet the same
-input become one: q, k and v of an owner, gate and up of a feed-forward. Everything else is kept.
+input become one: q, k and v of an owner, gate and up of a feed-forward. Everything else is kept, up to factors
+that `mixattn.smooth` moves between a norm or a matrix and the next one.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from flax import nnx
 
 from mixattn.hf.tensors import ParamPath, abstract_model, dotted_path
 from mixattn.model import Transformer
+from mixattn.smooth import SmoothedParams
 from mixattn.spec import ModelConfig
 from pallas_kernels import int8
 
@@ -28,11 +30,12 @@ type Read = Callable[[ParamPath], Any]  # a parameter of the float model
 JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
-def quantize(model: Transformer, method: str = "int8") -> Transformer:
+def quantize(model: Transformer, method: str = "int8", *, smooth: bool = True) -> Transformer:
     """The quantised twin of `model`, which is unchanged.
 
     Args:
       method: "int8"; with "", or if the model is quantised already, the model itself is returned.
+      smooth: move outliers of activations into the weights first (`mixattn.smooth`); one short forward pass.
 
     Raises:
       ValueError: an unknown method.
@@ -41,11 +44,13 @@ def quantize(model: Transformer, method: str = "int8") -> Transformer:
         return model
     config = dataclasses.replace(model.config, quantize=method)
     floats = {dotted_path(path): param.get_value() for path, param in nnx.to_flat_state(nnx.split(model)[1])}
-    return build(config, floats.__getitem__)
+    return build(config, floats.__getitem__, smooth=smooth)
 
 
-def build(config: ModelConfig, read: Read) -> Transformer:
+def build(config: ModelConfig, read: Read, *, smooth: bool = True) -> Transformer:
     """The model of a quantised `config`; `read` gives the parameters of the float model, one at a time."""
+    if smooth:
+        read = SmoothedParams(float_config(config), read)
     graphdef, shapes = abstract_model(config)
     flat = {dotted_path(path): (path, param) for path, param in nnx.to_flat_state(shapes)}
     filled = [

@@ -36,6 +36,8 @@ def rewire(
     if init not in INITS:
         raise ValueError(f"init is {init!r}; it must be one of {', '.join(INITS)}")
     old = model.config
+    if old.quantize:
+        raise ValueError(f"rewiring averages float weights; these are {old.quantize} codes")
     config = dataclasses.replace(old, kv_wiring=wiring, window=window or old.window)
     params = nnx.to_pure_dict(nnx.split(model)[1])
     fresh = (

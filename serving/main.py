@@ -94,7 +94,7 @@ def main() -> None:
         raise ValueError("--workdir is missing; name the folder of a training run, e.g. --workdir=runs/demo")
     if _QUANTIZE.value:
         raise ValueError(
-            f"--quantize={_QUANTIZE.value} goes with --requests; a comparison takes it from its config's engine"
+            f"--quantize={_QUANTIZE.value} goes with --requests; a comparison has it in its config's engine"
         )
     workdir = Path(_WORKDIR.value)
     documents = read_documents(workdir / "heldout.jsonl")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from mixattn import quantize as quantized
 from mixattn.hf import checkpoint_dir, native, tensors, tokenizer_file, translate
 from mixattn.hf.companions import Companions, SpecialIds, id_fields, named_templates, read_settings
 from mixattn.hf.native import NATIVE
 from mixattn.hf.native import read_config as native_config
 from mixattn.hf.sources import CheckpointSource, GGUFSource, open_source
 from mixattn.hf.tokenizer_file import encode, read_tokenizer
-from mixattn import quantize as quantized
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 

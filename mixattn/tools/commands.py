@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "model-evals": Command("serving.evals", "our models behind the evaluations: arena demo, judge exhibit"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),
     "bench-kernels": Command("pallas_kernels.bench", "benchmark: every op and backend"),
+    "int8-quality": Command("mixattn.int8_quality", "measure what 8-bit weights cost a model"),
     "bench-model": Command("mixattn.bench", "benchmark: decoding against transformers, and sliding windows"),
     "bench-train": Command("train.bench", "benchmark: the training loop against its bare step and PyTorch"),
     "bench-border": Command("train.bench_border", "benchmark: digests of checkpoints and reading a corpus"),

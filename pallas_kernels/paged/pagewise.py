@@ -52,24 +52,24 @@ def attend(
     n_shared = jnp.sum(shared_P, dtype=jnp.int32)
     q_pos_B = jnp.where(count_B > 0, start_B, NO_POSITION)
 
-    def shared(_: None) -> xla_tiles.PartialAttention:
+    # What follows from the table alone is computed here, once for all layers: inside a branch XLA would
+    # compute it anew for each.
+    mine_BP = live_BP & ~shared_P[page_BP]
+    readers = _readers(page_BP, mine_BP, q_pos_B, pool, window)
+
+    def unshared(_: None) -> xla_tiles.PartialAttention:
+        return _unshared_pages(q_BK1GH, pool, page_BP, mine_BP, readers, score)
+
+    def with_shared(_: None) -> xla_tiles.PartialAttention:
         shared_X = _first_true(shared_P, MAX_SHARED_PAGES)
-        return _shared_pages(q_BK1GH, pool, page_BP, live_BP, shared_X, q_pos_B, window, score)
-
-    def none_shared(_: None) -> xla_tiles.PartialAttention:
-        return xla_tiles.empty_partial(
-            q_BK1GH.shape[:-1], q_BK1GH.shape[-1], accumulator_dtype(q_BK1GH.dtype)
-        )
-
-    def in_place(_: None) -> xla_tiles.PartialAttention:
-        mine_BP = live_BP & ~shared_P[page_BP]
-        own = _unshared_pages(q_BK1GH, pool, page_BP, mine_BP, q_pos_B, window, score)
-        return xla_tiles.merge(own, lax.cond(n_shared > 0, shared, none_shared, None))
+        shared = _shared_pages(q_BK1GH, pool, page_BP, live_BP, shared_X, q_pos_B, window, score)
+        return xla_tiles.merge(unshared(None), shared)
 
     def copied(_: None) -> xla_tiles.PartialAttention:
         return gathered(q_BK1GH, pool, table_BP, start_B, count_B, window, score)[0]
 
-    return lax.cond(n_shared <= MAX_SHARED_PAGES, in_place, copied, None), None
+    branch = (n_shared > 0).astype(jnp.int32) + (n_shared > MAX_SHARED_PAGES).astype(jnp.int32)
+    return lax.switch(branch, [unshared, with_shared, copied], None), None
 
 
 def _first_true(true_P: jax.Array, n: int) -> jax.Array:
@@ -79,24 +79,29 @@ def _first_true(true_P: jax.Array, n: int) -> jax.Array:
     return jnp.where(at_n < P, at_n, 0)
 
 
+def _readers(
+    page_BP: jax.Array, mine_BP: jax.Array, q_pos_B: jax.Array, pool: Pool, window: int | None
+) -> tuple[jax.Array, jax.Array]:
+    """The row that reads each page alone, own_P, and which of its positions the row's query sees, mask_Pt."""
+    (B, P), t = page_BP.shape, pool.page_size
+    target_BP = jnp.where(mine_BP, page_BP, pool.pages)
+    row_BP = jnp.broadcast_to(jnp.arange(B)[:, None], (B, P))
+    own_P = jnp.zeros(pool.pages, jnp.int32).at[target_BP].set(row_BP, mode="drop")
+    base_P = jnp.full(pool.pages, -NO_POSITION).at[target_BP].set(jnp.arange(P)[None] * t, mode="drop")
+    return own_P, visible(q_pos_B[own_P][:, None] - base_P[:, None] - jnp.arange(t)[None], window)
+
+
 def _unshared_pages(
     q_BK1GH: jax.Array,
     pool: Pool,
     page_BP: jax.Array,
     mine_BP: jax.Array,
-    q_pos_B: jax.Array,
-    window: int | None,
+    readers: tuple[jax.Array, jax.Array],
     score: ScoreTransform,
 ) -> xla_tiles.PartialAttention:
     """Merges, for each row, the partials of the pages that only it reads."""
-    (B, P), t = page_BP.shape, pool.page_size
     acc_dtype = accumulator_dtype(q_BK1GH.dtype)
-    target_BP = jnp.where(mine_BP, page_BP, pool.pages)
-    row_BP = jnp.broadcast_to(jnp.arange(B)[:, None], (B, P))
-    own_P = jnp.zeros(pool.pages, jnp.int32).at[target_BP].set(row_BP, mode="drop")
-    base_P = jnp.full(pool.pages, -NO_POSITION).at[target_BP].set(jnp.arange(P)[None] * t, mode="drop")
-    mask_Pt = visible(q_pos_B[own_P][:, None] - base_P[:, None] - jnp.arange(t)[None], window)
-
+    own_P, mask_Pt = readers
     q_PKGH = q_BK1GH[:, :, 0][own_P]
     raw_PKGt = jnp.einsum("PKGH,PKHt->PKGt", q_PKGH, pool.keys, preferred_element_type=acc_dtype)
     weight_PKGt, top, total = xla_tiles.unnormalized_weights(raw_PKGt, mask_Pt[:, None, None], score)

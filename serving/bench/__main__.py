@@ -2,7 +2,7 @@
 
     python -m serving.bench --only=quick                       the first eight, about two minutes on one core
     python -m serving.bench --only=host,decode --json
-    python -m serving.bench                                    all that need no other environment, about ten minutes
+    python -m serving.bench                              all that need no other environment, ten minutes
     python -m serving.bench --only=offline --scale=1.0         the offline protocol at its full lengths
 
 A figure may have a goal; column `met` says whether it is met. Each part writes its own file. Timings need an

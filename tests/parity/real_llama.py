@@ -1,8 +1,8 @@
 """The llama.cpp side of `python -m serving.bench --only=real`; see `real_peer`.
 
-load: {"gguf": FILE, "threads": 2, "kv": "f16"}, or {"folder": DIR} of a Llama-shaped model in float32, of which
-a float32 GGUF copy is written beside the weights. All prompts go in one after the other, then all decode
-together: one llama.cpp sequence each.
+load: {"gguf": FILE, "threads": 2, "kv": "f16"}, or {"folder": DIR} of a Llama-shaped model in float32, of
+which a float32 GGUF copy is written beside the weights. All prompts go in one after the other, then all
+decode together: one llama.cpp sequence each.
 """
 
 import ctypes

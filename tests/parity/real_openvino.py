@@ -1,7 +1,7 @@
 """The OpenVINO GenAI side of `python -m serving.bench --only=real`; see `real_peer`.
 
-load: {"gguf": FILE, "threads": 2, "properties": {...}}; a single request goes through `LLMPipeline`'s twin for
-latency only if {"pipeline": "llm"}, else all go through `ContinuousBatchingPipeline`.
+load: {"gguf": FILE, "threads": 2, "properties": {...}}, and {"pipeline": "llm"} for `LLMPipeline`, which
+takes one request at a time, instead of `ContinuousBatchingPipeline`.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The transformers side of `python -m serving.bench --only=real`; see `real_peer`.
 
-load: {"folder": DIR in the Hugging Face layout, "threads": 2, "dtype": "float32"}. A static batch of prompts of
-one length: what `generate` does, with the time of every token.
+load: {"folder": DIR in the Hugging Face layout, "threads": 2, "dtype": "float32"}. A static batch of prompts
+of one length: what `generate` does, with the time of every token.
 """
 
 from typing import Any

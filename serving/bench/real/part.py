@@ -10,7 +10,7 @@ from absl import flags
 from serving.bench import Row, Size
 from serving.bench.real import measuring, table
 from serving.bench.real.cases import CASES, text
-from serving.bench.real.sides import OURS, SIDES, RealSide
+from serving.bench.real.sides import SIDES, RealSide
 
 MODEL = Path("models/smollm2")
 GGUF = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")

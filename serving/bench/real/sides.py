@@ -86,4 +86,3 @@ SIDES = {
         ),
     )
 }
-OURS = ("ours, float32", "ours, int8")

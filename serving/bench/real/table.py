@@ -87,7 +87,8 @@ def _ratio(kept: Measurements, wanted: RatioGoal) -> Iterator[Row]:
     value = ratio(kept, wanted)
     if value is not None:
         words = FIGURES[wanted.figure][0]
-        name = f"{_where(wanted.cores)}, {CASES[wanted.case].describe()}: {words}, {wanted.ours} over {wanted.theirs}"
+        where = f"{_where(wanted.cores)}, {CASES[wanted.case].describe()}"
+        name = f"{where}: {words}, {wanted.ours} over {wanted.theirs}"
         yield row("real", name, value, "times as fast", goal=wanted.goal)
 
 

@@ -1,6 +1,8 @@
 """Memory checks for chips that this machine does not have."""
 
+import dataclasses
 import json
+import re
 
 import jax
 import pytest
@@ -26,11 +28,11 @@ SMALL = ModelConfig(
 KERNEL = {"v5e": "tpu_custom_call", "h100": "mosaic_gpu"}
 
 
-def steps(chip, **sizes):
+def steps(chip, model=SMALL, **sizes):
     if why := aot.missing(chip):
         pytest.skip(why)
     return aot_fit.serving_steps(
-        SMALL, chip, **{"batch": 4, "context": 1024, "chunk": 128, "page": 64} | sizes
+        model, chip, **{"batch": 4, "context": 1024, "chunk": 128, "page": 64} | sizes
     )
 
 
@@ -45,6 +47,29 @@ def test_a_small_model_fits_with_the_kernels_of_the_chip(chip):
         found = aot.compiled_memory(chip, lambda lowered=lowered: lowered)
         assert found.fits
         assert held <= found.arguments < 1.2 * held + (1 << 20)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("experts", [0, 4], ids=["dense", "mixture"])
+@pytest.mark.parametrize("chip", ["v5e", "v6e", "h100"])
+def test_a_quantised_model_multiplies_integers_and_holds_half_of_bfloat16s_bytes(chip, experts):
+    """Its programs hold products of int8 to int32, as many as without quantisation or fewer."""
+    model = dataclasses.replace(SMALL, quantize="int8", n_experts=experts, experts_per_token=min(2, experts))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_model(model)[1]))
+    plain = sum(
+        x.size * x.dtype.itemsize
+        for x in jax.tree.leaves(abstract_model(dataclasses.replace(model, quantize=""))[1])
+    )
+    assert held < 0.53 * plain
+    for name, lower in steps(chip, model).items():
+        lowered = lower()
+        text = lowered.as_text()
+        products = re.findall(r"(?:dot_general|ragged_dot)[^\n]*xi8>[^\n]*-> tensor<[0-9x]*xi32>", text)
+        # q k v, o and the two of the feed-forward in each layer, and the head.
+        assert len(products) >= 4 * SMALL.n_layers + 1 - 2 * SMALL.n_layers * bool(experts), name
+        found = aot.compiled_memory(chip, lambda lowered=lowered: lowered)
+        assert found.fits
+        assert found.arguments < 1.2 * (held + kv_bytes(model, 4 * 1024)) + (1 << 20)
 
 
 @pytest.mark.aot
