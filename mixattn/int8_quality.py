@@ -1,9 +1,9 @@
-"""What 8-bit weights, activations and keys cost a model: against its float form, on text it was not made from.
+"""What 8-bit weights and activations cost a model, against its float form.
 
     python -m mixattn.int8_quality --model=models/smollm2 --out=results/int8.csv
 
-Nats per token on rows of Python's reference manual, the logits' error, and how many tokens greedy answers to 50
-beginnings of such text agree. About five minutes on one core.
+Nats per token on rows of Python's reference manual, the logits' error, and how many tokens greedy answers to
+50 beginnings of such text agree. About five minutes on one core.
 """
 
 import random
@@ -76,7 +76,7 @@ def compare(want: Logits, got: Logits, rows_RT: np.ndarray) -> dict[str, float]:
 
 
 def agreement(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Of greedy answers: the share that is equal, and the mean share of tokens before the first difference."""
+    """Of greedy answers: the share that is equal, and the mean share of tokens before a difference."""
     prefix = [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), len(x)) for x, y in zip(one, other)]
     return {
         "answers_equal": float(np.mean([list(x) == list(y) for x, y in zip(one, other)])),
@@ -102,7 +102,8 @@ def main() -> None:
         found |= agreement(answers, answers if smooth is None else generate(small, prompts, ANSWER_TOK))
         rows.append({"weights": name, "mib": round(weight_bytes(small) / 2**20, 1)} | _rounded(found))
         print(rows[-1], file=sys.stderr, flush=True)
-    about = f"python -m mixattn.int8_quality --model={_MODEL.value} --rows={_ROWS.value} --prompts={_PROMPTS.value}"
+    sizes = f"--rows={_ROWS.value} --prompts={_PROMPTS.value}"
+    about = f"python -m mixattn.int8_quality --model={_MODEL.value} {sizes}"
     text = "Python's reference manual (pydoc_data.topics), rows of 256 tokens; answers of 32 tokens"
     results.write_csv(_OUT.value, rows, about=about, seed=0, text=text)
 

@@ -4,9 +4,12 @@
     small, config = mixattn.hf.load(path, quantize="int8")   # from a checkpoint, one matrix at a time
 
 Linear maps, experts, token embeddings and the head become codes with a scale per output channel (see
-`ModelConfig.quantize`, `pallas_kernels.int8`), about a quarter of float32's bytes. Matrices that meet the same
-input become one: q, k and v of an owner, gate and up of a feed-forward. Everything else is kept, up to factors
-that `mixattn.smooth` moves between a norm or a matrix and the next one.
+`ModelConfig.quantize`, `pallas_kernels.int8`), about a quarter of float32's bytes. Matrices that meet the
+same input become one: q, k and v of an owner, gate and up of a feed-forward. Everything else is kept, up to
+factors that `mixattn.smooth` moves between a norm or a matrix and the next one.
+
+Our own and not `qwix`: that rewrites the products of a traced model, so it would quantise a row once for each
+matrix, leave one row to XLA's slow path on a CPU, and keep weights in types that no checkpoint here holds.
 """
 
 import dataclasses

@@ -3,10 +3,10 @@
     norm(x) / t  then  (t W)           t = sqrt(max |input channel| / max |weight of that channel|)
 
 A few channels of the residual stream are tens of times as large as the others; rounded with one scale per row
-they leave little for the rest. The factors divide the gain in front of q, k, v and of the feed-forward (router
-included), and, where the feed-forward is gated, the channels of `up` in front of `down`. The largest
-activations are those of one sequence of random tokens: the outlying channels are the same for any text, and no
-text is needed.
+they leave little for the rest. The factors divide the gain in front of q, k, v and of the feed-forward
+(router included), and, where the feed-forward is gated, the channels of `up` in front of `down`. The largest
+activations are those of one sequence of random tokens: the outlying channels are the same for any text, so
+that none is needed.
 
 Source: SmoothQuant (arXiv 2211.10438), equation 4 with alpha = 1/2.
 

@@ -8,8 +8,8 @@ units of TPUs and GPUs. Weights lie with the contracted axis last, as those unit
 
 Axes: X rows, D contracted width, F output channels.
 
-Source: vector-wise symmetric quantisation as in LLM.int8() (arXiv 2208.07339), section 2.1, without its 16-bit
-outliers.
+Source: vector-wise symmetric quantisation as in LLM.int8() (arXiv 2208.07339), section 2.1, without its
+16-bit outliers.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def quantize(x: jax.Array, axis: int = -1) -> Codes:
     """Rounds `x` with one scale for each vector along `axis`.
 
     Half codes round to even. A vector of zeros, or nothing above `LEAST`, has scale 1 and codes 0. One
-    that holds NaN or infinity has a scale that is not finite, so what is multiplied by it is not finite either.
+    that holds NaN or infinity has a scale that is not finite, and so has what is multiplied by it.
 
     Returns:
       int8 codes; scales in float32 (float64 for float64).

@@ -90,8 +90,8 @@ def save(
     else:
         if config.quantize:
             raise ValueError(
-                f"the weights are {config.quantize} codes, for which {architecture} has no place; save the float "
-                f"model as {architecture}, or this one as {NATIVE}"
+                f"the weights are {config.quantize} codes, for which {architecture} has no place; save the "
+                f"float model as {architecture}, or this one as {NATIVE}"
             )
         raw = translate.write_config(architecture, config)
         places = translate.family_places(architecture, config)

@@ -237,7 +237,8 @@ class MixAttentionForCausalLM(PreTrainedModel, GenerationMixin):
         f = self.f = config.fields
         if config.mixattn.get("quantize"):
             raise ValueError(
-                f"the weights are {f.quantize} codes, which this code does not compute with; open the float model"
+                f"the weights are {f.quantize} codes, with which this code does not compute; open the float"
+                " model"
             )
         self.embed = TorchEmbedding(f)
         self.blocks = nn.ModuleList(TorchBlock(f, layer) for layer in range(f.n_layers))
