@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf clients model dafny arena-demo clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf real-peers clients model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -23,6 +23,7 @@ help:
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
+	@echo "make real-peers  environments of OpenVINO GenAI, llama.cpp, transformers and vLLM, for the real-model benchmark"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -135,6 +136,10 @@ $(VENV)-llama/.ready:
 parity-gguf: model $(VENV)-llama/.ready
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.gguf_oracle --peer=$(VENV)-llama/bin/python \
 	  --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf --out=results/gguf.csv
+
+# Other engines, each in an environment of its own, for python -m serving.bench --only=real.
+real-peers: model
+	@.ci/real-peers $(VENV)-real
 
 lint: setup
 	$(BIN)/ruff format --check .

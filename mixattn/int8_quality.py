@@ -6,10 +6,13 @@ Nats per token on rows of Python's reference manual, the logits' error, and how 
 50 beginnings of such text agree. About five minutes on one core.
 """
 
+import dataclasses
+import functools
 import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +21,10 @@ from absl import flags
 from flax import nnx
 
 from mixattn import generate, hf
+from mixattn.cache import FullSequence, narrow
 from mixattn.model import Transformer
 from mixattn.quantize import quantize, weight_bytes
+from mixattn.spec import Layer
 from mixattn.tools import cli
 from pallas_kernels import results
 
@@ -28,6 +33,15 @@ _OUT = flags.DEFINE_string("out", "results/int8.csv", "File for the figures.")
 _ROWS = flags.DEFINE_integer("rows", 32, "Rows of 256 tokens for nats.", lower_bound=1)
 _PROMPTS = flags.DEFINE_integer("prompts", 50, "Beginnings that greedy answers continue.", lower_bound=1)
 ROW_TOK, PROMPT_TOK, ANSWER_TOK, BATCH = 256, 48, 32, 4
+
+CASES = [
+    ("float", ""),
+    ("int8", ""),
+    ("int8, not smoothed", ""),
+    ("float", "bfloat16"),
+    ("float", "int8"),
+    ("int8", "int8"),
+]
 
 type Logits = Callable[[np.ndarray], np.ndarray]  # tokens_BT -> logits_BTV
 
@@ -39,11 +53,32 @@ def manual() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def logits_of(model: Transformer) -> Logits:
-    """Teacher-forced logits."""
+def logits_of(model: Transformer, kv_dtype: str = "") -> Logits:
+    """Teacher-forced logits; `kv_dtype`: with K/V as the engine stores them in that type."""
     graphdef, params = nnx.split(model)
-    run = jax.jit(lambda params, tokens_BT: nnx.merge(graphdef, params)(tokens_BT))
+
+    @jax.jit
+    def run(params: nnx.State, tokens_BT: jax.Array) -> jax.Array:
+        model = nnx.merge(graphdef, params)
+        cache = NarrowSequence({}, stored=kv_dtype) if kv_dtype else None
+        return model.head(model.forward(tokens_BT, cache=cache).hidden_BTD)
+
     return lambda tokens_BT: np.asarray(run(params, jnp.asarray(tokens_BT)))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["kv", "pos_BT", "segment_BT"], meta_fields=["stored"]
+)
+@dataclasses.dataclass(frozen=True)
+class NarrowSequence(FullSequence):
+    """A complete sequence whose K/V have been stored in `stored` and read again."""
+
+    stored: str = "bfloat16"
+
+    def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
+        read = (narrow.widened(narrow.narrowed(x, self.stored), x.dtype) for x in (k_BTKH, v_BTKH))
+        k, v = read
+        return super().write(layer, k, v)
 
 
 def nats(logits_BTV: np.ndarray, tokens_BT: np.ndarray) -> np.ndarray:
@@ -96,11 +131,15 @@ def main() -> None:
     model, _ = hf.load(path)
     want, answers = logits_of(model), generate(model, prompts, ANSWER_TOK)
     rows: list[dict[str, object]] = []
-    for name, smooth in (("float", None), ("int8", True), ("int8, not smoothed", False)):
-        small = model if smooth is None else quantize(model, smooth=smooth)
-        found = compare(want, logits_of(small), rows_RT)
-        found |= agreement(answers, answers if smooth is None else generate(small, prompts, ANSWER_TOK))
-        rows.append({"weights": name, "mib": round(weight_bytes(small) / 2**20, 1)} | _rounded(found))
+    small = {"float": model, "int8": quantize(model), "int8, not smoothed": quantize(model, smooth=False)}
+    for name, kv_dtype in CASES:
+        found = compare(want, logits_of(small[name], kv_dtype), rows_RT)
+        if not kv_dtype:
+            found |= agreement(
+                answers, answers if name == "float" else generate(small[name], prompts, ANSWER_TOK)
+            )
+        about_it = {"weights": name, "kv": kv_dtype or "float32"}
+        rows.append(about_it | {"mib": round(weight_bytes(small[name]) / 2**20, 1)} | _rounded(found))
         print(rows[-1], file=sys.stderr, flush=True)
     sizes = f"--rows={_ROWS.value} --prompts={_PROMPTS.value}"
     about = f"python -m mixattn.int8_quality --model={_MODEL.value} {sizes}"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 STOP_IDS = 8  # ids the device compares each token with
 
 QUANTIZE = ("", "int8")  # how weights may be stored
+KV_DTYPES = ("", "bfloat16", "int8")  # and keys and values
 
 type Admission = Literal["reserve", "optimistic"]
 
@@ -81,6 +82,8 @@ class EngineConfig:
         matter. Hides host time behind an accelerator; on a CPU both share the cores.
       quantize: "int8" rounds the model's weights to 8 bits as it is taken (`mixattn.quantize`); "" = as they
         are. A model that is quantised already needs nothing.
+      kv_dtype: type that K/V are stored in: "bfloat16", or "int8" with a scale per token and head (a quarter
+        of float32's bytes and four more); "" = the model's. On a CPU it saves memory, not time.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
     """
 
@@ -104,6 +107,7 @@ class EngineConfig:
     layers_per_program: int = -1
     overlap: bool = False
     quantize: str = ""
+    kv_dtype: str = ""
     debug: bool = False
 
     def check(self) -> None:
@@ -126,6 +130,8 @@ class EngineConfig:
             raise ValueError(f"chunk_sizes={self.chunk_sizes} must lie in 1..limits.chunk_tok={most}")
         if self.quantize not in QUANTIZE:
             raise ValueError(f"quantize={self.quantize!r} must be one of {', '.join(map(repr, QUANTIZE))}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ValueError(f"kv_dtype={self.kv_dtype!r} must be one of {', '.join(map(repr, KV_DTYPES))}")
         if len(self.eos_ids) > STOP_IDS:
             raise ValueError(f"{len(self.eos_ids)} eos_ids; the device compares at most {STOP_IDS}")
         if self.prompt_logprobs and self.logprobs < 0:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mixattn.cache import narrow
 from mixattn.cache.protocol import select_token, step_positions
 from mixattn.spec import Layer, ModelConfig
 from pallas_kernels import paged
@@ -90,7 +91,8 @@ class PositionPages:
     def init(
         self, config: ModelConfig, layer: Layer, pages: int, page_size: int, dtype: DTypeLike
     ) -> paged.Pool:
-        return paged.init(pages, page_size, config.n_kv_heads, config.head_dim, dtype, window=layer.window)
+        head = narrow.stored_head_dim(config.head_dim, dtype)
+        return paged.init(pages, page_size, config.n_kv_heads, head, dtype, window=layer.window)
 
     def write(
         self,
@@ -108,9 +110,8 @@ class PositionPages:
         page_BT = jnp.take_along_axis(table_BP, jnp.minimum(logical_BT, P - 1), axis=1)
         page_BT = jnp.where(real_BT, page_BT, pool.pages)
         offset_BT = pos_BT % pool.page_size
-        return paged.write(
-            pool, *(x.reshape(B * T, *x.shape[2:]) for x in (k_BTKH, v_BTKH, page_BT, offset_BT))
-        )
+        stored = (narrow.narrowed(x, pool.values.dtype) for x in (k_BTKH, v_BTKH))
+        return paged.write(pool, *(x.reshape(B * T, *x.shape[2:]) for x in (*stored, page_BT, offset_BT)))
 
     def attend(
         self,
@@ -124,9 +125,10 @@ class PositionPages:
         scale: float | None,
         softcap: float | None,
     ) -> jax.Array:
-        return paged.attend(
-            q_BTNH, pool, table_BP, start_B, count_B, window=layer.window, scale=scale, softcap=softcap
-        )
+        pool = narrow.readable(pool, q_BTNH.dtype)
+        q = q_BTNH.astype(pool.values.dtype)
+        options = {"window": layer.window, "scale": scale, "softcap": softcap}
+        return paged.attend(q, pool, table_BP, start_B, count_B, **options).astype(q_BTNH.dtype)
 
 
 FULL, SLIDING = PositionPages("full", slides=False), PositionPages("sliding", slides=True)

@@ -89,7 +89,11 @@ def poison(state: DeviceState, page_GX: jax.Array, groups: tuple[tuple[int, int]
     pools = dict(state.cache.pools)
     for owner, group in groups:
         page_X = jnp.where(page_GX[group] > 0, page_GX[group], pools[owner].pages)
-        pools[owner] = jax.tree.map(lambda x, at=page_X: x.at[at].set(jnp.nan, mode="drop"), pools[owner])
+        pools[owner] = jax.tree.map(
+            # Codes whose scale's bytes are all -1 read as NaN too.
+            lambda x, at=page_X: x.at[at].set(-1 if x.dtype == jnp.int8 else jnp.nan, mode="drop"),
+            pools[owner],
+        )
     return dataclasses.replace(state, cache=dataclasses.replace(state.cache, pools=pools))
 
 

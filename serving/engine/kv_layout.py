@@ -88,6 +88,7 @@ class KVLayout:
                 name: group.table_pages(config.max_request_tok, page)
                 for name, group in zip(self.names, self.groups)
             },
+            dtype=config.kv_dtype or None,
             kinds=self.kinds,
         )
         return jax.eval_shape(init)

@@ -79,6 +79,7 @@ def engine(
         "decode_rows": more.pop("decode_rows", ()),
         "num_pages": more.pop("num_pages", 65),
         "window_pages": more.pop("window_pages", 129),
+        "kv_dtype": more.pop("kv_dtype", ""),
     }
     config = EngineConfig(limits=limits, **common, **extras, **more)
     key = net.config, tuple(common.items()), rich
