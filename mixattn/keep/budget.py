@@ -153,7 +153,11 @@ class Keep:
         return self.sinks or 0
 
     def _wanted_recent(self, total: Any) -> Any:
-        return total * 0 + self.recent if isinstance(self.recent, int) else part(total, _share(self.recent))
+        from mixattn.keep.scorers import SCORERS, made
+
+        least = made(SCORERS[self.scorer], **vars(self)).protects
+        recent = total * 0 + self.recent if isinstance(self.recent, int) else part(total, _share(self.recent))
+        return max(recent, least) if isinstance(recent, int) else recent.clip(least)
 
     def _check_total(self, total: int, where: str) -> None:
         if total < self._sinks + 1:

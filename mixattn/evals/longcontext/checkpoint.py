@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixattn import hf
 from mixattn.evals.longcontext.example import Example
-from mixattn.evals.longcontext.policies import Policy
+from mixattn.evals.longcontext.policies import KeepPolicy
 from mixattn.evals.longcontext.suite import STREAM, Mode
 from mixattn.forced import log_likelihoods
 from mixattn.generation import generate
@@ -18,7 +18,7 @@ SCORED_SHARE = 4  # a quarter of a text is scored
 STREAM_START = 16  # tokens read at once before a stream
 
 
-class Checkpoint:
+class CheckpointModel:
     """A model, its tokenizer, and a text of English prose: the language reference that Python carries.
 
     Args:
@@ -45,7 +45,7 @@ class Checkpoint:
     def count(self, text: str) -> int:
         return len(self._ids(text))
 
-    def answers(self, examples: Sequence[Example], policy: Policy, mode: Mode) -> list[str]:
+    def answers(self, examples: Sequence[Example], policy: KeepPolicy, mode: Mode) -> list[str]:
         contexts = [self._ids(example.context) for example in examples]
         tails = [self._ids(example.question + example.lead, first=False) for example in examples]
         new_tokens = max(example.new_tokens for example in examples)
@@ -60,8 +60,8 @@ class Checkpoint:
         )
         return [self.tokenizer.decode(row) for row in rows]
 
-    def nats(self, task: str, length: int, indices: Sequence[int], policy: Policy) -> list[float]:
-        rows = [self._text(length, index) for index in indices]
+    def nats(self, task: str, length: int, indices: Sequence[int], policy: KeepPolicy) -> list[float]:
+        rows = [self.text(length, index) for index in indices]
         keep, scored = keep_of(policy), max(1, length // SCORED_SHARE)
         start = length - scored
         if task == STREAM:
@@ -69,7 +69,7 @@ class Checkpoint:
             keep = keep and dataclasses.replace(keep, positions="rolling", share_of="total")
         return [float(-row[-scored:].mean()) for row in log_likelihoods(self.model, rows, start, keep=keep)]
 
-    def _text(self, length: int, index: int) -> list[int]:
+    def text(self, length: int, index: int) -> list[int]:
         """The `index`-th stretch of `length` tokens of the reference, without overlap as far as it goes."""
         ids = self._reference
         if length > len(ids):
@@ -85,7 +85,7 @@ class Checkpoint:
         return list(self.tokenizer.encode(text, add_special_tokens=first).ids)
 
 
-def keep_of(policy: Policy) -> Keep | None:
+def keep_of(policy: KeepPolicy) -> Keep | None:
     """The `Keep` of a policy; None for the full cache.
 
     Raises:

@@ -27,8 +27,8 @@ from absl import flags
 from mixattn.evals import command_line
 from mixattn.evals.longcontext import pictures, statistics
 from mixattn.evals.longcontext.journal import AnswerLog, read
-from mixattn.evals.longcontext.policies import Policy, grid
-from mixattn.evals.longcontext.suite import NATS_TASKS, Grid, run
+from mixattn.evals.longcontext.policies import KeepPolicy, grid
+from mixattn.evals.longcontext.suite import NATS_TASKS, SuiteGrid, run
 from mixattn.evals.longcontext.tasks import TASKS
 from mixattn.tools import files
 from mixattn.tools.progress import ProgressLines
@@ -93,13 +93,13 @@ def main() -> None:
 
 
 def _run(workdir: Path) -> None:
-    from mixattn.evals.longcontext.checkpoint import Checkpoint, keep_of
+    from mixattn.evals.longcontext.checkpoint import CheckpointModel, keep_of
 
     wanted = _grid()
     for policy in wanted.policies:
         keep_of(policy)  # refuses a bad budget before anything loads
     path = Path(command_line.needed("checkpoint", "models/smollm2"))
-    model = Checkpoint(path)
+    model = CheckpointModel(path)
     exact = [task for task in wanted.tasks if task != "stream"]
     if exact:
         answer_tok = 0 if set(exact) <= set(NATS_TASKS) else 64
@@ -117,13 +117,13 @@ def _run(workdir: Path) -> None:
         run(wanted, model, log, on_batch)
 
 
-def _grid() -> Grid:
+def _grid() -> SuiteGrid:
     given = {name: FLAGS[name].value for name in ("tasks", "lengths", "depths", "budgets", "samples")}
     scorers = FLAGS.scorers
     if FLAGS.fast:
         given |= {name: value for name, value in FAST.items() if not FLAGS[name].present}
         scorers = scorers if FLAGS["scorers"].present else FAST_SCORERS
-    return Grid(
+    return SuiteGrid(
         tasks=tuple(given["tasks"]),
         lengths=tuple(_numbers(given["lengths"], "lengths", int)),
         depths=tuple(_numbers(given["depths"], "depths", float)),
@@ -135,7 +135,7 @@ def _grid() -> Grid:
     )
 
 
-def _policies(scorers: list[str], budgets: list[str]) -> tuple[Policy, ...]:
+def _policies(scorers: list[str], budgets: list[str]) -> tuple[KeepPolicy, ...]:
     return tuple(grid(scorers, budgets, sinks=FLAGS.sinks, recent=FLAGS.recent))
 
 

@@ -9,7 +9,7 @@ ONCE = ("snapkv", "expected")  # cut the prompt and then grow
 
 
 @dataclass(frozen=True)
-class Policy:
+class KeepPolicy:
     """A KV budget by name; "full" keeps everything.
 
     Attributes:
@@ -35,7 +35,7 @@ class Policy:
         return {"scorer": self.scorer, "budget": self.budget, **dict(self.options), **when}
 
 
-def grid(scorers: Sequence[str], budgets: Sequence[str], **options: Any) -> list[Policy]:
+def grid(scorers: Sequence[str], budgets: Sequence[str], **options: Any) -> list[KeepPolicy]:
     """The full cache, and every scorer with every budget.
 
     Args:
@@ -46,7 +46,10 @@ def grid(scorers: Sequence[str], budgets: Sequence[str], **options: Any) -> list
     """
     pairs = tuple(options.items())
     amounts = [_amount(text) for text in budgets]
-    return [Policy(FULL), *(Policy(scorer, amount, pairs) for scorer in scorers for amount in amounts)]
+    return [
+        KeepPolicy(FULL),
+        *(KeepPolicy(scorer, amount, pairs) for scorer in scorers for amount in amounts),
+    ]
 
 
 def _amount(text: str) -> int | float:

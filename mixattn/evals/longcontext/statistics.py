@@ -11,7 +11,7 @@ from mixattn.evals.longcontext.policies import FULL
 RESAMPLES = 2000
 
 
-class Interval(NamedTuple):
+class ScoreInterval(NamedTuple):
     """A mean and its 95 % bootstrap interval, over `n` samples."""
 
     mean: float
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     n: int
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float]) -> ScoreInterval:
     """Percentile bootstrap with a fixed seed.
 
     Raises:
@@ -32,7 +32,7 @@ def interval(values: Sequence[float]) -> Interval:
     array = np.asarray(values, np.float64)
     draws = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
     low, high = np.quantile(array[draws].mean(axis=1), (0.025, 0.975))
-    return Interval(float(array.mean()), float(low), float(high), float(np.median(array)), len(array))
+    return ScoreInterval(float(array.mean()), float(low), float(high), float(np.median(array)), len(array))
 
 
 def table(answers: Sequence[Answer]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from mixattn.evals.longcontext.example import Count, Example, score
 from mixattn.evals.longcontext.journal import Answer, AnswerLog
-from mixattn.evals.longcontext.policies import Policy
+from mixattn.evals.longcontext.policies import KeepPolicy
 from mixattn.evals.longcontext.tasks import AT_A_DEPTH, TASKS
 
 type Mode = Literal["aware", "agnostic"]
@@ -21,17 +21,17 @@ class LongContextModel(Protocol):
         """Tokens of a text."""
         ...
 
-    def answers(self, examples: Sequence[Example], policy: Policy, mode: Mode) -> list[str]:
+    def answers(self, examples: Sequence[Example], policy: KeepPolicy, mode: Mode) -> list[str]:
         """Greedy answers; in mode "agnostic" the cache is cut before the question is read."""
         ...
 
-    def nats(self, task: str, length: int, indices: Sequence[int], policy: Policy) -> list[float]:
+    def nats(self, task: str, length: int, indices: Sequence[int], policy: KeepPolicy) -> list[float]:
         """Mean negative log-likelihood of the last tokens of each text of `length` tokens."""
         ...
 
 
 @dataclass(frozen=True)
-class Grid:
+class SuiteGrid:
     """What to ask.
 
     Attributes:
@@ -43,7 +43,7 @@ class Grid:
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
     depths: tuple[float, ...]
-    policies: tuple[Policy, ...]
+    policies: tuple[KeepPolicy, ...]
     samples: int
     mode: Mode = "aware"
     batch: int = 8
@@ -74,7 +74,9 @@ class Grid:
         return len(self.lengths) * len(self.policies) * sum(len(self.places(task)) for task in self.tasks)
 
 
-def run(grid: Grid, model: LongContextModel, log: AnswerLog, on_batch: Callable[[int, str], None]) -> None:
+def run(
+    grid: SuiteGrid, model: LongContextModel, log: AnswerLog, on_batch: Callable[[int, str], None]
+) -> None:
     """Asks what the log does not have yet; calls `on_batch` with the answers that came, and what is asked."""
     for length in grid.lengths:
         for task in grid.tasks:
@@ -93,12 +95,12 @@ def run(grid: Grid, model: LongContextModel, log: AnswerLog, on_batch: Callable[
 
 
 def _answered(
-    grid: Grid,
+    grid: SuiteGrid,
     model: LongContextModel,
     task: str,
     length: int,
     places: Sequence[tuple[float, int]],
-    policy: Policy,
+    policy: KeepPolicy,
 ) -> list[Answer]:
     heads = [dict(zip(_NAMES, _key(grid, task, length, place, policy), strict=True)) for place in places]
     if task in NATS_TASKS:
@@ -116,7 +118,9 @@ def _answered(
 _NAMES = ("task", "length", "depth", "index", "policy", "mode")
 
 
-def _key(grid: Grid, task: str, length: int, place: tuple[float, int], policy: Policy) -> tuple[Any, ...]:
+def _key(
+    grid: SuiteGrid, task: str, length: int, place: tuple[float, int], policy: KeepPolicy
+) -> tuple[Any, ...]:
     return task, length, *place, policy.name, grid.mode
 
 

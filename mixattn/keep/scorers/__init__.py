@@ -4,7 +4,7 @@ from mixattn.keep.scorers.expected import Expected
 from mixattn.keep.scorers.h2o import HeavyHitters, MeanAttention
 from mixattn.keep.scorers.key_diff import KeyDiff
 from mixattn.keep.scorers.key_norm import KeyNorm
-from mixattn.keep.scorers.protocol import Prompt, Scorer
+from mixattn.keep.scorers.protocol import Prompt, Scorer, made
 from mixattn.keep.scorers.random_keys import RandomKeys
 from mixattn.keep.scorers.recency import Recent, Streaming
 from mixattn.keep.scorers.snapkv import SnapKV
@@ -23,4 +23,4 @@ SCORERS: dict[str, type[Scorer]] = {
     "expected": Expected,
 }
 
-__all__ = ["SCORERS", "Prompt", "Scorer"]
+__all__ = ["SCORERS", "Prompt", "Scorer", "made"]

@@ -19,20 +19,27 @@ from mixattn.keep.scorers.protocol import ALL, Prompt, Scorer
 from mixattn.rope import RopeTable, apply_rope, attention_factor, rope_cos_sin, rope_frequencies
 from mixattn.spec import ModelConfig
 
+LOW = -1e30  # a score that gets no weight, also where no key gets any
 AHEAD = 512  # positions over which a future query is spread
 
 
 @dataclass(frozen=True)
 class Expected(Scorer):
-    """Softmax of the expected scores, times the norm of the value."""
+    """Softmax of the expected scores, times the norm of the value.
+
+    Attributes:
+      sinks: first positions, whose queries are outliers and whose keys stay; they are left out of both.
+    """
 
     queries: ClassVar[int] = ALL
+    default_sinks: ClassVar[int] = 4
     decodes: ClassVar[bool] = False
+    sinks: int = 4
 
     def votes(self, prompt: Prompt) -> jax.Array:
         (B, _, N, H), K = prompt.q_BTNH.shape, prompt.k_BSKH.shape[2]
-        real_BT11 = (prompt.q_pos_BT >= 0)[:, :, None, None]
-        count_B11 = jnp.sum(real_BT11, axis=1).astype(jnp.float32)
+        real_BT11 = (prompt.q_pos_BT >= self.sinks)[:, :, None, None]
+        count_B11 = jnp.maximum(jnp.sum(real_BT11, axis=1), 1).astype(jnp.float32)
         q_BTNH = jnp.where(real_BT11, unrotated(prompt.q_BTNH.astype(jnp.float32), prompt), 0)
         mean_BNH = jnp.sum(q_BTNH, axis=1) / count_B11
         off_BTNH = jnp.where(real_BT11, q_BTNH - mean_BNH[:, None], 0)
@@ -46,8 +53,8 @@ class Expected(Scorer):
         spread_BKGHI = spread_BNHI.reshape(B, K, N // K, H, H)
         score_BKGS = scale * jnp.einsum("BKGH,BSKH->BKGS", mean_BKGH, k_BSKH)
         score_BKGS += scale**2 / 2 * jnp.einsum("BSKH,BKGHI,BSKI->BKGS", k_BSKH, spread_BKGHI, k_BSKH)
-        seen_BS = prompt.k_pos_BS >= 0
-        weight_BKGS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], score_BKGS, -jnp.inf), axis=-1)
+        seen_BS = prompt.k_pos_BS >= self.sinks
+        weight_BKGS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], score_BKGS, LOW), axis=-1)
         value_BSK = jnp.linalg.norm(prompt.v_BSKH.astype(jnp.float32), axis=-1)
         return jnp.mean(weight_BKGS, axis=2) * jnp.moveaxis(value_BSK, 1, 2)
 

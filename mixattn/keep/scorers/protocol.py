@@ -56,6 +56,11 @@ class Scorer:
     decodes: ClassVar[bool] = True
 
     @property
+    def protects(self) -> int:
+        """Newest keys that stay whatever `Keep.recent` says."""
+        return 1
+
+    @property
     def reads(self) -> int:
         """`queries`, where it depends on a field."""
         return self.queries

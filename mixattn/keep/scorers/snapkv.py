@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mixattn.keep.scorers.protocol import Scorer
+from mixattn.keep.scorers.protocol import Scorer, newest
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,14 @@ class SnapKV(Scorer):
     def reads(self) -> int:
         return self.window
 
+    @property
+    def protects(self) -> int:
+        return self.window
+
     def settled(self, votes_BKS: jax.Array, position_BKS: jax.Array) -> jax.Array:
-        votes_BKS = jnp.where(position_BKS >= 0, votes_BKS, 0)
+        """Keys of the window itself neither count nor need to: they stay."""
+        past_BKS = (position_BKS >= 0) & (position_BKS <= newest(position_BKS) - self.window)
+        votes_BKS = jnp.where(past_BKS, votes_BKS, 0)
         half = self.pool // 2
         return (
             lax.reduce_window(

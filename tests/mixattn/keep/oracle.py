@@ -26,6 +26,7 @@ class Stepped:
                 for n, head in self._heads(q_TNH[t], K):
                     votes_KT[head, : t + 1] += _softmax(q_TNH[t, n], k_TKH[: t + 1, head])
         if keep.scorer == "snapkv":
+            votes_KT[:, T - keep.window :] = 0
             votes_KT = np.stack([_pooled(row, keep.pool) for row in votes_KT])
         if keep.scorer == "tova":
             votes_KT[:] = votes_KT.mean(axis=0)

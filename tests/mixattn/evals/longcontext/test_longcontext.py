@@ -11,8 +11,8 @@ import pytest
 from mixattn.evals.longcontext import journal, pictures, statistics
 from mixattn.evals.longcontext.example import score
 from mixattn.evals.longcontext.journal import AnswerLog
-from mixattn.evals.longcontext.policies import FULL, Policy, grid
-from mixattn.evals.longcontext.suite import Grid, run
+from mixattn.evals.longcontext.policies import FULL, KeepPolicy, grid
+from mixattn.evals.longcontext.suite import SuiteGrid, run
 from mixattn.evals.longcontext.tasks import AT_A_DEPTH, TASKS
 
 
@@ -107,7 +107,7 @@ def small(**changes):
         "samples": 3,
         "batch": 4,
     }
-    return Grid(**asked | changes)
+    return SuiteGrid(**asked | changes)
 
 
 def test_a_run_that_was_stopped_anywhere_goes_on_and_asks_nothing_twice(tmp_path):
@@ -187,5 +187,8 @@ def test_a_bad_grid_is_refused(changes, said):
 def test_a_budget_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="'half' is neither"):
         grid(["h2o"], ["half"])
-    assert Policy("h2o", 64).name == "h2o 64"
-    assert json.dumps(Policy("snapkv", 0.5).fields) == '{"scorer": "snapkv", "budget": 0.5, "when": "prompt"}'
+    assert KeepPolicy("h2o", 64).name == "h2o 64"
+    assert (
+        json.dumps(KeepPolicy("snapkv", 0.5).fields)
+        == '{"scorer": "snapkv", "budget": 0.5, "when": "prompt"}'
+    )
