@@ -56,10 +56,13 @@ class Attention(nnx.Module):
         return apply_rope(k_BTKH, rope), self._split_heads(v_BTF)
 
     def __call__(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
-        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored."""
+        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored.
+
+        It may return fewer tokens than it gets; those go on.
+        """
         q_BTNH = self._split_heads(self._queries(x_BTD), self.q_norm)
         out_BTNH = read_kv(apply_rope(q_BTNH, rope))
-        return self.o(out_BTNH.reshape(*x_BTD.shape[:2], -1))
+        return self.o(out_BTNH.reshape(*out_BTNH.shape[:2], -1))
 
     def _queries(self, x_BTD: jax.Array) -> jax.Array:
         # Of the same input this and `_keys_values` are one product: XLA computes equal expressions once.
