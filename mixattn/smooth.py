@@ -119,9 +119,8 @@ def _run(
     tops = {"attention": _top(normed(block.attention_norm, x_BTD))}
 
     def read_kv(q_BTNH: jax.Array) -> jax.Array:
-        return kv.attend(
-            layer, q_BTNH, scale=config.attention_scale or None, softcap=config.attention_softcap or None
-        )
+        scale, softcap = config.attention_scale or None, config.attention_softcap or None
+        return kv.attend(layer, q_BTNH, scale=scale, softcap=softcap)[0]
 
     x_BTD = block.attend(x_BTD, rope, read_kv)
     inner_BTD = normed(block.ffn_norm, x_BTD)
