@@ -138,8 +138,8 @@ def main() -> None:
             found |= agreement(
                 answers, answers if name == "float" else generate(small[name], prompts, ANSWER_TOK)
             )
-        about_it = {"weights": name, "kv": kv_dtype or "float32"}
-        rows.append(about_it | {"mib": round(weight_bytes(small[name]) / 2**20, 1)} | _rounded(found))
+        mib = round(weight_bytes(small[name]) / 2**20, 1)
+        rows.append({"weights": name, "kv": kv_dtype or "float32", "mib": mib, **_rounded(found)})
         print(rows[-1], file=sys.stderr, flush=True)
     sizes = f"--rows={_ROWS.value} --prompts={_PROMPTS.value}"
     about = f"python -m mixattn.int8_quality --model={_MODEL.value} {sizes}"

@@ -127,8 +127,10 @@ class PositionPages:
     ) -> jax.Array:
         pool = narrow.readable(pool, q_BTNH.dtype)
         q = q_BTNH.astype(pool.values.dtype)
-        options = {"window": layer.window, "scale": scale, "softcap": softcap}
-        return paged.attend(q, pool, table_BP, start_B, count_B, **options).astype(q_BTNH.dtype)
+        out_BTNH = paged.attend(
+            q, pool, table_BP, start_B, count_B, window=layer.window, scale=scale, softcap=softcap
+        )
+        return out_BTNH.astype(q_BTNH.dtype)
 
 
 FULL, SLIDING = PositionPages("full", slides=False), PositionPages("sliding", slides=True)
