@@ -46,9 +46,15 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
         """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored."""
-        q_BTNH = self._split_heads(self.q(x_BTD), self.q_norm)
-        out_BTNH = read_kv(apply_rope(q_BTNH, rope))
-        return self.o(out_BTNH.reshape(*x_BTD.shape[:2], -1))
+        return self.output(read_kv(self.queries(x_BTD, rope)))
+
+    def queries(self, x_BTD: jax.Array, rope: RopeTable | None) -> jax.Array:
+        """q_BTNH, normalized and rotated."""
+        return apply_rope(self._split_heads(self.q(x_BTD), self.q_norm), rope)
+
+    def output(self, out_BTNH: jax.Array) -> jax.Array:
+        """out_BTD of what the queries read."""
+        return self.o(out_BTNH.reshape(*out_BTNH.shape[:2], -1))
 
     def _split_heads(self, y_BTF: jax.Array, norm: Norm | None = None) -> jax.Array:
         """[B, T, heads, H], normalized by head or before the split."""

@@ -58,8 +58,15 @@ class Block(nnx.Module):
 
     def attend(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
         """The residual stream after the attention half."""
-        y_BTD = self.attention(_normed(self.attention_norm, x_BTD), rope, read_kv)
-        return x_BTD + _normed(self.attention_post_norm, y_BTD)
+        return self.attended(x_BTD, read_kv(self.queries(x_BTD, rope)))
+
+    def queries(self, x_BTD: jax.Array, rope: RopeTable | None) -> jax.Array:
+        """q_BTNH of the residual stream x: what `attend` does before it reads K/V."""
+        return self.attention.queries(_normed(self.attention_norm, x_BTD), rope)
+
+    def attended(self, x_BTD: jax.Array, out_BTNH: jax.Array) -> jax.Array:
+        """The residual stream after the attention half: what `attend` does once K/V are read."""
+        return x_BTD + _normed(self.attention_post_norm, self.attention.output(out_BTNH))
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None

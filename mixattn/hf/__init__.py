@@ -10,6 +10,7 @@ settings; `companions` carries all but the first two. The native layout is that 
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,11 @@ def save(
 
 
 def load(
-    path: str | Path, *, dtype: str | None = None, shardings: tensors.Shardings | None = None
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    shardings: tensors.Shardings | None = None,
+    skip: Callable[[tensors.ParamPath], bool] = lambda path: False,
 ) -> tuple[Transformer, ModelConfig]:
     """Reads a model of any known architecture.
 
@@ -102,6 +107,7 @@ def load(
       path: a directory, or a GGUF file (any of its quantisation types).
       dtype: dtype of the weights in memory; None = the config's.
       shardings: parameter path and shape -> its sharding; None = the default device.
+      skip: parameters, by path, that stay empty because somebody else reads them.
 
     Raises:
       ValueError: not a checkpoint, an unknown architecture, or a tensor that does not fit (the message names
@@ -130,7 +136,7 @@ def load(
         return translate.is_derived_tensor(name) or (config.tied and name == head)
 
     with _named(path):
-        return tensors.load(found, config, places, ignored, shardings), config
+        return tensors.load(found, config, places, ignored, shardings, skip), config
 
 
 def read_config(path: str | Path) -> ModelConfig:
