@@ -47,7 +47,9 @@ def resident(checkpoint):
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_the_pieces_compute_what_the_whole_model_does(folder, name):
-    whole = Engine(tiny.network(name), dataclasses.replace(CONFIG, layers_per_program=0))
+    # (XLA does not come to an end with some bfloat16 mixture stacks as a whole.)
+    deep = 1 if name == "bfloat16" else 0
+    whole = Engine(tiny.network(name), dataclasses.replace(CONFIG, decode_rows=(), layers_per_program=deep))
     apart = engine(tiny.saved(name, folder), resident)
     for (ids, logprobs), (want_ids, want) in zip(answers(apart), answers(whole)):
         assert ids == want_ids
