@@ -20,12 +20,14 @@ class MixtureCheckpoint:
     """Attributes:
     pages: (layer, expert) -> where the expert lies.
     transposed: whether matrices are stored as [out, in].
+    rest_bytes: weights beside the experts.
     """
 
     path: Path
     config: ModelConfig
     pages: dict[tuple[int, int], ExpertPage]
     transposed: bool
+    rest_bytes: int
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -76,7 +78,9 @@ def locate(path: str | Path) -> MixtureCheckpoint:
         raise ValueError(
             f"{path} stores experts as {stored}, its config says {config.dtype}; they are used as stored"
         )
-    return MixtureCheckpoint(path, config, pages, places(f"blocks.{layer}.ffn.up").transpose)
+    every = sum(found.location(name).size for name in found)
+    rest = every - sum(page.file_bytes for page in pages.values())
+    return MixtureCheckpoint(path, config, pages, places(f"blocks.{layer}.ffn.up").transpose, rest)
 
 
 def load_rest(checkpoint: MixtureCheckpoint) -> Transformer:

@@ -4,6 +4,7 @@ Requests, policies, pages of K/V, sampling and the event log are the engine's ow
 prompt chunks and all rows that decode ride on one pass over the weights.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from mixattn.model import Transformer
@@ -49,6 +50,7 @@ class OffloadEngine(Engine):
       model: without experts.
       stack: brings the experts.
       config: one decode step per pass, and none ahead of another.
+      check: called before a step's tokens count; raises ValueError if a file was changed.
       options: as `Engine`'s.
 
     Raises:
@@ -57,7 +59,15 @@ class OffloadEngine(Engine):
 
     _runner_class = OnePassRunner
 
-    def __init__(self, model: Transformer, stack: OffloadStack, config: EngineConfig, **options: Any):
+    def __init__(
+        self,
+        model: Transformer,
+        stack: OffloadStack,
+        config: EngineConfig,
+        *,
+        check: Callable[[], None] = lambda: None,
+        **options: Any,
+    ):
         if tuple(config.limits.decode_steps) != (1,) or config.overlap:
             raise ValueError(
                 f"decode_steps={tuple(config.limits.decode_steps)} and overlap={config.overlap};"
@@ -68,11 +78,15 @@ class OffloadEngine(Engine):
                 f"max_slots={config.max_slots} and decode_rows={config.decode_rows} must be multiples of the"
                 f" {stack.rows} rows of a micro-batch"
             )
-        self._offload_stack = stack
+        self._offload_stack, self._check_files = stack, check
         super().__init__(model, config, **options)
 
     def _stack(self, model: Transformer) -> Stack:
         return self._offload_stack
+
+    def _commit(self, in_flight: InFlightStep) -> None:
+        self._check_files()
+        super()._commit(in_flight)
 
     def _reset(self, plan: StepPlan, why: Exception) -> None:
         """A disk that fails, or a file that was changed, fails every pass: the caller must know."""

@@ -16,7 +16,7 @@ class StreamRunner:
     Args:
       resident: experts that stay.
       wrap: read the first layer's experts for the next pass at the end of one.
-      on_pass: called with every pass as it was measured.
+      keep: what must live as long as this.
     """
 
     def __init__(
@@ -30,7 +30,9 @@ class StreamRunner:
         around: Around | None = None,
         host: jax.Device | None = None,
         device: jax.Device | None = None,
+        keep: object = None,
     ):
+        self._keep = keep  # owns the memory of the experts that stay
         self.buffers, self._resident, self._n_layers = buffers, resident, n_layers
         self.schedule, self._wrap, self._around = schedule, wrap, around
         self._host, self._device = host, device
