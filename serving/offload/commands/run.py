@@ -188,7 +188,7 @@ def describe(planner: MachinePlanner, plan: MachinePlan, way: str) -> dict[str, 
         "experts": experts,
         "experts_in_memory": plan.slots,
         "resident_experts": plan.resident,
-        "bytes": plan.bytes,
+        "bytes_planned": plan.bytes,
         "memory_bytes": planner.memory_bytes,
         "source": way,
         "rates": dataclasses.asdict(planner.rates),
@@ -324,9 +324,9 @@ def show_plan(report: dict[str, Any]) -> None:
     table = Table(title=f"Memory, of {report['memory_bytes'] / GIB:.3f} GiB", title_justify="left")
     table.add_column("purpose")
     table.add_column("GiB", justify="right")
-    for purpose, size in report["bytes"].items():
+    for purpose, size in report["bytes_planned"].items():
         table.add_row(purpose, f"{size / GIB:.3f}")
-    table.add_row("together", f"{sum(report['bytes'].values()) / GIB:.3f}")
+    table.add_row("together", f"{sum(report['bytes_planned'].values()) / GIB:.3f}")
     console.print(table)
     console.print(
         f"mode {report['mode']}, schedule {report['schedule']}: {report['rows']} rows x"

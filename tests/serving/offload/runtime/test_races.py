@@ -35,7 +35,7 @@ class Prompts:
         pieces = Pieces(programs.compiled, stack.layers, stack._params, dict(state.cache.pools))
         parts = []
         for j in range(m):
-            batch = programs.blank_prefill(1, tiny.CHUNK)
+            batch = programs.blank_prefill(1, tiny.CHUNK, PLAIN)
             batch.tokens_RC[0], batch.count_R[0] = tiny.greedy(j, tiny.CHUNK), tiny.CHUNK - j % 2
             for kind, table in batch.tables.items():
                 pages = tiny.CHUNK // tiny.CONFIG.page_size
@@ -150,7 +150,7 @@ def test_any_need_that_is_dropped_is_caught_when_its_task_is_late(prompts, sched
 
         def around(task, do, late=broken[need], early=broken[index], ran=ran):
             if task is late:
-                ran.wait(0.5)  # the task that should have waited overtakes this one if anything lets it
+                ran.wait(0.15)  # the task that should have waited overtakes this one if anything lets it
             try:
                 do(task)
             finally:
