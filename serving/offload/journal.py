@@ -27,7 +27,9 @@ def refuse_others(path: Path, requests: Iterable[Request], model: str) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # torn, or refused by `Answers`
         if of is not None and of != model:
-            raise ValueError(f"{path} line {number} is of model {of}, this is {model}; name another --workdir")
+            raise ValueError(
+                f"{path} line {number} is of model {of}, this is {model}; name another --workdir"
+            )
         if mark is not None and id in marks and mark != marks[id]:
             raise ValueError(
                 f"{path} line {number} answers {id!r} with prompt and sampling {mark}, now they are"
@@ -37,9 +39,7 @@ def refuse_others(path: Path, requests: Iterable[Request], model: str) -> None:
 
 def timeless(output: Output) -> Output:
     """The output without what depends on the run: times, and tokens found in a cache."""
-    return dataclasses.replace(
-        output, arrival_s=0.0, admit_s=0.0, first_token_s=0.0, finish_s=0.0, hit_tok=0
-    )
+    return dataclasses.replace(output, arrival_s=0.0, admit_s=0.0, first_token_s=0.0, finish_s=0.0, hit_tok=0)
 
 
 def put_in_order(path: Path, ids: Sequence[str]) -> None:
@@ -54,7 +54,9 @@ def put_in_order(path: Path, ids: Sequence[str]) -> None:
     write_text(path, "".join(line + "\n" for line in sorted(lines, key=key)))
 
 
-def answers(path: Path, requests: Sequence[Request], model: str, carried: Mapping[str, Mapping[str, object]]) -> Answers:
+def answers(
+    path: Path, requests: Sequence[Request], model: str, carried: Mapping[str, Mapping[str, object]]
+) -> Answers:
     """Opens the file.
 
     Raises:

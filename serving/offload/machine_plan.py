@@ -150,7 +150,7 @@ class MachinePlanner:
         return int(stream + sorted_rows + 3 * MAX_BLOCK * c.d_ff * b + 3 * tokens * c.vocab_size * 4)
 
     def _plan(self, mode: Mode, rows: int, parts: int, schedule: str | None) -> MachinePlan | None:
-        c, every = self.config, self._shape.mixture_layers * self.config.n_experts
+        _c, every = self.config, self._shape.mixture_layers * self.config.n_experts
         fixed = self.fixed_bytes(rows, parts)
         slots = min(every, int((self.memory_bytes - sum(fixed.values())) // self.slot_bytes))
         if slots < self.least_slots(mode):

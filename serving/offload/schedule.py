@@ -1,4 +1,4 @@
-"""Schedules of one decode pass as lists of tasks on lanes; the simulator and the runtime execute the same list.
+"""Schedules of one decode pass as lists of tasks on lanes; simulator and runtime execute the same list.
 
 A pass runs L layers over m micro-batches. A lane executes its tasks in list order, so list order is part of a
 schedule; `needs` names tasks of other lanes only. Weights not resident arrive in pages, one for each
@@ -136,7 +136,7 @@ def emit(
 
 
 def _fetches(streams: Sequence[int], layers: int, wrap: bool) -> tuple[dict[int, int], dict[int, int]]:
-    """For each layer that streams, the one whose weights come meanwhile, and the one whose buffer they take."""
+    """For each layer that streams, the one whose weights come meanwhile, and whose buffer they take."""
     behind = [*streams[1:], *([layers] if wrap and streams else [])]
     following = dict(zip(streams, behind))
     freed = dict(zip(behind[1:], streams))

@@ -5,6 +5,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ type Row = dict[str, Any]
 
 
 def row(case: str, target: str, values: list[float], **more: Any) -> Row:
-    return {"case": case, "target": target, **spread(values), "load_average": round(load_average(), 1), **more}
+    return {
+        "case": case,
+        "target": target,
+        **spread(values),
+        "load_average": round(load_average(), 1),
+        **more,
+    }
 
 
 def plan_of(checkpoint: MixtureCheckpoint, memory_gb: float, requests: int) -> MachinePlan:
@@ -114,9 +121,10 @@ def overhead(checkpoint: MixtureCheckpoint, rounds: int) -> list[Row]:
             assert runner.measured is not None
             return lane_seconds(runner.measured)["compute"]
 
-        ours, theirs = interleaved(
-            rounds, streamed, lambda bench=bench, resident=resident: bench.run(resident)[0]
-        )
+        def still(bench: DecodeBench = bench, resident: Any = resident) -> float:
+            return bench.run(resident)[0]
+
+        ours, theirs = interleaved(rounds, streamed, still)
         source.close()
         del held
         ratios = [a / b for a, b in zip(ours, theirs)]
@@ -139,10 +147,14 @@ def padded(rounds: int) -> list[Row]:
     for name in names:
         expected[name] = simulate(passes[name]).makespan_s
         walls[name] = [
-            execute(passes[name], lambda task: time.sleep(task.seconds)).makespan_s for _ in range(rounds)
+            # Weights and hidden states share the modelled link, as in the simulation.
+            execute(passes[name], lambda task: time.sleep(task.seconds), thread=attrgetter("lane")).makespan_s
+            for _ in range(rounds)
         ]
         ratios = [wall / expected[name] for wall in walls[name]]
-        found.append(row(f"padded lanes {name}: measured / simulated", "0.75-1.25", ratios, note="sleeps, 30 ms unit"))
+        found.append(
+            row(f"padded lanes {name}: measured / simulated", "0.75-1.25", ratios, note="sleeps, 30 ms unit")
+        )
     by = sorted(names, key=lambda name: expected[name])
     measured = sorted(names, key=lambda name: float(np.median(walls[name])))
     found.append(row("padded lanes: same order", "1", [float(by == measured)], note=" < ".join(measured)))
@@ -160,7 +172,9 @@ def start(folder: Path, rounds: int) -> list[Row]:
     kept = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     models = {
-        layers: locate(measured_model.write(folder / f"start{layers}", dataclasses.replace(base, n_layers=layers)))
+        layers: locate(
+            measured_model.write(folder / f"start{layers}", dataclasses.replace(base, n_layers=layers))
+        )
         for layers in (4, 32)
     }
     rest = {layers: load_rest(checkpoint) for layers, checkpoint in models.items()}
@@ -201,7 +215,9 @@ def accelerate(
         bench.run(runner)
         with _peer(python, script, path, folder, batch) as ask:
 
-            def ours(bench: DecodeBench = bench, runner: Any = runner) -> tuple[float, float]:
+            def ours(
+                bench: DecodeBench = bench, runner: Any = runner, batch: int = batch
+            ) -> tuple[float, float]:
                 if batch == 1:  # cold: an empty cache
                     runner.cache.give_back(runner.cache.lend(runner.cache.slots))
                 cpu = time.process_time()
@@ -210,9 +226,12 @@ def accelerate(
 
             mine, theirs = interleaved(rounds, ours, ask)
         source.close()
-        note = f"batch {batch}, {'cache, emptied before each step' if batch == 1 else 'stream'}; O_DIRECT; theirs after DONTNEED"
+        how = "cache, emptied before each step" if batch == 1 else "stream"
+        note = f"batch {batch}, {how}; ours by O_DIRECT, theirs after DONTNEED"
         walls = [b[0] / a[0] for a, b in zip(mine, theirs)]
-        found.append(row(f"accelerate / ours, seconds, batch {batch}", targets.get(batch, ""), walls, note=note))
+        found.append(
+            row(f"accelerate / ours, seconds, batch {batch}", targets.get(batch, ""), walls, note=note)
+        )
         cpus = [b[1] / max(a[1], 1e-3) for a, b in zip(mine, theirs)]
         target = ">= 2" if batch == 32 else ""
         found.append(row(f"accelerate / ours, CPU seconds, batch {batch}", target, cpus, note=note))
@@ -262,7 +281,11 @@ def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int, steps: in
     hits: dict[str, float] = {}
     made: dict[str, Any] = {}
     sources = []
-    for name, mode, policy in (("stream", "stream", "lru"), ("cache", "cache", "lru"), ("frequency", "cache", "frequency")):
+    for name, mode, policy in (
+        ("stream", "stream", "lru"),
+        ("cache", "cache", "lru"),
+        ("frequency", "cache", "frequency"),
+    ):
         source = build.open_source(checkpoint)
         sources.append(source)
         plan = build.planner(
@@ -272,13 +295,21 @@ def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int, steps: in
         E = checkpoint.config.n_experts
         while stay + 1 + 2 * (E - (stay + 1) // len(checkpoint.streams)) <= slots:
             stay += 1
-        plan = dataclasses.replace(plan, slots=slots, resident=stay if mode == "stream" else 0, rows=1, parts=1)
+        plan = dataclasses.replace(
+            plan, slots=slots, resident=stay if mode == "stream" else 0, rows=1, parts=1
+        )
         config = build.engine_config(checkpoint, 1, 1, 128)
         made[name] = build.build(checkpoint, source, plan, config, cache_policy=policy)
 
     def rate(name: str, prompt: list[int]) -> tuple[float, list[int]]:
         engine = made[name].engine
-        engine.submit(Request(client="a", prompt_ids=prompt, sampling=Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True)))
+        engine.submit(
+            Request(
+                client="a",
+                prompt_ids=prompt,
+                sampling=Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True),
+            )
+        )
         while engine.live and not any(delta.ids for delta in engine.step()):
             pass  # the prompt, which streams on both sides
         began_s, ids = time.perf_counter(), []

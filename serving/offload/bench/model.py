@@ -42,7 +42,11 @@ def _shards(config: ModelConfig) -> Iterator[dict[str, np.ndarray]]:
         return (rng.standard_normal((out, width), np.float32) * width**-0.5).astype(np.float32)
 
     ones = np.ones(D, np.float32)
-    yield {"model.embed_tokens.weight": normal(V, D), "model.norm.weight": ones, "lm_head.weight": normal(V, D)}
+    yield {
+        "model.embed_tokens.weight": normal(V, D),
+        "model.norm.weight": ones,
+        "lm_head.weight": normal(V, D),
+    }
     for i in range(config.n_layers):
         at = f"model.layers.{i}"
         shard = {f"{at}.input_layernorm.weight": ones, f"{at}.post_attention_layernorm.weight": ones}

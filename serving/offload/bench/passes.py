@@ -15,8 +15,8 @@ from serving.engine.device_state import PLAIN
 from serving.engine.kv_layout import KVLayout
 from serving.engine.programs import Programs
 from serving.offload.lanes import MeasuredPass
-from serving.offload.runtime.build import ExpertSource, engine_config
 from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
+from serving.offload.runtime.build import ExpertSource, engine_config
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest
 from serving.offload.runtime.pieces import Pieces
 from serving.offload.runtime.resident import ResidentRunner
@@ -29,7 +29,9 @@ CONTEXT_TOK = 64  # tokens that each row holds
 class DecodeBench:
     """N rows of `parts` micro-batches, each with a context of zeros; every pass decodes one token of each."""
 
-    def __init__(self, checkpoint: MixtureCheckpoint, rows: int, parts: int, model: Transformer | None = None):
+    def __init__(
+        self, checkpoint: MixtureCheckpoint, rows: int, parts: int, model: Transformer | None = None
+    ):
         self.checkpoint, self.rows, self.parts = checkpoint, rows, parts
         self.model = load_rest(checkpoint) if model is None else model
         config = engine_config(checkpoint, rows, parts, CONTEXT_TOK + 32)

@@ -47,7 +47,7 @@ def _main() -> None:
         raise ValueError(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
     if FLAGS.rounds < 1 or not FLAGS.device_memory_gb > 0:
         raise ValueError(
-            f"--rounds is {FLAGS.rounds} and --device_memory_gb {FLAGS.device_memory_gb}; both must be above 0"
+            f"--rounds is {FLAGS.rounds} and --device_memory_gb {FLAGS.device_memory_gb}; they must be above 0"
         )
     for case, flag in (("cache", "trained"), ("accelerate", "peer")):
         if case in wanted and not FLAGS[flag].value:
@@ -85,7 +85,7 @@ def _measure(case: str) -> list[dict[str, Any]]:
     checkpoint = locate(path)
     if case == "overlap":
         return cases.overlap(checkpoint, FLAGS.device_memory_gb, FLAGS.rounds)
-    return getattr(cases, case)(checkpoint, FLAGS.rounds)  # type: ignore[no-any-return]
+    return getattr(cases, case)(checkpoint, FLAGS.rounds)
 
 
 def _prompts(model: Path) -> list[list[int]]:
@@ -101,7 +101,9 @@ def _write(rows: list[dict[str, Any]]) -> None:
     from pallas_kernels import results
 
     Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
-    note = "ratios within one run, median least most of the rounds; random weights except case cache; CPU only"
+    note = (
+        "ratios within one run, median least most of the rounds; random weights except case cache; CPU only"
+    )
     config = f"device_memory_gb {FLAGS.device_memory_gb}, rounds {FLAGS.rounds}"
     results.write_csv(FLAGS.out, rows, command="serving.offload bench", config=config, note=note)
 

@@ -7,8 +7,8 @@ python -m serving.offload run ... --gantt=pass.svg                          the 
 
 The plan is chosen from the one number, printed, and compared with what was measured after the run. Requests
 are JSON lines (see serving.main --help). W/answers.jsonl gets one line as each request finishes; the same
-command continues after Ctrl-C or kill -9, and ends with the same file as a run that nobody disturbed. Rates of
-this machine are measured at the first start and kept in W/rates.json. On a machine without an accelerator the
+command continues after Ctrl-C or kill -9, and ends with the same file as a run that nobody disturbed. Rates
+of this machine are measured at the first start and kept in W/rates.json. On a machine without an accelerator the
 memory counts everything that this process takes beyond an empty one.
 """
 
@@ -28,13 +28,13 @@ from rich.table import Table
 from mixattn.tools.progress import ProgressLines
 from serving import fair, model_engine
 from serving.config import EngineConfig
+from serving.offline import fingerprints, requests_file
+from serving.offline.answers import FAILED, Answers
+from serving.offline.requests_file import AskedLine
 from serving.offload import journal
 from serving.offload.commands import command_line
 from serving.offload.machine_plan import GIB, MODES, MachinePlan, MachinePlanner, MachineWorkload
 from serving.offload.schedule import SCHEDULES
-from serving.offline import fingerprints, requests_file
-from serving.offline.answers import FAILED, Answers
-from serving.offline.requests_file import AskedLine
 from serving.request import Request
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ ANSWERS, RATES = "answers.jsonl", "rates.json"
 def start(argv: list[str]) -> None:
     flags.DEFINE_string("checkpoint", None, "Hugging Face directory of a mixture model.")
     flags.DEFINE_float("device_memory_gb", None, "GiB that the run may take.")
-    flags.DEFINE_float("host_memory_gb", None, "GiB of host memory; with it experts are held there, not read.")
+    flags.DEFINE_float(
+        "host_memory_gb", None, "GiB of host memory; with it experts are held there, not read."
+    )
     flags.DEFINE_string("requests", None, "File of requests, JSON lines.")
     flags.DEFINE_string("workdir", None, "Folder of answers and rates.")
     flags.DEFINE_string("mode", None, f"Force {' or '.join(MODES)}; the plan chooses by default.")
@@ -58,7 +60,9 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_string("policy", "fcfs", "Scheduling policy of requests (see serving.fair).")
     flags.DEFINE_integer("max_batch", None, "Rows of a pass at most; as many as requests by default.")
     flags.DEFINE_float("throttle_mib", None, "Read experts no faster than this, MiB/s: a modelled link.")
-    flags.DEFINE_string("gantt", None, "Draw the last pass into this PNG or SVG, and a Chrome trace beside it.")
+    flags.DEFINE_string(
+        "gantt", None, "Draw the last pass into this PNG or SVG, and a Chrome trace beside it."
+    )
     flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
     logging.set_verbosity(logging.ERROR)
@@ -159,7 +163,10 @@ def _planner(
 ) -> MachinePlanner:
     from serving.offload.runtime import build, rates
 
-    if FLAGS.host_memory_gb is not None and checkpoint.expert_bytes * len(checkpoint.pages) > FLAGS.host_memory_gb * GIB:
+    if (
+        FLAGS.host_memory_gb is not None
+        and checkpoint.expert_bytes * len(checkpoint.pages) > FLAGS.host_memory_gb * GIB
+    ):
         need = checkpoint.expert_bytes * len(checkpoint.pages) / GIB
         raise ValueError(f"--host_memory_gb is {FLAGS.host_memory_gb}, but the experts have {need:.3f} GiB")
     longest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
@@ -168,7 +175,9 @@ def _planner(
     kept = None if FLAGS.dry_run and not workdir.exists() else workdir / RATES
     # A plan that cannot fit is refused before anything is measured or written.
     nothing = rates.MachineRates(1.0, 1.0, 1.0)
-    build.planner(checkpoint, nothing, workload, FLAGS.device_memory_gb * GIB).best(FLAGS.mode, FLAGS.schedule)
+    build.planner(checkpoint, nothing, workload, FLAGS.device_memory_gb * GIB).best(
+        FLAGS.mode, FLAGS.schedule
+    )
     measured = rates.rates(checkpoint, source.pages, kept, source.way)
     return build.planner(checkpoint, measured, workload, FLAGS.device_memory_gb * GIB)
 
@@ -176,9 +185,13 @@ def _planner(
 def describe(planner: MachinePlanner, plan: MachinePlan, way: str) -> dict[str, Any]:
     """A plan's figures, and what one more GiB would bring."""
     more = planner.with_more(GIB).best(FLAGS.mode, FLAGS.schedule)
-    experts = len({*range(planner.config.n_layers)} & {
-        i for i in range(planner.config.n_layers) if planner.config.has_experts(i)
-    }) * planner.config.n_experts
+    experts = (
+        len(
+            {*range(planner.config.n_layers)}
+            & {i for i in range(planner.config.n_layers) if planner.config.has_experts(i)}
+        )
+        * planner.config.n_experts
+    )
     return {
         "mode": plan.mode,
         "schedule": plan.schedule,
@@ -336,8 +349,8 @@ def show_plan(report: dict[str, Any]) -> None:
     )
     predicted = report["predicted"]
     console.print(
-        f"predicted decode pass: read {predicted['read_s']:.3f} s ({predicted['read_bytes'] / 2**20:.0f} MiB),"
-        f" compute {predicted['compute_s']:.3f} s, together {predicted['pass_s']:.3f} s; bottleneck"
+        f"predicted decode pass: read {predicted['read_s']:.3f} s ({predicted['read_bytes'] / 2**20:.0f} MiB)"
+        f", compute {predicted['compute_s']:.3f} s, together {predicted['pass_s']:.3f} s; bottleneck"
         f" {report['bottleneck']}; {predicted['tokens_per_s']:.1f} tokens/s, with 1 GiB more"
         f" {report['tokens_per_s_with_1_gib_more']:.1f}"
     )

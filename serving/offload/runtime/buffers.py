@@ -37,7 +37,9 @@ def in_place(views: Sequence[np.ndarray]) -> ExpertArrays:
     arrays = []
     for view in views:
         if view.ctypes.data % LINE:
-            raise ValueError(f"a matrix at address {view.ctypes.data:#x} is not at a multiple of {LINE} bytes")
+            raise ValueError(
+                f"a matrix at address {view.ctypes.data:#x} is not at a multiple of {LINE} bytes"
+            )
         arrays.append(jax.device_put(view, device, may_alias=True))
     return tuple(arrays)
 
@@ -128,7 +130,7 @@ class LayerBuffers:
         self._next = 0
 
     def page(self, layer: int, part: int, parts: int) -> list[int]:
-        """The experts of page `part` of `parts`; the pages differ by at most one expert, some may be empty."""
+        """The experts of page `part` of `parts`; pages differ by at most one expert, some may be empty."""
         experts = self.streamed[layer]
         return list(experts[part * len(experts) // parts : (part + 1) * len(experts) // parts])
 
@@ -176,6 +178,6 @@ class LayerBuffers:
 
     def next_pass(self) -> None:
         """What was read for the layer behind the last is the first layer's now."""
-        for kept in (self._side, self._held):
-            if self._behind in kept:
-                kept[self.first] = kept.pop(self._behind)  # type: ignore[attr-defined]
+        if self._behind in self._side:
+            self._side[self.first] = self._side.pop(self._behind)
+            self._held[self.first] = self._held.pop(self._behind)

@@ -186,8 +186,5 @@ def _runner(
     ), slots
 
 
-def _streamed(
-    streams: Iterable[int], n_experts: int, stay: set[tuple[int, int]]
-) -> dict[int, list[int]]:
+def _streamed(streams: Iterable[int], n_experts: int, stay: set[tuple[int, int]]) -> dict[int, list[int]]:
     return {i: [e for e in range(n_experts) if (i, e) not in stay] for i in streams}
-

@@ -73,7 +73,8 @@ class ExpertCache:
     def begin(self, needed: Iterable[At]) -> tuple[list[At], list[At]]:
         """A layer needs these: those that are there, which stay until `done`, and those to be taken."""
         with self._changed:
-            hits, misses = [], []
+            hits: list[At] = []
+            misses: list[At] = []
             for at in needed:
                 (hits if at in self._entries else misses).append(at)
             for at in hits:

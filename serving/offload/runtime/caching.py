@@ -78,9 +78,7 @@ class CacheRunner:
     # ---- prompts ----
 
     def _stream(self, pieces: Pieces, parts: Sequence[MicroBatch]) -> None:
-        missing = sum(
-            (i, e) not in self.cache for i in self._streams for e in range(self._n_experts)
-        )
+        missing = sum((i, e) not in self.cache for i in self._streams for e in range(self._n_experts))
         lent = self.cache.lend(2 * self._n_experts if missing else 0)
         try:
             stays = {at: self._arrays[at] for at in self.cache.held()}

@@ -83,7 +83,8 @@ class Pieces:
         return new_rows, output
 
     def end_decode(self, part: MicroBatch, rows: SlotRows) -> tuple[SlotRows, StepOutput]:
-        assert part.decoding is not None and isinstance(part.batch, DecodeBatch)
+        assert part.decoding is not None
+        assert isinstance(part.batch, DecodeBatch)
         R, (loaded, out) = part.shape[0], part.decoding
         *_, new_rows, _, out = self._compiled["end decode", R, part.features](
             self._ends, part.x_RTD, jnp.int32(0), loaded, part.batch.left_R, out

@@ -1,4 +1,4 @@
-"""A layer in pieces: one compiled program per piece and kind of layer, with experts as arguments of their own.
+"""A layer in pieces: one compiled program per piece and kind of layer, with experts as arguments.
 
     project   q, k, v of the residual stream            attend    K/V written, queries answered
     route     the rest before the experts               expert    one expert's rows of a micro-batch
@@ -67,7 +67,6 @@ class OffloadLayer(NamedTuple):
     kind: LayerKind
     params: Sequence[jax.Array]
     number: int
-    index: int
     owner: int
 
 
@@ -107,7 +106,7 @@ def layers_of(model: Transformer) -> list[OffloadLayer]:
         alike = Layer(0, 0 if layer.owns else -1, layer.window)
         kind = LayerKind(graphdef, tree, alike, isinstance(block.ffn, MoE))
         number = numbers.setdefault(kind, len(numbers))
-        found.append(OffloadLayer(kind, params, number, index, layer.owner))
+        found.append(OffloadLayer(kind, params, number, layer.owner))
     return found
 
 

@@ -26,7 +26,7 @@ FEW, MANY = 8, 128  # rows
 
 
 def rates(checkpoint: MixtureCheckpoint, source: PageSource, kept: Path | None, way: str) -> MachineRates:
-    """The machine's rates; read from `kept` if it has them for this model's shapes and this `way` of reading."""
+    """The machine's rates; from `kept` if it has them for these shapes and this `way` of reading."""
     config = checkpoint.config
     shape = [config.d_model, config.d_ff, config.dtype, checkpoint.transposed, way]
     if kept is not None and kept.exists():
@@ -62,7 +62,9 @@ def _compute_s(checkpoint: MixtureCheckpoint, arrays: tuple[jax.Array, ...], row
 
     def once() -> None:
         y_MD = jnp.zeros_like(x_MD)
-        programs.expert(config, checkpoint.transposed, rows, y_MD, x_MD, none, size, arrays).block_until_ready()
+        programs.expert(
+            config, checkpoint.transposed, rows, y_MD, x_MD, none, size, arrays
+        ).block_until_ready()
 
     return _median(once)
 

@@ -173,9 +173,7 @@ class OffloadStack:
         shape, config, kind, params = x.shape[:2], self.config, layer.kind, abstract(layer.params)
         fixed, at = (config, kind), (layer.number, *shape)
         count = places.count_R
-        qkv = jax.eval_shape(
-            lambda *args: programs.project(config, kind, *args), params, x, places.start_R
-        )
+        qkv = jax.eval_shape(lambda *args: programs.project(config, kind, *args), params, x, places.start_R)
         attend = programs.attend_owner if kind.layer.owns else programs.attend_reader
         pool = cache.pools[layer.owner]
         tables = dict(places.tables)

@@ -68,10 +68,13 @@ def test_a_run_that_is_killed_ends_with_the_file_of_an_undisturbed_one(model, tm
     whole = run(model, requests, tmp_path / "a", *slow[1:], "--json")
     assert whole.returncode == 0, whole.stderr
     report = json.loads(whole.stdout)
-    assert report["answered"] == 12 and report["bytes"] > 0
+    assert report["answered"] == 12
+    assert report["bytes"] > 0
     assert sum(report["bytes_planned"].values()) <= report["memory_bytes"]
     out = tmp_path / "b" / "answers.jsonl"
-    with subprocess.Popen(command(model, requests, tmp_path / "b", *slow), cwd=ROOT, stdout=subprocess.PIPE) as killed:
+    with subprocess.Popen(
+        command(model, requests, tmp_path / "b", *slow), cwd=ROOT, stdout=subprocess.PIPE
+    ) as killed:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (out.exists() and out.read_bytes().count(b"\n") >= 3):
             time.sleep(0.05)
@@ -83,7 +86,8 @@ def test_a_run_that_is_killed_ends_with_the_file_of_an_undisturbed_one(model, tm
     assert json.loads(again.stdout)["kept"] >= 3
     assert out.read_bytes() == (tmp_path / "a" / "answers.jsonl").read_bytes()
     other = run(model, asked(tmp_path / "other.jsonl", temperature=0.5), tmp_path / "a")
-    assert other.returncode == 2 and "with prompt and sampling" in other.stderr
+    assert other.returncode == 2
+    assert "with prompt and sampling" in other.stderr
     assert out.read_bytes() == (tmp_path / "a" / "answers.jsonl").read_bytes()
 
 
@@ -120,7 +124,8 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(model, tmp_path, sp
         spoil(path)
     got = run(path, requests, tmp_path / "w", *args, memory=memory)
     assert got.returncode == 2, got.stderr
-    assert says in got.stderr and got.stderr.count("\n") == 1
+    assert says in got.stderr
+    assert got.stderr.count("\n") == 1
     assert not (tmp_path / "w").exists()
 
 
@@ -129,24 +134,29 @@ def test_an_over_long_prompt_is_refused_alone(model, tmp_path):
     with requests.open("a") as more:
         more.write(json.dumps({"id": "long", "prompt_ids": [1] * 200, "max_tokens": 5}) + "\n")
     got = run(model, requests, tmp_path / "w")
-    assert got.returncode == 1 and "1 of 3 requests" in got.stderr
+    assert got.returncode == 1
+    assert "1 of 3 requests" in got.stderr
     lines = [json.loads(line) for line in (tmp_path / "w" / "answers.jsonl").read_text().splitlines()]
     assert [line["finish_reason"] for line in lines] == ["length", "length", "refused"]
-    assert "205 tokens" in lines[2]["error"] and "128" in lines[2]["error"]
+    assert "205 tokens" in lines[2]["error"]
+    assert "128" in lines[2]["error"]
 
 
 def offloaded(path, mode="stream"):
     checkpoint = locate(path)
     source = build.open_source(checkpoint)
-    planner = build.planner(
-        checkpoint, MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(2, 40), 0.12 * GIB
-    )
+    planner = build.planner(checkpoint, MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(2, 40), 0.12 * GIB)
     plan = dataclasses.replace(planner.best(mode), slots=16, resident=0)  # more would fit
     config = build.engine_config(checkpoint, plan.rows, plan.parts, 40)
     return build.build(checkpoint, source, plan, config), source
 
 
 REQUEST = Request(client="a", prompt_ids=[1, 2, 3], sampling=Sampling(max_tokens=8))
+
+
+def step_to_the_end(engine):
+    while engine.live:
+        engine.step()
 
 
 @pytest.mark.parametrize("mode", ["stream", "cache"])
@@ -165,8 +175,7 @@ def test_a_disk_error_while_reading_reaches_the_caller_within_a_second(model, mo
         made.runner.cache.give_back(range(made.plan.slots))
     began_s = time.monotonic()
     with pytest.raises(OSError, match="the disk failed"):
-        for _ in range(8):
-            made.engine.step()
+        step_to_the_end(made.engine)
     assert time.monotonic() - began_s < 3  # a second, and the load of other work
     assert threading.active_count() == threads
     source.close()
@@ -210,13 +219,26 @@ def test_peak_memory_stays_within_the_plan_for_a_model_four_times_the_cap(tmp_pa
     hf.save(Transformer(config, rngs=nnx.Rngs(0)), tmp_path / "model")
     cap = (tmp_path / "model" / "model.safetensors").stat().st_size / 4 / GIB
     requests = asked(tmp_path / "requests.jsonl", 16)
-    args = command(tmp_path / "model", requests, tmp_path / "w", f"--mode={mode}", "--json", memory=f"--device_memory_gb={cap}")
+    args = command(
+        tmp_path / "model",
+        requests,
+        tmp_path / "w",
+        f"--mode={mode}",
+        "--json",
+        memory=f"--device_memory_gb={cap}",
+    )
     got = subprocess.run(
-        [sys.executable, "-c", MEASURE, *args[4:]], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-c", MEASURE, *args[4:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert got.returncode == 0, got.stderr
     report = json.loads(got.stdout.splitlines()[-1])
     planned = sum(report["bytes_planned"].values())
     above = json.loads(got.stderr.splitlines()[-1])["above_empty"]
     print(f"{mode}: peak {above / 2**20:.0f} MiB above the empty process, planned {planned / 2**20:.0f} MiB")
-    assert planned <= cap * GIB and above <= 1.1 * planned
+    assert planned <= cap * GIB
+    assert above <= 1.1 * planned

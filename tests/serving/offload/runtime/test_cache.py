@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.offload.runtime.buffers import Slots
 from serving.offload.runtime.cache import POLICIES, ExpertCache
 from serving.offload.runtime.caching import CacheRunner
-from serving.offload.runtime.buffers import Slots
 from tests.serving.offload.runtime import tiny
 from tests.serving.offload.runtime.test_equality import answers, engine, folder, resident  # noqa: F401
 
@@ -24,9 +24,12 @@ def use(cache, *experts):
 
 def test_lru_evicts_what_was_used_longest_ago():
     cache = ExpertCache(2)
-    assert use(cache, 0) == [0] and use(cache, 1) == [1] and use(cache, 0) == []
+    assert use(cache, 0) == [0]
+    assert use(cache, 1) == [1]
+    assert use(cache, 0) == []
     assert use(cache, 2) == [2]
-    assert (0, 0) in cache and (0, 1) not in cache
+    assert (0, 0) in cache
+    assert (0, 1) not in cache
 
 
 def test_frequency_keeps_an_expert_that_is_used_often_through_a_burst_of_others():
@@ -40,7 +43,11 @@ def test_frequency_keeps_an_expert_that_is_used_often_through_a_burst_of_others(
     assert kept == {"lru": False, "frequency": True}
 
 
-@given(st.integers(1, 5), st.sampled_from(POLICIES), st.lists(st.sets(st.integers(0, 7), min_size=1), max_size=20))
+@given(
+    st.integers(1, 5),
+    st.sampled_from(POLICIES),
+    st.lists(st.sets(st.integers(0, 7), min_size=1), max_size=20),
+)
 def test_every_expert_that_is_asked_for_is_there_once_and_no_more_than_slots_are(slots, policy, steps):
     cache = ExpertCache(slots, policy)
     for needed in steps:
@@ -48,7 +55,8 @@ def test_every_expert_that_is_asked_for_is_there_once_and_no_more_than_slots_are
         use(cache, *sorted(needed))
         assert cache.counts.misses - before <= len(needed)  # each is read at most once
         held = cache.held()
-        assert len(held) <= slots and len(set(held.values())) == len(held)
+        assert len(held) <= slots
+        assert len(set(held.values())) == len(held)
     assert cache.counts.hits + cache.counts.misses == sum(map(len, steps))
 
 
@@ -73,10 +81,12 @@ def test_a_full_cache_of_needed_experts_makes_the_reader_wait_and_not_evict():
     reader = threading.Thread(target=lambda: got.append(cache.take((0, 2))))
     reader.start()
     reader.join(0.2)
-    assert reader.is_alive() and (0, 1) in cache
+    assert reader.is_alive()
+    assert (0, 1) in cache
     cache.done((0, 1))
     reader.join(5)
-    assert got == [0] and (0, 2) in cache
+    assert got == [0]
+    assert (0, 2) in cache
 
 
 def cached(slots_count, policy="lru"):
@@ -101,7 +111,8 @@ def test_tokens_and_logprobs_are_the_resident_models_whatever_the_cache(folder, 
     assert answers(made) == answers(engine(path, resident))
     runner = made.programs.stack.runner
     counts = runner.cache.counts
-    assert runner.passes["cache"] and (slots < 8 or runner.passes["stream"])
+    assert runner.passes["cache"]
+    assert slots < 8 or runner.passes["stream"]
     assert counts.hits + counts.misses == sum(len(asked) for step in runner.routing for asked in step)
     if slots == 12:  # everything fits
         assert counts.evictions <= 12

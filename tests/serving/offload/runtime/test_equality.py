@@ -2,17 +2,15 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from serving import Engine, Request, Sampling
+from serving.offload.runtime.checkpoint import load_rest, locate
 from serving.offload.runtime.engine import OffloadEngine
 from serving.offload.runtime.resident import ResidentRunner
 from serving.offload.runtime.stack import OffloadStack
 from serving.offload.runtime.streaming import StreamRunner
-from serving.offload.runtime.checkpoint import load_rest, locate
 from serving.offload.schedule import SCHEDULES
 from tests.serving.offload.runtime import tiny
 

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 class Prompts:
-    """m chunks of prompts as micro-batches, each in its own slot and pages; hidden states after all layers."""
+    """m chunks of prompts as micro-batches, each in its own pages; hidden states after all layers."""
 
     def __init__(self, path):
         self.bench = tiny.Bench(path, None)
@@ -37,7 +37,7 @@ class Prompts:
         for j in range(m):
             batch = programs.blank_prefill(1, tiny.CHUNK, PLAIN)
             batch.tokens_RC[0], batch.count_R[0] = tiny.greedy(j, tiny.CHUNK), tiny.CHUNK - j % 2
-            for kind, table in batch.tables.items():
+            for _kind, table in batch.tables.items():
                 pages = tiny.CHUNK // tiny.CONFIG.page_size
                 table[0, :pages] = 1 + pages * j + np.arange(pages)
             parts.append(pieces.start_prefill(batch, PLAIN))

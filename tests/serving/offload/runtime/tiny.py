@@ -20,23 +20,23 @@ from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest, loc
 from serving.offload.runtime.stack import OffloadStack
 from serving.offload.store import FilePages, PackedPages, PageReader
 
-BASE: dict[str, Any] = dict(
-    n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=97,
-    n_experts=4, experts_per_token=2, max_positions=128,
-)  # fmt: skip
+BASE: dict[str, Any] = {
+    "n_layers": 3, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 64, "vocab_size": 97,
+    "n_experts": 4, "experts_per_token": 2, "max_positions": 128,
+}  # fmt: skip
 # name -> fields that differ: what the issue asks the runtime to be equal on
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "odd experts": dict(n_experts=5, experts_per_token=3, n_layers=2),
-    "one layer": dict(n_layers=1),
-    "windows": dict(kv_wiring="0_1s_2s", window=6),
-    "shared": dict(n_layers=5, kv_wiring="0_1s_1s_0_1s", window=6),
-    "tied": dict(tied=True),
-    "dense between": dict(n_layers=5, dense_layers=(1, 3)),
-    "dense first": dict(n_layers=4, dense_layers=(0, 3)),
-    "not gated": dict(gated=False, activation="gelu"),
-    "post norms": dict(post_norms=True),
-    "bfloat16": dict(dtype="bfloat16"),
+    "odd experts": {"n_experts": 5, "experts_per_token": 3, "n_layers": 2},
+    "one layer": {"n_layers": 1},
+    "windows": {"kv_wiring": "0_1s_2s", "window": 6},
+    "shared": {"n_layers": 5, "kv_wiring": "0_1s_1s_0_1s", "window": 6},
+    "tied": {"tied": True},
+    "dense between": {"n_layers": 5, "dense_layers": (1, 3)},
+    "dense first": {"n_layers": 4, "dense_layers": (0, 3)},
+    "not gated": {"gated": False, "activation": "gelu"},
+    "post norms": {"post_norms": True},
+    "bfloat16": {"dtype": "bfloat16"},
 }
 
 
@@ -79,7 +79,9 @@ def all_resident(checkpoint: MixtureCheckpoint) -> ResidentExperts:
     return ResidentExperts(pages, Slots(len(pages), checkpoint, source_of(checkpoint)))
 
 
-def streamed(checkpoint: MixtureCheckpoint, stays: frozenset[tuple[int, int]] = frozenset()) -> dict[int, list[int]]:
+def streamed(
+    checkpoint: MixtureCheckpoint, stays: frozenset[tuple[int, int]] = frozenset()
+) -> dict[int, list[int]]:
     E = checkpoint.config.n_experts
     return {i: [e for e in range(E) if (i, e) not in stays] for i in checkpoint.streams}
 
