@@ -27,13 +27,13 @@ def thread_of(task: LaneTask) -> str:
 def execute(
     tasks: Sequence[LaneTask],
     work: Callable[[LaneTask], None],
-    thread: Callable[[LaneTask], str] = thread_of,
+    named: Callable[[LaneTask], str] = thread_of,
 ) -> MeasuredPass:
     """Runs every task and returns when each ran, in seconds from the start.
 
     Args:
       work: called in a lane's thread; must only touch what the schedule lets it.
-      thread: which thread executes a task.
+      named: which thread executes a task.
 
     Raises:
       Exception: whatever `work` raised first.
@@ -44,7 +44,7 @@ def execute(
     spans: list[LaneSpan | None] = [None] * len(tasks)
     lanes: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
-        lanes.setdefault(thread(task), []).append(index)
+        lanes.setdefault(named(task), []).append(index)
     begin = time.perf_counter()
 
     def run_lane(indices: list[int]) -> None:

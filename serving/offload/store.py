@@ -161,7 +161,7 @@ class ExpertPage(NamedTuple):
 
     @property
     def usable_in_place(self) -> bool:
-        """Whether each matrix lies at a multiple of a line, as it then does wherever its blocks are read to."""
+        """Whether each matrix lies at a multiple of a line, as it does wherever its blocks are read to."""
         return all(place.offset % LINE == 0 for place in self.tensors)
 
 

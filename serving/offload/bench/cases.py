@@ -148,7 +148,7 @@ def padded(rounds: int) -> list[Row]:
         expected[name] = simulate(passes[name]).makespan_s
         walls[name] = [
             # Weights and hidden states share the modelled link, as in the simulation.
-            execute(passes[name], lambda task: time.sleep(task.seconds), thread=attrgetter("lane")).makespan_s
+            execute(passes[name], lambda task: time.sleep(task.seconds), named=attrgetter("lane")).makespan_s
             for _ in range(rounds)
         ]
         ratios = [wall / expected[name] for wall in walls[name]]

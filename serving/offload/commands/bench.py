@@ -47,7 +47,7 @@ def _main() -> None:
         raise ValueError(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
     if FLAGS.rounds < 1 or not FLAGS.device_memory_gb > 0:
         raise ValueError(
-            f"--rounds is {FLAGS.rounds} and --device_memory_gb {FLAGS.device_memory_gb}; they must be above 0"
+            f"--rounds is {FLAGS.rounds}, --device_memory_gb {FLAGS.device_memory_gb}; they must be above 0"
         )
     for case, flag in (("cache", "trained"), ("accelerate", "peer")):
         if case in wanted and not FLAGS[flag].value:

@@ -8,8 +8,8 @@ python -m serving.offload run ... --gantt=pass.svg                          the 
 The plan is chosen from the one number, printed, and compared with what was measured after the run. Requests
 are JSON lines (see serving.main --help). W/answers.jsonl gets one line as each request finishes; the same
 command continues after Ctrl-C or kill -9, and ends with the same file as a run that nobody disturbed. Rates
-of this machine are measured at the first start and kept in W/rates.json. On a machine without an accelerator the
-memory counts everything that this process takes beyond an empty one.
+of this machine are measured at the first start and kept in W/rates.json. On a machine without an accelerator
+the memory counts everything that this process takes beyond an empty one.
 """
 
 import dataclasses
