@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from mixattn.hf.safetensors_file import save_aligned
 from mixattn.spec import ModelConfig
 
 # In Mixtral's layout, which transformers opens too: 6 layers of 168 MiB of experts, 1.05 GiB in all.
@@ -26,7 +26,7 @@ def write(path: Path, config: ModelConfig = MEASURED) -> Path:
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(_shards(config)):
         name = f"model-{number + 1:05}-of-{config.n_layers + 1:05}.safetensors"
-        save_file(shard, path / name, metadata={"format": "pt"})
+        save_aligned(shard, path / name)
         weight_map |= dict.fromkeys(shard, name)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (path / "config.json").write_text(json.dumps(translate.write_config("mixtral", config), indent=2))
