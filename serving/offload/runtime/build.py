@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mixattn.model import Transformer
 from serving.config import EngineConfig, Limits
 from serving.engine.kv_layout import KVLayout
+from serving.engine.program_cache import ProgramCache
 from serving.offload import pages
 from serving.offload.machine_plan import MachinePlan, MachinePlanner, MachineRates, MachineWorkload, spread
 from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
 from serving.offload.runtime.cache import ExpertCache
 from serving.offload.runtime.caching import CacheRunner
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest
+from serving.offload.runtime.compile_apart import CompilesApart
 from serving.offload.runtime.engine import OffloadEngine
 from serving.offload.runtime.stack import OffloadStack
 from serving.offload.runtime.streaming import StreamRunner
@@ -145,19 +146,25 @@ def build(
     config: EngineConfig,
     *,
     cache_policy: str = "lru",
-    model: Transformer | None = None,
+    program_cache: ProgramCache | None = None,
     **options: Any,
 ) -> Offloaded:
     """The engine that a plan describes; `options` are the engine's.
+
+    Programs that are not in `program_cache` are compiled by another process.
 
     Raises:
       ValueError: the checkpoint or the configuration cannot be served.
       OSError: reading the experts that stay failed.
     """
-    model = load_rest(checkpoint) if model is None else model
+    model = load_rest(checkpoint)
+    if program_cache is not None:
+        program_cache = CompilesApart(program_cache.folder, checkpoint.path, plan.rows, config)
     runner, slots = _runner(checkpoint, source, plan, cache_policy)
     stack = OffloadStack(model, rows=plan.rows, transposed=checkpoint.transposed, runner=runner)
-    engine = OffloadEngine(model, stack, config, check=source.reader.check_unchanged, **options)
+    engine = OffloadEngine(
+        model, stack, config, check=source.reader.check_unchanged, program_cache=program_cache, **options
+    )
     return Offloaded(engine, runner, slots, plan)
 
 

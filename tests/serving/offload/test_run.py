@@ -20,16 +20,17 @@ from mixattn import hf
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 from serving import Request, Sampling
-from serving.offload.machine_plan import GIB, MachineRates, MachineWorkload
+from serving.offload.machine_plan import GIB, PROGRAM_BYTES, MachineRates, MachineWorkload
 from serving.offload.runtime import build
 from serving.offload.runtime.checkpoint import locate
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ModelConfig(
-    n_layers=3, d_model=128, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=256, vocab_size=256,
+    n_layers=4, d_model=256, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=1024, vocab_size=256,
     n_experts=8, experts_per_token=2, max_positions=128,
 )  # fmt: skip
-MEMORY = "--device_memory_gb=0.12"
+MEMORY_GB = (PROGRAM_BYTES + (80 << 20)) / GIB  # half of the experts, 96 MiB in all
+MEMORY = f"--device_memory_gb={MEMORY_GB}"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def run(*args, **options):
 
 def test_a_run_that_is_killed_ends_with_the_file_of_an_undisturbed_one(model, tmp_path):
     requests = asked(tmp_path / "requests.jsonl")
-    slow = ("--throttle_mib=8", "--mode=stream", "--max_batch=2")  # the same plan in all runs
+    slow = ("--throttle_mib=400", "--mode=stream", "--max_batch=2")  # the same plan in all runs
     whole = run(model, requests, tmp_path / "a", *slow[1:], "--json")
     assert whole.returncode == 0, whole.stderr
     report = json.loads(whole.stdout)
@@ -145,7 +146,9 @@ def test_an_over_long_prompt_is_refused_alone(model, tmp_path):
 def offloaded(path, mode="stream"):
     checkpoint = locate(path)
     source = build.open_source(checkpoint)
-    planner = build.planner(checkpoint, MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(2, 40), 0.12 * GIB)
+    planner = build.planner(
+        checkpoint, MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(2, 40), MEMORY_GB * GIB
+    )
     plan = dataclasses.replace(planner.best(mode), slots=16, resident=0)  # more would fit
     config = build.engine_config(checkpoint, plan.rows, plan.parts, 40)
     return build.build(checkpoint, source, plan, config), source
@@ -213,7 +216,7 @@ finally:
 @pytest.mark.parametrize("mode", ["stream", "cache"])
 def test_peak_memory_stays_within_the_plan_for_a_model_four_times_the_cap(tmp_path, mode):
     config = ModelConfig(
-        n_layers=8, d_model=512, n_heads=8, n_kv_heads=2, head_dim=64, d_ff=1792, vocab_size=512,
+        n_layers=24, d_model=384, n_heads=4, n_kv_heads=1, head_dim=64, d_ff=896, vocab_size=512,
         n_experts=8, experts_per_token=2, max_positions=256,
     )  # fmt: skip
     hf.save(Transformer(config, rngs=nnx.Rngs(0)), tmp_path / "model")

@@ -11,7 +11,7 @@ from serving.loading import load_engine
 from serving.offload.runtime.engine import OffloadEngine
 from tests.serving.offload.runtime import tiny
 
-CONFIG = EngineConfig(max_slots=4, max_request_tok=64, offload=OffloadSettings(device_memory_gb=0.12))
+CONFIG = EngineConfig(max_slots=4, max_request_tok=64, offload=OffloadSettings(device_memory_gb=0.3))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_file_of_requests_is_answered_by_the_offline_server(path, tmp_path, ru
         "@dataclass\n"
         "class Offloaded:\n"
         "    serve: Serve = field(default_factory=lambda: Serve(engine=EngineConfig(\n"
-        "        max_slots=2, max_request_tok=64, offload=OffloadSettings(device_memory_gb=0.12))))\n"
+        "        max_slots=2, max_request_tok=64, offload=OffloadSettings(device_memory_gb=0.3))))\n"
         "def get_config():\n    return Offloaded()\n"
     )
     out = tmp_path / "out.jsonl"
