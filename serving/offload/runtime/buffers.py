@@ -5,6 +5,7 @@ computed, and before an expert is used that it has arrived: a schedule that forg
 `RaceError`, not in wrong numbers.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -120,6 +121,7 @@ class LayerBuffers:
             raise ValueError(f"two layer buffers of {most} experts need {2 * most} slots, not {len(free)}")
         self.first, self._behind = min(streamed), behind
         self.streamed, self._slots = {**streamed, behind: streamed[self.first]}, slots
+        self._lock = threading.Lock()  # the reading lane fills while the device's releases
         self._halves = (free[:most], free[most : 2 * most])
         self.reset()
 
@@ -146,12 +148,7 @@ class LayerBuffers:
           OSError, ValueError: as `Slots.read`.
         """
         if part == 0:
-            if taken := [other for other, side in self._side.items() if side == self._next]:
-                raise RaceError(f"layer {taken[0]} still needs the buffer that layer {layer} is read into")
-            if layer in self._side:
-                raise RaceError(f"layer {layer} is read again before it was computed")
-            self._side[layer], self._held[layer] = self._next, {}
-            self._next = 1 - self._next
+            self._begin(layer)
         if layer not in self._side:
             raise RaceError(f"page {part} of layer {layer} is read before its first page")
         half = self._halves[self._side[layer]]
@@ -159,6 +156,16 @@ class LayerBuffers:
             slot = half[list(self.streamed[layer]).index(expert)]
             real = self.first if layer == self._behind else layer
             self._held[layer][expert] = self._slots.read(slot, real, expert)
+
+    def _begin(self, layer: int) -> None:
+        """Takes the buffer that is next."""
+        with self._lock:
+            if taken := [other for other, side in self._side.items() if side == self._next]:
+                raise RaceError(f"layer {taken[0]} still needs the buffer that layer {layer} is read into")
+            if layer in self._side:
+                raise RaceError(f"layer {layer} is read again before it was computed")
+            self._side[layer], self._held[layer] = self._next, {}
+            self._next = 1 - self._next
 
     def expert(self, layer: int, expert: int) -> ExpertArrays:
         """The arrays of an expert.
@@ -173,8 +180,9 @@ class LayerBuffers:
 
     def release(self, layer: int) -> None:
         """The layer has been computed; its buffer may be filled again."""
-        self._side.pop(layer, None)
-        self._held.pop(layer, None)
+        with self._lock:
+            self._side.pop(layer, None)
+            self._held.pop(layer, None)
 
     def next_pass(self) -> None:
         """What was read for the layer behind the last is the first layer's now."""

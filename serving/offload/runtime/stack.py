@@ -207,7 +207,12 @@ class OffloadStack:
 
 
 def _cut(batch: DecodeBatch, rows: int) -> list[DecodeBatch]:
-    """The batch in micro-batches of `rows` rows; its own number of rows is a multiple."""
+    """The batch in micro-batches of `rows` rows; its own number of rows is a multiple.
+
+    Rows that do not decode are stored nowhere: a prompt that ends in the same pass may be installed there.
+    """
+    nowhere = np.int32(1 << 30)  # no engine has so many slots
+    batch = batch._replace(slot_R=np.where(np.asarray(batch.left_R) > 0, batch.slot_R, nowhere))
     return [
         jax.tree.map(lambda x, start=start: x[start : start + rows], batch)
         for start in range(0, len(batch.left_R), rows)

@@ -64,3 +64,15 @@ def test_every_schedule_gives_the_resident_models_numbers_bit_by_bit(folder, nam
         return StreamRunner(buffers, {}, n_layers=checkpoint.config.n_layers, schedule=schedule)
 
     assert answers(engine(path, streaming)) == answers(engine(path, resident))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 10])
+def test_tokens_do_not_depend_on_how_rows_are_cut_into_micro_batches(folder, rows):
+    config = dataclasses.replace(CONFIG, decode_rows=tuple(range(rows, 10, rows)))
+    checkpoint = locate(tiny.saved("plain", folder))
+    model = load_rest(checkpoint)
+    runner = StreamRunner(tiny.layer_buffers(checkpoint), {}, n_layers=checkpoint.config.n_layers)
+    stack = OffloadStack(model, rows=rows, transposed=checkpoint.transposed, runner=runner)
+    whole = Engine(tiny.network("plain"), dataclasses.replace(CONFIG, decode_rows=(), layers_per_program=0))
+    got = [ids for ids, _ in answers(OffloadEngine(model, stack, config))]
+    assert got == [ids for ids, _ in answers(whole)]
