@@ -45,7 +45,10 @@ class Attention(nnx.Module):
         return apply_rope(k_BTKH, rope), self._split_heads(self.v(x_BTD))
 
     def __call__(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
-        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored."""
+        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored.
+
+        It may return fewer tokens than it gets; those go on.
+        """
         return self.output(read_kv(self.queries(x_BTD, rope)))
 
     def queries(self, x_BTD: jax.Array, rope: RopeTable | None) -> jax.Array:
