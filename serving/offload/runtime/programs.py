@@ -147,7 +147,7 @@ def _attend(
     if k_RTKH is not None and v_RTKH is not None:
         kv = kv.write(layer, k_RTKH, v_RTKH)
     scale, softcap = config.attention_scale or None, config.attention_softcap or None
-    out_RTNH = kv.attend(layer, q_RTNH, scale=scale, softcap=softcap)
+    out_RTNH, kv = kv.attend(layer, q_RTNH, scale=scale, softcap=softcap)
     return out_RTNH, kv.pools[layer.owner] if layer.owns else None
 
 
