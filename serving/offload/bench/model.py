@@ -15,6 +15,12 @@ MEASURED = ModelConfig(
     n_experts=8, experts_per_token=2, max_positions=512, rope_theta=1e6,
 )  # fmt: skip
 
+# More than four times half a GiB: 20 layers of 108 MiB of experts, 2.1 GiB in all.
+DEEP = ModelConfig(
+    n_layers=20, d_model=768, n_heads=4, n_kv_heads=1, head_dim=128, d_ff=1536, vocab_size=1024,
+    n_experts=8, experts_per_token=2, max_positions=512, rope_theta=1e6,
+)  # fmt: skip
+
 
 def write(path: Path, config: ModelConfig = MEASURED) -> Path:
     """A Mixtral checkpoint of random weights, one shard a layer; what is there stays."""

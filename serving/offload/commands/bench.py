@@ -5,8 +5,8 @@ python -m serving.offload bench --only=padded,start                     some lin
 python -m serving.offload bench --only=accelerate --peer=.venv-parity/bin/python --folder=/tmp/peer
 python -m serving.offload bench --only=cache --trained=runs/moe/model   a small mixture model that was trained
 
-The measured model has random weights (1.05 GiB of experts in Mixtral's layout) and is written into --workdir
-at the first start. Pairs are interleaved; the table gives median, least and most of the rounds, and the load
+The measured models have random weights (1 GiB of experts in Mixtral's layout; 2.1 GiB for `overlap`) and are
+written into --workdir at the first start. Pairs are interleaved; the table gives median, least and most of the rounds, and the load
 average beside them. What is throttled or padded says so in its note. Nothing here was measured on a GPU.
 """
 
@@ -74,6 +74,9 @@ def _measure(case: str) -> list[dict[str, Any]]:
         return cases.start(folder, FLAGS.rounds)
     if case == "cache":
         return cases.cache_or_stream(Path(FLAGS.trained), _prompts(Path(FLAGS.trained)), FLAGS.rounds)
+    if case == "overlap":
+        deep = model.write(folder / "deep", model.DEEP)
+        return cases.overlap(locate(deep), FLAGS.device_memory_gb, FLAGS.rounds)
     path = model.write(folder / "measured")
     if case == "accelerate":
         batches = tuple(int(batch) for batch in FLAGS.batches)
@@ -83,8 +86,6 @@ def _measure(case: str) -> list[dict[str, Any]]:
             path, Path(FLAGS.peer), FLAGS.rounds, batches, folder / "peer", min(slots, len(checkpoint.pages))
         )
     checkpoint = locate(path)
-    if case == "overlap":
-        return cases.overlap(checkpoint, FLAGS.device_memory_gb, FLAGS.rounds)
     return getattr(cases, case)(checkpoint, FLAGS.rounds)
 
 
