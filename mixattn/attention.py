@@ -60,8 +60,14 @@ class Attention(nnx.Module):
 
         It may return fewer tokens than it gets; those go on.
         """
-        q_BTNH = self._split_heads(self._queries(x_BTD), self.q_norm)
-        out_BTNH = read_kv(apply_rope(q_BTNH, rope))
+        return self.output(read_kv(self.queries(x_BTD, rope)))
+
+    def queries(self, x_BTD: jax.Array, rope: RopeTable | None) -> jax.Array:
+        """q_BTNH, normalized and rotated."""
+        return apply_rope(self._split_heads(self._queries(x_BTD), self.q_norm), rope)
+
+    def output(self, out_BTNH: jax.Array) -> jax.Array:
+        """out_BTD of what the queries read."""
         return self.o(out_BTNH.reshape(*out_BTNH.shape[:2], -1))
 
     def _queries(self, x_BTD: jax.Array) -> jax.Array:

@@ -68,8 +68,16 @@ class Block(nnx.Module):
         Args:
           going_on_BTD: the tokens of x that `read_kv` returns attention for, if not all.
         """
-        y_BTD = self.attention(normed(self.attention_norm, x_BTD), rope, read_kv)
-        return (x_BTD if going_on_BTD is None else going_on_BTD) + normed(self.attention_post_norm, y_BTD)
+        out_BTNH = read_kv(self.queries(x_BTD, rope))
+        return self.attended(x_BTD if going_on_BTD is None else going_on_BTD, out_BTNH)
+
+    def queries(self, x_BTD: jax.Array, rope: RopeTable | None) -> jax.Array:
+        """q_BTNH of the residual stream x: what `attend` does before it reads K/V."""
+        return self.attention.queries(normed(self.attention_norm, x_BTD), rope)
+
+    def attended(self, x_BTD: jax.Array, out_BTNH: jax.Array) -> jax.Array:
+        """The residual stream after the attention half: what `attend` does once K/V are read."""
+        return x_BTD + normed(self.attention_post_norm, self.attention.output(out_BTNH))
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None

@@ -52,6 +52,29 @@ class Limits:
 
 
 @dataclass(kw_only=True)
+class OffloadSettings:
+    """A mixture model whose experts are read while they are used (see `serving.offload`).
+
+    Attributes:
+      device_memory_gb: GiB that the engine may take; 0 = everything is in memory, without offloading.
+      mode: stream or cache; "" = as the plan chooses. schedule: of streamed passes; "" likewise.
+      cache_policy: lru or frequency.
+    """
+
+    device_memory_gb: float = 0.0
+    mode: str = ""
+    schedule: str = ""
+    cache_policy: str = "lru"
+
+    def check(self) -> None:
+        if self.device_memory_gb < 0:
+            raise ValueError(f"offload.device_memory_gb is {self.device_memory_gb}; it must be at least 0")
+        for name, known in (("mode", ("", "stream", "cache")), ("cache_policy", ("lru", "frequency"))):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"offload.{name} is {value!r}; known: {', '.join(filter(None, known))}")
+
+
+@dataclass(kw_only=True)
 class EngineConfig:
     """How much the engine holds and in what order it serves.
 
@@ -85,6 +108,7 @@ class EngineConfig:
       kv_dtype: type that K/V are stored in: "bfloat16", or "int8" with a scale per token and head (a quarter
         of float32's bytes and four more); "" = the model's. On a CPU it saves memory, not time.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
+      offload: read experts while they are used; slots and limits then follow from its plan.
     """
 
     max_slots: int = 8
@@ -109,9 +133,11 @@ class EngineConfig:
     quantize: str = ""
     kv_dtype: str = ""
     debug: bool = False
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
 
     def check(self) -> None:
         self.limits.check()
+        self.offload.check()
         least = {"max_slots": 1, "page_size": 1, "max_request_tok": 2, "logprobs": -1}
         least["layers_per_program"] = -1
         least |= {name: 2 for name in ("num_pages", "window_pages") if getattr(self, name) != 0}

@@ -44,7 +44,6 @@ from serving.request import Request
 if TYPE_CHECKING:  # jax is loaded only after flags and files have been checked
     from tokenizers import Tokenizer
 
-    from mixattn.model import Transformer
     from mixattn.spec import ModelConfig
     from serving.engine.engine import Engine
     from serving.offline.compare import PolicyReport
@@ -151,8 +150,7 @@ def answer(config: EngineConfig | None) -> None:
             if line.error:
                 answers.write_error(line.id, line.number, line.error)
         numbers = {line.id: line.number for line in lines}
-        model = hf.load(model_path, dtype=_DTYPE.value, quantize=_QUANTIZE.value)[0] if missing else None
-        stats = _answer(config, model, tokenizer, missing, answers, numbers, failed) if model else {}
+        stats = _answer(config, model_path, tokenizer, missing, answers, numbers, failed) if missing else {}
     finally:
         answers.close()
     figures = {
@@ -228,7 +226,7 @@ def _kv_bytes() -> int:
 
 def _answer(
     config: EngineConfig,
-    model: "Transformer",
+    path: Path,
     tokenizer: "Tokenizer | None",
     requests: Sequence[Request],
     answers: Answers,
@@ -241,18 +239,26 @@ def _answer(
       numbers: id -> the number of its line.
       failed: line -> why it has no answer; extended.
     """
-    from serving.engine.engine import Engine
     from serving.engine.program_cache import ProgramCache, default_folder
+    from serving.loading import load_engine
 
     with ProgressLines() as lines:
         line = RequestLine(lines, "answer", sum(r.sampling.n for r in requests))
         decode = None if tokenizer is None else tokenizer.decode
         cache = ProgramCache(default_folder())
-        engine = Engine(model, config, report=line.compiled, decode=decode, program_cache=cache)
+        engine = load_engine(
+            path,
+            config,
+            dtype=_DTYPE.value,
+            quantize=_QUANTIZE.value,
+            report=line.compiled,
+            decode=decode,
+            program_cache=cache,
+        )
         queue = iter(_fitting(engine, requests, answers, numbers, failed))
         while True:
             # Four times the slots: enough for the policy to choose from, and the queue stays short.
-            for request in itertools.islice(queue, max(0, 4 * config.max_slots - len(engine.streams))):
+            for request in itertools.islice(queue, max(0, 4 * engine.config.max_slots - len(engine.streams))):
                 engine.submit(request)
             if not engine.live:
                 break

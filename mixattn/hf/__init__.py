@@ -10,6 +10,7 @@ settings; `companions` carries all but the first two. The native layout is that 
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def load(
     dtype: str | None = None,
     quantize: str = "",
     shardings: tensors.Shardings | None = None,
+    skip: Callable[[tensors.ParamPath], bool] = lambda path: False,
 ) -> tuple[Transformer, ModelConfig]:
     """Reads a model of any known architecture.
 
@@ -114,6 +116,7 @@ def load(
       quantize: "int8" rounds the weights as they are read (`mixattn.quantize`), so that memory never holds
         more than one of them in full; "" = as they are. A quantised checkpoint stays quantised.
       shardings: parameter path and shape -> its sharding; None = the default device. Not with `quantize`.
+      skip: parameters, by path, that stay empty because somebody else reads them. Not with `quantize`.
 
     Raises:
       ValueError: not a checkpoint, an unknown architecture, or a tensor that does not fit (the message names
@@ -143,7 +146,7 @@ def load(
 
     with _named(path):
         if not quantize or config.quantize == quantize:
-            return tensors.load(found, config, places, ignored, shardings), config
+            return tensors.load(found, config, places, ignored, shardings, skip), config
         if shardings is not None:
             raise ValueError(f"shardings and quantize={quantize!r} cannot be given together")
         read = tensors.reader(found, config, places, ignored)

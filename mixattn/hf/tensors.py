@@ -76,6 +76,7 @@ def load(
     places: Places,
     ignore: Callable[[str], bool] = lambda name: False,
     shardings: Shardings | None = None,
+    skip: Callable[[ParamPath], bool] = lambda path: False,
 ) -> Transformer:
     """Builds a model tensor by tensor, each converted and placed on its own, so that only one copy exists.
 
@@ -84,6 +85,7 @@ def load(
     Args:
       ignore: tensor names that need no parameter in the model.
       shardings: parameter path and shape -> its sharding; None = the default device.
+      skip: parameters that are checked but not read; they become empty arrays.
 
     Raises:
       ValueError: a tensor is missing, unused, or of another shape.
@@ -97,7 +99,9 @@ def load(
         (path, param), (place, shape) = flat[i], wanted[i]
         sharding = shardings(dotted_path(path), shape) if shardings else None
         dtype = np.dtype(param.get_value().dtype)  # the config's, except for codes and their scales
-        value = jax.device_put(_read(tensors, place, dtype), sharding)
+        skipped = skip(dotted_path(path))
+        read = np.empty(0, dtype) if skipped else _read(tensors, place, dtype)
+        value = jax.device_put(read, sharding)
         filled[i] = path, param.replace(jax.block_until_ready(value))  # its source can go now
     return nnx.merge(graphdef, nnx.from_flat_state([filled[i] for i in range(len(flat))]))
 

@@ -35,6 +35,7 @@ from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.program_cache import ProgramCache
 from serving.engine.programs import Programs, chunk_sizes, feature_sets
 from serving.engine.scheduler import Scheduler
+from serving.engine.stacks import Stack
 from serving.engine.stats import EngineCounters, EngineStats
 from serving.kvcache.manager import UNSHARED, KVCacheManager
 from serving.kvcache.tokens import TokenIds
@@ -59,6 +60,8 @@ class Engine:
     Raises:
       ValueError: the configuration cannot serve (see `EngineConfig.check`, `Programs`).
     """
+
+    _runner_class: type[ModelRunner] = ModelRunner
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class Engine:
             decode_rows=config.decode_rows,
             feature_sets=feature_sets(config, model.config.vocab_size),
             layers_per_program=config.layers_per_program,
+            stack=self._stack(model),
         )
         with ThreadPoolExecutor(1) as beside:  # memory is touched for the first time while programs load
             zeroed = beside.submit(self.programs.fresh_state)
@@ -113,7 +117,7 @@ class Engine:
         self.streams: dict[RequestId, OutputStream] = {}  # by the name an output is scheduled under
         self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
-        self._runner = ModelRunner(self.programs, tables, self.streams, max(config.prefill_rows))
+        self._runner = self._runner_class(self.programs, tables, self.streams, max(config.prefill_rows))
         self._in_flight: InFlightStep | None = None
         self._deadlines = Deadlines(self.streams)
         self._seq = itertools.count()
@@ -247,6 +251,10 @@ class Engine:
             policy_failure=self.fallback.failure,
             **dataclasses.asdict(self._counts),
         )
+
+    def _stack(self, model: Transformer) -> Stack | None:
+        """How the layers run; None = as the configuration says."""
+        return None
 
     # ---- inside: requests ----
 

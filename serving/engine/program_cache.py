@@ -63,10 +63,15 @@ class ProgramCache:
         self.folder = folder
         self.hits = 0
 
+    def path(self, description: str) -> Path:
+        """Where the program that `description` determines lies, or would."""
+        key = hashlib.sha256(f"{_surroundings()}\n{description}".encode()).hexdigest()
+        return self.folder / (key + SUFFIX)
+
     def load_or_compile(self, description: str, compile: Callable[[], Any]) -> Any:
         """The program that `description` determines; compiled and stored if it is not there."""
-        key = hashlib.sha256(f"{_surroundings()}\n{description}".encode()).hexdigest()
-        path = self.folder / (key + SUFFIX)
+        path = self.path(description)
+        key = path.stem
         found = self._load(path, key)
         if found is not None:
             self.hits += 1

@@ -31,7 +31,7 @@ from serving.engine.device_state import (
 )
 from serving.engine.logits import ALL_ALLOWED, PenaltyRows
 from serving.engine.program_cache import ProgramCache
-from serving.engine.stacks import Name, ProgramSpec, make_stack
+from serving.engine.stacks import Compiled, Name, ProgramSpec, Stack, make_stack
 from serving.request import Sampling
 
 
@@ -44,6 +44,7 @@ class Programs:
       feature_sets: what requests may ask for. Those with prompt log-probabilities are compiled for the
         largest prefill shape alone.
       layers_per_program: see `EngineConfig`.
+      stack: how the layers run; None = as `layers_per_program` says.
     """
 
     MAX_PROGRAMS = 64  # more than this is a configuration mistake, not a workload
@@ -59,9 +60,10 @@ class Programs:
         decode_rows: Sequence[int] = (),
         feature_sets: Sequence[SamplingFeatures] = (PLAIN,),
         layers_per_program: int = 0,
+        stack: Stack | None = None,
     ):
         self.decode_rows = sorted({slots, *(r for r in decode_rows if r < slots)})
-        self.stack = make_stack(model, layers_per_program)
+        self.stack = make_stack(model, layers_per_program) if stack is None else stack
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
         decodes = {features._replace(prompt=False) for features in feature_sets}
         asked = sum(len(self._shapes_of(f)) for f in feature_sets) + len(self.decode_rows) * len(decodes)
@@ -115,6 +117,11 @@ class Programs:
             if _serves(features, want):
                 return features
         raise ValueError(f"no program serves {want}; there are {self.feature_sets}")
+
+    @property
+    def compiled(self) -> Compiled:
+        """The programs by name, for a runner that calls its stack itself."""
+        return self._compiled
 
     def rows_for(self, live: int) -> int:
         """Rows of the smallest compiled decode that `live` requests fit in."""

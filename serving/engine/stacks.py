@@ -29,7 +29,7 @@ from serving.engine.device_state import (
     SplitModel,
     StepOutput,
 )
-from serving.engine.segments import RowPlaces, Segment, SegmentKind
+from serving.engine.segments import RowPlaces, Segment
 
 MAX_WHOLE = 8  # layers of a stack that compiles fast enough as a whole
 
@@ -62,7 +62,7 @@ class ProgramSpec:
         leaves, tree = jax.tree.flatten(self.args)
         shapes = [f"{leaf.dtype}{leaf.shape}" for leaf in leaves]
         fixed = [
-            x.describe() if isinstance(x, SegmentKind) else repr(x)
+            x.describe() if hasattr(x, "describe") else repr(x)
             for x in self.fixed
             if not isinstance(x, SplitModel)
         ]

@@ -49,8 +49,8 @@ class Starter:
 
     def _load(self) -> tuple[Any, ServedModel]:
         from mixattn import hf
-        from serving.engine.engine import Engine
         from serving.engine.program_cache import ProgramCache, default_folder
+        from serving.loading import load_engine
 
         options = self._options
         path = options.checkpoint
@@ -58,10 +58,11 @@ class Starter:
         settings = hf.tokenizer_settings(path)
         eos_ids = list(model_engine.eos_ids(path))
         config = self._override(engine_config(hf.read_config(path), options, eos_ids))
-        net, model_config = hf.load(path, dtype=options.dtype, quantize=options.quantize)
-        engine = Engine(
-            net,
+        engine = load_engine(
+            path,
             config,
+            dtype=options.dtype,
+            quantize=options.quantize,
             log=self._service.loop.record,
             report=lambda name, seconds: self._say(f"compiled {name} in {seconds:.1f} s"),
             decode=None if tokenizer is None else tokenizer.decode,
@@ -77,7 +78,7 @@ class Starter:
         model = ServedModel(
             name=options.name,
             max_tok=config.max_request_tok,
-            vocab=model_config.vocab_size,
+            vocab=engine.model_config.vocab_size,
             prompts=prompts,
             texts=None if tokenizer is None else TokenTexts(tokenizer),
             defaults=model_engine.sampling_defaults(hf.generation_settings(path)),

@@ -1,17 +1,19 @@
-"""Plans and simulates mixture models larger than a device's memory (MoE-Lightning).
+"""Plans, simulates and runs mixture models larger than the memory they may use (MoE-Lightning).
 
     python -m serving.offload plan --model=mixtral-8x7b --hardware=l4 --prompt=77      how to run it
     python -m serving.offload simulate --gantt=gantt.svg                         schedules compared
     python -m serving.offload calibrate --checkpoint=DIR                       this machine's rates
+    python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests=FILE --workdir=W
+    python -m serving.offload bench --device_memory_gb=0.5 --json              speed, as ratios within one run
 
-`--help` after a command lists its flags. `run` and `bench` are not built yet.
+`--help` after a command lists its flags.
 """
 
 import sys
 
 from mixattn.tools.dispatch import dispatch
 
-COMMANDS = ("plan", "simulate", "calibrate")
+COMMANDS = ("plan", "simulate", "calibrate", "run", "bench")
 
 
 def main(argv: list[str]) -> None:

@@ -23,11 +23,16 @@ class Race(NamedTuple):
     buffer: Buffer
 
 
-def races(tasks: Sequence[LaneTask]) -> list[Race]:
-    """All races of a schedule; empty if every order of execution that it allows is right."""
+def races(tasks: Sequence[LaneTask], first: int = 0) -> list[Race]:
+    """All races of a schedule; empty if every order of execution that it allows is right.
+
+    Args:
+      first: the layer whose weights are there when the pass begins.
+    """
     earlier = _ordered_before(tasks)
-    pages, parts = _pages(tasks), 1 + max(task.part for task in tasks)
-    accesses = [_accesses(task, pages, parts) for task in tasks]
+    pages, parts = _pages(tasks, first), 1 + max(task.part for task in tasks)
+    buffers = {layer: rank % 2 for rank, layer in enumerate(sorted(pages))}
+    accesses = [_accesses(task, pages, parts, buffers) for task in tasks]
     writer: dict[tuple[Buffer, int], int] = {}
     readers: dict[tuple[Buffer, int], list[int]] = defaultdict(list)
     for index, (reads, writes) in enumerate(accesses):
@@ -65,26 +70,29 @@ def _ordered_before(tasks: Sequence[LaneTask]) -> list[int]:
     return earlier
 
 
-def _pages(tasks: Sequence[LaneTask]) -> dict[int, int]:
-    """Number of pages in which each layer's weights arrive; layer 0 has filled its buffer before the pass."""
+def _pages(tasks: Sequence[LaneTask], first: int) -> dict[int, int]:
+    """Number of pages in which the weights of each layer that streams arrive."""
     pages: dict[int, int] = defaultdict(int)
     for task in tasks:
-        pages[task.layer] += task.kind == "weights"
-    pages[0] = max(pages.values())
-    return pages
+        if task.kind == "weights":
+            pages[task.layer] += 1
+    pages[first] = max(pages.values(), default=0)
+    return dict(pages)
 
 
 type _Versions = list[tuple[Buffer, int]]
 
 
-def _accesses(task: LaneTask, pages: dict[int, int], parts: int) -> tuple[_Versions, _Versions]:
+def _accesses(
+    task: LaneTask, pages: dict[int, int], parts: int, buffers: dict[int, int]
+) -> tuple[_Versions, _Versions]:
     """What a task reads and what it writes: buffers, and which layer's contents (or which step's).
 
     Weights and fetched K/V have two buffers each, staging one slot per page.
     """
     i, j = task.layer, task.part
     step = i * parts + j
-    weights: _Versions = [(("weights", i % 2, page), i) for page in range(pages[i])]
+    weights: _Versions = [(("weights", buffers.get(i, 0), page), i) for page in range(pages.get(i, 0))]
     match task.kind:
         case "pre":
             return [(("hidden", j), i - 1)], [(("query", j), i)]
@@ -99,7 +107,7 @@ def _accesses(task: LaneTask, pages: dict[int, int], parts: int) -> tuple[_Versi
         case "pin":
             return [], [(("staging", j), i)]
         case "weights":
-            return [(("staging", j), i)], [(("weights", i % 2, j), i)]
+            return [(("staging", j), i)], [(("weights", buffers[i], j), i)]
         case "kv":
             return [], [(("kv", step % 2), step)]
         case "block":

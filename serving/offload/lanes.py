@@ -24,11 +24,16 @@ def thread_of(task: LaneTask) -> str:
     return "weights" if task.kind == "weights" else task.lane
 
 
-def execute(tasks: Sequence[LaneTask], work: Callable[[LaneTask], None]) -> MeasuredPass:
+def execute(
+    tasks: Sequence[LaneTask],
+    work: Callable[[LaneTask], None],
+    named: Callable[[LaneTask], str] = thread_of,
+) -> MeasuredPass:
     """Runs every task and returns when each ran, in seconds from the start.
 
     Args:
       work: called in a lane's thread; must only touch what the schedule lets it.
+      named: which thread executes a task.
 
     Raises:
       Exception: whatever `work` raised first.
@@ -39,7 +44,7 @@ def execute(tasks: Sequence[LaneTask], work: Callable[[LaneTask], None]) -> Meas
     spans: list[LaneSpan | None] = [None] * len(tasks)
     lanes: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
-        lanes.setdefault(thread_of(task), []).append(index)
+        lanes.setdefault(named(task), []).append(index)
     begin = time.perf_counter()
 
     def run_lane(indices: list[int]) -> None:

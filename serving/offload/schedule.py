@@ -1,15 +1,17 @@
-"""Schedules of one decode pass as lists of tasks on lanes; the simulator and a runtime execute the same list.
+"""Schedules of one decode pass as lists of tasks on lanes; simulator and runtime execute the same list.
 
 A pass runs L layers over m micro-batches. A lane executes its tasks in list order, so list order is part of a
 schedule; `needs` names tasks of other lanes only. Weights not resident arrive in pages, one for each
-micro-batch, into one of two layer buffers. Layers and micro-batches count from 0, and layer 0 is resident
-when a pass begins.
+micro-batch, into one of two layer buffers. Layers and micro-batches count from 0. The first layer that
+streams weights has them when a pass begins; with `wrap` a pass fetches them again for the next one, under the
+name of a layer behind the last.
 
     s1        CGOPipe: pages between hidden states, attention on the host two micro-batches ahead
     s2        the same overlap, but the next layer's weights in one piece, after (or before) the layer's
-    hidden states s3        host attention, one micro-batch after the other, the next layer's weights
-    meanwhile (FlexGen(c)) s4        attention on the device, K/V of the next micro-batch fetched during the
-    present one (FlexGen) flexgen   s4 with FlexGen's barrier after every micro-batch
+              hidden states
+    s3        host attention, one micro-batch after the other, the next layer's weights meanwhile (FlexGen(c))
+    s4        attention on the device, K/V of the next micro-batch fetched during the present one (FlexGen)
+    flexgen   s4 with FlexGen's barrier after every micro-batch
     zero      one micro-batch, K/V on the device, weights streamed by layer (DeepSpeed ZeRO-Inference)
     serial    nothing overlaps
 
@@ -17,7 +19,7 @@ Source: MoE-Lightning (arXiv 2411.11217), section 4.1, algorithm 1 and figure 6;
 corrected.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -94,7 +96,15 @@ class _Emitter:
 
 
 def emit(
-    schedule: str, *, layers: int, micro_batches: int, seconds: TaskSeconds, variant: str = "", ahead: int = 2
+    schedule: str,
+    *,
+    layers: int,
+    micro_batches: int,
+    seconds: TaskSeconds,
+    variant: str = "",
+    ahead: int = 2,
+    streams: Sequence[int] | None = None,
+    wrap: bool = False,
 ) -> list[LaneTask]:
     """The tasks of one pass.
 
@@ -103,9 +113,11 @@ def emit(
       variant: "first" issues the whole weights of s2 and s3 before the layer's first task, not after its
         last.
       ahead: micro-batches that s1 and s2 run ahead; fewer than 2 stalls the device, which a test shows.
+      streams: the layers that stream weights, in order; None = all. The others (dense ones) have theirs.
+      wrap: fetch the first layer's weights for the next pass at the end, as those of layer `layers`.
 
     Raises:
-      ValueError: an unknown schedule or variant, or a size below 1.
+      ValueError: an unknown schedule or variant, a size below 1, or layers that do not exist.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
@@ -114,17 +126,34 @@ def emit(
     for name, value in (("layers", layers), ("micro_batches", micro_batches), ("ahead", ahead)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    named = list(range(layers)) if streams is None else list(streams)
+    if named != sorted(set(named)) or not set(named) <= set(range(layers)):
+        raise ValueError(f"streams names layers {named} of {layers}; they must be there, once, in order")
     to = _Emitter()
-    SCHEDULES[schedule](to, _Pass(layers, micro_batches, seconds, variant == "first", ahead))
+    run = _Pass(layers, micro_batches, seconds, variant == "first", ahead, *_fetches(named, layers, wrap))
+    SCHEDULES[schedule](to, run)
     return to.tasks
 
 
+def _fetches(streams: Sequence[int], layers: int, wrap: bool) -> tuple[dict[int, int], dict[int, int]]:
+    """For each layer that streams, the one whose weights come meanwhile, and whose buffer they take."""
+    behind = [*streams[1:], *([layers] if wrap and streams else [])]
+    following = dict(zip(streams, behind))
+    freed = dict(zip(behind[1:], streams))
+    return following, freed
+
+
 class _Pass(NamedTuple):
+    """`following`: layer -> the layer whose weights are fetched meanwhile. `freed`: that layer -> the one
+    that has used its buffer before."""
+
     layers: int
     m: int
     seconds: TaskSeconds
     first: bool
     ahead: int
+    following: dict[int, int]
+    freed: dict[int, int]
 
 
 def _pre_and_attend(to: _Emitter, run: _Pass, i: int, j: int) -> None:
@@ -142,21 +171,24 @@ def _post(to: _Emitter, run: _Pass, i: int, j: int, last_page: int) -> None:
 
 
 def _page(to: _Emitter, run: _Pass, i: int, p: int) -> None:
-    """Page p of layer i: its staging slot is free once layer i-1 left it, the buffer after layer i-2."""
-    if i >= run.layers:
+    """Page p of the weights that come during layer i: its staging slot is free once layer i's own page left
+    it, the buffer after the layer before."""
+    if (target := run.following.get(i)) is None:
         return
-    t, free = run.seconds, ("post", i - 2, run.m - 1) if p == 0 else None
+    t, free = run.seconds, ("post", run.freed.get(target, -1), run.m - 1) if p == 0 else None
     staged = None
     if t.pin:
-        to.add("pin", i, p, "pin", t.pin / run.m, ("weights", i - 1, p))
-        staged = ("pin", i, p)
-    to.add("weights", i, p, "to_device", t.weights / run.m, staged, free)
+        to.add("pin", target, p, "pin", t.pin / run.m, ("weights", i, p))
+        staged = ("pin", target, p)
+    to.add("weights", target, p, "to_device", t.weights / run.m, staged, free)
 
 
-def _whole(to: _Emitter, run: _Pass, i: int, done: str) -> None:
-    """All streamed weights of layer i in one piece, once task `done` of layer i-2 has left the buffer."""
-    if i < run.layers:
-        to.add("weights", i, 0, "to_device", run.seconds.weights, (done, i - 2, run.m - 1))
+def _whole(to: _Emitter, run: _Pass, i: int, done: str, *needs: tuple[str, int, int]) -> None:
+    """All weights that come during layer i in one piece, once task `done` has left the buffer."""
+    if (target := run.following.get(i)) is not None:
+        last = 0 if done == "zero" else run.m - 1
+        free = ("block" if done == "zero" else done, run.freed.get(target, -1), last)
+        to.add("weights", target, 0, "to_device", run.seconds.weights, free, *needs)
 
 
 def _s1(to: _Emitter, run: _Pass) -> None:
@@ -175,9 +207,9 @@ def _pipelined(to: _Emitter, run: _Pass, *, paged: bool) -> None:
         for j in range(run.m):
             to.add("load", i, j, "to_device", run.seconds.load, ("attention", i, j))
             if paged:
-                _page(to, run, i + 1, j)
+                _page(to, run, i, j)
             elif j == (0 if run.first else run.m - 1):
-                _whole(to, run, i + 1, "post")
+                _whole(to, run, i, "post")
             _post(to, run, i, j, run.m - 1 if paged else 0)
             layer, part = divmod(i * run.m + j + ahead, run.m)
             if layer < run.layers:
@@ -187,13 +219,13 @@ def _pipelined(to: _Emitter, run: _Pass, *, paged: bool) -> None:
 def _s3(to: _Emitter, run: _Pass) -> None:
     for i in range(run.layers):
         if run.first:
-            _whole(to, run, i + 1, "post")
+            _whole(to, run, i, "post")
         for j in range(run.m):
             _pre_and_attend(to, run, i, j)
             to.add("load", i, j, "to_device", run.seconds.load, ("attention", i, j))
             _post(to, run, i, j, 0)
         if not run.first:
-            _whole(to, run, i + 1, "post")
+            _whole(to, run, i, "post")
 
 
 def _block_seconds(run: _Pass) -> float:
@@ -212,7 +244,7 @@ def _s4(to: _Emitter, run: _Pass) -> None:
     for i in range(run.layers):
         for j in range(run.m):
             if j == run.m - 1:
-                _whole(to, run, i + 1, "block")
+                _whole(to, run, i, "block")
             _kv(to, run, i * run.m + j + 1)
             weights = ("weights", i, 0) if j == 0 else None
             before = None if run.m == 1 else ("block", i - 1, j)
@@ -225,9 +257,9 @@ def _flexgen(to: _Emitter, run: _Pass) -> None:
     _kv(to, run, 0)
     for q in range(run.layers * run.m):
         i, j = divmod(q, run.m)
-        barrier = [("kv", i, j), *_named_step(q - 1, run.m)]
-        if j == 0 and i + 1 < run.layers:
-            to.add("weights", i + 1, 0, "to_device", run.seconds.weights, *barrier)
+        barrier = [("kv", i, j), *_named_step(q - 1, run)]
+        if j == 0:
+            _whole(to, run, i, "block", *barrier)
         _kv(to, run, q + 1, *barrier)
         weights = ("weights", i, 0)
         to.add("block", i, j, "device", _block_seconds(run), weights, *barrier)
@@ -237,32 +269,28 @@ def _flexgen(to: _Emitter, run: _Pass) -> None:
     to.add("store", *last, "to_host", run.seconds.store, ("block", *last))
 
 
-def _named_step(q: int, m: int) -> list[tuple[str, int, int]]:
+def _named_step(q: int, run: _Pass) -> list[tuple[str, int, int]]:
     """The tasks of FlexGen's step q besides its K/V fetch, which step q+1 names itself."""
     if q < 0:
         return []
-    i, j = divmod(q, m)
-    stored = [("store", *divmod(q - 1, m))] if q else []
-    return [("block", i, j), ("weights", i + 1, 0), *stored]
+    i, j = divmod(q, run.m)
+    stored = [("store", *divmod(q - 1, run.m))] if q else []
+    return [("block", i, j), ("weights", run.following.get(i, -1), 0), *stored]
 
 
 def _zero(to: _Emitter, run: _Pass) -> None:
     for i in range(run.layers):
-        _whole_of_zero(to, run, i + 1)
+        _whole(to, run, i, "zero")
         to.add("block", i, 0, "device", run.m * _block_seconds(run), ("weights", i, 0))
-
-
-def _whole_of_zero(to: _Emitter, run: _Pass, i: int) -> None:
-    if i < run.layers:
-        to.add("weights", i, 0, "to_device", run.seconds.weights, ("block", i - 2, 0))
 
 
 def _serial(to: _Emitter, run: _Pass) -> None:
     """Host attention without any overlap: each task waits for the one before it."""
     t = run.seconds
     steps: list[tuple[str, int, int, str, float]] = []
+    fetched = set(run.following.values())
     for i in range(run.layers):
-        if i:
+        if i in fetched:
             steps.append(("weights", i, 0, "to_device", t.weights))
         for j in range(run.m):
             steps += [
@@ -272,6 +300,8 @@ def _serial(to: _Emitter, run: _Pass) -> None:
                 ("load", i, j, "to_device", t.load),
                 ("post", i, j, "device", t.post),
             ]
+    if run.layers in fetched:
+        steps.append(("weights", run.layers, 0, "to_device", t.weights))
     for before, step in zip([None, *steps], steps):
         to.add(*step, None if before is None else before[:3])
 

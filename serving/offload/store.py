@@ -19,6 +19,7 @@ import numpy as np
 from mixattn.hf.checkpoint_dir import TensorLocation
 
 BLOCK = 4096
+LINE = 64  # bytes; programs use arrays in place that begin at multiples of it
 
 
 def aligned_buffer(size: int) -> np.ndarray:
@@ -153,6 +154,16 @@ class ExpertPage(NamedTuple):
         """Bytes of the matrices alone."""
         return sum(place.size for place in self.tensors)
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of a buffer for the matrices alone, each at a multiple of a line."""
+        return sum(-(-place.size // LINE) * LINE for place in self.tensors)
+
+    @property
+    def usable_in_place(self) -> bool:
+        """Whether each matrix lies at a multiple of a line, as it does wherever its blocks are read to."""
+        return all(place.offset % LINE == 0 for place in self.tensors)
+
 
 class PageSource(Protocol):
     """Where pages come from."""
@@ -196,10 +207,10 @@ class Throttle:
         self._free_s = 0.0
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> None:
-        """Returns once `size` more bytes may have passed."""
+    def take(self, size: int, since_s: float | None = None) -> None:
+        """Returns once `size` more bytes may have passed; those that began at monotonic `since_s`."""
         with self._lock:
-            start = max(self._free_s, time.monotonic())
+            start = max(self._free_s, time.monotonic() if since_s is None else since_s)
             self._free_s = start + size / self._bytes_per_s
             until = self._free_s
         time.sleep(max(0.0, until - time.monotonic()))
@@ -221,14 +232,52 @@ class MemoryPages:
         Raises:
           ValueError: the buffer is too small.
         """
-        if len(buffer) < page.file_bytes:
-            raise ValueError(f"a buffer of {len(buffer)} bytes for a page of {page.file_bytes}")
-        views, used = [], 0
-        for matrix in self._held[page]:
-            view = buffer[used : used + matrix.nbytes].view(matrix.dtype).reshape(matrix.shape)
-            np.copyto(view, matrix)
-            views.append(view)
-            used += matrix.nbytes
+        since_s = time.monotonic()
+        views = packed(self._held[page], buffer)
         if self._throttle is not None:
-            self._throttle.take(used)
+            self._throttle.take(page.file_bytes, since_s)
         return views
+
+
+def packed(matrices: Sequence[np.ndarray], buffer: np.ndarray) -> list[np.ndarray]:
+    """Copies of the matrices in `buffer`, each at a multiple of a line.
+
+    Raises:
+      ValueError: the buffer is too small.
+    """
+    need = sum(-(-matrix.nbytes // LINE) * LINE for matrix in matrices)
+    if len(buffer) < need:
+        raise ValueError(f"a buffer of {len(buffer)} bytes for a page of {need}")
+    views, used = [], 0
+    for matrix in matrices:
+        view = buffer[used : used + matrix.nbytes].view(matrix.dtype).reshape(matrix.shape)
+        np.copyto(view, matrix)
+        views.append(view)
+        used += -(-matrix.nbytes // LINE) * LINE
+    return views
+
+
+class ThrottledPages:
+    """Pages of another source, no faster than a throttle allows: a modelled link, to be named as such."""
+
+    def __init__(self, source: PageSource, throttle: Throttle):
+        self._source, self._throttle = source, throttle
+
+    def read_page(self, page: ExpertPage, buffer: np.ndarray) -> list[np.ndarray]:
+        since_s = time.monotonic()
+        views = self._source.read_page(page, buffer)
+        self._throttle.take(page.file_bytes, since_s)
+        return views
+
+
+class PackedPages:
+    """Pages of another source copied to where programs can use them in place; one thread at a time.
+
+    For checkpoints whose matrices lie at odd offsets. Costs one page of staging and a copy.
+    """
+
+    def __init__(self, source: PageSource, page_bytes: int):
+        self._source, self._staging = source, aligned_buffer(page_bytes)
+
+    def read_page(self, page: ExpertPage, buffer: np.ndarray) -> list[np.ndarray]:
+        return packed(self._source.read_page(page, self._staging), buffer)

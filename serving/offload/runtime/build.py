@@ -1,0 +1,197 @@
+"""Builds an engine for a checkpoint from a plan: sources, buffers, runner, stack."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from serving.config import EngineConfig, Limits
+from serving.engine.kv_layout import KVLayout
+from serving.engine.program_cache import ProgramCache
+from serving.offload import pages
+from serving.offload.machine_plan import MachinePlan, MachinePlanner, MachineRates, MachineWorkload, spread
+from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
+from serving.offload.runtime.cache import ExpertCache
+from serving.offload.runtime.caching import CacheRunner
+from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest
+from serving.offload.runtime.compile_apart import CompilesApart
+from serving.offload.runtime.engine import OffloadEngine
+from serving.offload.runtime.stack import OffloadStack
+from serving.offload.runtime.streaming import StreamRunner
+from serving.offload.store import (
+    FilePages,
+    MemoryPages,
+    PackedPages,
+    PageReader,
+    PageSource,
+    Throttle,
+    ThrottledPages,
+)
+
+PAGE_TOK = 16
+CHUNK_TOK, CHUNKS = 64, 4  # tokens of a prompt in one micro-batch, and such micro-batches in a pass
+
+
+@dataclass
+class ExpertSource:
+    """Where experts come from, with what must be closed.
+
+    Attributes:
+      direct: whether reads bypass the page cache. way: the source in words.
+    """
+
+    pages: PageSource
+    reader: PageReader
+    way: str
+
+    @property
+    def direct(self) -> bool:
+        return self.reader.direct
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+def open_source(
+    checkpoint: MixtureCheckpoint, *, in_host_memory: bool = False, throttle_Bps: float | None = None
+) -> ExpertSource:
+    """Opens every file that holds experts.
+
+    Args:
+      in_host_memory: read them once into host memory and take them from there.
+      throttle_Bps: a modelled link, to be named as such.
+
+    Raises:
+      ValueError: a file is missing.
+    """
+    reader = PageReader(pages.files(checkpoint.pages.values()))
+    source: PageSource = FilePages(reader)
+    throttle = Throttle(throttle_Bps) if throttle_Bps else None
+    way = "files" if reader.direct else "files through the page cache (O_DIRECT is refused)"
+    if in_host_memory:
+        source = MemoryPages(source, list(checkpoint.pages.values()), throttle)
+        way = "host memory"
+    elif not checkpoint.packed:
+        source = PackedPages(source, checkpoint.slot_bytes)
+        way += ", copied from staging"
+    if throttle is not None:
+        way += f" throttled to {throttle_Bps / 2**20:.0f} MiB/s" if throttle_Bps else ""
+        source = source if in_host_memory else ThrottledPages(source, throttle)
+    return ExpertSource(source, reader, way)
+
+
+def engine_config(
+    checkpoint: MixtureCheckpoint,
+    rows: int,
+    parts: int,
+    longest_tok: int,
+    base: EngineConfig | None = None,
+) -> EngineConfig:
+    """An engine for `parts` micro-batches of `rows` rows; what `base` says of policies and sampling stays."""
+    chunk = min(CHUNK_TOK, longest_tok)
+    return dataclasses.replace(
+        base or EngineConfig(),
+        max_slots=rows * parts,
+        page_size=PAGE_TOK,
+        num_pages=0,
+        window_pages=0,
+        max_request_tok=-(-longest_tok // PAGE_TOK) * PAGE_TOK,
+        limits=Limits(chunk_tok=chunk, step_tok=CHUNKS * chunk, decode_steps=(1,)),
+        prefill_rows=(1,),
+        chunk_sizes=(chunk,),
+        decode_rows=tuple(rows * n for n in range(1, parts)),
+        reuse=False,
+        overlap=False,
+    )
+
+
+def kv_bytes(checkpoint: MixtureCheckpoint, longest_tok: int) -> Callable[[int], int]:
+    """Rows that run at once -> bytes of the K/V pools that the engine allocates."""
+
+    def nbytes(rows: int) -> int:
+        config = engine_config(checkpoint, rows, 1, longest_tok)
+        return sum(KVLayout.of(checkpoint.config, config).cache(checkpoint.config, config).nbytes().values())
+
+    return nbytes
+
+
+def planner(
+    checkpoint: MixtureCheckpoint, rates: MachineRates, workload: MachineWorkload, memory_bytes: float
+) -> MachinePlanner:
+    return MachinePlanner(
+        checkpoint.config,
+        rates,
+        workload,
+        memory_bytes,
+        checkpoint.rest_bytes,
+        checkpoint.slot_bytes,
+        kv_bytes(checkpoint, workload.longest_tok),
+    )
+
+
+@dataclass
+class Offloaded:
+    """An engine and the parts that tell what it did."""
+
+    engine: OffloadEngine
+    runner: StreamRunner | CacheRunner
+    slots: Slots
+    plan: MachinePlan
+
+
+def build(
+    checkpoint: MixtureCheckpoint,
+    source: ExpertSource,
+    plan: MachinePlan,
+    config: EngineConfig,
+    *,
+    cache_policy: str = "lru",
+    program_cache: ProgramCache | None = None,
+    **options: Any,
+) -> Offloaded:
+    """The engine that a plan describes; `options` are the engine's.
+
+    Programs that are not in `program_cache` are compiled by another process.
+
+    Raises:
+      ValueError: the checkpoint or the configuration cannot be served.
+      OSError: reading the experts that stay failed.
+    """
+    model = load_rest(checkpoint)
+    if program_cache is not None:
+        program_cache = CompilesApart(program_cache.folder, checkpoint.path, plan.rows, config)
+    runner, slots = _runner(checkpoint, source, plan, cache_policy)
+    stack = OffloadStack(model, rows=plan.rows, transposed=checkpoint.transposed, runner=runner)
+    engine = OffloadEngine(
+        model, stack, config, check=source.reader.check_unchanged, program_cache=program_cache, **options
+    )
+    return Offloaded(engine, runner, slots, plan)
+
+
+def _runner(
+    checkpoint: MixtureCheckpoint, source: ExpertSource, plan: MachinePlan, cache_policy: str
+) -> tuple[StreamRunner | CacheRunner, Slots]:
+    config, streams = checkpoint.config, checkpoint.streams
+    if plan.mode == "cache":
+        slots = Slots(plan.slots, checkpoint, source.pages)
+        cache = ExpertCache(plan.slots, cache_policy)
+        return CacheRunner(
+            slots,
+            cache,
+            n_layers=config.n_layers,
+            streams=streams,
+            n_experts=config.n_experts,
+            schedule=plan.schedule,
+        ), slots
+    stay = spread(plan.resident, streams, config.n_experts)
+    resident = ResidentExperts(stay, Slots(len(stay), checkpoint, source.pages))
+    read = _streamed(streams, config.n_experts, set(stay))
+    slots = Slots(2 * max(map(len, read.values())), checkpoint, source.pages)
+    buffers = LayerBuffers(read, slots, config.n_layers)
+    return StreamRunner(
+        buffers, resident.arrays, n_layers=config.n_layers, schedule=plan.schedule, keep=resident
+    ), slots
+
+
+def _streamed(streams: Iterable[int], n_experts: int, stay: set[tuple[int, int]]) -> dict[int, list[int]]:
+    return {i: [e for e in range(n_experts) if (i, e) not in stay] for i in streams}

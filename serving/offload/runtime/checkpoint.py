@@ -1,0 +1,97 @@
+"""Opens a mixture model's checkpoint: everything but the experts is loaded, the experts are only located."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixattn import hf
+from mixattn.hf import tensors, translate
+from mixattn.hf.checkpoint_dir import Tensors
+from mixattn.model import Transformer
+from mixattn.spec import ModelConfig
+from serving.offload.pages import expert_pages
+from serving.offload.store import ExpertPage
+
+_EXPERT = re.compile(r"blocks\.(\d+)\.ffn\.(gate|up|down)")
+
+
+@dataclass(frozen=True)
+class MixtureCheckpoint:
+    """Attributes:
+    pages: (layer, expert) -> where the expert lies.
+    transposed: whether matrices are stored as [out, in].
+    rest_bytes: weights beside the experts.
+    """
+
+    path: Path
+    config: ModelConfig
+    pages: dict[tuple[int, int], ExpertPage]
+    transposed: bool
+    rest_bytes: int
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The mixture layers, in order."""
+        return tuple(sorted({layer for layer, _ in self.pages}))
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a buffer for any one expert."""
+        return max(max(page.buffer_bytes, page.packed_bytes) for page in self.pages.values())
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert's matrices; all have the same shapes."""
+        return next(iter(self.pages.values())).file_bytes
+
+    @property
+    def packed(self) -> bool:
+        """Whether matrices lie where programs can use them as read, without a copy."""
+        return all(page.usable_in_place for page in self.pages.values())
+
+
+def locate(path: str | Path) -> MixtureCheckpoint:
+    """Reads config and headers, no weights.
+
+    Raises:
+      ValueError: no checkpoint directory, a dense model, a tensor that is missing, of another shape or dtype,
+        or a shard that is cut short or missing.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} holds no config.json; experts are read from a Hugging Face directory")
+    config = hf.read_config(path)
+    if not any(config.has_experts(i) for i in range(config.n_layers)):
+        raise ValueError(
+            f"{path} is a dense model ({config.n_experts} experts in {config.n_layers} layers);"
+            " offloading reads experts, so serve it by serving.main"
+        )
+    found = hf.open_source(path).tensors()
+    if not isinstance(found, Tensors):
+        raise ValueError(f"{path} has no safetensors files; experts are read from those only")
+    model_type = hf.open_source(path).config().get("model_type", hf.NATIVE)
+    places = tensors.native_places if model_type == hf.NATIVE else translate.family_places(model_type, config)
+    pages = expert_pages(config, found, places)
+    layer = next(iter(pages))[0]
+    stored = str(next(iter(pages.values())).tensors[0].dtype)
+    if stored != config.dtype:
+        raise ValueError(
+            f"{path} stores experts as {stored}, its config says {config.dtype}; they are used as stored"
+        )
+    every = sum(found.location(name).size for name in found)
+    rest = every - sum(page.file_bytes for page in pages.values())
+    return MixtureCheckpoint(path, config, pages, places(f"blocks.{layer}.ffn.up").transpose, rest)
+
+
+def load_rest(checkpoint: MixtureCheckpoint) -> Transformer:
+    """The model without its experts, which never are in memory together."""
+    from serving.offload.runtime.programs import without_experts
+
+    config = checkpoint.config
+
+    def is_expert(path: str) -> bool:
+        found = _EXPERT.fullmatch(path)
+        return found is not None and config.has_experts(int(found[1]))
+
+    model, _ = hf.load(checkpoint.path, skip=is_expert)
+    return without_experts(model)

@@ -1,0 +1,227 @@
+"""A stack of layers for the engine's programs whose experts are read during the pass.
+
+All rows of a step, those that decode and those whose prompts are computed, share one pass over the weights.
+
+Axes: R rows, T tokens of each, D model width, N query heads, K key/value heads, H head size.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mixattn.cache import Paged
+from mixattn.model import Transformer
+from serving.engine import segments, steps
+from serving.engine.device_state import (
+    DecodeBatch,
+    DeviceState,
+    PrefillBatch,
+    SamplingFeatures,
+    SplitModel,
+    StepOutput,
+)
+from serving.engine.segments import RowPlaces
+from serving.engine.stacks import Compiled, Name, ProgramSpec, Shapes, abstract
+from serving.offload.runtime import programs
+from serving.offload.runtime.pieces import MicroBatch, Pieces
+from serving.offload.runtime.programs import OffloadLayer
+
+
+class LayerRunner(Protocol):
+    """Runs micro-batches through all layers, wherever the experts come from."""
+
+    def run(self, pieces: Pieces, parts: Sequence[MicroBatch]) -> None: ...
+
+
+class OffloadStack:
+    """A `serving.engine.stacks.Stack` without experts of its own.
+
+    Args:
+      model: without experts (`serving.offload.runtime.checkpoint.load_rest`).
+      rows: rows of a decode micro-batch.
+      transposed: see `programs.expert`.
+      runner: brings the experts.
+    """
+
+    def __init__(self, model: Transformer, *, rows: int, transposed: bool, runner: LayerRunner):
+        self.config, self.rows, self._transposed, self.runner = model.config, rows, transposed, runner
+        ends = copy.copy(model)
+        ends.blocks = nnx.List([])
+        self._ends, self._params = SplitModel.split(ends)
+        self.layers = programs.layers_of(model)
+
+    def identity(self) -> Any:
+        return self.config, self._ends, tuple(layer.kind for layer in self.layers), self._transposed
+
+    def prefill(
+        self, compiled: Compiled, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
+    ) -> tuple[DeviceState, StepOutput]:
+        state, outputs = self.run_pass(compiled, state, [(batch, features)], None)
+        return state, outputs[0]
+
+    def decode(
+        self,
+        compiled: Compiled,
+        state: DeviceState,
+        batch: DecodeBatch,
+        n: int,
+        features: SamplingFeatures,
+    ) -> tuple[DeviceState, StepOutput]:
+        """One decode step; an engine with this stack asks for no more (`Limits.decode_steps`)."""
+        state, outputs = self.run_pass(compiled, state, [], (batch, features))
+        return state, outputs[0]
+
+    def run_pass(
+        self,
+        compiled: Compiled,
+        state: DeviceState,
+        prefills: Sequence[tuple[PrefillBatch, SamplingFeatures]],
+        decode: tuple[DecodeBatch, SamplingFeatures] | None,
+    ) -> tuple[DeviceState, list[StepOutput]]:
+        """One pass: every prefill batch is a micro-batch, and every `rows` rows that decode.
+
+        Returns:
+          The state, the outputs of the prefills, and one of all decode rows.
+        """
+        pieces = Pieces(compiled, self.layers, self._params, dict(state.cache.pools))
+        parts = [pieces.start_prefill(*prefill) for prefill in prefills]
+        cuts = [] if decode is None else _cut(decode[0], self.rows)
+        live = [bool(np.any(np.asarray(cut.left_R) > 0)) for cut in cuts]
+        decoding = [
+            pieces.start_decode(state.rows, cut, decode[1]) for cut, on in zip(cuts, live) if on and decode
+        ]
+        self.runner.run(pieces, [*parts, *decoding])
+        rows, outputs = state.rows, []
+        for part in parts:
+            rows, output = pieces.end_prefill(part, rows)
+            outputs.append(output)
+        drawn, behind = [], iter(decoding)
+        for on in live:
+            out = None
+            if on:
+                rows, out = pieces.end_decode(next(behind), rows)
+            drawn.append(out)
+        if decode is not None:
+            outputs.append(_joined(drawn, self.rows, decode[1]))
+        return DeviceState(dataclasses.replace(state.cache, pools=pieces.pools), rows), outputs
+
+    # ---- programs ----
+
+    def listing(self, shapes: Shapes) -> Iterator[tuple[Name, ProgramSpec]]:
+        seen: dict[Name, ProgramSpec] = {}
+        state = abstract(shapes.state())
+        for prefill, features in shapes.prefills():
+            seen |= self._prefill_listing(state, abstract(prefill), features)
+        for decode, features in shapes.decodes():
+            batch = abstract(_cut(decode, self.rows)[0])
+            seen |= self._decode_listing(state, batch, features)
+        yield from seen.items()
+
+    def _prefill_listing(
+        self, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
+    ) -> dict[Name, ProgramSpec]:
+        shape, params = batch.tokens_RC.shape, abstract(self._params)
+        x = jax.ShapeDtypeStruct((*shape, self.config.d_model), self.config.dtype)
+        args = (params, batch.tokens_RC, batch.start_R, batch.count_R)
+        listed: dict[Name, ProgramSpec] = {
+            ("start prefill", *shape): ProgramSpec(segments.start_prefill, (self._ends,), args, {}),
+            ("end prefill", *shape, features): ProgramSpec(
+                segments.end_prefill, (self._ends,), (params, x, state.rows, batch), {"features": features}
+            ),
+        }
+        places = RowPlaces(batch.tables, batch.start_R, batch.count_R)
+        return listed | self._layers_listing(x, state.cache, places)
+
+    def _decode_listing(
+        self, state: DeviceState, batch: DecodeBatch, features: SamplingFeatures
+    ) -> dict[Name, ProgramSpec]:
+        R, params, only = len(batch.left_R), abstract(self._params), {"features": features}
+        rows = jax.eval_shape(lambda rows, batch: steps.load_rows(rows, batch, features), state.rows, batch)
+        out = jax.eval_shape(lambda: steps.empty_output(1, R, features))
+        x = jax.ShapeDtypeStruct((R, 1, self.config.d_model), self.config.dtype)
+        one = jax.ShapeDtypeStruct((), jnp.int32)
+        start, end = segments.start_decode, segments.end_decode
+        listed: dict[Name, ProgramSpec] = {
+            ("start decode", R, features): ProgramSpec(
+                start, (self._ends,), (params, state.rows, batch), {"max_steps": 1, **only}
+            ),
+            ("end decode", R, features): ProgramSpec(
+                end, (self._ends,), (params, x, one, rows, batch.left_R, out), only
+            ),
+            ("store", R, features): ProgramSpec(segments.store, (), (state.rows, batch.slot_R, rows), only),
+        }
+        places = RowPlaces(batch.tables, batch.left_R, batch.left_R)
+        return listed | self._layers_listing(x, state.cache, places)
+
+    def _layers_listing(
+        self, x: jax.ShapeDtypeStruct, cache: Paged, places: RowPlaces
+    ) -> dict[Name, ProgramSpec]:
+        listed: dict[Name, ProgramSpec] = {}
+        for layer in {layer.number: layer for layer in self.layers}.values():
+            listed |= self._layer_listing(layer, x, cache, places)
+        return listed
+
+    def _layer_listing(
+        self, layer: OffloadLayer, x: jax.ShapeDtypeStruct, cache: Paged, places: RowPlaces
+    ) -> dict[Name, ProgramSpec]:
+        shape, config, kind, params = x.shape[:2], self.config, layer.kind, abstract(layer.params)
+        fixed, at = (config, kind), (layer.number, *shape)
+        count = places.count_R
+        qkv = jax.eval_shape(lambda *args: programs.project(config, kind, *args), params, x, places.start_R)
+        attend = programs.attend_owner if kind.layer.owns else programs.attend_reader
+        pool = cache.pools[layer.owner]
+        tables = dict(places.tables)
+        listed: dict[Name, ProgramSpec] = {
+            ("project", *at): ProgramSpec(programs.project, fixed, (params, x, places.start_R), {}),
+            ("attend", *at): ProgramSpec(
+                attend, (*fixed, cache.kinds), (pool, *qkv, tables, places.start_R, count), {}
+            ),
+        }
+        out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
+        if not kind.mixture:
+            return listed | {("dense", *at): ProgramSpec(programs.dense, fixed, (params, x, out), {})}
+        args = (params, x, out, count)
+        _, routed = jax.eval_shape(lambda *args: programs.route(config, kind, *args), *args)
+        y, back, gate = routed.y_MD, routed.back_M, routed.gate_Xk
+        listed["route", *at] = ProgramSpec(programs.route, fixed, args, {})
+        listed["combine", *at] = ProgramSpec(programs.combine, fixed, (params, x, y, back, gate), {})
+        b = programs.block_rows(len(back), config.n_experts)
+        one = jax.ShapeDtypeStruct((), jnp.int32)
+        listed["expert", len(y)] = ProgramSpec(
+            programs.expert, (config, self._transposed, b), (y, y, one, one, self._matrices()), {}
+        )
+        return listed
+
+    def _matrices(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of an expert's matrices, as stored."""
+        D, F = self.config.d_model, self.config.d_ff
+        wide, narrow = ((F, D), (D, F)) if self._transposed else ((D, F), (F, D))
+        shapes = [wide, wide, narrow] if self.config.gated else [wide, narrow]
+        return tuple(jax.ShapeDtypeStruct(shape, self.config.dtype) for shape in shapes)
+
+
+def _cut(batch: DecodeBatch, rows: int) -> list[DecodeBatch]:
+    """The batch in micro-batches of `rows` rows; its own number of rows is a multiple.
+
+    Rows that do not decode are stored nowhere: a prompt that ends in the same pass may be installed there.
+    """
+    nowhere = np.int32(1 << 30)  # no engine has so many slots
+    batch = batch._replace(slot_R=np.where(np.asarray(batch.left_R) > 0, batch.slot_R, nowhere))
+    return [
+        jax.tree.map(lambda x, start=start: x[start : start + rows], batch)
+        for start in range(0, len(batch.left_R), rows)
+    ]
+
+
+def _joined(drawn: Sequence[StepOutput | None], rows: int, features: SamplingFeatures) -> StepOutput:
+    """The outputs of micro-batches side by side; those of padding alone produced nothing."""
+    nothing = steps.empty_output(1, rows, features)
+    filled = [jax.tree.map(np.asarray, nothing if out is None else out) for out in drawn]
+    joined: StepOutput = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *filled)
+    return joined
