@@ -16,6 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 Answer = dict[str, Any]
+# From here on what libraries print goes to standard error.
+_ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 
 
 class TokenTimes:
@@ -36,9 +39,7 @@ class TokenTimes:
 
 
 def serve(load: Callable[[dict[str, Any]], Any], run: Callable[[Any, list[list[int]], int], Answer]) -> None:
-    """Answers queries until standard input ends. What libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Answers queries until standard input ends."""
     model = None
     for line in sys.stdin:
         ask = json.loads(line)
@@ -50,4 +51,4 @@ def serve(load: Callable[[dict[str, Any]], Any], run: Callable[[Any, list[list[i
                 answer = run(model, ask["prompts"], ask["new"])
         except Exception as why:  # told in the other side's table
             answer = {"error": f"{type(why).__name__}: {why}"[:500]}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer), file=_ANSWERS, flush=True)
