@@ -6,8 +6,9 @@ python -m serving.offload bench --only=accelerate --peer=.venv-parity/bin/python
 python -m serving.offload bench --only=cache --trained=runs/moe/model   a small mixture model that was trained
 
 The measured models have random weights (1 GiB of experts in Mixtral's layout; 2.1 GiB for `overlap`) and are
-written into --workdir at the first start. Pairs are interleaved; the table gives median, least and most of the rounds, and the load
-average beside them. What is throttled or padded says so in its note. Nothing here was measured on a GPU.
+written into --workdir at the first start. Pairs are interleaved; the table gives median, least and most of the
+rounds, and the load average beside them. What is throttled or padded says so in its note. Nothing here was
+measured on a GPU.
 """
 
 import json
