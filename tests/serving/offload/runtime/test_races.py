@@ -138,7 +138,9 @@ def droppable(tasks, first):
                 yield found[0], broken
 
 
-@pytest.mark.parametrize("schedule", ["s1", "s2", "s3", "serial"])
+@pytest.mark.parametrize(
+    "schedule", ["s1", "s2", *(pytest.param(name, marks=pytest.mark.long) for name in ("s3", "serial"))]
+)
 def test_any_need_that_is_dropped_is_caught_when_its_task_is_late(prompts, schedule):
     model, m = prompts("plain"), 2
     want = model.expected(m)
