@@ -80,6 +80,8 @@ MAY: dict[str, set[str]] = {
     | {"prometheus_client", "llguidance", "absl"},
     # A process of its own, with nothing of the server in it.
     "serving.http.template_worker": {"jinja2", "mixattn.chat_template"},
+    # Runs in the environment of the comparison, imported by nobody here.
+    "serving.offload.bench.accelerate_side": {"torch", "accelerate", "transformers"},
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),
@@ -107,7 +109,7 @@ MAY: dict[str, set[str]] = {
         f"serving.offload.{name}": {"serving.offload", "mixattn.spec"}
         for name in (
             *("hardware", "shapes", "roofline", "plan", "search", "schedule", "simulate", "hazards"),
-            *("batching", "durations", "paper", "experiment"),
+            *("batching", "durations", "paper", "experiment", "machine_plan"),
         )
     },
     "configs": {"train", "serving", "mixattn"},
@@ -117,6 +119,8 @@ NO_CLOCK = (
     "serving.metropolis.schedule",
     *(f"serving.offload.{name}" for name in ("hardware", "shapes", "roofline", "plan", "search", "schedule")),
     *(f"serving.offload.{name}" for name in ("simulate", "hazards", "batching", "durations", "experiment")),
+    "serving.offload.machine_plan",
+    "serving.offload.runtime.cache",
 )
 CLOCKS = {"time", "datetime", "asyncio"}
 NO_JAX = (*NO_CLOCK, "mixattn.spec", "mixattn.evals")

@@ -43,7 +43,8 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "evals": Command("mixattn.evals", "measure models: arena, judge, longcontext, dafny, dafnybench, clover"),
     "offload": Command(
-        "serving.offload", "mixture models larger than memory: plan, simulate schedules, calibrate"
+        "serving.offload",
+        "mixture models larger than memory: plan, simulate, calibrate, run, bench",
     ),
     "model-evals": Command("serving.evals", "our models behind the evaluations: arena demo, judge exhibit"),
     "metropolis": Command("serving.metropolis", "out-of-order multi-agent simulation"),

@@ -14,7 +14,7 @@ from mixattn.model import Transformer
 from serving.engine.device_state import PLAIN
 from serving.engine.kv_layout import KVLayout
 from serving.engine.programs import Programs
-from serving.offload.lanes import MeasuredPass
+from serving.offload.lanes import MeasuredPass, thread_of
 from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
 from serving.offload.runtime.build import ExpertSource, engine_config
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest
@@ -104,6 +104,15 @@ def lane_seconds(run: MeasuredPass) -> dict[str, float]:
     for span in run.spans:
         spent["read" if span.task.kind == "weights" else "compute"] += span.end_s - span.start_s
     return spent
+
+
+def busiest_s(run: MeasuredPass) -> float:
+    """Busy seconds of the lane, that is the thread, that works longest."""
+    spent: dict[str, float] = {}
+    for span in run.spans:
+        lane = thread_of(span.task)
+        spent[lane] = spent.get(lane, 0.0) + span.end_s - span.start_s
+    return max(spent.values())
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 python -m serving.offload bench --device_memory_gb=0.5 --json           about 10 minutes on one core
 python -m serving.offload bench --only=padded,start                     some lines of the table
-python -m serving.offload bench --only=accelerate --peer=.venv-parity/bin/python --folder=/tmp/peer
-python -m serving.offload bench --only=cache --trained=runs/moe/model   a small mixture model that was trained
+python -m serving.offload bench --only=accelerate --peer=.venv-parity/bin/python     beside disk_offload
+python -m serving.offload bench --only=cache --trained=runs/small_moe/model   see configs/small_moe.py
 
 The measured models have random weights (1 GiB of experts in Mixtral's layout; 2.1 GiB for `overlap`) and are
-written into --workdir at the first start. Pairs are interleaved; the table gives median, least and most of the rounds, and the load
-average beside them. What is throttled or padded says so in its note. Nothing here was measured on a GPU.
+written into --workdir at the first start. Pairs are interleaved; the table gives median, least and most of
+the rounds, and the load average beside them. What is throttled or padded says so in its note. Nothing here
+was measured on a GPU.
 """
 
 import json

@@ -181,3 +181,19 @@ def test_bad_input_is_refused_with_both_facts(change, message):
     good = {"schedule": "s1", "layers": 2, "micro_batches": 2, "seconds": durations(1, 1, 1, 1, 1)}
     with pytest.raises(ValueError, match=message):
         emit(**(good | change))
+
+
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    st.integers(1, 5),
+    st.sets(st.integers(0, 6), min_size=1),
+    st.booleans(),
+)
+def test_schedules_with_dense_layers_and_wrapping_have_no_race_either(name, m, streams, wrap):
+    layers = max(streams) + 2  # a dense layer behind the last
+    seconds = TaskSeconds(1, 1, 1, 1, 1, 1, weights=1, kv=1)
+    ordered = sorted(streams)
+    tasks = emit(name, layers=layers, micro_batches=m, seconds=seconds, streams=ordered, wrap=wrap)
+    assert races(tasks, ordered[0]) == []
+    fetched = {task.layer for task in tasks if task.kind == "weights"}
+    assert fetched == {*ordered[1:], *([layers] if wrap else [])}

@@ -51,7 +51,8 @@ def test_the_seam_is_the_engines_own(path, policy):
 
 
 def test_without_offload_everything_is_in_memory_and_answers_are_the_same(path):
-    plain = load_engine(path, dataclasses.replace(CONFIG, offload=OffloadSettings()))
+    whole = dataclasses.replace(CONFIG, offload=OffloadSettings(), prefill_rows=(1,), chunk_sizes=(64,))
+    plain = load_engine(path, whole)
     assert not isinstance(plain, OffloadEngine)
     offloaded = load_engine(path, CONFIG)
     assert [o.output_ids for o in plain.run(asked(3))] == [o.output_ids for o in offloaded.run(asked(3))]
