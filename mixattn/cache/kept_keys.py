@@ -50,6 +50,8 @@ class KeptKeys:
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int, *, dtype: DTypeLike | None = None) -> Self:
         """`batch` empty rows; `capacity` does not matter, since the budget bounds them."""
+        if config.sinks:
+            raise ValueError(f"the config has {config.sinks} sinks; a cache that evicts keeps windows only")
         slabs = {}
         for owner in config.owners:
             heavy, recent = cls._budget(config.layers[owner])
