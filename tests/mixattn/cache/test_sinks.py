@@ -177,7 +177,7 @@ def test_a_saved_model_keeps_its_sinks_and_another_family_refuses_them(tmp_path)
 
 
 def test_rewiring_adds_sinks_and_otherwise_keeps_them():
-    with_sinks = rewire(model(SHORT), SHORT.kv_wiring, sinks=2)
+    with_sinks = rewire(model(SHORT), SHORT.kv_wiring, sinks=2, init="owner")
     assert with_sinks.config.sinks == 2
-    assert rewire(with_sinks, SHORT.kv_wiring).config.sinks == 2
-    assert rewire(with_sinks, SHORT.kv_wiring, sinks=0).config == SHORT
+    assert rewire(with_sinks, SHORT.kv_wiring, init="owner").config.sinks == 2
+    assert rewire(with_sinks, SHORT.kv_wiring, sinks=0, init="owner").config == SHORT
