@@ -10,9 +10,10 @@ from flax import nnx
 
 from mixattn import generate, hf, kv_bytes
 from mixattn.cache import Contiguous, Paged, Ring
-from mixattn.cache.kept_keys import with_budget
+from mixattn.cache.kept import check_model
 from mixattn.cache.protocol import slot_of, slot_positions
 from mixattn.cache.sinks import attend_layer
+from mixattn.keep import Keep
 from mixattn.spec import Layer
 from mixattn.uptrain import rewire
 from tests.mixattn.cache.test_cache import prepared, step
@@ -163,7 +164,7 @@ def test_caches_that_keep_windows_only_refuse_in_one_sentence():
     with pytest.raises(ValueError, match="keeps 3 sinks beside its window of 5"):
         Paged.init(CONFIG, pages=pages, page_size=pages, batch=1, table_pages=pages)
     with pytest.raises(ValueError, match="the config has 3 sinks"):
-        with_budget(2, 2).init(CONFIG, 1, 8)
+        check_model(Keep(), CONFIG)
 
 
 def test_a_saved_model_keeps_its_sinks_and_another_family_refuses_them(tmp_path):
