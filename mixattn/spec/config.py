@@ -243,8 +243,8 @@ def kv_bytes_by_owner(
         kept = {i: key_bytes * keep.slots(tokens, 0, n, len(full)) for n, i in enumerate(full)}
         return kv_bytes_by_owner(config, tokens, dtype, windowed) | kept
     token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
-    kept = {i: _kept_tokens(config.layers[i]) if windowed else None for i in config.owners}
-    return {i: token_bytes * (tokens if most is None else min(tokens, most)) for i, most in kept.items()}
+    limits = {i: _kept_tokens(config.layers[i]) if windowed else None for i in config.owners}
+    return {i: token_bytes * (tokens if most is None else min(tokens, most)) for i, most in limits.items()}
 
 
 def _kept_tokens(layer: Layer) -> int | None:

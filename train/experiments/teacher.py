@@ -51,8 +51,14 @@ class _Tapped:
         self._block = block
         self.keys_values = block.keys_values
 
-    def attend(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
-        self.middle_BTD = self._block.attend(x_BTD, rope, read_kv)
+    def attend(
+        self,
+        x_BTD: jax.Array,
+        rope: RopeTable | None,
+        read_kv: ReadKV,
+        going_on_BTD: jax.Array | None = None,
+    ) -> jax.Array:
+        self.middle_BTD = self._block.attend(x_BTD, rope, read_kv, going_on_BTD)
         return self.middle_BTD
 
     def feed_forward(
