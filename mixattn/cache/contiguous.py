@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mixattn.cache.protocol import KV, select_token, slot_positions, step_positions
+from mixattn.cache.protocol import KV, select_token, slot_of, slot_positions, step_positions
+from mixattn.cache.sinks import attend_layer
 from mixattn.spec import Layer, ModelConfig
-from pallas_kernels.attention import attention
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Contiguous:
     tokens.
 
     Attributes:
-      kv: owner -> k_BKSH, v_BKSH; position p is stored in slot p % S.
+      kv: owner -> k_BKSH, v_BKSH; `slot_of` says where a position is stored.
+      sinks: static; the first positions, which sliding owners keep.
       start_B, count_B: tokens held before this step, and this step's real tokens (None = all).
       fresh: owner -> this step's k_BTKH, v_BTKH that are not in their slots yet.
       query_B: position of this step's first query if it differs from start_B.
@@ -37,6 +38,7 @@ class Contiguous:
     fresh: dict[int, KV] = dataclasses.field(default_factory=dict)
     query_B: jax.Array | None = None
     empty: bool = True
+    sinks: int = 0
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int, *, dtype: DTypeLike | None = None) -> Self:
@@ -45,7 +47,7 @@ class Contiguous:
         for owner in config.owners:
             shape = (batch, config.n_kv_heads, cls.slots(config.layers[owner], capacity), config.head_dim)
             kv[owner] = (jnp.zeros(shape, dtype or config.dtype), jnp.zeros(shape, dtype or config.dtype))
-        return cls(kv, jnp.zeros(batch, jnp.int32))
+        return cls(kv, jnp.zeros(batch, jnp.int32), sinks=config.sinks)
 
     @staticmethod
     def slots(layer: Layer, capacity: int) -> int:
@@ -76,12 +78,15 @@ class Contiguous:
     def attend(
         self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
     ) -> tuple[jax.Array, Self]:
-        options: dict[str, Any] = {"window": layer.window, "scale": scale, "softcap": softcap}
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap}
         if self.empty and self.query_B is None:
-            return attention(q_BTNH, *self.fresh[layer.owner], **options), self
+            return attend_layer(layer, q_BTNH, *self.fresh[layer.owner], **options), self
         k_BSKH, v_BSKH, k_pos_BS = self._visible(layer)
         q_pos_BT = self.positions(q_BTNH.shape[1])
-        return attention(q_BTNH, k_BSKH, v_BSKH, q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, **options), self
+        out_BTNH = attend_layer(
+            layer, q_BTNH, k_BSKH, v_BSKH, q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, **options
+        )
+        return out_BTNH, self
 
     def reads_every_query(self, layer: Layer) -> bool:
         return False
@@ -104,12 +109,13 @@ class Contiguous:
         return jnp.full_like(self.start_B, T) if self.count_B is None else self.count_B
 
     def _stored(self, owner: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KV:
-        """The owner's slots after this step's real tokens are written; of more than S tokens, the last S."""
+        """The owner's slots after this step's real tokens; of more than fit, the sinks and the newest."""
         k_BKSH, v_BKSH = self.kv[owner]
         (B, T), S = k_BTKH.shape[:2], k_BKSH.shape[2]
         t_1T, count_B1 = jnp.arange(T)[None], self._count_B(T)[:, None]
-        keep_BT = (t_1T < count_B1) & (t_1T >= count_B1 - S)
-        slot_BT = jnp.where(keep_BT, step_positions(self.start_B, T) % S, S)
+        pos_BT, sinks = step_positions(self.start_B, T), min(self.sinks, S - 1)
+        newest_BT = (t_1T >= count_B1 - (S - sinks)) | (pos_BT < sinks)
+        slot_BT = jnp.where((t_1T < count_B1) & newest_BT, slot_of(pos_BT, S, sinks), S)
         row_B1 = jnp.arange(B)[:, None]
         # Without the barrier, XLA recomputes the write of a single row inside attention and then copies the
         # whole cache in every decode step.
@@ -128,7 +134,7 @@ class Contiguous:
         if owner not in self.fresh:
             if layer.window is None:  # never wraps; the causal mask hides unwritten slots
                 return k_BSKH, v_BSKH, jnp.broadcast_to(jnp.arange(S), (B, S))
-            return k_BSKH, v_BSKH, slot_positions(self.start_B + self._count_B(1), S)
+            return k_BSKH, v_BSKH, slot_positions(self.start_B + self._count_B(1), S, self.sinks)
         k_BTKH, v_BTKH = self.fresh[owner]
         T = k_BTKH.shape[1]
         t_1T = jnp.arange(T)[None]
@@ -137,19 +143,19 @@ class Contiguous:
             return k_BTKH, v_BTKH, pos_BT
         keys = jnp.concatenate([k_BSKH, k_BTKH], axis=1)
         values = jnp.concatenate([v_BSKH, v_BTKH], axis=1)
-        return keys, values, jnp.concatenate([slot_positions(self.start_B, S), pos_BT], axis=1)
+        return keys, values, jnp.concatenate([slot_positions(self.start_B, S, self.sinks), pos_BT], axis=1)
 
 
 @dataclass(frozen=True)
 class Ring(Contiguous):
-    """A `Contiguous` cache whose sliding owners keep only the last `window` tokens, as `kv_bytes` counts."""
+    """A `Contiguous` cache whose sliding owners keep only the last `window` tokens and the sinks."""
 
     @staticmethod
     def slots(layer: Layer, capacity: int) -> int:
-        return capacity if layer.window is None else min(layer.window, capacity)
+        return capacity if layer.window is None else min(layer.window + layer.sinks, capacity)
 
 
 for _cache in (Contiguous, Ring):
     jax.tree_util.register_dataclass(
-        _cache, data_fields=["kv", "start_B", "count_B", "fresh", "query_B"], meta_fields=["empty"]
+        _cache, data_fields=["kv", "start_B", "count_B", "fresh", "query_B"], meta_fields=["empty", "sinks"]
     )

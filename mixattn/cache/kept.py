@@ -314,6 +314,10 @@ def check_model(keep: Keep, config: ModelConfig, prompts: Sequence[int] | None =
     Args:
       prompts: lengths of the prompts, if known: their budgets are checked too. new: tokens to be generated.
     """
+    if config.sinks:
+        raise ValueError(
+            f"the config has {config.sinks} sinks in sliding layers; evicting caches take windows only"
+        )
     keep.check_rows(prompts or [2**20], new, len(full_owners(config)))
     if keep.positions == "rolling" and config.positions != "rope":
         raise ValueError(f'positions="rolling" rotates keys, and the model has {config.positions} positions')

@@ -91,6 +91,11 @@ class PositionPages:
     def init(
         self, config: ModelConfig, layer: Layer, pages: int, page_size: int, dtype: DTypeLike
     ) -> paged.Pool:
+        if layer.sinks:
+            raise ValueError(
+                f"layer {layer.index} keeps {layer.sinks} sinks beside its window of {layer.window}; pages of"
+                " a sliding layer hold its window only, so use `generate`, or a config with sinks=0"
+            )
         head = narrow.stored_head_dim(config.head_dim, dtype)
         return paged.init(pages, page_size, config.n_kv_heads, head, dtype, window=layer.window)
 

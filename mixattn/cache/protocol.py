@@ -19,8 +19,8 @@ from typing import Any, Protocol, Self
 import jax
 import jax.numpy as jnp
 
+from mixattn.cache.sinks import attend_layer
 from mixattn.spec import Layer, ModelConfig
-from pallas_kernels.attention import attention
 
 type KV = tuple[jax.Array, jax.Array]
 
@@ -123,7 +123,7 @@ class FullSequence:
             mask |= {"q_pos_BT": self.pos_BT[:, -T:], "k_pos_BS": self.pos_BT}
         if self.segment_BT is not None:
             mask |= {"segment_q_BT": self.segment_BT[:, -T:], "segment_k_BS": self.segment_BT}
-        out_BTNH = attention(q_BTNH, k, v, window=layer.window, scale=scale, softcap=softcap, **mask)
+        out_BTNH = attend_layer(layer, q_BTNH, k, v, scale=scale, softcap=softcap, **mask)
         return out_BTNH, self
 
     def reads_every_query(self, layer: Layer) -> bool:
@@ -147,13 +147,23 @@ def step_positions(start_B: jax.Array, T: int) -> jax.Array:
     return start_B[:, None] + jnp.arange(T)[None]
 
 
-def slot_positions(end_B: jax.Array, S: int) -> jax.Array:
-    """pos_BS: the position in each of S slots when position p is stored in slot p % S, up to `end_B`.
+def slot_of(pos_BT: jax.Array, S: int, sinks: int = 0) -> jax.Array:
+    """The slot of each position: the first `sinks` keep theirs, the others take turns in the rest of S."""
+    sinks = min(sinks, S - 1)
+    return jnp.where(pos_BT < sinks, pos_BT, sinks + (pos_BT - sinks) % (S - sinks))
+
+
+def slot_positions(end_B: jax.Array, S: int, sinks: int = 0) -> jax.Array:
+    """pos_BS: the position in each of S slots when positions below `end_B` are stored as `slot_of` says.
 
     Negative = the slot is empty.
     """
-    newest_B1 = end_B[:, None] - 1
-    return newest_B1 - (newest_B1 - jnp.arange(S)[None]) % S
+    sinks = min(sinks, S - 1)
+    slot_1S, end_B1 = jnp.arange(S)[None], end_B[:, None]
+    newest_B1 = end_B1 - sinks - 1
+    turning_BS = newest_B1 - (newest_B1 - (slot_1S - sinks)) % (S - sinks)
+    first_BS = jnp.where(slot_1S < end_B1, slot_1S, -1)
+    return jnp.where(slot_1S < sinks, first_BS, jnp.where(turning_BS < 0, -1, turning_BS + sinks))
 
 
 def select_token(x_BTD: jax.Array, index_B: jax.Array) -> jax.Array:

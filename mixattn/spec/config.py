@@ -33,6 +33,8 @@ class ModelConfig:
       vocab_size: token ids of the embedding and the head.
       kv_wiring: wiring string, or the name of a pattern ("" = "standard").
       window: number of keys that a query of a sliding layer attends to, including its own.
+      sinks: first positions of a sequence that sliding layers see at any distance, beside the window. Not in
+        the MixAttention paper; attention sinks as in StreamingLLM (arXiv 2309.17453).
       positions: "rope" rotates q and k; "learned" adds row position + `position_offset` of a table of
         `max_positions` rows; "none".
       rope_theta, rope_theta_local: base of full and of sliding layers (0 = the same). `rope_scaling` does not
@@ -89,6 +91,7 @@ class ModelConfig:
     vocab_size: int = 2048
     kv_wiring: str = ""
     window: int = 1024
+    sinks: int = 0
 
     positions: str = "rope"
     rope_theta: float = 10_000.0
@@ -182,7 +185,7 @@ class ModelConfig:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers from the bottom up, as the wiring describes them."""
-        return parse_wiring(self.wiring, self.window)
+        return parse_wiring(self.wiring, self.window, self.sinks)
 
     @property
     def owners(self) -> tuple[int, ...]:
@@ -237,8 +240,8 @@ def kv_bytes_by_owner(
     """K/V bytes of one sequence of `tokens` tokens, by owner.
 
     A full owner stores every token, or what `keep` (a `mixattn.keep.Keep`) leaves of a prompt of so many
-    tokens, with 8 bytes a key for its score and position. A sliding owner stores the last `window` tokens, or
-    every token if not `windowed`, as caches without window support do.
+    tokens, with 8 bytes a key for its score and position. A sliding owner stores the last `window` tokens
+    and the sinks, or every token if not `windowed`, as caches without window support do.
     """
     if keep is not None:
         full = [owner for owner in config.owners if not config.layers[owner].slides]
@@ -246,10 +249,13 @@ def kv_bytes_by_owner(
         kept = {i: key_bytes * keep.slots(tokens, 0, n, len(full)) for n, i in enumerate(full)}
         return kv_bytes_by_owner(config, tokens, dtype, windowed) | kept
     token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
-    windows = {i: config.layers[i].window if windowed else None for i in config.owners}
-    return {
-        i: token_bytes * (tokens if window is None else min(tokens, window)) for i, window in windows.items()
-    }
+    limits = {i: _kept_tokens(config.layers[i]) if windowed else None for i in config.owners}
+    return {i: token_bytes * (tokens if most is None else min(tokens, most)) for i, most in limits.items()}
+
+
+def _kept_tokens(layer: Layer) -> int | None:
+    """The most tokens that a sliding owner stores; None for a full one."""
+    return None if layer.window is None else layer.window + layer.sinks
 
 
 def kv_bytes(
@@ -259,7 +265,7 @@ def kv_bytes(
     windowed: bool = True,
     keep: KeptSlots | None = None,
 ) -> int:
-    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W)), exactly those of the caches.
+    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W + sinks)), as the caches hold.
 
     With `keep`, see `kv_bytes_by_owner`.
     """

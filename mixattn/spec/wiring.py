@@ -18,11 +18,13 @@ class Layer:
       index: the layer's index, from the bottom.
       owner: index of the layer whose K/V it reads; its own index if it is an owner.
       window: number of keys that a query attends to, including its own; None = the full context.
+      sinks: positions at the start of a sequence that a sliding layer's queries see beside the window.
     """
 
     index: int
     owner: int
     window: int | None
+    sinks: int = 0
 
     @property
     def owns(self) -> bool:
@@ -36,7 +38,7 @@ class Layer:
 
 
 @functools.cache
-def parse_wiring(wiring: str, window: int) -> tuple[Layer, ...]:
+def parse_wiring(wiring: str, window: int, sinks: int = 0) -> tuple[Layer, ...]:
     """Parses a wiring string.
 
     Raises:
@@ -61,5 +63,5 @@ def parse_wiring(wiring: str, window: int) -> tuple[Layer, ...]:
         if owner < i and (layers[owner].window is not None) != slides:
             kinds = ("sliding", "full") if slides else ("full", "sliding")
             raise ValueError(f"kv_wiring: {kinds[0]} layer {i} reads the K/V of {kinds[1]} layer {owner}")
-        layers.append(Layer(i, owner, window if slides else None))
+        layers.append(Layer(i, owner, window, sinks) if slides else Layer(i, owner, None))
     return tuple(layers)

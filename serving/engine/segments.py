@@ -136,7 +136,9 @@ def _layers(config: ModelConfig, span: range) -> tuple[tuple[Layer, ...], tuple[
     layers = [config.layers[i] for i in span]
     borrowed = tuple(dict.fromkeys(layer.owner for layer in layers if layer.owner < span.start))
     local = {owner: -1 - i for i, owner in enumerate(borrowed)} | {i: i - span.start for i in span}
-    alike = tuple(Layer(local[layer.index], local[layer.owner], layer.window) for layer in layers)
+    alike = tuple(
+        Layer(local[layer.index], local[layer.owner], layer.window, layer.sinks) for layer in layers
+    )
     return alike, tuple(config.has_experts(i) for i in span), borrowed
 
 

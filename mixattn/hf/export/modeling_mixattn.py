@@ -44,6 +44,8 @@ class MixAttentionConfig(PreTrainedConfig):
 
     def __init__(self, mixattn: dict[str, Any] | None = None, wiring: str = "", **kwargs: Any) -> None:
         self.mixattn, self.wiring = dict(mixattn or {}), wiring
+        if sinks := self.mixattn.get("sinks", 0):
+            raise ValueError(f"the config has {sinks} sinks in sliding layers; this code has windows only")
         if wiring:
             kinds = ["sliding_attention" if e.endswith("s") else "full_attention" for e in wiring.split("_")]
             kwargs |= {"layer_types": kinds, "sliding_window": self.mixattn["window"]}
