@@ -21,9 +21,15 @@ _KV = ("k", "v", "k_norm")
 
 
 def rewire(
-    model: Transformer, wiring: str, *, window: int | None = None, init: Init = "mean", seed: int = 0
+    model: Transformer,
+    wiring: str,
+    *,
+    window: int | None = None,
+    sinks: int | None = None,
+    init: Init = "mean",
+    seed: int = 0,
 ) -> Transformer:
-    """The model with another wiring and, if given, another window.
+    """The model with another wiring and, if given, another window and number of sinks.
 
     Args:
       wiring: a wiring string, or the name of a pattern.
@@ -36,7 +42,8 @@ def rewire(
     if init not in INITS:
         raise ValueError(f"init is {init!r}; it must be one of {', '.join(INITS)}")
     old = model.config
-    config = dataclasses.replace(old, kv_wiring=wiring, window=window or old.window)
+    sinks = old.sinks if sinks is None else sinks
+    config = dataclasses.replace(old, kv_wiring=wiring, window=window or old.window, sinks=sinks)
     params = nnx.to_pure_dict(nnx.split(model)[1])
     fresh = (
         nnx.to_pure_dict(nnx.split(Transformer(config, rngs=nnx.Rngs(seed)))[1]) if init == "random" else {}

@@ -222,9 +222,7 @@ def kv_bytes_by_owner(
     """
     token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
     kept = {i: _kept_tokens(config.layers[i]) if windowed else None for i in config.owners}
-    return {
-        i: token_bytes * (tokens if most is None else min(tokens, most)) for i, most in kept.items()
-    }
+    return {i: token_bytes * (tokens if most is None else min(tokens, most)) for i, most in kept.items()}
 
 
 def _kept_tokens(layer: Layer) -> int | None:

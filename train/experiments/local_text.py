@@ -10,10 +10,10 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator
+from pydoc_data import topics
 
 import numpy as np
 import tokenizers
-from pydoc_data import topics
 
 from train import corpus
 from train.corpus import Part
@@ -63,7 +63,7 @@ def _order(named: tuple[str, str]) -> bytes:
 
 
 def docstrings(source: str) -> str:
-    """The docstrings of a module, its classes and functions that are at least a paragraph; "" if unreadable."""
+    """The docstrings of a module, its classes and functions of a paragraph or more; "" if unreadable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings of old sources
