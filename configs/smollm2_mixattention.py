@@ -22,6 +22,8 @@ def get_config(variant: str = "") -> PretrainedExperiment:
         config.window, config.row_tok = 512, 2048
         config.fit_rows, config.query_rows, config.held_out_rows = 512, 64, 128
         config.engine_rows, config.engine_tok, config.name = 64, 256, "uptrain_smollm2_h100"
+    elif variant == "methods":  # for train.experiments.recovery_methods
+        config.wirings, config.name = ("ma_offset",), "uptrain_methods"
     elif variant:
-        raise ValueError(f"the variant is {variant!r}; it must be h100, or none")
+        raise ValueError(f"the variant is {variant!r}; it must be h100, methods, or none")
     return config

@@ -92,8 +92,8 @@ class PositionPages:
     ) -> paged.Pool:
         if layer.sinks:
             raise ValueError(
-                f"layer {layer.index} keeps {layer.sinks} sinks beside its window of {layer.window}; pages of a"
-                " sliding layer hold its window only, so use `generate`, or a config with sinks=0"
+                f"layer {layer.index} keeps {layer.sinks} sinks beside its window of {layer.window}; pages of"
+                " a sliding layer hold its window only, so use `generate`, or a config with sinks=0"
             )
         return paged.init(pages, page_size, config.n_kv_heads, config.head_dim, dtype, window=layer.window)
 

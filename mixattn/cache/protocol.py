@@ -19,8 +19,8 @@ from typing import Any, Protocol, Self
 import jax
 import jax.numpy as jnp
 
-from mixattn.spec import Layer
 from mixattn.cache.sinks import attend_layer
+from mixattn.spec import Layer
 
 type KV = tuple[jax.Array, jax.Array]
 

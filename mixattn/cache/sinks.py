@@ -1,8 +1,8 @@
 """Attention of a sliding layer that also sees the first positions of its sequence (attention sinks).
 
 A query's window and the sinks before it are disjoint sets of keys, so that two calls of the attention op and
-their log-sum-exps give the exact softmax over both, on every backend. Sinks are not in the MixAttention paper;
-they are StreamingLLM's (arXiv 2309.17453), with keys rotated by their own positions.
+their log-sum-exps give the exact softmax over both, on every backend. Sinks are not in the MixAttention
+paper; they are StreamingLLM's (arXiv 2309.17453), with keys rotated by their own positions.
 
 Axes: B rows, T queries, S keys, N query heads, K key/value heads, H head size.
 """

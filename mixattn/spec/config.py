@@ -31,8 +31,9 @@ class ModelConfig:
       vocab_size: token ids of the embedding and the head.
       kv_wiring: wiring string, or the name of a pattern ("" = "standard").
       window: number of keys that a query of a sliding layer attends to, including its own.
-      sinks: first positions of a sequence that sliding layers see at any distance, beside the window. Not in
-        the MixAttention paper; attention sinks as in StreamingLLM (arXiv 2309.17453). Keys keep their rotation.
+      sinks: first positions of a sequence that sliding layers see at any distance, beside the window. Not
+        in the MixAttention paper; attention sinks as in StreamingLLM (arXiv 2309.17453). Keys keep their
+        rotation.
       positions: "rope" rotates q and k; "learned" adds row position + `position_offset` of a table of
         `max_positions` rows; "none".
       rope_theta, rope_theta_local: base of full and of sliding layers (0 = the same). `rope_scaling` does not
@@ -231,5 +232,5 @@ def _kept_tokens(layer: Layer) -> int | None:
 
 
 def kv_bytes(config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True) -> int:
-    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W + sinks)), exactly those of the caches."""
+    """K/V bytes of one sequence, those of the caches: 2 K H b (n_full T + n_sliding min(T, W + sinks))."""
     return sum(kv_bytes_by_owner(config, tokens, dtype, windowed).values())

@@ -92,7 +92,7 @@ def wanted_queries(
     present = heads(_flat(block.attention_norm(x_RTD)) @ block.attention.q.kernel[...])
     present = jnp.moveaxis(present, 1, 3) * scale
     damping = _QUERY_DAMPING * jnp.trace(curvature, axis1=-2, axis2=-1)[..., None] / H + 1e-4
-    system = curvature + damping[..., None] * jnp.eye(H)
+    system = curvature + damping[..., None] * jnp.broadcast_to(jnp.eye(H), curvature.shape)
     query = jnp.linalg.solve(system, (pull + damping * present)[..., None])[..., 0] / scale
     return _unrotated(config, jnp.moveaxis(query, 3, 1), rope)
 

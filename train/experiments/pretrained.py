@@ -20,6 +20,7 @@ import tokenizers
 from mixattn import ModelConfig, Transformer, hf, kv_bytes
 from mixattn.uptrain import rewire
 from pallas_kernels import results
+from train.corpus import Part
 from train.experiments import local_text, loss, needles, recovery_plot, served, teacher
 from train.experiments.recover import LayerFit, Strength, recover
 from train.experiments.sweep import command, sweep, write_table
@@ -113,14 +114,16 @@ class Material:
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        config = self._config
-        return local_text.rows(self.tokenizer, "validation", config.held_out_rows, config.row_tok)
+        return self.rows("validation", self._config.held_out_rows)
 
     @functools.cached_property
     def streams(self) -> teacher.StoredStreams:
-        config = self._config
-        rows = local_text.rows(self.tokenizer, "train", config.fit_rows, config.row_tok)
+        rows = self.rows("train", self._config.fit_rows)
         return teacher.store(self._workdir / "streams.npy", self.original, rows)
+
+    def rows(self, part: Part, count: int) -> np.ndarray:
+        """The first rows of one part of the split."""
+        return local_text.rows(self.tokenizer, part, count, self._config.row_tok)
 
     def needles(self, distance_tok: int) -> needles.Needles:
         filler = self.held_out[: max(1, len(self.held_out) // 2)]

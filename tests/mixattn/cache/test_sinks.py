@@ -55,10 +55,10 @@ def test_decoding_sees_what_one_pass_sees(kind, prompt):
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, 32, (2, T)))
     whole = model(tokens)
     cache = kind.init(CONFIG, 2, T)
-    forward = model.forward(tokens[:, :prompt], cache)
+    forward = model.forward(tokens[:, :prompt], cache=cache)
     logits = [model.head(forward.hidden_BTD)]
     for t in range(prompt, T):
-        forward = model.forward(tokens[:, t : t + 1], forward.cache)
+        forward = model.forward(tokens[:, t : t + 1], cache=forward.cache)
         logits.append(model.head(forward.hidden_BTD))
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), whole, rtol=2e-4, atol=2e-5)
 
@@ -68,7 +68,7 @@ def test_a_chunk_after_others_sees_what_one_pass_sees():
     tokens = jnp.asarray(np.random.default_rng(4).integers(0, 32, (2, T)))
     cache, parts = Ring.init(CONFIG, 2, T), []
     for start in range(0, T, 6):
-        forward = model.forward(tokens[:, start : start + 6], cache)
+        forward = model.forward(tokens[:, start : start + 6], cache=cache)
         cache = forward.cache
         parts.append(model.head(forward.hidden_BTD))
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), model(tokens), rtol=2e-4, atol=2e-5)

@@ -25,7 +25,7 @@ WIRINGS = ("standard", "sinks", "every_fifth_full", "pairs")
 def tokenizer():
     """One token per character."""
     made = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(CHARS)}, unk_token=" "))
-    made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("(?s)."), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     return made
 
 
