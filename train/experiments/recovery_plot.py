@@ -17,7 +17,7 @@ _FIELD = "kv_bytes_tok_4k"
 
 def draw(path: Path, rows: list[dict[str, Any]], window: int) -> None:
     """Hollow: rewired, as it is. Filled: after the fits. A star: the original."""
-    figure, axis = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.4, 6.0), layout="constrained")
     for i, row in enumerate(rows):
         _wiring(axis, row, _COLOURS[i % len(_COLOURS)])
     axis.set_xscale("log", base=2)
@@ -29,10 +29,13 @@ def draw(path: Path, rows: list[dict[str, Any]], window: int) -> None:
     )
     axis.grid(alpha=0.25, lw=0.5)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=9, frameon=False, loc="best")
-    figure.suptitle("SmolLM2-135M rewired: hollow before, filled after the fits", fontsize=11)
-    note = f"Windows of {window} tokens. Fits in closed form, no gradient steps."
-    figure.supxlabel(note, fontsize=8, color="#555555", x=0.02, ha="left")
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2)
+    title = "SmolLM2-135M rewired: hollow before, filled after the fits"
+    axis.set_title(
+        f"{title}\nwindows of {window} tokens; fits in closed form, no gradient steps",
+        fontsize=10,
+        loc="left",
+    )
     with files.whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None})
     plt.close(figure)
