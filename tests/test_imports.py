@@ -75,6 +75,8 @@ MAY: dict[str, set[str]] = {
         "xxhash",
         "etils",
     },
+    # The one experiment that measures with the engine; it holds no training.
+    "train.experiments.served": {"mixattn", "serving", "numpy"},
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
     "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
     | {"prometheus_client", "llguidance", "absl"},

@@ -36,6 +36,12 @@ COMMANDS: dict[str, Command] = {
     "uptrain": Command(
         "train.experiments.uptrain", "experiment: convert a dense model to a wiring by further training"
     ),
+    "pretrained": Command(
+        "train.experiments.pretrained", "experiment: a pre-trained model in MixAttention wirings, recovered"
+    ),
+    "recovery-methods": Command(
+        "train.experiments.recovery_methods", "experiment: ways to recover a rewired model, compared"
+    ),
     "chat": Command("serving.chat", "chat with a model on the terminal"),
     "serve": Command("serving.main", "serve a model offline: answer a file of requests, or compare policies"),
     "http": Command("serving.http", "serve a model by OpenAI's HTTP protocol, fair by client"),

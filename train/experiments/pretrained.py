@@ -1,0 +1,246 @@
+"""A pre-trained model in wirings of growing savings: what each loses, and what closed-form recovery returns.
+
+    python -m train.experiments.pretrained --config=configs/smollm2_mixattention.py --workdir=DIR
+
+Per wiring: KV bytes, held-out nats before and after, recall of a planted number inside and beyond the window,
+speed and concurrency in the engine. Writes results/NAME.csv and NAME.svg after every finished wiring. A stage
+of a wiring that is finished is kept as a JSON file in the workdir and not repeated.
+"""
+
+import dataclasses
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from mixattn import ModelConfig, Transformer, hf, kv_bytes
+from mixattn.uptrain import rewire
+from pallas_kernels import results
+from train.corpus import Part
+from train.experiments import local_text, loss, needles, recovery_plot, served, teacher
+from train.experiments.recover import LayerFit, Strength, recover
+from train.experiments.sweep import command, sweep, write_table
+
+# Beside the names of `mixattn.PATTERNS`. "windows": every layer slides; "sinks": and sees the first tokens.
+PATTERN_OF = {"windows": "swa", "sinks": "swa", "pairs": "cla"}
+EVERY_FIFTH = "every_fifth_full"
+KV_DTYPE = "bfloat16"
+NO_SEED = "none drawn: fits have no noise; text in the order of hashes; needles from seed 0"
+
+
+@dataclass
+class PretrainedExperiment:
+    """One checkpoint, several wirings.
+
+    Attributes:
+      checkpoint: folder of a Hugging Face checkpoint of Llama's kind, with its tokenizer.
+      wirings: names of patterns, or "windows", "sinks", "pairs", "every_fifth_full".
+      window, sinks: of sliding layers; sinks in the wiring "sinks" only.
+      row_tok: tokens of every row, for fitting and for measuring.
+      fit_rows, query_rows: rows of the fits; and of those, rows that shared layers' queries are fitted on.
+      held_out_rows: rows of the held-out loss; half of them also hold needles.
+      attention_strength, down_strength: see `recover.Strength`.
+      budget_mib: KV budget for counting concurrent requests of 4,096 and 32,768 tokens.
+      engine_rows, engine_tok: prompts of row_tok tokens served at once, and output tokens of each; 0 rows =
+        not measured.
+      name: of the result files.
+    """
+
+    checkpoint: str = "models/smollm2"
+    wirings: tuple[str, ...] = ("standard", "windows")
+    window: int = 64
+    sinks: int = 4
+    row_tok: int = 256
+    fit_rows: int = 32
+    query_rows: int = 4
+    held_out_rows: int = 16
+    attention_strength: float = 1e-3
+    down_strength: float = 1e-2
+    budget_mib: int = 4096
+    engine_rows: int = 4
+    engine_tok: int = 16
+    name: str = "uptrain_smollm2"
+
+    def check(self) -> None:
+        if not self.wirings:
+            raise ValueError("wirings is empty; there is nothing to run")
+        if self.row_tok < 4 * self.window:
+            raise ValueError(
+                f"rows of {self.row_tok} tokens hold no needle at 3 windows of {self.window}; "
+                "they must be at least 4 windows long"
+            )
+        for name in ("window", "fit_rows", "query_rows", "held_out_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def wired(config: PretrainedExperiment, original: ModelConfig, wiring: str) -> ModelConfig:
+    """The original's config with another wiring."""
+    pattern = PATTERN_OF.get(wiring, wiring)
+    if wiring == EVERY_FIFTH:
+        pattern = "_".join(f"{i}" if i % 5 == 4 else f"{i}s" for i in range(original.n_layers))
+    sinks = config.sinks if wiring == "sinks" else 0
+    return dataclasses.replace(original, kv_wiring=pattern, window=config.window, sinks=sinks)
+
+
+def rewired(config: PretrainedExperiment, original: Transformer, wiring: str) -> Transformer:
+    """The original with another wiring, new K/V groups as the mean of their layers' K/V."""
+    new = wired(config, original.config, wiring)
+    return rewire(original, new.kv_wiring, window=new.window, sinks=new.sinks)
+
+
+class Material:
+    """Checkpoint and text, loaded when first needed."""
+
+    def __init__(self, config: PretrainedExperiment, workdir: Path):
+        self._config, self._workdir = config, workdir
+
+    def model(self) -> Transformer:
+        """The checkpoint, read anew: fits change a model in place."""
+        return hf.load(self._config.checkpoint)[0]
+
+    @functools.cached_property
+    def original(self) -> Transformer:
+        """Not to be changed."""
+        return self.model()
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return hf.load_tokenizer(self._config.checkpoint)
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        return self.rows("validation", self._config.held_out_rows)
+
+    @functools.cached_property
+    def streams(self) -> teacher.StoredStreams:
+        rows = self.rows("train", self._config.fit_rows)
+        return teacher.store(self._workdir / "streams.npy", self.original, rows)
+
+    def rows(self, part: Part, count: int) -> np.ndarray:
+        """The first rows of one part of the split."""
+        return local_text.rows(self.tokenizer, part, count, self._config.row_tok)
+
+    def needles(self, distance_tok: int) -> needles.Needles:
+        filler = self.held_out[: max(1, len(self.held_out) // 2)]
+        return needles.plant(self.tokenizer, filler, distance_tok)
+
+
+def quality(config: PretrainedExperiment, material: Material, model: Transformer) -> dict[str, float]:
+    """Held-out nats per token, and needle recall inside the window and at three windows' distance."""
+    return {
+        "nats": loss.nats(model, material.held_out),
+        "recall_inside": needles.recalled(model, material.needles(config.window // 2)),
+        "recall_beyond": needles.recalled(model, material.needles(3 * config.window)),
+    }
+
+
+def run_before(config: PretrainedExperiment, material: Material, wiring: str, seed: int) -> dict[str, Any]:
+    """The rewired model as it is."""
+    del seed
+    return quality(config, material, rewired(config, material.original, wiring))
+
+
+def run_recovery(config: PretrainedExperiment, material: Material, wiring: str, seed: int) -> dict[str, Any]:
+    """The rewired model after the fits; the standard wiring has nothing to recover."""
+    del seed
+    if wiring == "standard":
+        return {}
+    student, start = rewired(config, material.model(), wiring), time.perf_counter()
+    strength = Strength(config.attention_strength, config.down_strength)
+    fits = recover(
+        student,
+        material.original,
+        material.streams,
+        query_rows=config.query_rows,
+        strength=strength,
+        report=functools.partial(_say, wiring),
+    )
+    seconds = time.perf_counter() - start
+    worst = max(fit.output for fit in fits)
+    found = {"tokens": config.fit_rows * config.row_tok, "seconds": seconds, "worst_layer_error": worst}
+    return found | quality(config, material, student)
+
+
+def run_engine(config: PretrainedExperiment, material: Material, wiring: str, seed: int) -> dict[str, Any]:
+    """Engine speed with the rewired model."""
+    del seed
+    if not config.engine_rows:
+        return {"engine_tok_s": "not measured"}
+    model = rewired(config, material.original, wiring)
+    return served.speed(model, material.held_out[: config.engine_rows], config.engine_tok)
+
+
+def compare(config: PretrainedExperiment, workdir: Path, folder: Path, workers: int = 1) -> None:
+    """Runs what is not finished: quality wiring by wiring, then the engine; writes results after each."""
+    material, done = Material(config, workdir), {}
+    stages = {"before": run_before, "after": run_recovery, "engine": run_engine}
+    for stage, wiring in _order(config.wirings):
+        run = functools.partial(stages[stage], config, material)
+        done[stage] = sweep(
+            config,
+            [(wiring, 0)],
+            run,
+            workdir / stage,
+            workers=workers,
+            free=("wirings", "name", "budget_mib"),
+        )
+        if stage != "before":
+            _write(config, material.original.config, done, folder)
+
+
+def _order(wirings: tuple[str, ...]) -> list[tuple[str, str]]:
+    quality_first = [(stage, wiring) for wiring in wirings for stage in ("before", "after")]
+    return quality_first + [("engine", wiring) for wiring in wirings]
+
+
+def table_row(
+    config: PretrainedExperiment, model: ModelConfig, wiring: str, stages: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """One wiring's row: memory from its config, quality and speed from its stages."""
+    budget, before, after = config.budget_mib * 2**20, stages["before"], stages["after"]
+    return {
+        "wiring": wiring,
+        "kv_bytes_tok_4k": kv_bytes(model, 4096, KV_DTYPE) // 4096,
+        "kv_bytes_tok_32k": kv_bytes(model, 32768, KV_DTYPE) // 32768,
+        "nats_before": before["nats"],
+        "nats_after": after.get("nats", before["nats"]),
+        "tokens": after.get("tokens", 0),
+        "seconds": after.get("seconds", 0.0),
+        **{f"{name}_before": before[name] for name in ("recall_inside", "recall_beyond")},
+        **{f"{name}_after": after.get(name, before[name]) for name in ("recall_inside", "recall_beyond")},
+        "engine_tok_s": stages.get("engine", {}).get("engine_tok_s", "not measured"),
+        "concurrent_4k": served.concurrent(model, budget, 4096),
+        "concurrent_32k": served.concurrent(model, budget, 32768),
+    }
+
+
+def _write(
+    config: PretrainedExperiment, original: ModelConfig, done: dict[str, list[dict[str, Any]]], folder: Path
+) -> None:
+    """The table and the picture of every wiring that has been measured before and after."""
+    by_wiring: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage, found in done.items():
+        for row in found:
+            by_wiring.setdefault(row["variant"], {})[stage] = row
+    rows = []
+    for wiring in config.wirings:
+        stages = by_wiring.get(wiring, {})
+        if {"before", "after"} <= stages.keys():
+            shared = {key: stages["after"][key] for key in results.SURROUNDINGS}
+            rows.append(table_row(config, wired(config, original, wiring), wiring, stages) | shared)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / f"{config.name}.csv", rows, config=config, text=local_text.SOURCE, seed=NO_SEED)
+    recovery_plot.draw(folder / f"{config.name}.svg", rows, config.window)
+
+
+def _say(wiring: str, fit: LayerFit) -> None:
+    print(f"{wiring}: layer {fit.layer}, error {fit.middle:.4f}, {fit.output:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    command("PretrainedExperiment", compare, "runs/pretrained")
