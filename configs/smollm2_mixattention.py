@@ -8,7 +8,7 @@ library: its language reference and docstrings as prose, its sources as code. On
 `--config=configs/smollm2_mixattention.py:h100` is sized for one H100 and was not run: none was at hand.
 """
 
-from train.experiments.pretrained import PretrainedExperiment
+from train.experiments.pretrained_setup import PretrainedExperiment
 
 WIRINGS = (
     *("standard", "windows", "sinks", "every_fifth_full", "pairs"),

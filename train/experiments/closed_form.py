@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mixattn.layers import FeedForward, Linear
 from mixattn.model import Block
 from mixattn.rope import RopeTable, apply_rope
 from mixattn.spec import Layer, ModelConfig
@@ -44,8 +45,9 @@ def ridge(x_NI: jax.Array, missing_NO: jax.Array, weight_N: jax.Array, strength:
 @jax.jit
 def project_keys_values(block: Block, x_RTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """keys_NF, not rotated, and values_NF of an owner."""
-    x_ND = _flat(block.attention_norm(x_RTD))
-    return x_ND @ block.attention.k.kernel[...], x_ND @ block.attention.v.kernel[...]
+    x_ND = _attention_inputs(block, x_RTD)
+    k, v = _keys_values_kernels(block)
+    return x_ND @ k, x_ND @ v
 
 
 @jax.jit
@@ -53,8 +55,8 @@ def fit_keys_values(
     block: Block, x_RTD: jax.Array, keys_NF: jax.Array, values_NF: jax.Array, strength: float
 ) -> tuple[jax.Array, jax.Array]:
     """Kernels of k and v that give these keys (not rotated) and values on the block's own inputs."""
-    x_ND = _flat(block.attention_norm(x_RTD))
-    old = jnp.concatenate([block.attention.k.kernel[...], block.attention.v.kernel[...]], axis=1)
+    x_ND = _attention_inputs(block, x_RTD)
+    old = jnp.concatenate(_keys_values_kernels(block), axis=1)
     wanted = jnp.concatenate([keys_NF, values_NF], axis=1)
     k, v = jnp.split(old + ridge(x_ND, wanted - x_ND @ old, jnp.ones(len(x_ND)), strength), 2, axis=1)
     return k, v
@@ -77,9 +79,9 @@ def wanted_queries(
     """
     H, scale = config.head_dim, config.head_dim**-0.5
     heads = functools.partial(_rotated_heads, config, x_RTD.shape[:2], rope)
-    normed_ND = _flat(original.attention_norm(original_RTD))
+    normed_ND = _attention_inputs(original, original_RTD)
     q_RTKGH = heads(normed_ND @ original.attention.q.kernel[...])
-    k_RSKH = heads(normed_ND @ original.attention.k.kernel[...])[:, :, :, 0]
+    k_RSKH = heads(normed_ND @ _keys_values_kernels(original)[0])[:, :, :, 0]
     scores = jnp.where(read.mask_TS, _scores(q_RTKGH, k_RSKH) * scale, _MASKED)
     p = jax.nn.softmax(scores, axis=-1)
     scores = jnp.where(read.mask_TS, scores, 0)
@@ -89,7 +91,7 @@ def wanted_queries(
     curvature = jnp.einsum("rkgts,rskh,rski->rkgthi", p, keys, keys)
     curvature -= mean_key[..., :, None] * mean_key[..., None, :]
     pull = jnp.einsum("rkgts,rskh->rkgth", p * scores, keys) - mean_key * mean_score
-    present = heads(_flat(block.attention_norm(x_RTD)) @ block.attention.q.kernel[...])
+    present = heads(_attention_inputs(block, x_RTD) @ block.attention.q.kernel[...])
     present = jnp.moveaxis(present, 1, 3) * scale
     damping = _QUERY_DAMPING * jnp.trace(curvature, axis1=-2, axis2=-1)[..., None] / H + 1e-4
     system = curvature + damping[..., None] * jnp.broadcast_to(jnp.eye(H), curvature.shape)
@@ -100,7 +102,7 @@ def wanted_queries(
 @jax.jit
 def fit_queries(block: Block, x_RTD: jax.Array, queries_NO: jax.Array, strength: float) -> jax.Array:
     """Kernel of q that gives these queries."""
-    x_ND, old = _flat(block.attention_norm(x_RTD)), block.attention.q.kernel[...]
+    x_ND, old = _attention_inputs(block, x_RTD), block.attention.q.kernel[...]
     return old + ridge(x_ND, queries_NO - x_ND @ old, jnp.ones(len(x_ND)), strength)
 
 
@@ -116,7 +118,7 @@ def fit_output(
 ) -> tuple[jax.Array, jax.Array]:
     """Kernel of o for which the stream after attention is nearest the target, and that stream [R, T, D]."""
     heads = functools.partial(_rotated_heads, config, x_RTD.shape[:2], rope)
-    q_RTKGH = heads(_flat(block.attention_norm(x_RTD)) @ block.attention.q.kernel[...])
+    q_RTKGH = heads(_attention_inputs(block, x_RTD) @ block.attention.q.kernel[...])
     scores = _scores(q_RTKGH, heads(read.keys_NF)[:, :, :, 0]) * config.head_dim**-0.5
     p = jax.nn.softmax(jnp.where(read.mask_TS, scores, _MASKED), axis=-1)
     values = read.values_NF.reshape(*x_RTD.shape[:2], -1, config.head_dim)
@@ -129,8 +131,11 @@ def fit_down(
     block: Block, x_RTD: jax.Array, target_RTD: jax.Array, strength: float
 ) -> tuple[jax.Array, jax.Array]:
     """Kernel of the feed-forward's last projection, and the stream after the block, as `fit_output`."""
-    x_ND, ffn = _flat(block.ffn_norm(x_RTD)), block.ffn
-    hidden_NF = jax.nn.silu(x_ND @ ffn.gate.kernel[...]) * (x_ND @ ffn.up.kernel[...])
+    assert block.ffn_norm is not None
+    assert isinstance(block.ffn, FeedForward)
+    assert isinstance(block.ffn.gate, Linear)
+    x_ND, ffn, gate = _flat(block.ffn_norm(x_RTD)), block.ffn, block.ffn.gate
+    hidden_NF = jax.nn.silu(x_ND @ gate.kernel[...]) * (x_ND @ ffn.up.kernel[...])
     return _towards(hidden_NF, ffn.down.kernel[...], x_RTD, target_RTD, strength)
 
 
@@ -163,8 +168,21 @@ def _towards(
     return new_ID, x_RTD + (features_NI @ new_ID).reshape(x_RTD.shape)
 
 
+def _attention_inputs(block: Block, x_RTD: jax.Array) -> jax.Array:
+    """x_ND after the norm; `recover` refuses models without it."""
+    assert block.attention_norm is not None
+    return _flat(block.attention_norm(x_RTD))
+
+
+def _keys_values_kernels(block: Block) -> tuple[jax.Array, jax.Array]:
+    """Kernels of k and v of an owner."""
+    assert block.attention.k is not None
+    assert block.attention.v is not None
+    return block.attention.k.kernel[...], block.attention.v.kernel[...]
+
+
 def _rotated_heads(
-    config: ModelConfig, shape: tuple[int, int], rope: RopeTable, flat_NO: jax.Array
+    config: ModelConfig, shape: tuple[int, ...], rope: RopeTable, flat_NO: jax.Array
 ) -> jax.Array:
     """[R, T, K, G, H] of a projection's output; G is 1 for keys."""
     heads = apply_rope(flat_NO.reshape(*shape, -1, config.head_dim), rope)

@@ -110,7 +110,7 @@ class _Fitting:
         block.attention.o.kernel[...] = kernel
         middle_error = closed_form.relative_error(x_RTD, middle)
         kernel, x_RTD = closed_form.fit_down(block, x_RTD, target, self._strength.down)
-        block.ffn.down.kernel[...] = kernel  # type: ignore[union-attr]
+        block.ffn.down.kernel[...] = kernel
         output_error = closed_form.relative_error(x_RTD, target)
         return x_RTD, LayerFit(layer.index, float(middle_error), float(output_error))
 

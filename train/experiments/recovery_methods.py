@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from train.experiments import loss
 from train.experiments.distil import distil
-from train.experiments.pretrained import Material, PretrainedExperiment, rewired
+from train.experiments.pretrained_setup import Material, PretrainedExperiment, rewired
 from train.experiments.recover import Strength, recover
 from train.experiments.sweep import command, sweep, write_table
 

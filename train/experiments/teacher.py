@@ -53,8 +53,9 @@ class StoredStreams:
     """
 
     def __init__(self, path: Path):
-        self._data = np.load(path, mmap_mode="r")  # [2 L + 1, R, T, D]: inputs, then middles
-        self.layers, self.rows, self.tokens = (self._data.shape[0] - 1) // 2, *self._data.shape[1:3]
+        self._data: np.ndarray = np.load(path, mmap_mode="r")  # [2 L + 1, R, T, D]: inputs, then middles
+        streams, self.rows, self.tokens, _ = map(int, self._data.shape)
+        self.layers = (streams - 1) // 2
 
     def input(self, layer: int, row: int | None = None) -> jax.Array:
         """[R, T, D] before the layer (n_layers = after the last); of one row [1, T, D]."""

@@ -11,8 +11,8 @@ from tokenizers import models, pre_tokenizers
 
 from mixattn import ModelConfig, Transformer, hf, kv_bytes
 from pallas_kernels import results
-from train.experiments import needles, pretrained, served
-from train.experiments.pretrained import PretrainedExperiment, wired
+from train.experiments import local_text, needles, pretrained, served
+from train.experiments.pretrained_setup import PretrainedExperiment, wired
 
 CHARS = [chr(i) for i in range(10, 127)]
 MODEL = ModelConfig(
@@ -36,7 +36,7 @@ def experiment(tokenizer, monkeypatch):
     graph, state = nnx.split(model)
     monkeypatch.setattr(hf, "load", lambda path: (nnx.merge(graph, state), None))
     monkeypatch.setattr(hf, "load_tokenizer", lambda path: tokenizer)
-    monkeypatch.setattr(pretrained.local_text, "rows", _rows)
+    monkeypatch.setattr(local_text, "rows", _rows)
     return PretrainedExperiment(
         wirings=WIRINGS,
         window=32,
