@@ -81,7 +81,7 @@ class Router(ABC):
 
     def drain(self, worker: WorkerId) -> None:
         """From now on the worker gets no requests; it keeps those it has. Raises KeyError if it is not up."""
-        self.load_of[worker]  # noqa: B018
+        self.load_of[worker]
         self.draining[worker] = None
 
     def set_capacity(self, worker: WorkerId, capacity: float) -> None:

@@ -17,8 +17,8 @@ work at two workers of equal capacity differs by at most quantum + one request +
 (`overridden`): each request sent without credit adds at most its own charge. The gap of two clients that wait
 at all N workers is that of N times `Dlpm` and does not depend on the router.
 
-A worker that is full or drains is outside both guards. A request that a worker loses pays there for the output
-it has delivered and for nothing else; what is computed again elsewhere is paid for once, there.
+A worker that is full or drains is outside both guards. A request that a worker loses pays there for the
+output it has delivered and for nothing else; what is computed again elsewhere is paid for once, there.
 
 A client without live requests beyond the last `idle_clients` is forgotten: its spread begins anew.
 
@@ -165,7 +165,7 @@ class D2lpm(Router):
     def _first_allowed(
         self, client: ClientId, most: float, among: Collection[WorkerId] | None
     ) -> WorkerId | None:
-        """The least loaded worker (of `among`) with room, within the guard, at which the client has credit."""
+        """The least loaded worker (of `among`) with room and within the guard where the client has credit."""
         if among is not None and len(among) <= FEW:
             able = [w for w in among if self._open(w) and self.load_of.load(w) <= most]
             return min([w for w in able if self.credit(client, w) > 0], key=self._rank, default=None)
