@@ -90,9 +90,10 @@ class LiveOutput:
         if self.request.sampling.prompt_logprobs is not None:
             return ()
         ids, salt = (*self.request.prompt_ids, *self.ids), self.request.cache_salt
-        pieces = [ids[at : at + block_tok] for at in range(0, len(ids), block_tok)]
-        keys = [array("i", piece).tobytes() for piece in pieces]
-        return [((salt, key) if at == 0 else key, len(pieces[at])) for at, key in enumerate(keys)]
+        data, size = array("i", ids).tobytes(), array("i").itemsize
+        starts = range(0, len(ids), block_tok)
+        keys = [data[at * size : (at + block_tok) * size] for at in starts]
+        return [((salt, key) if at == 0 else key, len(key) // size) for at, key in enumerate(keys)]
 
     def sent(self, worker: WorkerId, attempt: AttemptId, now_s: float) -> Send:
         """Begins an attempt."""
@@ -101,18 +102,16 @@ class LiveOutput:
         self.next_report = self.chars = 0
         self.admitted = False
         sampling, deadline_s = self.request.sampling, self.deadline_s
-        seed = self.request.seed_of(self.index)
-        return Send(
-            worker,
-            attempt,
-            replace(
-                self.request,
-                id=self.name,
-                sampling=replace(sampling, n=1, seed=seed),
-                resume_ids=self.ids,
-                deadline_s=None if deadline_s is None else max(0.0, deadline_s - now_s),
-            ),
+        if sampling.n > 1 or sampling.seed is None:  # alone, and under any name, it draws the same tokens
+            sampling = replace(sampling, n=1, seed=self.request.seed_of(self.index))
+        request = replace(
+            self.request,
+            id=self.name,
+            sampling=sampling,
+            resume_ids=self.ids,
+            deadline_s=None if deadline_s is None else max(0.0, deadline_s - now_s),
         )
+        return Send(worker, attempt, request)
 
     def withdraw(self) -> None:
         self.worker = self.attempt = None

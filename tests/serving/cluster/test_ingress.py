@@ -130,6 +130,10 @@ def test_bad_input_is_refused():
         ask(ingress, "x")
     with pytest.raises(ValueError, match="nothing to resume"):
         ask(ingress, "y", resume_ids=[1])
+    for strange in (-1, 2**31):
+        with pytest.raises(ValueError, match="names a token outside"):
+            ingress.submit(Request(client="a", id="z", prompt_ids=[1, strange]), now_s=0.0)
+    assert list(ingress.live) == ["x"], "nothing half-taken stays"
     with pytest.raises(ValueError, match="max_tries is 0"):
         Ingress(fair.make("d2lpm"), max_tries=0)
     with pytest.raises(KeyError):
