@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf clients model dafny arena-demo clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv clients model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -22,6 +22,7 @@ help:
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
+	@echo "make peer-kv    which keys our scorers and kvpress' keep (builds an environment with torch and kvpress)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
 	@echo "make lint       ruff (format and rules) and mypy"
 	@echo "make bench      the benchmarks, into results/"
@@ -123,6 +124,14 @@ parity: setup $(PARITY)/.ready
 	  $(BIN)/python -m pytest tests/parity -n $(WORKERS) --dist load
 	$(PARITY)/bin/python tests/parity/torch_side.py check build/parity
 	$(PARITY)/bin/python tests/parity/torch_exports.py build/parity/exports
+
+# KV eviction beside kvpress, in an environment of its own.
+$(VENV)-peer-kv/.ready: .ci/peer-kv-env
+	@.ci/peer-kv-env $(VENV)-peer-kv
+	@touch $@
+
+peer-kv: model $(VENV)-peer-kv/.ready
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.peer_kv --peer=$(VENV)-peer-kv/bin/python --out=results/peer_kv.csv
 
 # llama.cpp on the same GGUF files, in an environment of its own.
 $(VENV)-llama/.ready:

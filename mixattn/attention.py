@@ -45,10 +45,13 @@ class Attention(nnx.Module):
         return apply_rope(k_BTKH, rope), self._split_heads(self.v(x_BTD))
 
     def __call__(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
-        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored."""
+        """out_BTD; `read_kv` attends to the owner's keys and values wherever they are stored.
+
+        It may return fewer tokens than it gets; those go on.
+        """
         q_BTNH = self._split_heads(self.q(x_BTD), self.q_norm)
         out_BTNH = read_kv(apply_rope(q_BTNH, rope))
-        return self.o(out_BTNH.reshape(*x_BTD.shape[:2], -1))
+        return self.o(out_BTNH.reshape(*out_BTNH.shape[:2], -1))
 
     def _split_heads(self, y_BTF: jax.Array, norm: Norm | None = None) -> jax.Array:
         """[B, T, heads, H], normalized by head or before the split."""

@@ -9,17 +9,20 @@ Axes: B rows, T prompt tokens (padded on the right), S steps, X stop ids.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mixattn.cache import Contiguous, Ring
+from mixattn.cache import CacheMaker, Contiguous, Kept, KeptBy, Ring, RowCache
+from mixattn.cache.kept import check_model
+from mixattn.keep import Keep
 from mixattn.model import Transformer
 from mixattn.rope import for_length
 from mixattn.sample import SamplingParams, sample
+from mixattn.spec import ModelConfig
 
 STRIDE = 16  # decode steps per call; between calls the host checks for stops, streams, and sees Ctrl-C
 
@@ -27,7 +30,7 @@ STRIDE = 16  # decode steps per call; between calls the host checks for stops, s
 class GenerationState(NamedTuple):
     """The state a decode step updates: the cache, each row's newest token, and whether the row is live."""
 
-    cache: Contiguous
+    cache: RowCache
     token_B: jax.Array
     live_B: jax.Array
 
@@ -46,7 +49,9 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     stop_ids: Sequence[int] = (),
-    cache: type[Contiguous] = Ring,
+    cache: type[Contiguous | Kept] = Ring,
+    keep: Keep | None = None,
+    then: Sequence[Sequence[int]] | None = None,
     on_tokens: Callable[[np.ndarray], None] | None = None,
 ) -> list[list[int]]:
     """Continues each prompt.
@@ -56,26 +61,37 @@ def generate(
       temperature, top_k, top_p, min_p: see `mixattn.sample.SamplingParams`.
       seed: row i samples with seed + i, independent of the other rows.
       stop_ids: a row ends with the first of these that it produces, which is kept as its last token.
-      cache: `Ring` keeps what windows need, `Contiguous` every token.
+      cache: `Ring` keeps what windows need, `Contiguous` every token, `Kept` what `keep` says.
+      keep: which keys survive in layers with full attention (the cache is then `Kept`); None = all.
+      then: what each row reads behind its prompt, at least one token: with `keep`, after the prompt was cut,
+        as a question that comes when its document has been compressed already.
       on_tokens: called with each call's new tokens_SB; -1 for rows that had stopped.
 
     Returns:
       The new tokens of each prompt, at most `max_new_tokens`.
 
     Raises:
-      ValueError: an empty prompt, a token id outside the vocabulary, or more positions than a model with
-        learned ones has.
+      ValueError: an empty prompt, a token id outside the vocabulary, more positions than a model with
+        learned ones has, or a budget that holds nothing.
     """
     config = model.config
     tokens_BT, count_B = pad(prompts, config.vocab_size)
-    model = prepared(model, max(map(len, prompts)) + max_new_tokens, strict=True)
-    B, capacity = len(prompts), rounded(max(map(len, prompts)) + max_new_tokens)
+    kind = cache_kind(cache, keep, config, [len(prompt) for prompt in prompts], max_new_tokens)
+    longest = max(map(len, prompts)) + max_new_tokens
+    if then is not None:
+        then_BT, then_B = pad(then, config.vocab_size)
+        longest += then_BT.shape[1]
+        kind = kind.with_step(then_BT.shape[1]) if isinstance(kind, KeptBy) else kind
+    model = prepared(model, longest, strict=True)
+    B, capacity = len(prompts), rounded(longest)
     sampling_B = SamplingParams.greedy(B, np)
     for i in range(B):
         sampling_B.set(i, temperature, top_k, top_p, min_p, seed + i)
     stop_X = jnp.asarray(list(stop_ids), jnp.int32)
     graphdef, params = nnx.split(model)
-    state = prefill(graphdef, params, tokens_BT, count_B, sampling_B, stop_X, cache=cache, capacity=capacity)
+    state = prefill(graphdef, params, tokens_BT, count_B, sampling_B, stop_X, cache=kind, capacity=capacity)
+    if then is not None:
+        state = read_on(graphdef, params, state.cache, then_BT, then_B, sampling_B, stop_X)
     parts = [np.asarray(state.token_B)[None]]
     if on_tokens:
         on_tokens(parts[-1])
@@ -100,15 +116,48 @@ def prefill(
     sampling_B: SamplingParams,
     stop_X: jax.Array,
     *,
-    cache: type[Contiguous],
+    cache: CacheMaker,
     capacity: int,
 ) -> GenerationState:
     """Runs the prompts into an empty cache and samples each row's first token."""
     model = nnx.merge(graphdef, params)
-    empty = cache.init(model.config, tokens_BT.shape[0], capacity).with_counts(count_B)
-    out = model.forward(tokens_BT, cache=empty, last_only=True)
-    token_B = sample(model.head(out.hidden_BTD[:, 0]), sampling_B, out.cache.start_B)
-    return GenerationState(out.cache, token_B, ~_stops(token_B, stop_X))
+    hidden_BD, filled = read_prompts(model, tokens_BT, count_B, cache=cache, capacity=capacity)
+    token_B = sample(model.head(hidden_BD), sampling_B, filled.start_B)
+    return GenerationState(filled, token_B, ~_stops(token_B, stop_X))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
+def read_on(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    cache: RowCache,
+    tokens_BT: jax.Array,
+    count_B: jax.Array,
+    sampling_B: SamplingParams,
+    stop_X: jax.Array,
+) -> GenerationState:
+    """Reads more tokens behind what the cache holds and samples each row's next token."""
+    model = nnx.merge(graphdef, params)
+    out = model.forward(tokens_BT, cache=cache.with_counts(count_B), last_only=True)
+    filled = cast(RowCache, out.cache)
+    token_B = sample(model.head(out.hidden_BTD[:, 0]), sampling_B, filled.start_B)
+    return GenerationState(filled, token_B, ~_stops(token_B, stop_X))
+
+
+def read_prompts(
+    model: Transformer, tokens_BT: jax.Array, count_B: jax.Array, *, cache: CacheMaker, capacity: int
+) -> tuple[jax.Array, RowCache]:
+    """hidden_BD of each row's last prompt token, and the cache that holds the prompts."""
+    B, T = tokens_BT.shape
+    held, block = cache.init(model.config, B, capacity).for_prompts(count_B, T)
+    hidden_BD = jnp.zeros((B, model.config.d_model), model.config.dtype)
+    for start in range(0, T, block):
+        here_B = count_B if block == T else jnp.clip(count_B - start, 0, block)
+        tokens_BC = tokens_BT[:, start : start + block]
+        out = model.forward(tokens_BC, cache=held.with_counts(here_B), last_only=True)
+        last_BD, held = out.hidden_BTD[:, 0], cast(RowCache, out.cache)
+        hidden_BD = last_BD if block == T else jnp.where((here_B > 0)[:, None], last_BD, hidden_BD)
+    return hidden_BD, held
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
@@ -140,6 +189,30 @@ def decode(
     empty_SB = jnp.full((STRIDE, state.token_B.shape[0]), -1, jnp.int32)
     _, state, new_SB = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state, empty_SB))
     return state, new_SB
+
+
+def cache_kind(
+    cache: type[Contiguous | Kept], keep: Keep | None, config: ModelConfig, prompts: Sequence[int], new: int
+) -> CacheMaker:
+    """What `prefill` takes: the class of the cache, or what makes one that evicts. See `generate`.
+
+    Args:
+      prompts: their lengths in tokens. new: tokens to be generated.
+
+    Raises:
+      ValueError: the cache and `keep` contradict each other, or a prompt's budget holds nothing.
+    """
+    if keep is None:
+        if issubclass(cache, Kept):
+            raise ValueError("the cache Kept needs a budget; give keep=Keep(...)")
+        return cache
+    if cache not in (Ring, Kept):
+        raise ValueError(
+            f"keep={keep.scorer} evicts keys, which the cache {cache.__name__} does not; omit one"
+        )
+    check_model(keep, config, prompts, new)
+    total = new if keep.share_of == "total" else 0
+    return KeptBy(keep, rounded(max(prompts)), total, rounded(new) - total)
 
 
 def prepared(model: Transformer, tokens: int, *, strict: bool = False) -> Transformer:

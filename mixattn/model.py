@@ -6,7 +6,7 @@ Each layer that owns K/V writes them before any layer reads them. The cache defi
 Axes: B rows, T tokens, D model width, V vocabulary, N query heads, H head size, L layers, E experts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,10 +56,20 @@ class Block(nnx.Module):
         """k_BTKH and v_BTKH of the residual stream x. Owners only."""
         return self.attention.keys_values(_normed(self.attention_norm, x_BTD), rope)
 
-    def attend(self, x_BTD: jax.Array, rope: RopeTable | None, read_kv: ReadKV) -> jax.Array:
-        """The residual stream after the attention half."""
+    def attend(
+        self,
+        x_BTD: jax.Array,
+        rope: RopeTable | None,
+        read_kv: ReadKV,
+        going_on_BTD: jax.Array | None = None,
+    ) -> jax.Array:
+        """The residual stream after the attention half.
+
+        Args:
+          going_on_BTD: the tokens of x that `read_kv` returns attention for, if not all.
+        """
         y_BTD = self.attention(_normed(self.attention_norm, x_BTD), rope, read_kv)
-        return x_BTD + _normed(self.attention_post_norm, y_BTD)
+        return (x_BTD if going_on_BTD is None else going_on_BTD) + _normed(self.attention_post_norm, y_BTD)
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None
@@ -166,7 +176,7 @@ class Transformer(nnx.Module):
 def run_blocks(
     config: ModelConfig,
     blocks: Iterable[Block],
-    layers: Iterable[Layer],
+    layers: Sequence[Layer],
     x_BTD: jax.Array,
     kv: Cache,
     *,
@@ -188,27 +198,46 @@ def run_blocks(
     T = x_BTD.shape[1]
     length = config.rope_length or (T if isinstance(kv, FullSequence) else 0)
     ropes = rope_tables(config, kv.positions(T), length)
+    # Where the cache needs queries of later layers, only their attention ends the pass over all tokens.
+    late = [i for i in (_reading(layers, kv) if last_owner is not None else ()) if i >= (last_owner or 0)]
     written: Cache | None = None  # before only last tokens go on
     loads: list[Load] = []
     for block, layer in zip(blocks, layers):
         if layer.owns:
             kv = kv.write(layer, *block.keys_values(x_BTD, ropes[layer.slides]))
-        if layer.index == last_owner:
+        if layer.index == last_owner and not late:
             written, x_BTD, kv = kv, kv.select_last(x_BTD), kv.at_last(T)
             ropes = rope_tables(config, kv.positions(1), length)
-
-        def read_kv(q_BTNH: jax.Array, layer: Layer = layer, kv: Cache = kv) -> jax.Array:
-            scale, softcap = config.attention_scale or None, config.attention_softcap or None
-            return kv.attend(layer, q_BTNH, scale=scale, softcap=softcap)
+        ends_here = bool(late) and layer.index == late[-1]
 
         def run_block(
             x_BTD: jax.Array,
             block: Block = block,
+            layer: Layer = layer,
             rope: RopeTable | None = ropes[layer.slides],
-            read_kv: ReadKV = read_kv,
-        ) -> tuple[jax.Array, Load | None]:
-            return block.feed_forward(block.attend(x_BTD, rope, read_kv), real_BT)
+            kv: Cache = kv,
+            ends_here: bool = ends_here,
+        ) -> tuple[jax.Array, Load | None, Cache | None]:
+            after = [kv]
 
-        x_BTD, load = (remat(run_block) if remat else run_block)(x_BTD)
+            def read_kv(q_BTNH: jax.Array) -> jax.Array:
+                scale, softcap = config.attention_scale or None, config.attention_softcap or None
+                out_BTNH, after[0] = kv.attend(layer, q_BTNH, scale=scale, softcap=softcap)
+                return kv.select_last(out_BTNH) if ends_here else out_BTNH
+
+            going_on_BTD = kv.select_last(x_BTD) if ends_here else None
+            x_BTD = block.attend(x_BTD, rope, read_kv, going_on_BTD)
+            return *block.feed_forward(x_BTD, real_BT), None if after[0] is kv else after[0]
+
+        x_BTD, load, scored = (remat(run_block) if remat else run_block)(x_BTD)
+        kv = kv if scored is None else scored
         loads += [load] if load is not None else []
-    return x_BTD, kv if written is None else written, loads
+        if ends_here:
+            written, kv = kv, kv.at_last(T)
+            ropes = rope_tables(config, kv.positions(1), length)
+    return x_BTD, kv if written is None else written.after_view(kv), loads
+
+
+def _reading(layers: Sequence[Layer], kv: Cache) -> list[int]:
+    """The layers of which the cache needs every query."""
+    return [layer.index for layer in layers if kv.reads_every_query(layer)]

@@ -227,7 +227,8 @@ def slab_decode() -> BenchCase:
     B, K, G, H, slots = 8, 2, 4, 64, 1024
     q, k, v = arrays((B, K * G, H), (B, K, slots, H), (B, K, slots, H))
     position = jnp.broadcast_to(jnp.arange(slots), (B, K, slots))
-    slab = heavy_hitter.Slab(k, v, jnp.zeros((B, K, slots)), position, slots // 2, slots - slots // 2 - 1)
+    limits = heavy_hitter.SlabLimits(slots // 2, slots - slots // 2 - 1)
+    slab = heavy_hitter.Slab(k, v, jnp.zeros((B, K, slots)), position, limits)
     at = jnp.full(B, slots)
 
     def step(q: jax.Array, slab: heavy_hitter.Slab, at: jax.Array) -> tuple[jax.Array, jax.Array]:

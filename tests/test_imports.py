@@ -42,6 +42,9 @@ MAY: dict[str, set[str]] = {
     },
     "mixattn.evals.__main__": set(),
     "mixattn.evals.command_line": {"absl", "mixattn.tools.cli"},
+    "mixattn.evals.longcontext": {"numpy", "mixattn.tools", "matplotlib"},
+    "mixattn.evals.longcontext.checkpoint": MODEL | {"mixattn"},
+    "mixattn.evals.longcontext.command": {"mixattn.evals", "mixattn.tools", "pallas_kernels.results"} | HOST,
     "mixattn.evals.arena.stats": {"numpy", "scipy", "pyarrow"},
     "mixattn.evals.arena.platform": {"mixattn.evals.llm", "mixattn.evals.arena.stats"}
     | {"numpy", "scipy", "starlette", "jinja2", "httpx2"},
@@ -253,6 +256,8 @@ LOADS_JAX = (
     "mixattn.evals.dafnybench.measurements",
     "mixattn.evals.clover.command",
     "mixattn.evals.arena.commands",
+    "mixattn.evals.longcontext.checkpoint",
+    "mixattn.evals.longcontext.command",
 )
 
 

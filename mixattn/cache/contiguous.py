@@ -56,6 +56,9 @@ class Contiguous:
         """The cache with `count_B` real tokens in the next step; 0 leaves a row unchanged."""
         return dataclasses.replace(self, count_B=count_B)
 
+    def for_prompts(self, count_B: jax.Array, T: int) -> tuple[Self, int]:
+        return self, T
+
     def nbytes(self) -> dict[int, int]:
         """Bytes of K and V by owner, over all rows."""
         return {owner: k.nbytes + v.nbytes for owner, (k, v) in self.kv.items()}
@@ -72,16 +75,22 @@ class Contiguous:
 
     def attend(
         self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Self]:
         options: dict[str, Any] = {"window": layer.window, "scale": scale, "softcap": softcap}
         if self.empty and self.query_B is None:
-            return attention(q_BTNH, *self.fresh[layer.owner], **options)
+            return attention(q_BTNH, *self.fresh[layer.owner], **options), self
         k_BSKH, v_BSKH, k_pos_BS = self._visible(layer)
         q_pos_BT = self.positions(q_BTNH.shape[1])
-        return attention(q_BTNH, k_BSKH, v_BSKH, q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, **options)
+        return attention(q_BTNH, k_BSKH, v_BSKH, q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, **options), self
+
+    def reads_every_query(self, layer: Layer) -> bool:
+        return False
 
     def at_last(self, T: int) -> Self:
         return dataclasses.replace(self, query_B=self.start_B + jnp.maximum(self._count_B(T) - 1, 0))
+
+    def after_view(self, view: Self) -> Self:
+        return self
 
     def select_last(self, x_BTD: jax.Array) -> jax.Array:
         return select_token(x_BTD, self._count_B(x_BTD.shape[1]) - 1)

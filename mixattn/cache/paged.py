@@ -215,9 +215,13 @@ class Paged:
 
     def attend(
         self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Self]:
         kind, rows = self._rows_of(layer)
-        return kind.attend(self.pools[layer.owner], *rows, layer, q_BTNH, scale=scale, softcap=softcap)
+        out_BTNH = kind.attend(self.pools[layer.owner], *rows, layer, q_BTNH, scale=scale, softcap=softcap)
+        return out_BTNH, self
+
+    def reads_every_query(self, layer: Layer) -> bool:
+        return False
 
     def _rows_of(self, layer: Layer) -> tuple[PageKind, tuple[jax.Array, jax.Array, jax.Array]]:
         kind = kind_of(layer, self.kinds)
@@ -226,6 +230,9 @@ class Paged:
     def at_last(self, T: int) -> Self:
         start_B = self.start_B + jnp.maximum(self.count_B - 1, 0)
         return dataclasses.replace(self, start_B=start_B, count_B=jnp.minimum(self.count_B, 1))
+
+    def after_view(self, view: Self) -> Self:
+        return self
 
     def select_last(self, x_BTD: jax.Array) -> jax.Array:
         return select_token(x_BTD, self.count_B - 1)

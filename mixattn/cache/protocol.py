@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import jax
 import jax.numpy as jnp
 
-from mixattn.spec import Layer
+from mixattn.spec import Layer, ModelConfig
 from pallas_kernels.attention import attention
 
 type KV = tuple[jax.Array, jax.Array]
@@ -32,26 +32,63 @@ class Cache(Protocol):
         """Absolute positions_BT of this step's tokens ([1, T] if all rows agree)."""
         ...
 
-    def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> "Cache":
+    def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         """Stores the K/V that the owner `layer` computed for this step's tokens."""
         ...
 
     def attend(
         self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
-    ) -> jax.Array:
-        """out_BTNH of this step's queries over the K/V of the layer's owner, within the layer's window."""
+    ) -> tuple[jax.Array, Self]:
+        """Attention of this step's queries over the K/V of the layer's owner, within the layer's window.
+
+        Returns:
+          out_BTNH, and the cache with what these queries said of the keys, which is nothing in most caches.
+        """
         ...
 
-    def at_last(self, T: int) -> "Cache":
-        """A read-only view whose step is each row's last real token (T becomes 1)."""
+    def reads_every_query(self, layer: Layer) -> bool:
+        """Whether this step's `attend` of a layer must get all queries, even if only last tokens go on."""
+        ...
+
+    def at_last(self, T: int) -> Self:
+        """A view whose step is each row's last real token (T becomes 1); it is not written to."""
+        ...
+
+    def after_view(self, view: Self) -> Self:
+        """The cache with what a view of it (`at_last`) has learned of its keys."""
         ...
 
     def select_last(self, x_BTD: jax.Array) -> jax.Array:
         """x_B1D of each row's last real token."""
         ...
 
-    def advance(self, T: int) -> "Cache":
+    def advance(self, T: int) -> Self:
         """The cache after this step."""
+        ...
+
+
+class RowCache(Cache, Protocol):
+    """A cache with slots of its own for each row, as generation without a server uses."""
+
+    @property
+    def start_B(self) -> jax.Array:
+        """Tokens that each row has read."""
+        ...
+
+    def with_counts(self, count_B: jax.Array | None) -> Self:
+        """The cache with `count_B` real tokens in the next step; 0 leaves a row unchanged."""
+        ...
+
+    def for_prompts(self, count_B: jax.Array, T: int) -> tuple[Self, int]:
+        """The empty cache, ready for prompts of these lengths, and how many of T tokens a step may bring."""
+        ...
+
+
+class CacheMaker(Protocol):
+    """Makes empty caches; hashable, because it is static under jit. The classes of caches are such."""
+
+    def init(self, config: ModelConfig, batch: int, capacity: int) -> RowCache:
+        """`batch` empty rows for sequences of at most `capacity` tokens."""
         ...
 
 
@@ -78,7 +115,7 @@ class FullSequence:
 
     def attend(
         self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Self]:
         k, v = self.kv[layer.owner]
         T = q_BTNH.shape[1]
         mask: dict[str, Any] = {}
@@ -86,9 +123,16 @@ class FullSequence:
             mask |= {"q_pos_BT": self.pos_BT[:, -T:], "k_pos_BS": self.pos_BT}
         if self.segment_BT is not None:
             mask |= {"segment_q_BT": self.segment_BT[:, -T:], "segment_k_BS": self.segment_BT}
-        return attention(q_BTNH, k, v, window=layer.window, scale=scale, softcap=softcap, **mask)
+        out_BTNH = attention(q_BTNH, k, v, window=layer.window, scale=scale, softcap=softcap, **mask)
+        return out_BTNH, self
+
+    def reads_every_query(self, layer: Layer) -> bool:
+        return False
 
     def at_last(self, T: int) -> Self:
+        return self
+
+    def after_view(self, view: Self) -> Self:
         return self
 
     def select_last(self, x_BTD: jax.Array) -> jax.Array:
@@ -113,5 +157,6 @@ def slot_positions(end_B: jax.Array, S: int) -> jax.Array:
 
 
 def select_token(x_BTD: jax.Array, index_B: jax.Array) -> jax.Array:
-    """x_B1D of one token per row."""
-    return jnp.take_along_axis(x_BTD, jnp.maximum(index_B, 0)[:, None, None], axis=1)
+    """x_B1D of one token per row; there may be more axes than D."""
+    index = jnp.maximum(index_B, 0).reshape(-1, *(1,) * (x_BTD.ndim - 1))
+    return jnp.take_along_axis(x_BTD, index, axis=1)

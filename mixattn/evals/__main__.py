@@ -2,6 +2,7 @@
 
     python -m mixattn.evals arena --help                  rankings from votes, and the platform
     python -m mixattn.evals judge --help                  a language model as the judge of answers
+    python -m mixattn.evals longcontext --help            what a KV budget costs on long contexts
     python -m mixattn.evals dafny install                 a verifier for Dafny programs
     python -m mixattn.evals dafny check FILE              verify one program
     python -m mixattn.evals dafnybench run --data=own     give programs their proof hints back
@@ -16,6 +17,7 @@ import sys
 COMMANDS = {
     "arena": "mixattn.evals.arena.commands",
     "judge": "mixattn.evals.judge.commands",
+    "longcontext": "mixattn.evals.longcontext.command",
     "dafny": "mixattn.evals.dafny.command",
     "dafnybench": "mixattn.evals.dafnybench.command",
     "clover": "mixattn.evals.clover.command",

@@ -1,6 +1,7 @@
 """The model config, and the K/V bytes that follow from it. Imports no jax."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -209,14 +210,35 @@ def itemsize(dtype: str) -> int:
         raise ValueError(f"unknown dtype {dtype!r}") from why
 
 
+SCORE_BYTES = 8  # a key that may be evicted has a float32 score and an int32 position
+
+
+class KeptSlots(Protocol):
+    """The part of `mixattn.keep.Keep` that counts."""
+
+    def slots(self, prompt: int, new: int, index: int, layers: int) -> int:
+        """Keys per key/value head that the `index`-th of `layers` full owners has room for."""
+        ...
+
+
 def kv_bytes_by_owner(
-    config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True
+    config: ModelConfig,
+    tokens: int,
+    dtype: str = "bfloat16",
+    windowed: bool = True,
+    keep: KeptSlots | None = None,
 ) -> dict[int, int]:
     """K/V bytes of one sequence of `tokens` tokens, by owner.
 
-    A full owner stores every token. A sliding owner stores the last `window` tokens, or every token if not
-    `windowed`, as caches without window support do.
+    A full owner stores every token, or what `keep` (a `mixattn.keep.Keep`) leaves of a prompt of so many
+    tokens, with 8 bytes a key for its score and position. A sliding owner stores the last `window` tokens, or
+    every token if not `windowed`, as caches without window support do.
     """
+    if keep is not None:
+        full = [owner for owner in config.owners if not config.layers[owner].slides]
+        key_bytes = config.n_kv_heads * (2 * config.head_dim * itemsize(dtype) + SCORE_BYTES)
+        kept = {i: key_bytes * keep.slots(tokens, 0, n, len(full)) for n, i in enumerate(full)}
+        return kv_bytes_by_owner(config, tokens, dtype, windowed) | kept
     token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
     windows = {i: config.layers[i].window if windowed else None for i in config.owners}
     return {
@@ -224,6 +246,15 @@ def kv_bytes_by_owner(
     }
 
 
-def kv_bytes(config: ModelConfig, tokens: int, dtype: str = "bfloat16", windowed: bool = True) -> int:
-    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W)), exactly those of the caches."""
-    return sum(kv_bytes_by_owner(config, tokens, dtype, windowed).values())
+def kv_bytes(
+    config: ModelConfig,
+    tokens: int,
+    dtype: str = "bfloat16",
+    windowed: bool = True,
+    keep: KeptSlots | None = None,
+) -> int:
+    """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W)), exactly those of the caches.
+
+    With `keep`, see `kv_bytes_by_owner`.
+    """
+    return sum(kv_bytes_by_owner(config, tokens, dtype, windowed, keep).values())

@@ -41,7 +41,7 @@ COMMANDS: dict[str, Command] = {
     "http": Command("serving.http", "serve a model by OpenAI's HTTP protocol, fair by client"),
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
-    "evals": Command("mixattn.evals", "measure models: arena, judge, dafny, dafnybench, clover"),
+    "evals": Command("mixattn.evals", "measure models: arena, judge, longcontext, dafny, dafnybench, clover"),
     "offload": Command(
         "serving.offload", "mixture models larger than memory: plan, simulate schedules, calibrate"
     ),

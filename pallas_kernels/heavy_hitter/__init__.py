@@ -23,16 +23,29 @@ import jax.numpy as jnp
 from pallas_kernels import attention as _attention
 from pallas_kernels.attention.operands import TokenPositions
 from pallas_kernels.dispatch import Backend, BackendChoice, dispatch
-from pallas_kernels.heavy_hitter.slab import Slab, append, attend, compact, evict, keep_set
+from pallas_kernels.heavy_hitter.slab import (
+    Slab,
+    SlabLimits,
+    append,
+    attend,
+    attend_weights,
+    compact,
+    emptied,
+    evict,
+    keep_set,
+)
 from pallas_kernels.typing import Shaped
 
 __all__ = [
     "ColumnSumsCall",
     "Slab",
+    "SlabLimits",
     "append",
     "attend",
+    "attend_weights",
     "column_sums",
     "compact",
+    "emptied",
     "evict",
     "explain",
     "keep_set",

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mixattn.cache import Contiguous, Ring, kept_keys
+from mixattn.cache import CacheMaker, KeptBy, Ring
 from mixattn.generation import STRIDE, decode, prefill
+from mixattn.keep import Keep
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams
 from serving.evals import loading
@@ -27,7 +28,7 @@ class Setting(NamedTuple):
     """A model with the cache that it generates with."""
 
     model: Transformer
-    cache: type[Contiguous]
+    cache: CacheMaker
 
 
 def make(name: str, model: Transformer, budget: int) -> Setting:
@@ -43,8 +44,7 @@ def make(name: str, model: Transformer, budget: int) -> Setting:
     if name == "window":
         return Setting(sliding(model, budget), Ring)
     if name == "heavy":
-        # The cache protocol is structural; `generate` names its usual base class.
-        return Setting(model, kept_keys.with_budget(budget // 2, budget - budget // 2))  # type: ignore[arg-type]
+        return Setting(model, KeptBy(Keep(budget=budget, recent=budget - budget // 2), prompt=budget))
     if name == "untrained":
         return Setting(loading.untrained(model.config), Ring)
     raise ValueError(f"setting {name!r} is not one of {', '.join(SETTINGS)}")

@@ -226,7 +226,7 @@ def test_the_order_of_slots_means_nothing():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 12, heads, 16)).astype("float32") for heads in (4, 2, 2))
     slab = prefill(q[:, :11], k[:, :11], v[:, :11], 5, 4)
-    turned = jax.tree.map(lambda x: x[:, :, ::-1], slab)
+    turned = jax.tree.map(lambda x: x[:, :, ::-1] if jnp.ndim(x) > 1 else x, slab)
     out, after = step(slab, q[:, 11], k[:, 11], v[:, 11], np.array([11], np.int32))
     out2, after2 = step(turned, q[:, 11], k[:, 11], v[:, 11], np.array([11], np.int32))
     np.testing.assert_allclose(out, out2, atol=1e-6)

@@ -1,0 +1,135 @@
+"""Runs the grid: which questions are still open, in batches of one task, length and policy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from mixattn.evals.longcontext.example import Count, Example, score
+from mixattn.evals.longcontext.journal import Answer, AnswerLog
+from mixattn.evals.longcontext.policies import KeepPolicy
+from mixattn.evals.longcontext.tasks import AT_A_DEPTH, TASKS
+
+type Mode = Literal["aware", "agnostic"]
+TEXT, STREAM = "text", "stream"
+NATS_TASKS = (TEXT, STREAM)
+
+
+class LongContextModel(Protocol):
+    """What the suite asks of a model."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        ...
+
+    def answers(self, examples: Sequence[Example], policy: KeepPolicy, mode: Mode) -> list[str]:
+        """Greedy answers; in mode "agnostic" the cache is cut before the question is read."""
+        ...
+
+    def nats(self, task: str, length: int, indices: Sequence[int], policy: KeepPolicy) -> list[float]:
+        """Mean negative log-likelihood of the last tokens of each text of `length` tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class SuiteGrid:
+    """What to ask.
+
+    Attributes:
+      tasks: names of `TASKS`, and "text" and "stream". lengths: tokens of context and question.
+      depths: of tasks with one place of the answer. samples: questions for each cell.
+      batch: questions at a time. mode: see `LongContextModel.answers`. seed: of the questions.
+    """
+
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    policies: tuple[KeepPolicy, ...]
+    samples: int
+    mode: Mode = "aware"
+    batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = (*TASKS, *NATS_TASKS)
+        for task in self.tasks:
+            if task not in known:
+                raise ValueError(f"task {task!r} is not one of {', '.join(known)}")
+        for depth in self.depths:
+            if not 0 <= depth <= 1:
+                raise ValueError(
+                    f"depth {depth} is not in [0, 1]: 0 is the beginning of the context, 1 its end"
+                )
+        for name, least in (("samples", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least {least} is needed")
+
+    def places(self, task: str) -> list[tuple[float, int]]:
+        """(depth, sample) of the questions of a task at one length; depth -1 where it means nothing."""
+        depths = self.depths if task in AT_A_DEPTH else (-1.0,)
+        return [(depth, index) for index in range(self.samples) for depth in depths]
+
+    @property
+    def size(self) -> int:
+        """Answers in the whole grid."""
+        return len(self.lengths) * len(self.policies) * sum(len(self.places(task)) for task in self.tasks)
+
+
+def run(
+    grid: SuiteGrid, model: LongContextModel, log: AnswerLog, on_batch: Callable[[int, str], None]
+) -> None:
+    """Asks what the log does not have yet; calls `on_batch` with the answers that came, and what is asked."""
+    for length in grid.lengths:
+        for task in grid.tasks:
+            for policy in grid.policies:
+                todo = [
+                    place
+                    for place in grid.places(task)
+                    if _key(grid, task, length, place, policy) not in log.answers
+                ]
+                doing = f"{task}, {length} tokens, {policy.name}"
+                on_batch(len(grid.places(task)) - len(todo), doing)
+                for start in range(0, len(todo), grid.batch):
+                    places = todo[start : start + grid.batch]
+                    log.add(_answered(grid, model, task, length, places, policy))
+                    on_batch(len(places), doing)
+
+
+def _answered(
+    grid: SuiteGrid,
+    model: LongContextModel,
+    task: str,
+    length: int,
+    places: Sequence[tuple[float, int]],
+    policy: KeepPolicy,
+) -> list[Answer]:
+    heads = [dict(zip(_NAMES, _key(grid, task, length, place, policy), strict=True)) for place in places]
+    if task in NATS_TASKS:
+        nats = model.nats(task, length, [index for _, index in places], policy)
+        return [head | {"score": value} for head, value in zip(heads, nats, strict=True)]
+    make, count = TASKS[task], _remembered(model.count)
+    examples = [make(grid.seed, index, length, depth, count) for depth, index in places]
+    said = model.answers(examples, policy, grid.mode)
+    return [
+        head | {"expected": list(example.answers), "answer": answer, "score": score(example, answer)}
+        for head, example, answer in zip(heads, examples, said, strict=True)
+    ]
+
+
+_NAMES = ("task", "length", "depth", "index", "policy", "mode")
+
+
+def _key(
+    grid: SuiteGrid, task: str, length: int, place: tuple[float, int], policy: KeepPolicy
+) -> tuple[Any, ...]:
+    return task, length, *place, policy.name, grid.mode
+
+
+def _remembered(count: Count) -> Count:
+    known: dict[str, int] = {}
+
+    def counted(text: str) -> int:
+        if text not in known:
+            known[text] = count(text)
+        return known[text]
+
+    return counted
