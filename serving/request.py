@@ -6,6 +6,7 @@ Standard library only: the policies, the simulator and the engine share these.
 import math
 import operator
 import reprlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -179,6 +180,9 @@ class Request:
       program: the task it is a call of, e.g. an agent's; with `unit="program"`, policies charge all calls
         of a program to one account, in place of the client's.
       grammar: makes the grammar of one output; None = any text.
+      resume_ids: output tokens that an engine which is gone has produced already. The output goes on behind
+        them as if this engine had made them: same positions, stops, penalties and grammar. Deltas have ids
+        that are new, but the whole text so far; log-probabilities of earlier tokens are nan. Needs n = 1.
     """
 
     client: ClientId
@@ -190,6 +194,7 @@ class Request:
     priority: int = 0
     program: str = ""
     grammar: Callable[[], TokenGrammar] | None = None
+    resume_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt", "program"):
@@ -207,11 +212,28 @@ class Request:
             raise ValueError(f"request {self.id!r} has a deadline of {self.deadline_s!r} s after its arrival")
         if not _whole(self.priority, -(2**20), 2**20):
             raise ValueError(f"request {self.id!r} has priority {self.priority}; at most 2**20 either way")
+        object.__setattr__(self, "resume_ids", tuple(self.resume_ids))
+        if self.resume_ids and not (self.sampling.n == 1 and len(self.resume_ids) < self.sampling.max_tokens):
+            raise ValueError(
+                f"request {self.id!r} resumes behind {len(self.resume_ids)} tokens of output; it may have "
+                f"{self.sampling.max_tokens} and n={self.sampling.n}"
+            )
 
     @property
     def names(self) -> list[RequestId]:
         """Names its outputs are scheduled under; the first is its id."""
         return [self.id, *(f"{self.id}#{i}" for i in range(1, self.sampling.n))]
+
+    def seed_of(self, index: int, name: RequestId = "") -> int:
+        """The seed of one of its outputs; output 0 has the request's own.
+
+        Args:
+          name: what the output is scheduled under, where the request has no id.
+        """
+        seed = self.sampling.seed
+        if seed is None:
+            seed = zlib.crc32((self.id or name).encode())
+        return seed if index == 0 else zlib.crc32(f"{seed} {index}".encode())
 
 
 class Logprob(NamedTuple):

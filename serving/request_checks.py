@@ -32,7 +32,7 @@ def check_features(request: Request, model: ModelConfig, config: EngineConfig, *
     stops = sampling.stop_ids + (() if sampling.ignore_eos else config.eos_ids)
     if len(stops) > STOP_IDS:
         raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
-    ids = (*request.prompt_ids, *sampling.logit_bias, *stops)
+    ids = (*request.prompt_ids, *request.resume_ids, *sampling.logit_bias, *stops)
     strange = min(ids) if min(ids) < 0 else max(ids)
     if not 0 <= strange < model.vocab_size:
         raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {model.vocab_size}")

@@ -78,6 +78,8 @@ MAY: dict[str, set[str]] = {
     # The one experiment that measures with the engine; it holds no training.
     "train.experiments.served": {"mixattn", "serving", "numpy"},
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
+    "serving.cluster.live_output": {"serving.fair", "serving.request"},
+    "serving.cluster.ingress": {"serving.cluster.live_output", "serving.fair", "serving.request"},
     "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
     | {"prometheus_client", "llguidance", "absl"},
     # A process of its own, with nothing of the server in it.
@@ -118,7 +120,7 @@ MAY: dict[str, set[str]] = {
 }
 NO_CLOCK = (
     *(f"serving.{room}" for room in ("fair", "kvcache", "sim", "engine.scheduler", "engine.plan")),
-    "serving.metropolis.schedule",
+    *("serving.metropolis.schedule", "serving.cluster.ingress", "serving.cluster.live_output"),
     *(f"serving.offload.{name}" for name in ("hardware", "shapes", "roofline", "plan", "search", "schedule")),
     *(f"serving.offload.{name}" for name in ("simulate", "hazards", "batching", "durations", "experiment")),
     "serving.offload.machine_plan",

@@ -292,9 +292,9 @@ class Engine:
             program=request.program,
         )
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
-        accepted = self.scheduler.submit(
-            RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s), now_s
-        )
+        state = RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s)
+        state.output_ids, state.output_tok = list(request.resume_ids), len(request.resume_ids)
+        accepted = self.scheduler.submit(state, now_s)
         self.streams[name] = OutputStream(request, name, index, self._stops(sampling), self._decode)
         self._parts.setdefault(request.id, []).append(name)
         self._counts.arrived += 1

@@ -1,7 +1,7 @@
 """The output side of a live request: applies stop conditions to its tokens and collects deltas."""
 
 import dataclasses
-import zlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,14 +34,24 @@ class OutputStream:
         self._taken = self._sent = 0
         self._all_text = ""
         self._failed = False  # its text could not be made
+        if request.resume_ids:
+            self._resume(request.resume_ids)
 
     @property
     def seed(self) -> int:
-        """This output's seed; output 0 has the request's own."""
-        seed = self.sampling.seed
-        if seed is None:
-            seed = zlib.crc32(self.request.id.encode()) if self.request.id else zlib.crc32(self.id.encode())
-        return seed if self.index == 0 else zlib.crc32(f"{seed} {self.index}".encode())
+        """This output's seed."""
+        return self.request.seed_of(self.index, self.id)
+
+    def _resume(self, ids: Sequence[int]) -> None:
+        """Takes tokens that were produced elsewhere, none of which ended the output."""
+        for id in ids:
+            if self.text is not None:
+                self._guarded(self.text.push, id, may_stop=False)
+            if self.grammar is not None:
+                self.grammar.accept(id)
+        self._taken = self._sent = len(ids)
+        if self.sampling.logprobs is not None:
+            self.logprobs = [Logprob(id, math.nan) for id in ids]
 
     def take(self, ids: Sequence[int], broken: bool, logprobs: Sequence[Logprob] = ()) -> StepResult:
         """Takes a step's tokens: how many of `ids` count, and whether they end the request.

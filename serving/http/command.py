@@ -5,7 +5,7 @@ import ipaddress
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,11 @@ def _value(path: str, text: str, now: Any) -> Any:
     return value
 
 
-def serve() -> int:
+def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None) -> int:
     """Runs the server; returns the exit status.
+
+    Args:
+      assemble: makes what the server consists of behind its front door; None: one engine.
 
     Raises:
       ValueError: a flag or the checkpoint is wrong.
@@ -128,7 +131,7 @@ def serve() -> int:
             compat=given.metrics_compat,
             event_log=Path(given.event_log) if given.event_log else None,
         )
-        return process.run(options, door, overridden)
+        return process.run(options, door, overridden, assemble or process.SingleEngine)
 
 
 def _options(keys: KeyRing | None) -> StartOptions:

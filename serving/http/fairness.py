@@ -5,12 +5,14 @@ Service is counted in weighted tokens as the policies' proofs count it: 1 for a 
 token. The gap is the largest difference of service of two clients over a time in which both wait.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serving.engine.engine import Engine
 from serving.fair.metrics import GapMeter
 from serving.kvcache.groups import FullGroup
 from serving.request import ClientId, RequestId
+
+if TYPE_CHECKING:
+    from serving.engine.engine import Engine
 
 PROMPT, OUTPUT = 1, 2
 MAX_CLIENTS = 4096  # accounts kept; beyond them those of idle clients go
@@ -102,7 +104,7 @@ class LiveFairness:
             del counts[client]
 
 
-def proven_bound(engine: Engine) -> float | None:
+def proven_bound(engine: "Engine") -> float | None:
     """The policy's bound on the gap, for the longest prompt that fits; None where nothing is proven."""
     config = engine.config
     pools = [(g.num_pages - 1) * config.page_size for g in engine.memory.groups if isinstance(g, FullGroup)]

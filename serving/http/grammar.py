@@ -5,7 +5,7 @@ more is refused.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +14,6 @@ import numpy as np
 from serving.http.body import Fields, shown
 from serving.http.errors import ApiError, bad_field
 from serving.http.settings import HttpLimits
-
-type MakeGrammar = Callable[[], "OutputGrammar"]
 
 FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")  # of vLLM
 # Far above what real schemas need: one of 300 properties takes 0.1 s.
@@ -115,6 +113,20 @@ class OutputGrammar:
             allowed_W[word + 1 :] = 0
 
 
+class MakeGrammar:
+    """Makes the grammar of one output.
+
+    Attributes:
+      given: what was asked for, by which another process can compile it again.
+    """
+
+    def __init__(self, given: GrammarAsked, matcher: Any, tokens: int) -> None:
+        self.given, self._matcher, self._tokens = given, matcher, tokens
+
+    def __call__(self) -> OutputGrammar:
+        return OutputGrammar(self._matcher.deep_copy(), self._tokens)
+
+
 class GrammarCompiler:
     """Builds grammars for one tokenizer.
 
@@ -161,7 +173,7 @@ class GrammarCompiler:
             raise self._refusal(given, first.get_error())
         if failure := _fails_early(first.deep_copy()):
             raise self._refusal(given, failure)
-        return lambda: OutputGrammar(first.deep_copy(), self._tokens)
+        return MakeGrammar(given, first, self._tokens)
 
     def _refusal(self, given: GrammarAsked, why: str) -> ApiError:
         line = why.strip().splitlines()[0][:300] if why.strip() else "it is not valid"

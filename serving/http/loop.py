@@ -4,36 +4,25 @@ The engine is touched by this thread alone. Commands wait in a deque that is dra
 """
 
 import asyncio
+import dataclasses
 import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from serving.engine.engine import Engine
-from serving.request import Delta, Request, RequestId
+from serving.engine.stats import EngineStats
+from serving.fair.ledger import SCALE
+from serving.http.backend import Deliver, StepReport
+from serving.request import ClientId, Request, RequestId
+
+if TYPE_CHECKING:
+    from serving.engine.engine import Engine  # loads jax, which a server in front of workers does without
 
 MAX_RESETS, RESETS_WITHIN_S = 3, 60.0  # more failures of whole steps than this: unhealthy
-
-
-@dataclass
-class StepReport:
-    """What a step brought.
-
-    Attributes:
-      at_s: when it ended, on the monotonic clock.
-      admitted: outputs that began to run: the name it is scheduled under, and cached prompt tokens.
-      refused: requests that the engine did not take, and why.
-    """
-
-    at_s: float
-    deltas: list[Delta] = field(default_factory=list)
-    admitted: list[tuple[str, int]] = field(default_factory=list)
-    refused: list[tuple[RequestId, str]] = field(default_factory=list)
 
 
 class EngineLoop:
@@ -43,7 +32,7 @@ class EngineLoop:
       deliver: called on the event loop with the report of each step that brought anything.
     """
 
-    def __init__(self, deliver: Callable[[StepReport], None]) -> None:
+    def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._inbox: deque[Callable[[Engine], None]] = deque()
         self._wake = threading.Event()
@@ -54,7 +43,7 @@ class EngineLoop:
         self.step_began_s: float | None = None  # of the step that runs; None between steps
         self.listeners: list[Callable[[dict[str, Any]], None]] = []  # of the engine's events, in its thread
 
-    def start(self, engine: Engine, events: asyncio.AbstractEventLoop) -> None:
+    def start(self, engine: "Engine", events: asyncio.AbstractEventLoop) -> None:
         self.engine, self._events = engine, events
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -62,7 +51,7 @@ class EngineLoop:
     def record(self, event: dict[str, Any]) -> None:
         """The engine's `log`."""
         if event["event"] == "admit":
-            self._report.admitted.append((event["id"], event["hit"]))
+            self._report.admitted.append((event["id"], event["extend"], event["hit"]))
         for listener in self.listeners:
             listener(event)
 
@@ -71,7 +60,7 @@ class EngineLoop:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues the requests of one call, all or none."""
 
-        def command(engine: Engine) -> None:
+        def command(engine: "Engine") -> None:
             taken: list[RequestId] = []
             try:
                 for request in requests:
@@ -86,7 +75,25 @@ class EngineLoop:
     def cancel(self, ids: Sequence[RequestId]) -> None:
         self._tell(lambda engine: [engine.cancel(id) for id in ids])
 
-    def ask[T](self, question: Callable[[Engine], T]) -> asyncio.Future[T]:
+    def check(self, request: Request) -> None:
+        """Raises ValueError if `request` can never be served."""
+        self.engine.check(request)
+
+    async def stats(self) -> EngineStats:
+        return await self.ask(lambda engine: engine.stats())
+
+    async def served(self) -> Mapping[ClientId, int]:
+        """Service of each client by the policy's account, in weighted tokens."""
+        return await self.ask(_served_tok)
+
+    async def flush(self) -> bool:
+        """Empties the prefix cache; False while requests run."""
+        return await self.ask(_flushed)
+
+    def described(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.engine.config)
+
+    def ask[T](self, question: Callable[["Engine"], T]) -> asyncio.Future[T]:
         """Runs `question` between two steps; awaits its answer."""
         answer: asyncio.Future[T] = self._events.create_future()
 
@@ -94,7 +101,7 @@ class EngineLoop:
             if not answer.done():
                 set_it(value)
 
-        def command(engine: Engine) -> None:
+        def command(engine: "Engine") -> None:
             try:
                 value = question(engine)
             except Exception as why:
@@ -119,7 +126,7 @@ class EngineLoop:
 
     # ---- in the thread ----
 
-    def _tell(self, command: Callable[[Engine], Any]) -> None:
+    def _tell(self, command: Callable[["Engine"], Any]) -> None:
         self._inbox.append(command)
         self._wake.set()
 
@@ -143,7 +150,7 @@ class EngineLoop:
 
     def _send(self) -> None:
         report = self._report
-        if report.deltas or report.admitted or report.refused:
+        if report:
             report.at_s = time.monotonic()
             self._report = StepReport(0.0)
             try:
@@ -164,3 +171,14 @@ class EngineLoop:
         except Exception as again:
             logging.exception("and could not be restarted: %r", again)
             self.failed = f"the engine failed and could not be restarted: {again!r}"
+
+
+def _served_tok(engine: "Engine") -> dict[ClientId, int]:
+    return {client: amount // SCALE for client, amount in engine.fallback.served().items()}
+
+
+def _flushed(engine: "Engine") -> bool:
+    if engine.live:
+        return False
+    engine.memory.clear_cache()
+    return True

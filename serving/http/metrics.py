@@ -5,6 +5,7 @@ Counts of tokens are those of `usage`: each prompt once, outputs as they were re
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -159,7 +160,7 @@ class ServerMetrics:
 
     # ---- reading ----
 
-    def set_engine(self, stats: Any, served: dict[str, int]) -> None:
+    def set_engine(self, stats: Any, served: Mapping[str, int]) -> None:
         """Gauges and counters of the engine, from its `stats()`."""
         for name, value in (("num_requests_running", stats.running), ("num_requests_waiting", stats.waiting)):
             for gauge in self.gauges[name]:

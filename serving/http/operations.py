@@ -8,8 +8,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from serving.engine.engine import Engine
-from serving.fair.ledger import SCALE
 from serving.http import openapi, reading
 from serving.http.clients import HttpCaller
 from serving.http.credentials import secret_of
@@ -74,8 +72,7 @@ class Operations:
         self._key(request)
         service = self.service
         if service.model is not None and not service.loop.failed:
-            stats, served = await service.loop.ask(lambda engine: (engine.stats(), served_tok(engine)))
-            service.metrics.set_engine(stats, served)
+            service.metrics.set_engine(await service.loop.stats(), await service.loop.served())
         kind = "text/plain; version=1.0.0; charset=utf-8"
         return PlainTextResponse(service.metrics.text(), media_type=kind)
 
@@ -99,14 +96,7 @@ class Operations:
         key = self._key(request)
         if key is not None and not key.admin:
             raise ApiError(403, "this key may not flush the cache", code="forbidden")
-
-        def question(engine: Engine) -> bool:
-            if engine.live:
-                return False
-            engine.memory.clear_cache()
-            return True
-
-        if not await service.loop.ask(question):
+        if not await service.loop.flush():
             raise ApiError(400, "requests are running; the cache is flushed only when idle", code="busy")
         return JSONResponse({"status": "flushed"})
 
@@ -114,14 +104,13 @@ class Operations:
         service = self.service
         model = service.ready_model()
         self._key(request)
-        stats = await service.loop.ask(lambda engine: engine.stats())
-        engine = service.loop.engine
+        stats = await service.loop.stats()
         return JSONResponse(
             {
                 "model": model.name,
                 "max_model_len": model.max_tok,
                 "vocab_size": model.vocab,
-                "engine": dataclasses.asdict(engine.config),
+                "engine": service.loop.described(),
                 "limits": dataclasses.asdict(service.limits),
                 "stats": dataclasses.asdict(stats),
                 "open_calls": service.open_calls,
@@ -135,8 +124,3 @@ class Operations:
 
     def _key(self, request: HttpRequest) -> ApiKey | None:
         return self.service.key_of(secret_of(request.headers))
-
-
-def served_tok(engine: Engine) -> dict[str, int]:
-    """Service of each client by the policy's account, in weighted tokens."""
-    return {client: amount // SCALE for client, amount in engine.fallback.served().items()}

@@ -4,19 +4,22 @@ import asyncio
 import importlib.resources
 import json
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from serving.engine.engine import Engine
 from serving.http.credentials import secret_of
 from serving.http.errors import ApiError
 from serving.http.fairness import LiveFairness, proven_bound
+from serving.http.loop import EngineLoop
 from serving.http.metrics import MAX_CLIENTS
 from serving.http.service import Service
+
+if TYPE_CHECKING:
+    from serving.engine.engine import Engine
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -28,16 +31,31 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-FILES = {"": "text/html", "dashboard.css": "text/css", "dashboard.js": "text/javascript"}
+FILES = {
+    "": ("serving.http", "dashboard.html"),
+    "dashboard.css": ("serving.http", "dashboard.css"),
+    "dashboard.js": ("serving.http", "dashboard.js"),
+}
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 EVERY_S = 1.0
 MAX_VIEWERS = 32
 
 
 class Dashboard:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, service: Service, fairness: LiveFairness) -> None:
-        self._service, self._fairness = service, fairness
+    Args:
+      figures: what is shown of the backend once it serves.
+      files: by name in the URL, the package and file of what a page consists of; "" is the page.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        figures: Callable[[], Awaitable[dict[str, Any]]],
+        files: Mapping[str, tuple[str, str]] = FILES,
+    ) -> None:
+        self._service, self._figures, self._files = service, figures, files
         self._began_s = time.monotonic()
         self._viewers = 0
 
@@ -85,49 +103,18 @@ class Dashboard:
             "open_calls": len({id(opened) for opened in service.calls.values()}),
         }
         if model is not None and not why:
-            shown |= await service.loop.ask(self._of_engine)
+            shown |= await self._figures()
             shown["tok_per_s"] = service.metrics.tok_per_s()
             shown["ttft_s"], shown["itl_s"] = map(service.metrics.quantiles, ("ttft", "itl"))
         return shown
 
-    def _of_engine(self, engine: Engine) -> dict[str, Any]:
-        stats, fairness = engine.stats(), self._fairness
-        by_service = sorted(fairness.served.items(), key=lambda item: -item[1])
-        clients = [
-            {
-                "name": name,
-                "served": round(served),
-                "running": fairness.running.get(name, 0),
-                "waiting": fairness.waiting.get(name, 0),
-            }
-            for name, served in by_service[:MAX_CLIENTS]
-        ]
-        return {
-            "running": stats.running,
-            "waiting": stats.waiting,
-            "slots": stats.slots,
-            "hit_rate": stats.hit_rate,
-            "output_tok": stats.output_tok,
-            "resets": stats.resets,
-            "finished": stats.finished,
-            "policy": engine.config.policy,
-            "policy_failure": stats.policy_failure,
-            "gap": fairness.gap,
-            "bound": None if stats.policy_failure else proven_bound(engine),
-            "clients": clients,
-            "more_clients": max(0, len(by_service) - MAX_CLIENTS),
-            "pools": [
-                {"kind": str(kind), "used": used, "cached": cached, "free": free, "pages": pages}
-                for kind, (used, cached, free, pages) in stats.pages.items()
-            ],
-        }
-
     def _file(self, request: Request, name: str) -> Response:
         self._allow(request)
-        if name not in FILES:
+        if name not in self._files:
             raise ApiError(404, f"there is no file {name[:100]!r}", code="not_found")
-        content = importlib.resources.files("serving.http").joinpath(name or "dashboard.html").read_bytes()
-        return Response(content, headers=HEADERS, media_type=FILES[name])
+        package, file = self._files[name]
+        content = importlib.resources.files(package).joinpath(file).read_bytes()
+        return Response(content, headers=HEADERS, media_type=TYPES[file.rpartition(".")[2]])
 
     def _allow(self, request: Request) -> None:
         try:
@@ -135,3 +122,41 @@ class Dashboard:
         except ApiError as error:
             error.challenge = 'Basic realm="mixattn: any name, an API key as the password"'
             raise
+
+
+def engine_figures(loop: EngineLoop, fairness: LiveFairness) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """What the page of one engine shows."""
+    return lambda: loop.ask(lambda engine: _of_engine(engine, fairness))
+
+
+def _of_engine(engine: "Engine", fairness: LiveFairness) -> dict[str, Any]:
+    stats = engine.stats()
+    by_service = sorted(fairness.served.items(), key=lambda item: -item[1])
+    clients = [
+        {
+            "name": name,
+            "served": round(served),
+            "running": fairness.running.get(name, 0),
+            "waiting": fairness.waiting.get(name, 0),
+        }
+        for name, served in by_service[:MAX_CLIENTS]
+    ]
+    return {
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "slots": stats.slots,
+        "hit_rate": stats.hit_rate,
+        "output_tok": stats.output_tok,
+        "resets": stats.resets,
+        "finished": stats.finished,
+        "policy": engine.config.policy,
+        "policy_failure": stats.policy_failure,
+        "gap": fairness.gap,
+        "bound": None if stats.policy_failure else proven_bound(engine),
+        "clients": clients,
+        "more_clients": max(0, len(by_service) - MAX_CLIENTS),
+        "pools": [
+            {"kind": str(kind), "used": used, "cached": cached, "free": free, "pages": pages}
+            for kind, (used, cached, free, pages) in stats.pages.items()
+        ],
+    }

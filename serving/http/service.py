@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,13 @@ from absl import logging
 
 from serving.http.admission import CHARS_PER_TOK, Admission, Ticket
 from serving.http.answers import AnswerShape
+from serving.http.backend import Backend, Deliver, StepReport
 from serving.http.calls import ActiveCall
 from serving.http.clients import HttpCaller
 from serving.http.errors import ApiError, bad_field
 from serving.http.grammar import GrammarCompiler, MakeGrammar
 from serving.http.keys import ApiKey, KeyRing
-from serving.http.loop import EngineLoop, StepReport
+from serving.http.loop import EngineLoop
 from serving.http.metrics import ServerMetrics
 from serving.http.prompts import PromptReader
 from serving.http.settings import HttpLimits
@@ -70,15 +71,25 @@ class OpenCall:
 class Service:
     """The server without its sockets.
 
+    Args:
+      loop: makes what computes; it is told where its reports go.
+
     Attributes:
       model: None until it is loaded and compiled.
       draining: no new calls are taken.
     """
 
-    def __init__(self, limits: HttpLimits, metrics: ServerMetrics, keys: KeyRing | None) -> None:
+    def __init__(
+        self,
+        limits: HttpLimits,
+        metrics: ServerMetrics,
+        keys: KeyRing | None,
+        loop: Callable[[Deliver], Backend] = EngineLoop,
+    ) -> None:
         self.limits, self.metrics, self.keys = limits, metrics, keys
         self.admission = Admission(limits)
-        self.loop = EngineLoop(self._deliver)
+        self.loop: Backend = loop(self._deliver)
+        self.taps: list[Deliver] = []  # hear every report first
         self.model: ServedModel | None = None
         self.draining = False
         self.calls: dict[RequestId, OpenCall] = {}
@@ -222,7 +233,7 @@ class Service:
 
     def _check(self, request: Request, call: GenerationCall) -> None:
         try:
-            self.loop.engine.check(request)
+            self.loop.check(request)
         except ValueError as why:
             message = str(why).replace(f"request {request.id!r}", "the request")
             raise ApiError(400, message, code="invalid_value") from None
@@ -248,7 +259,9 @@ class Service:
     # ---- reports of the engine ----
 
     def _deliver(self, report: StepReport) -> None:
-        for name, _ in report.admitted:
+        for tap in self.taps:
+            tap(report)
+        for name, _, _ in report.admitted:
             opened = self.calls.get(name.partition("#")[0])
             if opened is not None:
                 self.admission.started(opened.ticket, name)

@@ -17,6 +17,9 @@ work at two workers of equal capacity differs by at most quantum + one request +
 (`overridden`): each request sent without credit adds at most its own charge. The gap of two clients that wait
 at all N workers is that of N times `Dlpm` and does not depend on the router.
 
+A worker that is full or drains is outside both guards. A request that a worker loses pays there for the
+output it has delivered and for nothing else; what is computed again elsewhere is paid for once, there.
+
 A client without live requests beyond the last `idle_clients` is forgotten: its spread begins anew.
 
 Deviation: a request is charged at dispatch, with its uncached tokens estimated from the prefix map and its
@@ -26,18 +29,30 @@ be dispatched on credit that is already spent, and the quantum would not bound t
 Source: Locality-aware Fair Scheduling in LLM Serving (arXiv 2501.14312), Alg. 2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
+from math import inf
 
 from serving.fair.ledger import units
 from serving.fair.predict import GivenLength, Predictor
-from serving.fair.routers.base import DispatchedRequest, Router
-from serving.fair.routers.prefix_map import Block, PrefixMap, WorkerId
+from serving.fair.routers.base import FEW, DispatchedRequest, Router
+from serving.fair.routers.load_index import WorkerId
+from serving.fair.routers.prefix_map import Block, PrefixMap
 from serving.request import ClientId, RequestId, RequestInfo
 
 
 class D2lpm(Router):
-    """Follows prefixes among the workers at which the client has credit."""
+    """Follows prefixes among the workers at which the client has credit.
+
+    Attributes:
+      spent: ledger units that each client was charged at each live worker, net of refunds.
+      billed: the same at all workers, also those that have left.
+      refills: rounds of credit that each client received.
+      overridden: ledger units dispatched without credit.
+      replicated: dispatches that left the holders of a prefix worth following for want of credit or room.
+    """
+
+    prefix_map: PrefixMap
 
     def __init__(
         self,
@@ -85,54 +100,89 @@ class D2lpm(Router):
         self.bill = bill
         self.prefix_map = PrefixMap(max_blocks)
         self.spent: dict[tuple[ClientId, WorkerId], int] = {}
+        self.billed: dict[ClientId, int] = {}
         self.refills: dict[ClientId, int] = {}
-        self._refills_at_join: dict[tuple[ClientId, WorkerId], int] = {}
-        self.overridden: dict[ClientId, int] = {}  # ledger units dispatched without credit
+        self.overridden: dict[ClientId, int] = {}
+        self.replicated = 0
+        # Credit granted before the worker joined (0) or last changed its capacity, and the refills by then.
+        self._granted: dict[tuple[ClientId, WorkerId], tuple[int, int]] = {}
+        self._quanta: dict[tuple[ClientId, WorkerId], int] = {}  # of clients with a weight
+        self._quantum_of: dict[WorkerId, int] = {}  # of all others
         self._live_of: dict[ClientId, int] = {}
         self._idle: dict[ClientId, None] = {}  # clients without live requests, longest idle first
         self._charged_tok: dict[RequestId, tuple[int, int]] = {}  # uncached and output tokens
 
     def credit(self, client: ClientId, worker: WorkerId) -> int:
         """Ledger units the client may still spend at the worker; at a worker that just joined, 0."""
-        key = (client, worker)
-        refills = self.refills.get(client, 0) - self._refills_at_join.get(key, 0)
-        return refills * self._quantum_at(client, worker) - self.spent.get(key, 0)
+        granted, since = self._granted.get((client, worker), (0, 0))
+        rounds = self.refills.get(client, 0) - since
+        return granted + rounds * self._quantum_at(client, worker) - self.spent.get((client, worker), 0)
 
     def _quantum_at(self, client: ClientId, worker: WorkerId) -> int:
         weight = self.weights.get(client)
-        quantum = self.quantum if weight is None else self.quantum * weight
+        if weight is None:
+            return self._quantum_of[worker]
+        quantum = self._quanta.get((client, worker))
+        if quantum is None:
+            quantum = self._quanta[client, worker] = self._scaled(self.quantum * weight, worker)
+        return quantum
+
+    def _scaled(self, quantum: int | Fraction, worker: WorkerId) -> int:
         return max(1, round(quantum * Fraction(self.capacity_of[worker])))
+
+    def _credits(self, client: ClientId) -> Iterator[tuple[WorkerId, int]]:
+        """The client's credit at each worker that does not drain."""
+        refills, spent, granted_at = self.refills.get(client, 0), self.spent, self._granted
+        weighted, quantum_of = client in self.weights, self._quantum_of
+        for worker in self.load_of:
+            if worker in self.draining:
+                continue
+            key = client, worker
+            granted, since = granted_at.get(key, (0, 0))
+            quantum = self._quantum_at(client, worker) if weighted else quantum_of[worker]
+            yield worker, granted + (refills - since) * quantum - spent.get(key, 0)
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         client = request.client
-        with_credit = [w for w in self.load_of if self.credit(client, w) > 0]
-        if not with_credit:
-            self._refill(client)
-            with_credit = [w for w in self.load_of if self.credit(client, w) > 0]
-        within = self._within_guard()
-        allowed = [w for w in with_credit if w in within]
-        if not allowed:
-            return self._least_loaded(list(within))
-        found = self.prefix_map.match(blocks)
-        longest = max((found.get(w, 0) for w in self.load_of), default=0)
+        first = self._first_open()
+        assert first is not None
+        least, idlest = first
+        most = inf if self.max_lead is None else least + self.max_lead
+        longest, holders = self.prefix_map.longest(blocks)
         worth = longest > 0 and longest >= self.min_share * request.prompt_tok
-        best = [w for w in allowed if worth and found.get(w, 0) == longest]
-        return self._least_loaded(best or allowed)
+        for refilled in (False, True):
+            worker = self._first_allowed(client, most, holders) if worth else None
+            if worker is None:
+                worker = self._first_allowed(client, most, None)
+                self.replicated += worth and worker is not None
+            if worker is not None:
+                return worker
+            if refilled or any(credit > 0 for _, credit in self._credits(client)):
+                break
+            self._refill(client)
+        return idlest  # the client has credit only where nobody may send
 
-    def _within_guard(self) -> set[WorkerId]:
-        """Workers that may receive a request."""
-        if self.max_lead is None:
-            return set(self.load_of)
-        most = min(self._load(w) for w in self.load_of) + self.max_lead
-        return {w for w in self.load_of if self._load(w) <= most}
+    def _first_allowed(
+        self, client: ClientId, most: float, among: Collection[WorkerId] | None
+    ) -> WorkerId | None:
+        """The least loaded worker (of `among`) with room and within the guard where the client has credit."""
+        if among is not None and len(among) <= FEW:
+            able = [w for w in among if self._open(w) and self.load_of.load(w) <= most]
+            return min([w for w in able if self.credit(client, w) > 0], key=self._rank, default=None)
+        for load, worker in self.load_of.ordered(self._last_worker):
+            if load > most:
+                return None
+            if (among is None or worker in among) and self._open(worker) and self.credit(client, worker) > 0:
+                return worker
+        return None
 
     def _refill(self, client: ClientId) -> None:
         """Gives at once all rounds until the client's credit is positive at one worker."""
-        rounds = min(-self.credit(client, w) // self._quantum_at(client, w) + 1 for w in self.load_of)
+        rounds = min(-credit // self._quantum_at(client, w) + 1 for w, credit in self._credits(client))
         self.refills[client] = self.refills.get(client, 0) + rounds
 
     def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None:
-        hit_tok = self.prefix_map.match(sent.blocks).get(sent.worker, 0)
+        hit_tok = self.prefix_map.held_tok(sent.blocks, sent.worker)
         extend_tok, output_tok = max(0, sent.request.prompt_tok - hit_tok), 0
         if self.bill == "predicted":
             output_tok = min(self.predictor.predict(sent.request), sent.request.max_output_tok)
@@ -156,8 +206,9 @@ class D2lpm(Router):
         self.predictor.observe(sent.request.client, output_tok)
         self._less_live(sent.request.client)
 
-    def _on_lost(self, sent: DispatchedRequest) -> None:
-        del self._charged_tok[sent.request.id]
+    def _on_lost(self, sent: DispatchedRequest, output_tok: int) -> None:
+        extend_tok, charged_tok = self._charged_tok.pop(sent.request.id)
+        self._spend(sent, self.output_units * (output_tok - charged_tok) - self.prompt_units * extend_tok)
         self._less_live(sent.request.client)
 
     def _less_live(self, client: ClientId) -> None:
@@ -169,23 +220,38 @@ class D2lpm(Router):
                 self._forget(next(iter(self._idle)))
 
     def _forget(self, client: ClientId) -> None:
-        for ledger in (self._idle, self.refills, self.overridden):
+        for ledger in (self._idle, self.refills, self.overridden, self.billed):
             ledger.pop(client, None)
         for worker in self.load_of:
-            self.spent.pop((client, worker), None)
-            self._refills_at_join.pop((client, worker), None)
+            for kept in (self.spent, self._granted, self._quanta):
+                kept.pop((client, worker), None)
 
     def _on_leave(self, worker: WorkerId) -> None:
         self.prefix_map.remove_worker(worker)
-        for ledger in (self.spent, self._refills_at_join):
+        for ledger in (self.spent, self._granted, self._quanta):
             for key in [key for key in ledger if key[1] == worker]:
                 del ledger[key]
+        del self._quantum_of[worker]
 
-    def join(self, worker: WorkerId, capacity: float = 1.0) -> None:
-        super().join(worker, capacity)
+    def join(self, worker: WorkerId, capacity: float = 1.0, *, max_live: int | None = None) -> None:
+        super().join(worker, capacity, max_live=max_live)
+        self._quantum_of[worker] = self._scaled(self.quantum, worker)
         for client, refills in self.refills.items():
-            self._refills_at_join[client, worker] = refills
+            self._granted[client, worker] = 0, refills
+
+    def set_capacity(self, worker: WorkerId, capacity: float) -> None:
+        """See `Router`. Credit stays as it is; later refills count with the new capacity."""
+        super().set_capacity(worker, capacity)
+        self._quantum_of[worker] = self._scaled(self.quantum, worker)
+
+    def _on_capacity(self, worker: WorkerId) -> None:
+        for client, refills in self.refills.items():
+            granted = self.credit(client, worker) + self.spent.get((client, worker), 0)
+            self._granted[client, worker] = granted, refills
+            self._quanta.pop((client, worker), None)
 
     def _spend(self, sent: DispatchedRequest, amount: int) -> None:
-        key = (sent.request.client, sent.worker)
+        client = sent.request.client
+        key = client, sent.worker
         self.spent[key] = self.spent.get(key, 0) + amount
+        self.billed[client] = self.billed.get(client, 0) + amount

@@ -16,12 +16,15 @@ from collections import deque
 from collections.abc import Sequence
 
 from serving.fair.routers.base import DispatchedRequest, Router
-from serving.fair.routers.prefix_map import Block, PrefixMap, PrefixNode, WorkerId
+from serving.fair.routers.load_index import WorkerId
+from serving.fair.routers.prefix_map import Block, PrefixMap, PrefixNode
 from serving.request import RequestInfo
 
 
 class Preble(Router):
     """Follows long known prefixes, and otherwise balances load."""
+
+    prefix_map: PrefixMap
 
     def __init__(
         self,
@@ -50,22 +53,20 @@ class Preble(Router):
         self._work_of: dict[WorkerId, float] = {}
         self._prefixes: dict[WorkerId, dict[PrefixNode, float]] = {}
 
-    def join(self, worker: WorkerId, capacity: float = 1.0) -> None:
-        super().join(worker, capacity)
+    def join(self, worker: WorkerId, capacity: float = 1.0, *, max_live: int | None = None) -> None:
+        super().join(worker, capacity, max_live=max_live)
         self._work_of[worker], self._prefixes[worker] = 0.0, {}
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         self._expire(now_s)
-        known = [
-            node for node in self.prefix_map.walk(blocks) if any(w in self.load_of for w in node.workers)
-        ]
-        match = known[-1].end_tok if known else 0
-        if request.prompt_tok - match < match:
-            return self._lightest([w for w in known[-1].workers if w in self.load_of])
-        return self._lightest(list(self.load_of))
+        match, holders = self.prefix_map.longest(blocks)
+        able = [w for w in holders if self._open(w)]
+        if request.prompt_tok - match < match and able:
+            return self._lightest(able)
+        return self._lightest([w for w in self.load_of if self._open(w)])
 
     def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None:
-        held = self.prefix_map.match(sent.blocks).get(sent.worker, 0)
+        held = self.prefix_map.held_tok(sent.blocks, sent.worker)
         nodes = self.prefix_map.insert(sent.blocks, sent.worker)
         if not nodes:
             return
@@ -113,5 +114,5 @@ class Preble(Router):
         cheapest = min(movable, key=lambda node: (self._prefixes[heavy][node], node.end_tok))
         # From now on, requests with this prefix may go to the lighter worker.
         while cheapest.parent is not None:
-            cheapest.workers[light] = None
+            cheapest.workers[light] = False
             cheapest = cheapest.parent

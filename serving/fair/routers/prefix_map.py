@@ -1,25 +1,39 @@
 """A radix tree of dispatched prompts: an estimate of the prompt prefixes that each worker holds in its cache.
 
 A prompt is a sequence of blocks `(key, tokens)`, where equal keys stand for equal tokens. It is an estimate
-because workers do not report evictions. The measured hit of a request corrects its charge, not the tree.
+because workers do not report evictions. What a worker reports of a request corrects it: a block that it is
+known to have computed once and does not find any more is forgotten for that worker, with all that lies
+behind it. So a wrong match costs at most one request per block.
+
+Every worker of a node is one of its parent's: who holds a prefix holds its beginning.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from serving.fair.routers.load_index import WorkerId
+
 type Block = tuple[Hashable, int]
-type WorkerId = int
 
 
 @dataclass(eq=False, slots=True)
 class PrefixNode:
-    """One block of prompts; `end_tok` counts the tokens from the root to its end."""
+    """One block of prompts; `end_tok` counts the tokens from the root to its end.
+
+    Attributes:
+      workers: who is assumed to hold it, and whether it has computed it: False while its first request with
+        this block may still be on its way.
+    """
 
     key: Hashable
     end_tok: int
     parent: "PrefixNode | None"
     children: "dict[Hashable, PrefixNode]" = field(default_factory=dict)
-    workers: dict[WorkerId, None] = field(default_factory=dict)
+    workers: dict[WorkerId, bool] = field(default_factory=dict)
+
+    @property
+    def start_tok(self) -> int:
+        return self.parent.end_tok if self.parent is not None else 0
 
 
 class PrefixMap:
@@ -30,6 +44,7 @@ class PrefixMap:
         self.max_blocks = max_blocks
         self.root = PrefixNode(None, 0, None)
         self._lru: dict[PrefixNode, None] = {}  # least recently used first
+        self.disproved = 0  # blocks that a worker was assumed to hold and did not
 
     def __len__(self) -> int:
         return len(self._lru)
@@ -47,10 +62,26 @@ class PrefixMap:
     def match(self, blocks: Sequence[Block]) -> dict[WorkerId, int]:
         """Estimated prompt tokens held by each worker; workers that hold none are left out."""
         found: dict[WorkerId, int] = {}
-        for node in self.walk(blocks):
+        for node in reversed(list(self.walk(blocks))):
             for worker in node.workers:
-                found[worker] = node.end_tok
+                found.setdefault(worker, node.end_tok)
         return found
+
+    def longest(self, blocks: Sequence[Block]) -> tuple[int, Collection[WorkerId]]:
+        """The longest prefix that anybody is assumed to hold, in tokens, and its holders."""
+        for node in reversed(list(self.walk(blocks))):
+            if node.workers:
+                return node.end_tok, node.workers.keys()
+        return 0, ()
+
+    def held_tok(self, blocks: Sequence[Block], worker: WorkerId) -> int:
+        """Prompt tokens that `worker` is assumed to hold."""
+        held = 0
+        for node in self.walk(blocks):
+            if worker not in node.workers:
+                break
+            held = node.end_tok
+        return held
 
     def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[PrefixNode]:
         """Records that the prompt was dispatched to `worker`; returns its nodes."""
@@ -59,7 +90,7 @@ class PrefixMap:
             child = node.children.get(key)
             if child is None:
                 child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
-            child.workers[worker] = None
+            child.workers.setdefault(worker, False)
             nodes.append(child)
             node = child
         for node in reversed(nodes):  # a parent is never older than its children, so leaves are dropped first
@@ -69,12 +100,41 @@ class PrefixMap:
             self._drop(next(iter(self._lru)))
         return nodes
 
+    def confirm(self, blocks: Sequence[Block], worker: WorkerId) -> None:
+        """The worker has computed this prompt."""
+        for node in self.walk(blocks):
+            if worker in node.workers:
+                node.workers[worker] = True
+
+    def disprove(self, blocks: Sequence[Block], worker: WorkerId, hit_tok: int) -> None:
+        """The worker found only `hit_tok` tokens of this prompt, and computes the rest now.
+
+        The prompt's last block proves nothing: its last token is always computed.
+        """
+        path = list(self.walk(blocks))
+        for i, node in enumerate(path[:-1]):
+            if hit_tok <= node.start_tok and node.workers.get(worker):
+                self.disproved += self._remove_below(node, worker)
+                for again in path[i:]:
+                    again.workers[worker] = False
+                return
+
     def remove_worker(self, worker: WorkerId) -> None:
         """Removes a worker and all prefixes that only it held."""
         for node in list(self._lru):
             node.workers.pop(worker, None)
             if not node.workers and not node.children:
                 self._drop(node)
+
+    def _remove_below(self, top: PrefixNode, worker: WorkerId) -> int:
+        """Removes a worker from a node and all nodes behind it; returns of how many."""
+        todo, removed = [top], 0
+        while todo:
+            node = todo.pop()
+            del node.workers[worker]
+            removed += 1
+            todo += [child for child in node.children.values() if worker in child.workers]
+        return removed
 
     def _drop(self, node: PrefixNode) -> None:
         del self._lru[node]
