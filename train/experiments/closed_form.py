@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from mixattn.layers import FeedForward, Linear
 from mixattn.model import Block
@@ -80,7 +81,7 @@ def wanted_queries(
     H, scale = config.head_dim, config.head_dim**-0.5
     heads = functools.partial(_rotated_heads, config, x_RTD.shape[:2], rope)
     normed_ND = _attention_inputs(original, original_RTD)
-    q_RTKGH = heads(normed_ND @ original.attention.q.kernel[...])
+    q_RTKGH = heads(normed_ND @ kernel_of(original.attention.q)[...])
     k_RSKH = heads(normed_ND @ _keys_values_kernels(original)[0])[:, :, :, 0]
     scores = jnp.where(read.mask_TS, _scores(q_RTKGH, k_RSKH) * scale, _MASKED)
     p = jax.nn.softmax(scores, axis=-1)
@@ -91,7 +92,7 @@ def wanted_queries(
     curvature = jnp.einsum("rkgts,rskh,rski->rkgthi", p, keys, keys)
     curvature -= mean_key[..., :, None] * mean_key[..., None, :]
     pull = jnp.einsum("rkgts,rskh->rkgth", p * scores, keys) - mean_key * mean_score
-    present = heads(_attention_inputs(block, x_RTD) @ block.attention.q.kernel[...])
+    present = heads(_attention_inputs(block, x_RTD) @ kernel_of(block.attention.q)[...])
     present = jnp.moveaxis(present, 1, 3) * scale
     damping = _QUERY_DAMPING * jnp.trace(curvature, axis1=-2, axis2=-1)[..., None] / H + 1e-4
     system = curvature + damping[..., None] * jnp.broadcast_to(jnp.eye(H), curvature.shape)
@@ -102,7 +103,7 @@ def wanted_queries(
 @jax.jit
 def fit_queries(block: Block, x_RTD: jax.Array, queries_NO: jax.Array, strength: float) -> jax.Array:
     """Kernel of q that gives these queries."""
-    x_ND, old = _attention_inputs(block, x_RTD), block.attention.q.kernel[...]
+    x_ND, old = _attention_inputs(block, x_RTD), kernel_of(block.attention.q)[...]
     return old + ridge(x_ND, queries_NO - x_ND @ old, jnp.ones(len(x_ND)), strength)
 
 
@@ -118,12 +119,12 @@ def fit_output(
 ) -> tuple[jax.Array, jax.Array]:
     """Kernel of o for which the stream after attention is nearest the target, and that stream [R, T, D]."""
     heads = functools.partial(_rotated_heads, config, x_RTD.shape[:2], rope)
-    q_RTKGH = heads(_attention_inputs(block, x_RTD) @ block.attention.q.kernel[...])
+    q_RTKGH = heads(_attention_inputs(block, x_RTD) @ kernel_of(block.attention.q)[...])
     scores = _scores(q_RTKGH, heads(read.keys_NF)[:, :, :, 0]) * config.head_dim**-0.5
     p = jax.nn.softmax(jnp.where(read.mask_TS, scores, _MASKED), axis=-1)
     values = read.values_NF.reshape(*x_RTD.shape[:2], -1, config.head_dim)
     out_NO = jnp.einsum("rkgts,rskh->rtkgh", p, values).reshape(len(read.keys_NF), -1)
-    return _towards(out_NO, block.attention.o.kernel[...], x_RTD, target_RTD, strength)
+    return _towards(out_NO, kernel_of(block.attention.o)[...], x_RTD, target_RTD, strength)
 
 
 @jax.jit
@@ -133,10 +134,9 @@ def fit_down(
     """Kernel of the feed-forward's last projection, and the stream after the block, as `fit_output`."""
     assert block.ffn_norm is not None
     assert isinstance(block.ffn, FeedForward)
-    assert isinstance(block.ffn.gate, Linear)
-    x_ND, ffn, gate = _flat(block.ffn_norm(x_RTD)), block.ffn, block.ffn.gate
-    hidden_NF = jax.nn.silu(x_ND @ gate.kernel[...]) * (x_ND @ ffn.up.kernel[...])
-    return _towards(hidden_NF, ffn.down.kernel[...], x_RTD, target_RTD, strength)
+    x_ND, ffn = _flat(block.ffn_norm(x_RTD)), block.ffn
+    hidden_NF = jax.nn.silu(x_ND @ kernel_of(ffn.gate)[...]) * (x_ND @ kernel_of(ffn.up)[...])
+    return _towards(hidden_NF, kernel_of(ffn.down)[...], x_RTD, target_RTD, strength)
 
 
 def visible(layer: Layer, T: int) -> jax.Array:
@@ -174,11 +174,15 @@ def _attention_inputs(block: Block, x_RTD: jax.Array) -> jax.Array:
     return _flat(block.attention_norm(x_RTD))
 
 
+def kernel_of(projection: object) -> nnx.Param:
+    """The kernel of a projection that is not quantised (see `recover`)."""
+    assert isinstance(projection, Linear)
+    return projection.kernel
+
+
 def _keys_values_kernels(block: Block) -> tuple[jax.Array, jax.Array]:
     """Kernels of k and v of an owner."""
-    assert block.attention.k is not None
-    assert block.attention.v is not None
-    return block.attention.k.kernel[...], block.attention.v.kernel[...]
+    return kernel_of(block.attention.k)[...], kernel_of(block.attention.v)[...]
 
 
 def _rotated_heads(

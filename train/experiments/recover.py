@@ -19,7 +19,7 @@ from mixattn.model import Block
 from mixattn.rope import RopeTable, rope_tables
 from mixattn.spec import Layer
 from train.experiments import closed_form
-from train.experiments.closed_form import Attended
+from train.experiments.closed_form import Attended, kernel_of
 from train.experiments.teacher import StoredStreams
 
 
@@ -107,10 +107,10 @@ class _Fitting:
         kernel, x_RTD = closed_form.fit_output(
             self._config, block, x_RTD, middle, read, rope, self._strength.attention
         )
-        block.attention.o.kernel[...] = kernel
+        kernel_of(block.attention.o)[...] = kernel
         middle_error = closed_form.relative_error(x_RTD, middle)
         kernel, x_RTD = closed_form.fit_down(block, x_RTD, target, self._strength.down)
-        block.ffn.down.kernel[...] = kernel
+        kernel_of(block.ffn.down)[...] = kernel
         output_error = closed_form.relative_error(x_RTD, target)
         return x_RTD, LayerFit(layer.index, float(middle_error), float(output_error))
 
@@ -125,7 +125,7 @@ class _Fitting:
         k, v = closed_form.fit_keys_values(
             block, x_RTD, jnp.asarray(keys), jnp.asarray(values), self._strength.attention
         )
-        block.attention.k.kernel[...], block.attention.v.kernel[...] = k, v  # type: ignore[union-attr]
+        kernel_of(block.attention.k)[...], kernel_of(block.attention.v)[...] = k, v
         self._kv[owner] = closed_form.project_keys_values(block, x_RTD)
 
     def _fit_queries(
@@ -140,7 +140,7 @@ class _Fitting:
             wanted.append(
                 closed_form.wanted_queries(self._config, block, original, x_1TD, original_1TD, part, rope)
             )
-        block.attention.q.kernel[...] = closed_form.fit_queries(
+        kernel_of(block.attention.q)[...] = closed_form.fit_queries(
             block, x_RTD[: self._query_rows], jnp.concatenate(wanted), self._strength.attention
         )
 
@@ -149,6 +149,7 @@ def _check(config: ModelConfig, streams: StoredStreams) -> None:
     """Raises ValueError for a model that is not of Llama's kind, or of another depth than the streams."""
     plain = {
         "positions": "rope",
+        "quantize": "",
         "activation": "silu",
         "gated": True,
         "pre_norms": True,
