@@ -20,6 +20,7 @@ from train.experiments.recover import LayerFit, Strength, recover
 from train.experiments.sweep import command, sweep, write_table
 
 KV_DTYPE = "bfloat16"
+NOT_MEASURED = "not measured"
 NO_SEED = "none drawn: fits have no noise; text in the order of hashes; needles from seed 0"
 
 
@@ -63,7 +64,7 @@ def run_engine(config: PretrainedExperiment, material: Material, wiring: str, se
     """Engine speed with the rewired model."""
     del seed
     if not config.engine_rows:
-        return {"engine_tok_s": "not measured"}
+        return {"engine_tok_s": NOT_MEASURED}
     model = rewired(config, material.original, wiring)
     return served.speed(model, material.held_out[: config.engine_rows], config.engine_tok)
 
@@ -82,8 +83,7 @@ def compare(config: PretrainedExperiment, workdir: Path, folder: Path, workers: 
             workers=workers,
             free=("wirings", "name", "budget_mib"),
         )
-        if stage != "before":
-            _write(config, material.original.config, done, folder)
+        _write(config, material.original.config, done, folder)
 
 
 def _order(wirings: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -95,18 +95,20 @@ def table_row(
     config: PretrainedExperiment, model: ModelConfig, wiring: str, stages: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """One wiring's row: memory from its config, quality and speed from its stages."""
-    budget, before, after = config.budget_mib * 2**20, stages["before"], stages["after"]
+    budget, before = config.budget_mib * 2**20, stages["before"]
+    # The reference has nothing to recover; a wiring whose fits are not finished has nothing to show.
+    after = before if wiring == "standard" else stages.get("after", {})
     return {
         "wiring": wiring,
         "kv_bytes_tok_4k": kv_bytes(model, 4096, KV_DTYPE) // 4096,
         "kv_bytes_tok_32k": kv_bytes(model, 32768, KV_DTYPE) // 32768,
         "nats_before": before["nats"],
-        "nats_after": after.get("nats", before["nats"]),
+        "nats_after": after.get("nats", NOT_MEASURED),
         "tokens": after.get("tokens", 0),
         "seconds": after.get("seconds", 0.0),
         **{f"{name}_before": before[name] for name in ("recall_inside", "recall_beyond")},
-        **{f"{name}_after": after.get(name, before[name]) for name in ("recall_inside", "recall_beyond")},
-        "engine_tok_s": stages.get("engine", {}).get("engine_tok_s", "not measured"),
+        **{f"{name}_after": after.get(name, NOT_MEASURED) for name in ("recall_inside", "recall_beyond")},
+        "engine_tok_s": stages.get("engine", {}).get("engine_tok_s", NOT_MEASURED),
         "concurrent_4k": served.concurrent(model, budget, 4096),
         "concurrent_32k": served.concurrent(model, budget, 32768),
     }
@@ -115,7 +117,7 @@ def table_row(
 def _write(
     config: PretrainedExperiment, original: ModelConfig, done: dict[str, list[dict[str, Any]]], folder: Path
 ) -> None:
-    """The table and the picture of every wiring that has been measured before and after."""
+    """The table and the picture of every wiring that has been measured as rewired."""
     by_wiring: dict[str, dict[str, dict[str, Any]]] = {}
     for stage, found in done.items():
         for row in found:
@@ -123,8 +125,8 @@ def _write(
     rows = []
     for wiring in config.wirings:
         stages = by_wiring.get(wiring, {})
-        if {"before", "after"} <= stages.keys():
-            shared = {key: stages["after"][key] for key in results.SURROUNDINGS}
+        if "before" in stages:
+            shared = {key: stages["before"][key] for key in results.SURROUNDINGS}
             rows.append(table_row(config, wired(config, original, wiring), wiring, stages) | shared)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / f"{config.name}.csv", rows, config=config, text=local_text.SOURCE, seed=NO_SEED)

@@ -44,11 +44,15 @@ def draw(path: Path, rows: list[dict[str, Any]], window: int) -> None:
 def _wiring(axis: Axes, row: dict[str, Any], colour: Any) -> None:
     kib = row[_FIELD] / 1024
     before, after = row["nats_before"], row["nats_after"]
-    if not row["tokens"]:
+    if row["wiring"] == "standard":
         axis.plot(kib, before, "*", ms=13, color=colour, label=f"{row['wiring']} {before:.2f}")
+        return
+    hollow, name = {"ms": 7, "mfc": "none", "mec": colour}, f"{row['wiring']} {before:.2f}"
+    if not isinstance(after, float):
+        axis.plot(kib, before, "o", **hollow, label=f"{name}, fits not run")
         return
     axis.annotate(
         "", (kib, after), (kib, before), arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.2}
     )
-    axis.plot(kib, before, "o", ms=7, mfc="none", mec=colour)
-    axis.plot(kib, after, "o", ms=7, color=colour, label=f"{row['wiring']} {before:.2f} → {after:.2f}")
+    axis.plot(kib, before, "o", **hollow)
+    axis.plot(kib, after, "o", ms=7, color=colour, label=f"{name} → {after:.2f}")

@@ -39,9 +39,9 @@ def experiment(tokenizer, monkeypatch):
     monkeypatch.setattr(local_text, "rows", _rows)
     return PretrainedExperiment(
         wirings=WIRINGS,
-        window=32,
+        window=80,
         sinks=2,
-        row_tok=128,
+        row_tok=320,
         fit_rows=4,
         query_rows=2,
         held_out_rows=4,
@@ -84,7 +84,7 @@ def test_the_table_has_a_row_per_wiring_with_its_memory_and_what_the_engine_says
     assert float(rows["pairs"]["engine_tok_s"]) > 0
     assert int(rows["pairs"]["concurrent_4k"]) > int(rows["standard"]["concurrent_4k"])
     assert (tmp_path / "tiny.svg").read_text().count("sinks") >= 1
-    assert json.loads((tmp_path / "after" / "pairs-0.json").read_text())["tokens"] == 4 * 128
+    assert json.loads((tmp_path / "after" / "pairs-0.json").read_text())["tokens"] == 4 * 320
 
 
 def test_every_fifth_layer_is_full_and_sinks_are_in_their_wiring_only(experiment):
