@@ -67,6 +67,7 @@ MAY: dict[str, set[str]] = {
         "orbax",
         "grain",
         "tokenizers",
+        "ml_dtypes",
         "safetensors",
         "matplotlib",
         "jinja2",
