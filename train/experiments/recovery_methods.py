@@ -22,7 +22,7 @@ from train.experiments.sweep import command, sweep, write_table
 STEP_ROWS = 2
 
 
-class Method(NamedTuple):
+class RecoveryMethod(NamedTuple):
     """Closed-form fits on `rows` rows (0 = none), then `steps` steps of distillation.
 
     Attributes:
@@ -37,12 +37,12 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "none": Method(),
-    "distil 16 steps": Method(steps=16),
-    "fit 8 rows": Method(8),
-    "fit 32 rows": Method(32),
-    "fit 32 rows, 10 x strength": Method(32, strength=10),
-    "fit 32 rows, distil 16 steps": Method(32, steps=16, learning_rate=1e-4),
+    "none": RecoveryMethod(),
+    "distil 16 steps": RecoveryMethod(steps=16),
+    "fit 8 rows": RecoveryMethod(8),
+    "fit 32 rows": RecoveryMethod(32),
+    "fit 32 rows, 10 x strength": RecoveryMethod(32, strength=10),
+    "fit 32 rows, distil 16 steps": RecoveryMethod(32, steps=16, learning_rate=1e-4),
 }
 
 
