@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from mixattn import Transformer
@@ -67,7 +66,7 @@ class StoredStreams:
 
     def _read(self, index: int, row: int | None) -> jax.Array:
         part = self._data[index] if row is None else self._data[index, row : row + 1]
-        return jnp.asarray(np.ascontiguousarray(part).view(ml_dtypes.bfloat16).astype(np.float32))
+        return jnp.asarray(np.ascontiguousarray(part).view(np.dtype(jnp.bfloat16)).astype(np.float32))
 
 
 def store(path: Path, model: Transformer, tokens_RT: np.ndarray) -> StoredStreams:
