@@ -145,10 +145,10 @@ def build(config: OptimizerConfig) -> optax.GradientTransformation:
                 adam_learning_rate=config.adam_learning_rate or config.learning_rate,
                 muon_weight_dimension_numbers=_matrix_axes,
             )
-    return _with_promotion(optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx)
+    return with_promotion(optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx)
 
 
-def _with_promotion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def with_promotion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Allows dtype and rank promotion inside optax, which needs it; the rest of the program forbids it."""
 
     def update(

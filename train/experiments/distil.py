@@ -16,6 +16,7 @@ import optax
 from mixattn import Transformer
 from train import objective
 from train.objective import Params
+from train.optimizer import with_promotion
 
 CLIP = 1.0
 
@@ -42,7 +43,8 @@ def distil(
     moving = {path: x for path, x in params.items() if trained(path)}
     still = {path: x for path, x in params.items() if path not in moving}
     schedule = optax.cosine_decay_schedule(learning_rate, max(steps, 1))
-    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(schedule, b1=0.9, b2=0.99))
+    adam = optax.adam(schedule, b1=0.9, b2=0.99)
+    optimizer = with_promotion(optax.chain(optax.clip_by_global_norm(CLIP), adam))
 
     @jax.jit
     def step(
