@@ -6,13 +6,10 @@ Nats per token on rows of Python's reference manual, the logits' error, and how 
 50 beginnings of such text agree. About five minutes on one core.
 """
 
-import dataclasses
-import functools
 import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +18,9 @@ from absl import flags
 from flax import nnx
 
 from mixattn import generate, hf
-from mixattn.cache import FullSequence, narrow
+from mixattn.cache.narrow_sequence import NarrowSequence
 from mixattn.model import Transformer
 from mixattn.quantize import quantize, weight_bytes
-from mixattn.spec import Layer
 from mixattn.tools import cli
 from pallas_kernels import results
 
@@ -64,21 +60,6 @@ def logits_of(model: Transformer, kv_dtype: str = "") -> Logits:
         return model.head(model.forward(tokens_BT, cache=cache).hidden_BTD)
 
     return lambda tokens_BT: np.asarray(run(params, jnp.asarray(tokens_BT)))
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["kv", "pos_BT", "segment_BT"], meta_fields=["stored"]
-)
-@dataclasses.dataclass(frozen=True)
-class NarrowSequence(FullSequence):
-    """A complete sequence whose K/V have been stored in `stored` and read again."""
-
-    stored: str = "bfloat16"
-
-    def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
-        read = (narrow.widened(narrow.narrowed(x, self.stored), x.dtype) for x in (k_BTKH, v_BTKH))
-        k, v = read
-        return super().write(layer, k, v)
 
 
 def nats(logits_BTV: np.ndarray, tokens_BT: np.ndarray) -> np.ndarray:

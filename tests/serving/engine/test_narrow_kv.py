@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mixattn.cache import narrow
-from mixattn.int8_quality import NarrowSequence
+from mixattn.cache.narrow_sequence import NarrowSequence
 from mixattn.quantize import quantize
 from serving.config import EngineConfig
 from serving.engine.invariants import check_idle
