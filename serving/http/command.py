@@ -3,6 +3,7 @@
 import dataclasses
 import ipaddress
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -118,7 +119,8 @@ def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None
     check_overrides()
     options = _options(keys)
     # Until the server's own handlers are there, nothing runs that would have to be drained.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Nothing is served yet. An exception would be lost in an event loop that does not listen to signals yet.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with listen(given.host, given.port) as socket:
         from serving.http import process  # jax is loaded only after flags and port have been checked
 
