@@ -236,40 +236,18 @@ class SegmentedStack:
     def _prefill_listing(
         self, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
     ) -> dict[Name, ProgramSpec]:
-        shape = batch.tokens_RC.shape
-        params = abstract(self._params)
-        args = (params, batch.tokens_RC, batch.start_R, batch.count_R)
-        listed: dict[Name, ProgramSpec] = {
-            ("start prefill", *shape): ProgramSpec(segments.start_prefill, (self._ends,), args, {})
-        }
-        x = jax.ShapeDtypeStruct((*shape, self.config.d_model), self.config.dtype)
+        listed: dict[Name, ProgramSpec] = {}
+        x = stream_shape(self.config, *batch.tokens_RC.shape)
         chain = self._every_token if features.prompt else self._last_token
         places = RowPlaces(batch.tables, batch.start_R, batch.count_R)
         x = self._segments_listing(chain, x, state.cache, places, listed)
-        listed["end prefill", *shape, features] = ProgramSpec(
-            segments.end_prefill, (self._ends,), (params, x, state.rows, batch), {"features": features}
-        )
-        return listed
+        return listed | around_prefill(self._ends, self._params, state, batch, features, x)
 
     def _decode_listing(
         self, state: DeviceState, batch: DecodeBatch, features: SamplingFeatures, max_steps: int
     ) -> dict[Name, ProgramSpec]:
-        R, params = len(batch.left_R), abstract(self._params)
-        options = {"max_steps": max_steps, "features": features}
-        rows = jax.eval_shape(lambda rows, batch: steps.load_rows(rows, batch, features), state.rows, batch)
-        out = jax.eval_shape(lambda: steps.empty_output(max_steps, R, features))
-        x = jax.ShapeDtypeStruct((R, 1, self.config.d_model), self.config.dtype)
-        one = jax.ShapeDtypeStruct((), jnp.int32)
-        only = {"features": features}
-        listed = {
-            ("start decode", R, features): ProgramSpec(
-                segments.start_decode, (self._ends,), (params, state.rows, batch), options
-            ),
-            ("end decode", R, features): ProgramSpec(
-                segments.end_decode, (self._ends,), (params, x, one, rows, batch.left_R, out), only
-            ),
-            ("store", R, features): ProgramSpec(segments.store, (), (state.rows, batch.slot_R, rows), only),
-        }
+        x = stream_shape(self.config, len(batch.left_R), 1)
+        listed = around_decode(self._ends, self._params, state, batch, features, max_steps, x)
         places = RowPlaces(batch.tables, batch.left_R, batch.left_R)
         self._segments_listing(self._every_token, x, state.cache, places, listed)
         return listed
@@ -295,6 +273,57 @@ class SegmentedStack:
 
 
 _COMPILE_ORDER = ("segment", "end decode", "end prefill", "start decode", "store", "start prefill")
+
+
+def stream_shape(config: ModelConfig, rows: int, tokens: int) -> jax.ShapeDtypeStruct:
+    """The residual stream of so many rows and tokens of each."""
+    return jax.ShapeDtypeStruct((rows, tokens, config.d_model), config.dtype)
+
+
+def around_prefill(
+    ends: SplitModel,
+    params: Any,
+    state: DeviceState,
+    batch: PrefillBatch,
+    features: SamplingFeatures,
+    x: jax.ShapeDtypeStruct,
+) -> dict[Name, ProgramSpec]:
+    """The programs before and after the layers of a prefill; `x`: the residual stream behind the layers."""
+    shape, params = batch.tokens_RC.shape, abstract(params)
+    args = (params, batch.tokens_RC, batch.start_R, batch.count_R)
+    return {
+        ("start prefill", *shape): ProgramSpec(segments.start_prefill, (ends,), args, {}),
+        ("end prefill", *shape, features): ProgramSpec(
+            segments.end_prefill, (ends,), (params, x, state.rows, batch), {"features": features}
+        ),
+    }
+
+
+def around_decode(
+    ends: SplitModel,
+    params: Any,
+    state: DeviceState,
+    batch: DecodeBatch,
+    features: SamplingFeatures,
+    max_steps: int,
+    x: jax.ShapeDtypeStruct,
+) -> dict[Name, ProgramSpec]:
+    """The programs before and after the layers of a decode call of up to `max_steps` steps."""
+    R, params = len(batch.left_R), abstract(params)
+    only = {"features": features}
+    options = {"max_steps": max_steps, **only}
+    rows = jax.eval_shape(lambda rows, batch: steps.load_rows(rows, batch, features), state.rows, batch)
+    out = jax.eval_shape(lambda: steps.empty_output(max_steps, R, features))
+    one = jax.ShapeDtypeStruct((), jnp.int32)
+    return {
+        ("start decode", R, features): ProgramSpec(
+            segments.start_decode, (ends,), (params, state.rows, batch), options
+        ),
+        ("end decode", R, features): ProgramSpec(
+            segments.end_decode, (ends,), (params, x, one, rows, batch.left_R, out), only
+        ),
+        ("store", R, features): ProgramSpec(segments.store, (), (state.rows, batch.slot_R, rows), only),
+    }
 
 
 def abstract(tree: Any) -> Any:

@@ -128,7 +128,7 @@ class MachinePlanner:
     def with_more(self, more_bytes: float) -> "MachinePlanner":
         return dataclasses.replace(self, memory_bytes=self.memory_bytes + more_bytes)
 
-    def least_slots(self, mode: Mode | None) -> int:
+    def min_slots(self, mode: Mode | None) -> int:
         """Experts that must fit at least: two layers' to stream, two to cache."""
         every = self._shape.mixture_layers * self.config.n_experts
         return min(every, 2 * self.config.n_experts if mode == "stream" else 2)
@@ -153,7 +153,7 @@ class MachinePlanner:
         _c, every = self.config, self._shape.mixture_layers * self.config.n_experts
         fixed = self.fixed_bytes(rows, parts)
         slots = min(every, int((self.memory_bytes - sum(fixed.values())) // self.slot_bytes))
-        if slots < self.least_slots(mode):
+        if slots < self.min_slots(mode):
             return None
         resident = self._resident(slots) if mode == "stream" else 0
         read_bytes, seconds = self._seconds(mode, rows, parts, slots, resident)
@@ -217,12 +217,12 @@ class MachinePlanner:
 
     def _short(self, mode: Mode | None) -> Infeasible:
         fixed = self.fixed_bytes(1, 1)
-        experts = self.least_slots(mode) * self.slot_bytes
+        experts = self.min_slots(mode) * self.slot_bytes
         need = sum(fixed.values()) + experts
         parts = ", ".join(f"{name} {size / GIB:.3f}" for name, size in fixed.items())
         return Infeasible(
             f"{self.memory_bytes / GIB:.3f} GiB of memory, but the least that works is {need / GIB:.3f} GiB"
-            f" ({parts}, {self.least_slots(mode)} experts {experts / GIB:.3f})"
+            f" ({parts}, {self.min_slots(mode)} experts {experts / GIB:.3f})"
         )
 
 

@@ -3,6 +3,7 @@
 Results are kept in the work folder and used again for the same shapes, dtype and way of reading.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -30,12 +31,10 @@ def rates(checkpoint: MixtureCheckpoint, source: PageSource, kept: Path | None, 
     config = checkpoint.config
     shape = [config.d_model, config.d_ff, config.dtype, checkpoint.transposed, way]
     if kept is not None and kept.exists():
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # what it does not hold is measured again
             found = json.loads(kept.read_text())
             if found["shape"] == shape:
                 return MachineRates(**found["rates"])
-        except (ValueError, KeyError, TypeError):
-            pass  # measured again
     measured = measure(checkpoint, source)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mixattn.cache import Paged
 from mixattn.model import Transformer
-from serving.engine import segments, steps
+from serving.engine import steps
 from serving.engine.device_state import (
     DecodeBatch,
     DeviceState,
@@ -27,7 +27,16 @@ from serving.engine.device_state import (
     StepOutput,
 )
 from serving.engine.segments import RowPlaces
-from serving.engine.stacks import Compiled, Name, ProgramSpec, Shapes, abstract
+from serving.engine.stacks import (
+    Compiled,
+    Name,
+    ProgramSpec,
+    Shapes,
+    abstract,
+    around_decode,
+    around_prefill,
+    stream_shape,
+)
 from serving.offload.runtime import programs
 from serving.offload.runtime.pieces import MicroBatch, Pieces
 from serving.offload.runtime.programs import OffloadLayer
@@ -126,36 +135,16 @@ class OffloadStack:
     def _prefill_listing(
         self, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
     ) -> dict[Name, ProgramSpec]:
-        shape, params = batch.tokens_RC.shape, abstract(self._params)
-        x = jax.ShapeDtypeStruct((*shape, self.config.d_model), self.config.dtype)
-        args = (params, batch.tokens_RC, batch.start_R, batch.count_R)
-        listed: dict[Name, ProgramSpec] = {
-            ("start prefill", *shape): ProgramSpec(segments.start_prefill, (self._ends,), args, {}),
-            ("end prefill", *shape, features): ProgramSpec(
-                segments.end_prefill, (self._ends,), (params, x, state.rows, batch), {"features": features}
-            ),
-        }
+        x = stream_shape(self.config, *batch.tokens_RC.shape)
+        listed = around_prefill(self._ends, self._params, state, batch, features, x)
         places = RowPlaces(batch.tables, batch.start_R, batch.count_R)
         return listed | self._layers_listing(x, state.cache, places)
 
     def _decode_listing(
         self, state: DeviceState, batch: DecodeBatch, features: SamplingFeatures
     ) -> dict[Name, ProgramSpec]:
-        R, params, only = len(batch.left_R), abstract(self._params), {"features": features}
-        rows = jax.eval_shape(lambda rows, batch: steps.load_rows(rows, batch, features), state.rows, batch)
-        out = jax.eval_shape(lambda: steps.empty_output(1, R, features))
-        x = jax.ShapeDtypeStruct((R, 1, self.config.d_model), self.config.dtype)
-        one = jax.ShapeDtypeStruct((), jnp.int32)
-        start, end = segments.start_decode, segments.end_decode
-        listed: dict[Name, ProgramSpec] = {
-            ("start decode", R, features): ProgramSpec(
-                start, (self._ends,), (params, state.rows, batch), {"max_steps": 1, **only}
-            ),
-            ("end decode", R, features): ProgramSpec(
-                end, (self._ends,), (params, x, one, rows, batch.left_R, out), only
-            ),
-            ("store", R, features): ProgramSpec(segments.store, (), (state.rows, batch.slot_R, rows), only),
-        }
+        x = stream_shape(self.config, len(batch.left_R), 1)
+        listed = around_decode(self._ends, self._params, state, batch, features, 1, x)
         places = RowPlaces(batch.tables, batch.left_R, batch.left_R)
         return listed | self._layers_listing(x, state.cache, places)
 
