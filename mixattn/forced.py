@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mixattn.cache import Contiguous, Kept, Ring, RowCache
+from mixattn.cache import CacheMaker, Contiguous, Kept, Ring, RowCache
 from mixattn.generation import cache_kind, pad, prepared, read_prompts, rounded
 from mixattn.keep import Keep
 from mixattn.model import Transformer
@@ -69,7 +69,15 @@ def log_likelihoods(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache", "capacity"))
-def _read(graphdef, params, tokens_BT, count_B, *, cache, capacity):  # type: ignore[no-untyped-def]
+def _read(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    tokens_BT: jax.Array,
+    count_B: jax.Array,
+    *,
+    cache: CacheMaker,
+    capacity: int,
+) -> tuple[jax.Array, RowCache]:
     return read_prompts(nnx.merge(graphdef, params), tokens_BT, count_B, cache=cache, capacity=capacity)
 
 

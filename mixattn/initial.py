@@ -1,6 +1,7 @@
 """Random initial values of parameters."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,3 +16,8 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nn
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _normal(key: jax.Array, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+def linear_std(d_in: int, n_layers: int, *, residual: bool) -> float:
+    """Of a linear map's weights; `residual`: its output is added to the residual stream."""
+    return d_in**-0.5 / (math.sqrt(2 * n_layers) if residual else 1)

@@ -6,14 +6,12 @@ would have; `mixattn.quantize` fills them from a float model.
 Axes: D input width, F output channels, X rows, V vocabulary, E experts, M rows sorted by expert.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mixattn.initial import normal
+from mixattn.initial import linear_std, normal
 from mixattn.spec import ModelConfig
 from pallas_kernels import int8
 from pallas_kernels.grouped import grouped_matmul
@@ -32,7 +30,7 @@ class Int8Linear(nnx.Module):
         bias: bool = False,
         residual: bool = False,
     ):
-        std = d_in**-0.5 / (math.sqrt(2 * config.n_layers) if residual else 1)
+        std = linear_std(d_in, config.n_layers, residual=residual)
         drawn = int8.quantize(normal(rngs, (d_out, d_in), std, config.dtype)[...])
         self.codes, self.scale = nnx.Param(drawn.codes), nnx.Param(drawn.scale.astype(jnp.float32))
         self.bias = nnx.Param(jnp.zeros(d_out, config.dtype)) if bias else None

@@ -8,14 +8,13 @@ Axes: B rows, T tokens, D model width, F output width, V vocabulary, X = B*T.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mixattn.initial import normal
+from mixattn.initial import linear_std, normal
 from mixattn.int8_layers import Int8Linear, Int8Table
 from mixattn.spec import ModelConfig
 from pallas_kernels.typing import accumulator_dtype
@@ -35,7 +34,7 @@ class Linear(nnx.Module):
         residual: bool = False,
     ):
         """`residual`: the output is added to the residual stream."""
-        std = d_in**-0.5 / (math.sqrt(2 * config.n_layers) if residual else 1)
+        std = linear_std(d_in, config.n_layers, residual=residual)
         self.kernel = normal(rngs, (d_in, d_out), std, config.dtype)
         self.bias = nnx.Param(jnp.zeros(d_out, config.dtype)) if bias else None
 

@@ -207,16 +207,19 @@ def run_blocks(
     length = config.rope_length or (T if isinstance(kv, FullSequence) else 0)
     ropes = rope_tables(config, kv.positions(T), length)
     # Where the cache needs queries of later layers, only their attention ends the pass over all tokens.
-    late = [i for i in (_reading(layers, kv) if last_owner is not None else ()) if i >= (last_owner or 0)]
+    late = None
+    if last_owner is not None:
+        above = [layer for layer in layers if layer.index >= last_owner and kv.reads_every_query(layer)]
+        late = above[-1].index if above else None
     written: Cache | None = None  # before only last tokens go on
     loads: list[Load] = []
     for block, layer in zip(blocks, layers):
         if layer.owns:
             kv = kv.write(layer, *block.keys_values(x_BTD, ropes[layer.slides]))
-        if layer.index == last_owner and not late:
+        if layer.index == last_owner and late is None:
             written, x_BTD, kv = kv, kv.select_last(x_BTD), kv.at_last(T)
             ropes = rope_tables(config, kv.positions(1), length)
-        ends_here = bool(late) and layer.index == late[-1]
+        ends_here = layer.index == late
 
         def run_block(
             x_BTD: jax.Array,
@@ -244,8 +247,3 @@ def run_blocks(
             written, kv = kv, kv.at_last(T)
             ropes = rope_tables(config, kv.positions(1), length)
     return x_BTD, kv if written is None else written.after_view(kv), loads
-
-
-def _reading(layers: Sequence[Layer], kv: Cache) -> list[int]:
-    """The layers of which the cache needs every query."""
-    return [layer.index for layer in layers if kv.reads_every_query(layer)]
