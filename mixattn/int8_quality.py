@@ -21,6 +21,7 @@ from mixattn import generate, hf
 from mixattn.cache.narrow_sequence import NarrowSequence
 from mixattn.model import Transformer
 from mixattn.quantize import quantize, weight_bytes
+from mixattn.text import reference_manual
 from mixattn.tools import cli
 from pallas_kernels import results
 
@@ -40,13 +41,6 @@ CASES = [
 ]
 
 type Logits = Callable[[np.ndarray], np.ndarray]  # tokens_BT -> logits_BTV
-
-
-def manual() -> str:
-    """Python's reference manual, as `help()` shows it."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def logits_of(model: Transformer, kv_dtype: str = "") -> Logits:
@@ -104,7 +98,7 @@ def main() -> None:
     path = Path(_MODEL.value)
     if not path.exists():
         raise ValueError(f"{path} does not exist; `make model` fetches models/smollm2")
-    ids = hf.encode(hf.load_tokenizer(path), manual())
+    ids = hf.encode(hf.load_tokenizer(path), reference_manual())
     rows_RT = np.array(ids[: _ROWS.value * ROW_TOK]).reshape(-1, ROW_TOK)
     rng = random.Random(0)
     starts = [rng.randrange(len(rows_RT) * ROW_TOK, len(ids) - PROMPT_TOK) for _ in range(_PROMPTS.value)]

@@ -55,3 +55,10 @@ def chat_ids(path: str | Path, messages: Sequence[Mapping[str, Any]], **options:
     """
     text = chat_prompt(path, messages, **options)
     return list(open_source(path).tokenizer().encode(text, add_special_tokens=False).ids)
+
+
+def reference_manual() -> str:
+    """English prose that every Python has: its language reference, as `help()` shows it."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))

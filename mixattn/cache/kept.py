@@ -7,8 +7,7 @@ so the first token does not depend on the budget. With `prefill="blockwise"` the
 several tokens, each cut after it.
 
 Source: H2O (arXiv 2306.14048), algorithm 1; scorers name their own. Axes: B rows, T tokens, N query heads, K
-  key/value
-heads, H head size, S keys, R slots.
+key/value heads, H head size, S keys, R slots.
 """
 
 import dataclasses
@@ -22,9 +21,9 @@ from jax.typing import DTypeLike
 
 from mixattn.cache.contiguous import Ring
 from mixattn.cache.protocol import KV, select_token, step_positions
-from mixattn.keep import SCORERS, Keep, Scorer
+from mixattn.keep import Keep, Scorer
 from mixattn.keep.scorers.expected import rotation
-from mixattn.keep.scorers.protocol import ALL, Prompt, made
+from mixattn.keep.scorers.protocol import ALL, Prompt
 from mixattn.rope import apply_rope
 from mixattn.spec import Layer, ModelConfig
 from pallas_kernels import heavy_hitter
@@ -106,7 +105,7 @@ class Kept:
 
     @property
     def scorer(self) -> Scorer:
-        return made(SCORERS[self.keep.scorer], **vars(self.keep))
+        return self.keep.ranking
 
     def with_counts(self, count_B: jax.Array | None) -> Self:
         return dataclasses.replace(self, count_B=count_B, windows=self.windows.with_counts(count_B))

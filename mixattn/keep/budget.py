@@ -1,17 +1,16 @@
 """A budget of keys, and how a row and a layer get their part of it.
 
 Shares are exact fractions: a fifth of 200 keys is 40, whatever the nearest float of 0.2 is. All divisions
-  round
-down, and the arithmetic is the same for Python's integers and for arrays.
+round down, and the arithmetic is the same for Python's integers and for arrays.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from mixattn.keep.allocators import ALLOCATORS
+from mixattn.keep.scorers import SCORERS, Scorer, made
 
 type When = Literal["decode", "prompt"]
 type Promotion = Literal["compete", "always"]
@@ -74,8 +73,6 @@ class Keep:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from mixattn.keep.scorers import SCORERS
-
         if self.scorer not in SCORERS:
             raise ValueError(f"scorer {self.scorer!r} is not one of {', '.join(SCORERS)}")
         if self.allocation not in ALLOCATORS:
@@ -83,8 +80,8 @@ class Keep:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        _check_amount("budget", self.budget, 1)
-        _check_amount("recent", self.recent, 1)
+        _check_amount("budget", self.budget)
+        _check_amount("recent", self.recent)
         for name, least in (("sinks", 0), ("block", 1), ("window", 1), ("pool", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
@@ -101,6 +98,11 @@ class Keep:
             self._check_total(self.budget, "the budget")
         if self.prefill == "blockwise" and (self.when == "prompt" or not scorer.decodes):
             raise ValueError('prefill="blockwise" evicts after every block; it needs when="decode"')
+
+    @property
+    def ranking(self) -> Scorer:
+        """The scorer, with what it takes of these settings."""
+        return made(SCORERS[self.scorer], **vars(self))
 
     def total(self, prompt: Any, new: int) -> Any:
         """Keys of a row before layers share them: ints, or int32 [B] if `prompt` is."""
@@ -153,20 +155,18 @@ class Keep:
         return self.sinks or 0
 
     def _wanted_recent(self, total: Any) -> Any:
-        from mixattn.keep.scorers import SCORERS, made
-
-        least = made(SCORERS[self.scorer], **vars(self)).protects
+        protected = self.ranking.protects
         recent = total * 0 + self.recent if isinstance(self.recent, int) else part(total, _share(self.recent))
-        return max(recent, least) if isinstance(recent, int) else recent.clip(least)
+        return max(recent, protected) if isinstance(recent, int) else recent.clip(protected)
 
     def _check_total(self, total: int, where: str) -> None:
         if total < self._sinks + 1:
             raise ValueError(
                 f"{where} is {total} keys, and {self._sinks} sinks and a recent key need {self._sinks + 1}"
             )
-        if self.scorer == "snapkv" and self.window > total:
+        if (observed := self.ranking.protects) > total:
             raise ValueError(
-                f"{where} is {total} keys, fewer than the {self.window} queries that SnapKV observes"
+                f"{where} is {total} keys, fewer than the {observed} queries that {self.scorer} observes"
             )
 
 
@@ -182,22 +182,10 @@ def _share(value: float) -> Fraction:
     return Fraction(value).limit_denominator(FINEST_SHARE)
 
 
-def _check_amount(name: str, value: int | float, least: int) -> None:
+def _check_amount(name: str, value: int | float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}; it must be a number of keys (int) or a share (float)")
-    if isinstance(value, int) and value < least:
-        raise ValueError(f"{name} is {value} keys; at least {least} is needed")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{name} is {value} keys; at least 1 is needed")
     if isinstance(value, float) and not 1 / FINEST_SHARE <= value <= 1:
         raise ValueError(f"{name} is a share of {value}; it must lie in [{1 / FINEST_SHARE}, 1]")
-
-
-def from_fields(**fields: Any) -> Keep:
-    """A `Keep` from named fields, as request files and flags give them.
-
-    Raises:
-      ValueError: a field that does not exist, or what `Keep` refuses.
-    """
-    known = [field.name for field in dataclasses.fields(Keep)]
-    if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(f"keep has no field {unknown[0]!r}; it has {', '.join(known)}")
-    return Keep(**fields)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pydoc_data.topics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mixattn.evals.longcontext.suite import STREAM, Mode
 from mixattn.forced import log_likelihoods
 from mixattn.generation import generate
 from mixattn.keep import Keep
+from mixattn.text import reference_manual
 
 SCORED_SHARE = 4  # a quarter of a text is scored
 STREAM_START = 16  # tokens read at once before a stream
@@ -33,10 +33,10 @@ class CheckpointModel:
         self.tokenizer = hf.load_tokenizer(path)
         self.stop_ids = tuple(hf.stop_ids(path))
 
-    def check(self, longest: int, new_tokens: int, *, streams: bool) -> None:
+    def check(self, longest: int, new_tokens: int) -> None:
         """Raises ValueError if the model's context is shorter than a task."""
         room = self.config.max_positions
-        if longest + new_tokens > room and not streams:
+        if longest + new_tokens > room:
             raise ValueError(
                 f"a length of {longest} tokens with an answer of {new_tokens} does not fit the model's "
                 f"context of {room} tokens; give shorter --lengths"
@@ -79,7 +79,7 @@ class CheckpointModel:
 
     @functools.cached_property
     def _reference(self) -> list[int]:
-        return self._ids("\n\n".join(pydoc_data.topics.topics.values()))
+        return self._ids(reference_manual())
 
     def _ids(self, text: str, *, first: bool = True) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=first).ids)

@@ -103,7 +103,7 @@ def _run(workdir: Path) -> None:
     exact = [task for task in wanted.tasks if task != "stream"]
     if exact:
         answer_tok = 0 if set(exact) <= set(NATS_TASKS) else 64
-        model.check(max(wanted.lengths), answer_tok, streams=False)
+        model.check(max(wanted.lengths), answer_tok)
     settings = {"checkpoint": str(path), "seed": wanted.seed, "sinks": FLAGS.sinks, "recent": FLAGS.recent}
     log = AnswerLog(workdir, settings)
     with ProgressLines(quiet=FLAGS.json) as lines:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from mixattn.evals.longcontext.example import Count, Example, score
-from mixattn.evals.longcontext.journal import Answer, AnswerLog
+from mixattn.evals.longcontext.journal import KEY, Answer, AnswerLog
 from mixattn.evals.longcontext.policies import KeepPolicy
 from mixattn.evals.longcontext.tasks import AT_A_DEPTH, TASKS
 
@@ -80,6 +80,7 @@ def run(
     """Asks what the log does not have yet; calls `on_batch` with the answers that came, and what is asked."""
     for length in grid.lengths:
         for task in grid.tasks:
+            examples = _Examples(grid, task, length, model.count)
             for policy in grid.policies:
                 todo = [
                     place
@@ -90,24 +91,37 @@ def run(
                 on_batch(len(grid.places(task)) - len(todo), doing)
                 for start in range(0, len(todo), grid.batch):
                     places = todo[start : start + grid.batch]
-                    log.add(_answered(grid, model, task, length, places, policy))
+                    log.add(_answered(grid, model, examples, places, policy))
                     on_batch(len(places), doing)
+
+
+class _Examples:
+    """The questions of one task and length, each made once for all policies."""
+
+    def __init__(self, grid: SuiteGrid, task: str, length: int, count: Count):
+        self.task, self.length = task, length
+        self._seed, self._count, self._made = grid.seed, count, dict[tuple[float, int], Example]()
+
+    def at(self, depth: float, index: int) -> Example:
+        if (depth, index) not in self._made:
+            make = TASKS[self.task]
+            self._made[depth, index] = make(self._seed, index, self.length, depth, self._count)
+        return self._made[depth, index]
 
 
 def _answered(
     grid: SuiteGrid,
     model: LongContextModel,
-    task: str,
-    length: int,
+    questions: _Examples,
     places: Sequence[tuple[float, int]],
     policy: KeepPolicy,
 ) -> list[Answer]:
-    heads = [dict(zip(_NAMES, _key(grid, task, length, place, policy), strict=True)) for place in places]
+    task, length = questions.task, questions.length
+    heads = [dict(zip(KEY, _key(grid, task, length, place, policy), strict=True)) for place in places]
     if task in NATS_TASKS:
         nats = model.nats(task, length, [index for _, index in places], policy)
         return [head | {"score": value} for head, value in zip(heads, nats, strict=True)]
-    make, count = TASKS[task], _remembered(model.count)
-    examples = [make(grid.seed, index, length, depth, count) for depth, index in places]
+    examples = [questions.at(*place) for place in places]
     said = model.answers(examples, policy, grid.mode)
     return [
         head | {"expected": list(example.answers), "answer": answer, "score": score(example, answer)}
@@ -115,21 +129,8 @@ def _answered(
     ]
 
 
-_NAMES = ("task", "length", "depth", "index", "policy", "mode")
-
-
 def _key(
     grid: SuiteGrid, task: str, length: int, place: tuple[float, int], policy: KeepPolicy
 ) -> tuple[Any, ...]:
+    """The values of `journal.KEY`."""
     return task, length, *place, policy.name, grid.mode
-
-
-def _remembered(count: Count) -> Count:
-    known: dict[str, int] = {}
-
-    def counted(text: str) -> int:
-        if text not in known:
-            known[text] = count(text)
-        return known[text]
-
-    return counted
