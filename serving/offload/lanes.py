@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from serving.offload.schedule import LaneTask
 from serving.offload.simulate import LaneSpan, SimulatedPass
 
-POLL_S = 0.2  # how soon a lane that waits notices that another has failed
-
 
 class MeasuredPass(SimulatedPass):
     """Spans measured on this machine instead of modelled."""
@@ -47,6 +45,12 @@ def execute(
         lanes.setdefault(named(task), []).append(index)
     begin = time.perf_counter()
 
+    def stop() -> None:
+        """Wakes every lane that waits; none begins another task."""
+        failed.set()
+        for event in done:
+            event.set()
+
     def run_lane(indices: list[int]) -> None:
         try:
             for index in indices:
@@ -58,7 +62,7 @@ def execute(
                 done[index].set()
         except BaseException as why:  # raised again in the caller
             errors.append(why)
-            failed.set()
+            stop()
 
     threads = [
         threading.Thread(target=run_lane, args=(indices,), name=f"lane {lane}")
@@ -70,7 +74,7 @@ def execute(
         for thread in threads:
             thread.join()
     except BaseException:  # Ctrl-C: stop the lanes before it goes on
-        failed.set()
+        stop()
         for thread in threads:
             thread.join()
         raise
@@ -82,7 +86,5 @@ def execute(
 def _wait(done: Sequence[threading.Event], needs: Sequence[int], failed: threading.Event) -> bool:
     """Whether all needed tasks have ended; False once another lane has failed."""
     for need in needs:
-        while not done[need].wait(POLL_S):
-            if failed.is_set():
-                return False
+        done[need].wait()
     return not failed.is_set()

@@ -38,8 +38,9 @@ from serving.offload.schedule import SCHEDULES
 from serving.request import Request
 
 if TYPE_CHECKING:
-    from serving.offload.runtime.build import ExpertSource, Offloaded
+    from serving.offload.runtime.build import Offloaded
     from serving.offload.runtime.checkpoint import MixtureCheckpoint
+    from serving.offload.runtime.sources import ExpertSource
 
 FLAGS = flags.FLAGS
 CACHE_POLICIES = ("lru", "frequency")
@@ -71,7 +72,7 @@ def start(argv: list[str]) -> None:
 
 def _main() -> None:
     _check_flags()
-    from serving.offload.runtime import build
+    from serving.offload.runtime import placement, sources
     from serving.offload.runtime.checkpoint import locate
 
     checkpoint = locate(FLAGS.checkpoint)
@@ -82,8 +83,11 @@ def _main() -> None:
     mark = fingerprints.of_model(checkpoint.path)
     journal.refuse_others(workdir / ANSWERS, requests, mark)
     throttle = FLAGS.throttle_mib * 2**20 if FLAGS.throttle_mib else None
-    source = build.open_source(
-        checkpoint, in_host_memory=FLAGS.host_memory_gb is not None, throttle_Bps=throttle
+    source = sources.open_source(
+        checkpoint,
+        in_host_memory=FLAGS.host_memory_gb is not None,
+        throttle_Bps=throttle,
+        devices=placement.accelerator(),
     )
     try:
         planner = _planner(checkpoint, source, requests, workdir)
@@ -178,7 +182,7 @@ def _planner(
     build.planner(checkpoint, nothing, workload, FLAGS.device_memory_gb * GIB).best(
         FLAGS.mode, FLAGS.schedule
     )
-    measured = rates.rates(checkpoint, source.pages, kept, source.way)
+    measured = rates.rates(checkpoint, source, kept)
     return build.planner(checkpoint, measured, workload, FLAGS.device_memory_gb * GIB)
 
 
@@ -317,11 +321,13 @@ def _of_cache(made: "Offloaded") -> dict[str, Any]:
 def _draw(made: "Offloaded") -> None:
     from mixattn.tools import files
     from serving.offload import pictures  # imports matplotlib
+    from serving.offload.lanes import thread_of
 
     assert made.runner.measured is not None
     out, passes = Path(FLAGS.gantt), {f"{made.plan.mode} {made.plan.schedule}": made.runner.measured.spans}
-    pictures.draw_gantt(passes, out, title="Measured: the last pass of the run", marked_layer=0)
-    files.write_json(out.with_suffix(".trace.json"), pictures.chrome_trace(passes))
+    title = "Measured: the last pass of the run, a row per thread"
+    pictures.draw_gantt(passes, out, title=title, row_of=thread_of)
+    files.write_json(out.with_suffix(".trace.json"), pictures.chrome_trace(passes, thread_of))
     print(f"wrote {out} and {out.with_suffix('.trace.json')}", file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serving.offload.lanes import MeasuredPass
-from serving.offload.runtime.buffers import ExpertArrays, LayerBuffers, Slots
+from serving.offload.runtime.buffers import ExpertArrays, ExpertSlots, LayerBuffers
 from serving.offload.runtime.cache import At, ExpertCache
 from serving.offload.runtime.pieces import MicroBatch, Pieces, RoutedRows
 from serving.offload.runtime.streaming import StreamRunner
@@ -44,7 +44,7 @@ class CacheRunner:
 
     def __init__(
         self,
-        slots: Slots,
+        slots: ExpertSlots,
         cache: ExpertCache,
         *,
         n_layers: int,
@@ -104,7 +104,7 @@ class CacheRunner:
                 qkv = pieces.project(i, part)
                 times.add("pre", i, j, "device", start_s)
                 start_s = time.perf_counter()
-                out = pieces.attend(i, part, qkv)
+                out = pieces.to_device(pieces.attend(i, part, pieces.to_host(qkv)))
                 times.add("attention", i, j, "host", start_s)
                 start_s = time.perf_counter()
                 if i in self._streams:

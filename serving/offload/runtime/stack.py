@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from mixattn.cache import Paged
 from mixattn.model import Transformer
@@ -39,6 +40,7 @@ from serving.engine.stacks import (
 )
 from serving.offload.runtime import programs
 from serving.offload.runtime.pieces import MicroBatch, Pieces
+from serving.offload.runtime.placement import Devices
 from serving.offload.runtime.programs import OffloadLayer
 
 
@@ -56,10 +58,20 @@ class OffloadStack:
       rows: rows of a decode micro-batch.
       transposed: see `programs.expert`.
       runner: brings the experts.
+      devices: as for `Pieces`.
     """
 
-    def __init__(self, model: Transformer, *, rows: int, transposed: bool, runner: LayerRunner):
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        rows: int,
+        transposed: bool,
+        runner: LayerRunner,
+        devices: Devices | None = None,
+    ):
         self.config, self.rows, self._transposed, self.runner = model.config, rows, transposed, runner
+        self._devices = devices
         ends = copy.copy(model)
         ends.blocks = nnx.List([])
         self._ends, self._params = SplitModel.split(ends)
@@ -98,7 +110,7 @@ class OffloadStack:
         Returns:
           The state, the outputs of the prefills, and one of all decode rows.
         """
-        pieces = Pieces(compiled, self.layers, self._params, dict(state.cache.pools))
+        pieces = Pieces(compiled, self.layers, self._params, dict(state.cache.pools), self._devices)
         parts = [pieces.start_prefill(*prefill) for prefill in prefills]
         cuts = [] if decode is None else _cut(decode[0], self.rows)
         live = [bool(np.any(np.asarray(cut.left_R) > 0)) for cut in cuts]
@@ -164,13 +176,10 @@ class OffloadStack:
         count = places.count_R
         qkv = jax.eval_shape(lambda *args: programs.project(config, kind, *args), params, x, places.start_R)
         attend = programs.attend_owner if kind.layer.owns else programs.attend_reader
-        pool = cache.pools[layer.owner]
-        tables = dict(places.tables)
+        at_host = (cache.pools[layer.owner], *qkv, dict(places.tables), places.start_R, count)
         listed: dict[Name, ProgramSpec] = {
             ("project", *at): ProgramSpec(programs.project, fixed, (params, x, places.start_R), {}),
-            ("attend", *at): ProgramSpec(
-                attend, (*fixed, cache.kinds), (pool, *qkv, tables, places.start_R, count), {}
-            ),
+            ("attend", *at): ProgramSpec(attend, (*fixed, cache.kinds), self._at_host(at_host), {}),
         }
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         if not kind.mixture:
@@ -186,6 +195,13 @@ class OffloadStack:
             programs.expert, (config, self._transposed, b), (y, y, one, one, self._matrices()), {}
         )
         return listed
+
+    def _at_host(self, tree: Any) -> Any:
+        """Shapes placed where attention runs."""
+        if self._devices is None:
+            return tree
+        sharding = SingleDeviceSharding(self._devices.host)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     def _matrices(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of an expert's matrices, as stored."""

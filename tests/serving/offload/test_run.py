@@ -21,7 +21,7 @@ from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 from serving import Request, Sampling
 from serving.offload.machine_plan import GIB, PROGRAM_BYTES, MachineRates, MachineWorkload
-from serving.offload.runtime import build
+from serving.offload.runtime import build, sources
 from serving.offload.runtime.checkpoint import locate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,33 +63,63 @@ def run(*args, **options):
     )
 
 
-def test_a_run_that_is_killed_ends_with_the_file_of_an_undisturbed_one(model, tmp_path):
-    requests = asked(tmp_path / "requests.jsonl")
-    slow = ("--throttle_mib=400", "--mode=stream", "--max_batch=2")  # the same plan in all runs
-    whole = run(model, requests, tmp_path / "a", *slow[1:], "--json")
-    assert whole.returncode == 0, whole.stderr
-    report = json.loads(whole.stdout)
+SLOW = ("--throttle_mib=400", "--mode=stream", "--max_batch=2")  # one plan, with time to be interrupted
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """The requests, and the workdir and report of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    requests = asked(folder / "requests.jsonl")
+    done = run(model, requests, folder / "w", *SLOW[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    return requests, folder / "w", json.loads(done.stdout)
+
+
+def test_a_report_says_what_was_answered_and_read(undisturbed):
+    _, _, report = undisturbed
     assert report["answered"] == 12
     assert report["bytes"] > 0
     assert sum(report["bytes_planned"].values()) <= report["memory_bytes"]
-    out = tmp_path / "b" / "answers.jsonl"
-    with subprocess.Popen(
-        command(model, requests, tmp_path / "b", *slow), cwd=ROOT, stdout=subprocess.PIPE
-    ) as killed:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (out.exists() and out.read_bytes().count(b"\n") >= 3):
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_ends_with_the_file_of_an_undisturbed_one(model, tmp_path, undisturbed, number):
+    requests, whole, _ = undisturbed
+    out = tmp_path / "w" / "answers.jsonl"
+    args = command(model, requests, tmp_path / "w", *SLOW)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(args, cwd=ROOT, text=True, **pipes) as stopped:
+        deadline_s = time.monotonic() + 120
+        while time.monotonic() < deadline_s and not (out.exists() and out.read_bytes().count(b"\n") >= 3):
             time.sleep(0.05)
-        killed.send_signal(signal.SIGKILL)
-    done = out.read_bytes().count(b"\n")
-    assert 3 <= done < 12
-    again = run(model, requests, tmp_path / "b", *slow[1:], "--json")
+        before = out.read_bytes()
+        stopped.send_signal(number)
+        began_s = time.monotonic()
+        _, told = stopped.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert time.monotonic() - began_s < 5  # a pass of a quarter of a second, and the load of other work
+        assert stopped.returncode == 130
+        assert told.strip().splitlines()[-1] == "stopped by Ctrl-C; files written so far are complete"
+        assert "Traceback" not in told
+        assert out.read_bytes().endswith(b"\n")
+        # What was answered stays; a pass later at most the outputs of one more pass are there.
+        assert out.read_bytes().startswith(before)
+        assert out.read_bytes().count(b"\n") <= before.count(b"\n") + 2
+    assert 3 <= out.read_bytes().count(b"\n") < 12
+    again = run(model, requests, tmp_path / "w", *SLOW[1:], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["kept"] >= 3
-    assert out.read_bytes() == (tmp_path / "a" / "answers.jsonl").read_bytes()
-    other = run(model, asked(tmp_path / "other.jsonl", temperature=0.5), tmp_path / "a")
+    assert out.read_bytes() == (whole / "answers.jsonl").read_bytes()
+
+
+def test_answers_of_other_questions_are_refused_and_kept(model, tmp_path, undisturbed):
+    _, whole, _ = undisturbed
+    before = (whole / "answers.jsonl").read_bytes()
+    other = run(model, asked(tmp_path / "other.jsonl", temperature=0.5), whole)
     assert other.returncode == 2
     assert "with prompt and sampling" in other.stderr
-    assert out.read_bytes() == (tmp_path / "a" / "answers.jsonl").read_bytes()
+    assert (whole / "answers.jsonl").read_bytes() == before
 
 
 def truncated(path):
@@ -145,7 +175,7 @@ def test_an_over_long_prompt_is_refused_alone(model, tmp_path):
 
 def offloaded(path, mode="stream"):
     checkpoint = locate(path)
-    source = build.open_source(checkpoint)
+    source = sources.open_source(checkpoint)
     planner = build.planner(
         checkpoint, MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(2, 40), MEMORY_GB * GIB
     )
@@ -212,16 +242,18 @@ finally:
 """
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["stream", "cache"])
-def test_peak_memory_stays_within_the_plan_for_a_model_four_times_the_cap(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "count"),
+    [("stream", 2), *(pytest.param(mode, 16, marks=pytest.mark.long) for mode in ("stream", "cache"))],
+)
+def test_peak_memory_stays_within_the_plan_for_a_model_four_times_the_cap(tmp_path, mode, count):
     config = ModelConfig(
         n_layers=24, d_model=384, n_heads=4, n_kv_heads=1, head_dim=64, d_ff=896, vocab_size=512,
         n_experts=8, experts_per_token=2, max_positions=256,
     )  # fmt: skip
     hf.save(Transformer(config, rngs=nnx.Rngs(0)), tmp_path / "model")
     cap = (tmp_path / "model" / "model.safetensors").stat().st_size / 4 / GIB
-    requests = asked(tmp_path / "requests.jsonl", 16)
+    requests = asked(tmp_path / "requests.jsonl", count)
     args = command(
         tmp_path / "model",
         requests,

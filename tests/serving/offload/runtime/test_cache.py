@@ -8,7 +8,6 @@ from serving.offload.runtime.buffers import Slots
 from serving.offload.runtime.cache import POLICIES, ExpertCache
 from serving.offload.runtime.caching import CacheRunner
 from tests.serving.offload.runtime import tiny
-from tests.serving.offload.runtime.test_equality import answers, engine, folder, resident  # noqa: F401
 
 
 def use(cache, *experts):
@@ -89,27 +88,22 @@ def test_a_full_cache_of_needed_experts_makes_the_reader_wait_and_not_evict():
     assert (0, 2) in cache
 
 
-def cached(slots_count, policy="lru"):
-    def make(checkpoint):
-        slots = Slots(slots_count, checkpoint, tiny.source_of(checkpoint), poison=True)
-        config = checkpoint.config
-        return CacheRunner(
-            slots,
-            ExpertCache(slots_count, policy),
-            n_layers=config.n_layers,
-            streams=checkpoint.streams,
-            n_experts=config.n_experts,
-        )
-
-    return make
+def cached(checkpoint, slots_count, policy="lru"):
+    slots = Slots(slots_count, checkpoint, tiny.source_of(checkpoint), poison=True)
+    config = checkpoint.config
+    return CacheRunner(
+        slots,
+        ExpertCache(slots_count, policy),
+        n_layers=config.n_layers,
+        streams=checkpoint.streams,
+        n_experts=config.n_experts,
+    )
 
 
 @pytest.mark.parametrize(("slots", "policy"), [(1, "lru"), (3, "frequency"), (9, "lru"), (12, "frequency")])
-def test_tokens_and_logprobs_are_the_resident_models_whatever_the_cache(folder, slots, policy):  # noqa: F811
-    path = tiny.saved("plain", folder)
-    made = engine(path, cached(slots, policy))
-    assert answers(made) == answers(engine(path, resident))
-    runner = made.programs.stack.runner
+def test_tokens_and_logprobs_are_the_resident_models_whatever_the_cache(engines, slots, policy):
+    runner = cached(engines.checkpoint("plain"), slots, policy)
+    assert engines.answers("plain", runner) == engines.resident("plain")
     counts = runner.cache.counts
     assert runner.passes["cache"]
     assert slots < 8 or runner.passes["stream"]
@@ -118,6 +112,6 @@ def test_tokens_and_logprobs_are_the_resident_models_whatever_the_cache(folder, 
         assert counts.evictions <= 12
 
 
-def test_a_model_with_dense_layers_between_is_equal_too(folder):  # noqa: F811
-    path = tiny.saved("dense between", folder)
-    assert answers(engine(path, cached(5))) == answers(engine(path, resident))
+def test_a_model_with_dense_layers_between_is_equal_too(engines):
+    runner = cached(engines.checkpoint("dense between"), 5)
+    assert engines.answers("dense between", runner) == engines.resident("dense between")
