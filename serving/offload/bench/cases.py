@@ -228,7 +228,7 @@ def accelerate(
         source.close()
         how = "cache, emptied before each step" if batch == 1 else "stream"
         cached = max(b[2] for b in theirs)
-        note = f"batch {batch}, {how}; ours by O_DIRECT, theirs with {cached:.1%} of their files in the page cache"
+        note = f"batch {batch}, {how}; ours by O_DIRECT, theirs with {cached:.1%} of its files in the cache"
         walls = [b[0] / a[0] for a, b in zip(mine, theirs)]
         found.append(
             row(f"accelerate / ours, seconds, batch {batch}", targets.get(batch, ""), walls, note=note)
@@ -269,69 +269,3 @@ class _peer:
             raise ValueError(f"the other side ended with {self._process.wait()}: {' '.join(self._args)}")
         got = json.loads(line)
         return got["wall_s"], got["cpu_s"], got["cached"]
-
-
-def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int, steps: int = 48) -> list[Row]:
-    """Decoding at batch 1 with half of the experts in memory, a trained model: routing is not uniform."""
-    from serving import Request, Sampling
-
-    checkpoint = locate(path)
-    every = len(checkpoint.pages)
-    slots = every // 2
-    sides: dict[str, list[float]] = {"stream": [], "cache": []}
-    hits: dict[str, float] = {}
-    made: dict[str, Any] = {}
-    sources = []
-    for name, mode, policy in (
-        ("stream", "stream", "lru"),
-        ("cache", "cache", "lru"),
-        ("frequency", "cache", "frequency"),
-    ):
-        source = sources.open_source(checkpoint)
-        sources.append(source)
-        plan = build.planner(
-            checkpoint, rates.MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(1, 128), 64 * GIB
-        ).best(mode)  # type: ignore[arg-type]
-        stay = 0
-        E = checkpoint.config.n_experts
-        while stay + 1 + 2 * (E - (stay + 1) // len(checkpoint.streams)) <= slots:
-            stay += 1
-        plan = dataclasses.replace(
-            plan, slots=slots, resident=stay if mode == "stream" else 0, rows=1, parts=1
-        )
-        config = build.engine_config(checkpoint, 1, 1, 128)
-        made[name] = build.build(checkpoint, source, plan, config, cache_policy=policy)
-
-    def rate(name: str, prompt: list[int]) -> tuple[float, list[int]]:
-        engine = made[name].engine
-        engine.submit(
-            Request(
-                client="a",
-                prompt_ids=prompt,
-                sampling=Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True),
-            )
-        )
-        while engine.live and not any(delta.ids for delta in engine.step()):
-            pass  # the prompt, which streams on both sides
-        began_s, ids = time.perf_counter(), []
-        while engine.live:
-            for delta in engine.step():
-                ids += delta.ids
-        return len(ids) / (time.perf_counter() - began_s), ids
-
-    same = True
-    for prompt in prompts[: rounds + 1]:
-        got = {name: rate(name, prompt) for name in made}
-        same &= len({tuple(ids) for _, ids in got.values()}) == 1
-        for name in sides:
-            sides[name].append(got[name][0])
-    for name in ("cache", "frequency"):
-        hits[name] = round(made[name].runner.cache.counts.hit_rate, 3)
-    for source in sources:
-        source.close()
-    ratios = [a / b for a, b in zip(sides["cache"][1:], sides["stream"][1:])]
-    note = (
-        f"{slots} of {every} experts in memory, trained model; hit rate lru {hits['cache']}, frequency"
-        f" {hits['frequency']}, share in memory {slots / every:.2f}; tokens equal: {same}"
-    )
-    return [row("cache / stream, tokens a second, batch 1", ">= 2", ratios, note=note)]

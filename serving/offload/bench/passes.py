@@ -37,9 +37,7 @@ class DecodeBench:
         self.model = load_rest(checkpoint) if model is None else model
         config = engine_config(checkpoint, rows, parts, CONTEXT_TOK + 32)
         layout = KVLayout.of(checkpoint.config, config)
-        self.stack = OffloadStack(
-            self.model, rows=rows, transposed=checkpoint.transposed, runner=ResidentRunner({}, 0)
-        )
+        self.stack = OffloadStack(self.model, checkpoint, rows=rows, runner=ResidentRunner({}, 0))
         self.programs = Programs(
             self.model,
             layout.cache(checkpoint.config, config),

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from mixattn.tools.progress import ProgressLines
 from serving import fair, model_engine
-from serving.config import EngineConfig
+from serving.config import QUANTIZE, EngineConfig
 from serving.offline import fingerprints, requests_file
 from serving.offline.answers import FAILED, Answers
 from serving.offline.requests_file import AskedLine
@@ -58,6 +58,7 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_string("mode", None, f"Force {' or '.join(MODES)}; the plan chooses by default.")
     flags.DEFINE_string("schedule", None, f"Force one of {', '.join(SCHEDULES)}.")
     flags.DEFINE_string("cache_policy", "lru", f"One of {', '.join(CACHE_POLICIES)}.")
+    flags.DEFINE_enum("quantize", "", QUANTIZE, "int8: experts in 8 bits, rounded as they are read.")
     flags.DEFINE_string("policy", "fcfs", "Scheduling policy of requests (see serving.fair).")
     flags.DEFINE_integer("max_batch", None, "Rows of a pass at most; as many as requests by default.")
     flags.DEFINE_float("throttle_mib", None, "Read experts no faster than this, MiB/s: a modelled link.")
@@ -75,12 +76,13 @@ def _main() -> None:
     from serving.offload.runtime import placement, sources
     from serving.offload.runtime.checkpoint import locate
 
-    checkpoint = locate(FLAGS.checkpoint)
+    checkpoint = locate(FLAGS.checkpoint, FLAGS.quantize)
     lines, decode = _lines(checkpoint)
     requests = [line.request for line in lines if line.request is not None]
     workdir = Path(FLAGS.workdir)
     # Refused before anything is written.
-    mark = fingerprints.of_model(checkpoint.path)
+    settings = {"quantize": FLAGS.quantize} if FLAGS.quantize else {}
+    mark = fingerprints.of_model(checkpoint.path, **settings)
     journal.refuse_others(workdir / ANSWERS, requests, mark)
     throttle = FLAGS.throttle_mib * 2**20 if FLAGS.throttle_mib else None
     source = sources.open_source(
@@ -183,7 +185,7 @@ def _planner(
         FLAGS.mode, FLAGS.schedule
     )
     measured = rates.rates(checkpoint, source, kept)
-    return build.planner(checkpoint, measured, workload, FLAGS.device_memory_gb * GIB)
+    return build.planner(checkpoint, measured, workload, FLAGS.device_memory_gb * GIB, source)
 
 
 def describe(planner: MachinePlanner, plan: MachinePlan, way: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Slots:
         if self._poison:
             buffer.fill(0xFF)  # NaN in every floating-point type
         views = self._source.read_page(page, buffer)
-        self.moved_bytes += page.file_bytes
+        self.moved_bytes += self._source.moved_bytes(page)
         return in_place(views)
 
 

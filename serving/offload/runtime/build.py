@@ -59,8 +59,14 @@ def kv_bytes(checkpoint: MixtureCheckpoint, longest_tok: int) -> Callable[[int],
 
 
 def planner(
-    checkpoint: MixtureCheckpoint, rates: MachineRates, workload: MachineWorkload, memory_bytes: float
+    checkpoint: MixtureCheckpoint,
+    rates: MachineRates,
+    workload: MachineWorkload,
+    memory_bytes: float,
+    source: ExpertSource | None = None,
 ) -> MachinePlanner:
+    """Plans for a checkpoint; `source`: what an expert moves, the bytes of the file by default."""
+    page = next(iter(checkpoint.pages.values()))
     return MachinePlanner(
         checkpoint.config,
         rates,
@@ -69,6 +75,8 @@ def planner(
         checkpoint.rest_bytes,
         checkpoint.slot_bytes,
         kv_bytes(checkpoint, workload.longest_tok),
+        staging_bytes=checkpoint.staging_bytes,
+        moved_bytes=page.file_bytes if source is None else source.moved_bytes(page),
     )
 
 
@@ -103,11 +111,9 @@ def build(
     """
     model = load_rest(checkpoint)
     if program_cache is not None and source.devices is None:
-        program_cache = CompilesApart(program_cache.folder, checkpoint.path, plan.rows, config)
+        program_cache = CompilesApart(program_cache.folder, checkpoint, plan.rows, config)
     runner, slots = _runner(checkpoint, source, plan, cache_policy)
-    stack = OffloadStack(
-        model, rows=plan.rows, transposed=checkpoint.transposed, runner=runner, devices=source.devices
-    )
+    stack = OffloadStack(model, checkpoint, rows=plan.rows, runner=runner, devices=source.devices)
     engine = OffloadEngine(
         model, stack, config, check=source.reader.check_unchanged, program_cache=program_cache, **options
     )

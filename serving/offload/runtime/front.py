@@ -20,12 +20,12 @@ def open_offloaded(path: str | Path, config: EngineConfig, **options: Any) -> Of
     Raises:
       ValueError: the checkpoint is dense or damaged, or the memory too small; says the least that works.
     """
-    wanted, checkpoint = config.offload, locate(path)
+    wanted, checkpoint = config.offload, locate(path, config.offload.quantize)
     source = sources.open_source(checkpoint, devices=placement.accelerator())
     try:
         workload = MachineWorkload(config.max_slots, config.max_request_tok)
         measured = rates.measure(checkpoint, source)
-        planner = build.planner(checkpoint, measured, workload, wanted.device_memory_gb * GIB)
+        planner = build.planner(checkpoint, measured, workload, wanted.device_memory_gb * GIB, source)
         plan = planner.best(wanted.mode or None, wanted.schedule or None)  # type: ignore[arg-type]
         fitting = build.engine_config(checkpoint, plan.rows, plan.parts, config.max_request_tok, config)
         return build.build(checkpoint, source, plan, fitting, cache_policy=wanted.cache_policy, **options)

@@ -51,6 +51,9 @@ class PinnedSource(Protocol):
     """Where pages in pinned host memory come from."""
 
     def pinned_page(self, page: ExpertPage) -> ExpertArrays: ...
+    def moved_bytes(self, page: ExpertPage) -> int:
+        """As of a `PageSource`."""
+        ...
 
 
 class PinnedReader:
@@ -63,6 +66,9 @@ class PinnedReader:
         """Raises OSError, ValueError: reading failed."""
         return pinned(self._source.read_page(page, self._staging), self._device)
 
+    def moved_bytes(self, page: ExpertPage) -> int:
+        return self._source.moved_bytes(page)
+
 
 class PinnedPages:
     """Pages that were read once and stay in pinned memory."""
@@ -72,6 +78,9 @@ class PinnedPages:
 
     def pinned_page(self, page: ExpertPage) -> ExpertArrays:
         return self._held[page]
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        return sum(array.nbytes for array in self._held[page])
 
 
 @jax.jit(donate_argnames="slot")
@@ -89,9 +98,9 @@ class DeviceSlots:
 
     def __init__(self, count: int, checkpoint: MixtureCheckpoint, source: PinnedSource, device: jax.Device):
         self._on_device = SingleDeviceSharding(device, memory_kind="device")
-        shapes = [(place.shape, place.dtype) for place in next(iter(checkpoint.pages.values())).tensors]
         self._slots = [
-            tuple(jnp.zeros(*shape, device=self._on_device) for shape in shapes) for _ in range(count)
+            tuple(jnp.zeros(a.shape, a.dtype, device=self._on_device) for a in checkpoint.arrays)
+            for _ in range(count)
         ]
         self._checkpoint, self._source = checkpoint, source
         self.moved_bytes = 0
@@ -112,5 +121,5 @@ class DeviceSlots:
         page = self._checkpoint.pages[layer, expert]
         arrived = jax.device_put(self._source.pinned_page(page), self._on_device)
         self._slots[slot] = jax.block_until_ready(put_page(self._slots[slot], arrived))
-        self.moved_bytes += page.file_bytes
+        self.moved_bytes += self._source.moved_bytes(page)
         return self._slots[slot]

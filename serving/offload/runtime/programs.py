@@ -29,6 +29,7 @@ from mixattn.model import Block, Transformer
 from mixattn.moe import MoE
 from mixattn.rope import rope_tables
 from mixattn.spec import Layer, ModelConfig
+from pallas_kernels import int8
 from pallas_kernels.grouped.xla import BLOCKS
 from pallas_kernels.paged import Pool
 
@@ -213,17 +214,22 @@ def expert(
 
     Args:
       transposed: the matrices are stored as [out, in].
-      matrices: gate (if gated), up, down.
+      matrices: gate (if gated), up, down; each as int8 codes [out, in] and scales, if it was rounded.
     """
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
+    weights: Sequence[jax.Array | int8.Codes] = matrices
+    if matrices[0].dtype == jnp.int8:
+        weights = [int8.Codes(*pair) for pair in zip(matrices[::2], matrices[1::2])]
 
-    def times(x_bD: jax.Array, w: jax.Array) -> jax.Array:
+    def times(x_bD: jax.Array, w: jax.Array | int8.Codes) -> jax.Array:
+        if isinstance(w, int8.Codes):
+            return int8.matmul(int8.quantize(x_bD), w, x_bD.dtype)
         return lax.dot_general(x_bD, w, contract)
 
     def one_block(i: jax.Array, y_MD: jax.Array) -> jax.Array:
         row = first + i * b
         x_bD = lax.dynamic_slice_in_dim(x_MD, row, b)
-        *gate, up, down = matrices
+        *gate, up, down = weights
         up_bF = times(x_bD, up)
         h_bF = activate(times(x_bD, gate[0]), config.activation) * up_bF if gate else None
         y_bD = times(activate(up_bF, config.activation) if h_bF is None else h_bF, down)

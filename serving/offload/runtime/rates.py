@@ -28,7 +28,14 @@ FEW, MANY = 8, 128  # rows
 def rates(checkpoint: MixtureCheckpoint, source: ExpertSource, kept: Path | None) -> MachineRates:
     """The machine's rates; from `kept` if it has them for these shapes and this way of reading."""
     config = checkpoint.config
-    shape = [config.d_model, config.d_ff, config.dtype, checkpoint.transposed, source.way]
+    shape = [
+        config.d_model,
+        config.d_ff,
+        config.dtype,
+        checkpoint.transposed,
+        checkpoint.quantize,
+        source.way,
+    ]
     if kept is not None and kept.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # what it does not hold is measured again
             found = json.loads(kept.read_text())
@@ -50,7 +57,7 @@ def measure(checkpoint: MixtureCheckpoint, source: ExpertSource) -> MachineRates
     few_s, many_s = (_compute_s(checkpoint, arrays, rows) for rows in (FEW, MANY))
     row_s = max((many_s - few_s) / (MANY - FEW), 1e-9)
     expert_s = max(few_s - FEW * row_s, 1e-7)
-    return MachineRates(checkpoint.expert_bytes / read_s, expert_s, row_s)
+    return MachineRates(source.moved_bytes(checkpoint.pages[pages[0]]) / read_s, expert_s, row_s)
 
 
 def _compute_s(checkpoint: MixtureCheckpoint, arrays: tuple[jax.Array, ...], rows: int) -> float:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from serving.offload import pages
+from serving.offload.rounding import RoundedPages
 from serving.offload.runtime.buffers import ExpertSlots, Slots
 from serving.offload.runtime.checkpoint import MixtureCheckpoint
 from serving.offload.runtime.placement import Devices, DeviceSlots, PinnedPages, PinnedReader, PinnedSource
 from serving.offload.store import (
+    ExpertPage,
     FilePages,
     MemoryPages,
     PackedPages,
@@ -36,6 +38,10 @@ class ExpertSource:
     @property
     def direct(self) -> bool:
         return self.reader.direct
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        """Bytes that come over the slow link for a page."""
+        return (self.pages if self.pinned is None else self.pinned).moved_bytes(page)
 
     def close(self) -> None:
         self.reader.close()
@@ -79,19 +85,29 @@ def _source(
     if devices is not None:
         if throttle is not None:
             raise ValueError(f"a link of {throttle_Bps} B/s is modelled, but {devices.compute} has its own")
-        pinned: PinnedSource = PinnedReader(source, checkpoint.slot_bytes, devices.compute)
+        source = _rounded(checkpoint, source)
+        pinned: PinnedSource = PinnedReader(source, checkpoint.page_bytes, devices.compute)
         if in_host_memory:
             pinned, way = PinnedPages(pinned, checkpoint.pages.values()), "host memory"
         return ExpertSource(source, reader, f"{way}, pinned", devices, pinned)
+    source = _rounded(checkpoint, source)
     if in_host_memory:
         source, way = MemoryPages(source, list(checkpoint.pages.values()), throttle), "host memory"
+    elif checkpoint.quantize:
+        way += f", rounded to {checkpoint.quantize}"
     elif not checkpoint.packed:
-        source = PackedPages(source, checkpoint.slot_bytes)
+        source = PackedPages(source, checkpoint.page_bytes)
         way += ", copied from staging"
     if throttle is not None and throttle_Bps:
         way += f" throttled to {throttle_Bps / 2**20:.0f} MiB/s"
         source = source if in_host_memory else ThrottledPages(source, throttle)
     return ExpertSource(source, reader, way)
+
+
+def _rounded(checkpoint: MixtureCheckpoint, source: PageSource) -> PageSource:
+    if not checkpoint.quantize:
+        return source
+    return RoundedPages(source, checkpoint.page_bytes, transposed=checkpoint.transposed)
 
 
 def make_slots(count: int, checkpoint: MixtureCheckpoint, source: ExpertSource) -> ExpertSlots:

@@ -39,6 +39,7 @@ from serving.engine.stacks import (
     stream_shape,
 )
 from serving.offload.runtime import programs
+from serving.offload.runtime.checkpoint import MixtureCheckpoint
 from serving.offload.runtime.pieces import MicroBatch, Pieces
 from serving.offload.runtime.placement import Devices
 from serving.offload.runtime.programs import OffloadLayer
@@ -54,9 +55,8 @@ class OffloadStack:
     """A `serving.engine.stacks.Stack` without experts of its own.
 
     Args:
-      model: without experts (`serving.offload.runtime.checkpoint.load_rest`).
+      model: of `checkpoint`, without experts (`serving.offload.runtime.checkpoint.load_rest`).
       rows: rows of a decode micro-batch.
-      transposed: see `programs.expert`.
       runner: brings the experts.
       devices: as for `Pieces`.
     """
@@ -64,21 +64,27 @@ class OffloadStack:
     def __init__(
         self,
         model: Transformer,
+        checkpoint: MixtureCheckpoint,
         *,
         rows: int,
-        transposed: bool,
         runner: LayerRunner,
         devices: Devices | None = None,
     ):
-        self.config, self.rows, self._transposed, self.runner = model.config, rows, transposed, runner
-        self._devices = devices
+        self.config, self.rows, self.runner, self._devices = model.config, rows, runner, devices
+        self._transposed, self._arrays = checkpoint.transposed, checkpoint.arrays
         ends = copy.copy(model)
         ends.blocks = nnx.List([])
         self._ends, self._params = SplitModel.split(ends)
         self.layers = programs.layers_of(model)
 
     def identity(self) -> Any:
-        return self.config, self._ends, tuple(layer.kind for layer in self.layers), self._transposed
+        return (
+            self.config,
+            self._ends,
+            tuple(layer.kind for layer in self.layers),
+            self._transposed,
+            self._arrays,
+        )
 
     def prefill(
         self, compiled: Compiled, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
@@ -192,7 +198,7 @@ class OffloadStack:
         b = programs.block_rows(len(back), config.n_experts)
         one = jax.ShapeDtypeStruct((), jnp.int32)
         listed["expert", len(y)] = ProgramSpec(
-            programs.expert, (config, self._transposed, b), (y, y, one, one, self._matrices()), {}
+            programs.expert, (config, self._transposed, b), (y, y, one, one, self._arrays), {}
         )
         return listed
 
@@ -202,13 +208,6 @@ class OffloadStack:
             return tree
         sharding = SingleDeviceSharding(self._devices.host)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    def _matrices(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of an expert's matrices, as stored."""
-        D, F = self.config.d_model, self.config.d_ff
-        wide, narrow = ((F, D), (D, F)) if self._transposed else ((D, F), (F, D))
-        shapes = [wide, wide, narrow] if self.config.gated else [wide, narrow]
-        return tuple(jax.ShapeDtypeStruct(shape, self.config.dtype) for shape in shapes)
 
 
 def _cut(batch: DecodeBatch, rows: int) -> list[DecodeBatch]:

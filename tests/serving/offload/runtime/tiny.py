@@ -14,14 +14,14 @@ from mixattn import hf
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 from serving import EngineConfig, Limits, Request, Sampling
-from serving.offload.pages import files
 from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest, locate
 from serving.offload.runtime.engine import OffloadEngine
 from serving.offload.runtime.resident import ResidentRunner
+from serving.offload.runtime.sources import open_source
 from serving.offload.runtime.stack import LayerRunner, OffloadStack
 from serving.offload.runtime.streaming import StreamRunner
-from serving.offload.store import FilePages, PackedPages, PageReader
+from serving.offload.store import PageSource
 
 BASE: dict[str, Any] = {
     "n_layers": 3, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 64, "vocab_size": 97,
@@ -59,9 +59,8 @@ def saved(name: str, folder: Path, **options: Any) -> Path:
     return path
 
 
-def source_of(checkpoint: MixtureCheckpoint, **options: Any) -> FilePages | PackedPages:
-    pages = FilePages(PageReader(files(checkpoint.pages.values()), **options))
-    return pages if checkpoint.packed else PackedPages(pages, checkpoint.slot_bytes)
+def source_of(checkpoint: MixtureCheckpoint) -> PageSource:
+    return open_source(checkpoint).pages
 
 
 ROWS, CHUNK = 2, 8
@@ -150,9 +149,8 @@ class Engines:
 def engine(checkpoint: MixtureCheckpoint, config: EngineConfig = CONFIG, rows: int = ROWS) -> OffloadEngine:
     """An engine that has no experts until `answers` gives it a runner."""
     nobody = ResidentRunner({}, 0)
-    model, transposed = load_rest(checkpoint), checkpoint.transposed
-    stack = OffloadStack(model, rows=rows, transposed=transposed, runner=nobody)
-    return OffloadEngine(model, stack, config)
+    model = load_rest(checkpoint)
+    return OffloadEngine(model, OffloadStack(model, checkpoint, rows=rows, runner=nobody), config)
 
 
 def answers(engine: OffloadEngine, runner: LayerRunner) -> list[Answer]:
