@@ -59,6 +59,7 @@ class OffloadSettings:
       device_memory_gb: GiB that the engine may take; 0 = everything is in memory, without offloading.
       mode: stream or cache; "" = as the plan chooses. schedule: of streamed passes; "" likewise.
       cache_policy: lru or frequency.
+      prefetch: mode cache reads the experts that the next layer would choose now, before it is asked.
       quantize: "int8": experts in 8 bits, rounded as they are read; "" = as they are stored.
     """
 
@@ -66,6 +67,7 @@ class OffloadSettings:
     mode: str = ""
     schedule: str = ""
     cache_policy: str = "lru"
+    prefetch: bool = False
     quantize: str = ""
 
     def check(self) -> None:

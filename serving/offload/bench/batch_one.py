@@ -45,7 +45,15 @@ class Side(NamedTuple):
         return [lp.logprob for output in self.made.engine.run(asked) for lp in output.prompt_logprobs]
 
 
-def _side(checkpoint: MixtureCheckpoint, mode: Mode, slots: int, policy: str = "lru", **engine: bool) -> Side:
+def _side(
+    checkpoint: MixtureCheckpoint,
+    mode: Mode,
+    slots: int,
+    policy: str = "lru",
+    *,
+    prefetch: bool = False,
+    **engine: bool,
+) -> Side:
     """An engine that holds `slots` experts; in mode `stream` those that stay and two layer buffers."""
     source = sources.open_source(checkpoint)
     rates, workload = MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(1, LONGEST_TOK)
@@ -55,7 +63,8 @@ def _side(checkpoint: MixtureCheckpoint, mode: Mode, slots: int, policy: str = "
         stay += 1
     plan = dataclasses.replace(plan, slots=slots, resident=stay, rows=1, parts=1)
     config = build.engine_config(checkpoint, 1, 1, LONGEST_TOK, EngineConfig(**engine))  # type: ignore[arg-type]
-    return Side(build.build(checkpoint, source, plan, config, cache_policy=policy), source)
+    made = build.build(checkpoint, source, plan, config, cache_policy=policy, prefetch=prefetch)
+    return Side(made, source)
 
 
 def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int) -> list[Row]:
@@ -67,18 +76,34 @@ def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int) -> list[R
         "stream": _side(checkpoint, "stream", slots),
         "cache": _side(checkpoint, "cache", slots),
         "frequency": _side(checkpoint, "cache", slots, "frequency"),
+        "prefetch": _side(checkpoint, "cache", slots, prefetch=True),
     }
     rates, same = _rates(sides, prompts[: rounds + 1])
-    hits = {
-        name: sides[name].made.runner.cache.counts.hit_rate  # type: ignore[union-attr]
-        for name in ("cache", "frequency")
-    }
+    counts = {name: side.made.runner.cache.counts for name, side in sides.items() if name != "stream"}  # type: ignore[union-attr]
     note = (
-        f"{slots} of {every} experts in memory, trained model; hit rate lru {hits['cache']:.3f}, frequency"
-        f" {hits['frequency']:.3f}, share in memory {slots / every:.2f}; tokens equal: {same}"
+        f"{slots} of {every} experts in memory, trained model; hit rate lru {counts['cache'].hit_rate:.3f},"
+        f" frequency {counts['frequency'].hit_rate:.3f}, share in memory {slots / every:.2f}; tokens equal:"
+        f" {same}"
     )
-    ratios = [a / b for a, b in zip(rates["cache"], rates["stream"])]
-    return [row("cache / stream, tokens a second, batch 1", ">= 2", ratios, note=note)]
+    guessed = counts["prefetch"]
+    about = (
+        f"{guessed.right_guesses} of {guessed.guesses} experts that were guessed were asked for next; hit rate"
+        f" {guessed.hit_rate:.3f}"
+    )
+    return [
+        row(
+            "cache / stream, tokens a second, batch 1",
+            ">= 2",
+            [a / b for a, b in zip(rates["cache"], rates["stream"])],
+            note=note,
+        ),
+        row(
+            "cache with prefetch / without, tokens a second, batch 1",
+            "",
+            [a / b for a, b in zip(rates["prefetch"], rates["cache"])],
+            note=about,
+        ),
+    ]
 
 
 def int8_or_stored(path: Path, prompts: list[list[int]], rounds: int) -> list[Row]:
@@ -106,7 +131,12 @@ def int8_or_stored(path: Path, prompts: list[list[int]], rounds: int) -> list[Ro
     return [
         row("int8 / stored experts, tokens a second, batch 1", "", ratios, note=note),
         row("int8: error of a token's log-probability", "", errors.tolist(), note=about),
-        row("int8 / stored, bytes of an expert in memory", "", [small.slot_bytes / stored.slot_bytes]),
+        row(
+            "int8 / stored, bytes of an expert in memory",
+            "",
+            [small.slot_bytes / stored.slot_bytes],
+            note="codes, one scale per output channel beside them",
+        ),
     ]
 
 

@@ -24,6 +24,7 @@ from serving.offload.commands import command_line
 
 FLAGS = flags.FLAGS
 CASES = ("overlap", "balance", "overhead", "padded", "start", "cache", "int8", "accelerate")
+TRAINED, PEER = "runs/small_moe/model", ".venv-parity/bin/python"  # as configs/small_moe.py, make parity
 NEEDS = {"cache": "trained", "int8": "trained", "accelerate": "peer"}  # flags
 
 
@@ -32,8 +33,14 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_list("only", None, f"Some of {', '.join(CASES)}.")
     flags.DEFINE_integer("rounds", 5, "Rounds of each pair; the median counts.")
     flags.DEFINE_string("workdir", "runs/offload_bench", "Folder of the models that are measured.")
-    flags.DEFINE_string("trained", None, "Trained mixture model for the lines `cache` and `int8`.")
-    flags.DEFINE_string("peer", None, "Python with torch, transformers and accelerate, for `accelerate`.")
+    flags.DEFINE_string(
+        "trained",
+        None,
+        f"Trained mixture model for `cache` and `int8`; {TRAINED} by default, if it is there.",
+    )
+    flags.DEFINE_string(
+        "peer", None, f"Python with torch and accelerate for `accelerate`; {PEER} by default, if it is there."
+    )
     flags.DEFINE_list("batches", ["1", "32", "128"], "Batches of `accelerate`.")
     flags.DEFINE_string("out", "results/offload/bench.csv", "CSV to write.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
@@ -42,7 +49,13 @@ def start(argv: list[str]) -> None:
 
 
 def _main() -> None:
+    for flag, usual in (("trained", TRAINED), ("peer", PEER)):
+        if FLAGS[flag].value is None and Path(usual).exists():
+            setattr(FLAGS, flag, usual)
     wanted = FLAGS.only or [case for case in CASES if case not in NEEDS or FLAGS[NEEDS[case]].value]
+    for case in NEEDS if not FLAGS.only else ():
+        if case not in wanted:
+            print(f"left out: {case}, which needs --{NEEDS[case]}", file=sys.stderr)
     if unknown := [case for case in wanted if case not in CASES]:
         raise ValueError(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
     if FLAGS.rounds < 1 or not FLAGS.device_memory_gb > 0:

@@ -3,6 +3,8 @@
 python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests=FILE --workdir=W --dry_run
 python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests=FILE --workdir=W
 python -m serving.offload run ... --mode=cache --cache_policy=frequency     experts that are used often stay
+python -m serving.offload run ... --mode=cache --prefetch                   the next layer's are guessed
+python -m serving.offload run ... --quantize=int8                           experts in 8 bits: more of them fit
 python -m serving.offload run ... --gantt=pass.svg                          the last pass as it was measured
 
 The plan is chosen from the one number, printed, and compared with what was measured after the run. Requests
@@ -58,6 +60,7 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_string("mode", None, f"Force {' or '.join(MODES)}; the plan chooses by default.")
     flags.DEFINE_string("schedule", None, f"Force one of {', '.join(SCHEDULES)}.")
     flags.DEFINE_string("cache_policy", "lru", f"One of {', '.join(CACHE_POLICIES)}.")
+    flags.DEFINE_bool("prefetch", False, "In mode cache, read what the next layer's router would choose now.")
     flags.DEFINE_enum("quantize", "", QUANTIZE, "int8: experts in 8 bits, rounded as they are read.")
     flags.DEFINE_string("policy", "fcfs", "Scheduling policy of requests (see serving.fair).")
     flags.DEFINE_integer("max_batch", None, "Rows of a pass at most; as many as requests by default.")
@@ -259,6 +262,7 @@ def _run(
                 plan,
                 config,
                 cache_policy=FLAGS.cache_policy,
+                prefetch=FLAGS.prefetch,
                 decode=decode,
                 program_cache=ProgramCache(default_folder()),
             )

@@ -97,6 +97,7 @@ def build(
     config: EngineConfig,
     *,
     cache_policy: str = "lru",
+    prefetch: bool = False,
     program_cache: ProgramCache | None = None,
     **options: Any,
 ) -> Offloaded:
@@ -111,9 +112,11 @@ def build(
     """
     model = load_rest(checkpoint)
     if program_cache is not None and source.devices is None:
-        program_cache = CompilesApart(program_cache.folder, checkpoint, plan.rows, config)
-    runner, slots = _runner(checkpoint, source, plan, cache_policy)
-    stack = OffloadStack(model, checkpoint, rows=plan.rows, runner=runner, devices=source.devices)
+        program_cache = CompilesApart(program_cache.folder, checkpoint, plan.rows, config, guesses=prefetch)
+    runner, slots = _runner(checkpoint, source, plan, cache_policy, prefetch)
+    stack = OffloadStack(
+        model, checkpoint, rows=plan.rows, runner=runner, devices=source.devices, guesses=prefetch
+    )
     engine = OffloadEngine(
         model, stack, config, check=source.reader.check_unchanged, program_cache=program_cache, **options
     )
@@ -121,7 +124,7 @@ def build(
 
 
 def _runner(
-    checkpoint: MixtureCheckpoint, source: ExpertSource, plan: MachinePlan, cache_policy: str
+    checkpoint: MixtureCheckpoint, source: ExpertSource, plan: MachinePlan, cache_policy: str, prefetch: bool
 ) -> tuple[StreamRunner | CacheRunner, ExpertSlots]:
     config, streams = checkpoint.config, checkpoint.streams
     if plan.mode == "cache":
@@ -134,6 +137,7 @@ def _runner(
             streams=streams,
             n_experts=config.n_experts,
             schedule=plan.schedule,
+            prefetch=prefetch,
         ), slots
     stay = spread(plan.resident, streams, config.n_experts)
     resident = ResidentExperts(stay, make_slots(len(stay), checkpoint, source))

@@ -28,12 +28,27 @@ class CompilesApart(ProgramCache):
 
     Args:
       rows: of a decode micro-batch.
+      guesses: as for `OffloadStack`.
     """
 
-    def __init__(self, folder: Path, checkpoint: MixtureCheckpoint, rows: int, config: EngineConfig):
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: MixtureCheckpoint,
+        rows: int,
+        config: EngineConfig,
+        *,
+        guesses: bool = False,
+    ):
         super().__init__(folder)
         of = {"path": str(checkpoint.path), "quantize": checkpoint.quantize}
-        asked = {"folder": str(folder), "of": of, "rows": rows, "config": dataclasses.asdict(config)}
+        asked = {
+            "folder": str(folder),
+            "of": of,
+            "rows": rows,
+            "guesses": guesses,
+            "config": dataclasses.asdict(config),
+        }
         self._asked, self._once, self._lock = json.dumps(asked), False, threading.Lock()
 
     def load_or_compile(self, description: str, compile: Any) -> Any:
@@ -69,7 +84,8 @@ def child(asked: str) -> None:
     config = EngineConfig(**fields)
     checkpoint = locate(**told["of"])
     model = prepared(load_rest(checkpoint), config.max_request_tok)
-    stack = OffloadStack(model, checkpoint, rows=told["rows"], runner=ResidentRunner({}, 0))
+    runner = ResidentRunner({}, 0)
+    stack = OffloadStack(model, checkpoint, rows=told["rows"], runner=runner, guesses=told["guesses"])
     Programs(
         model,
         KVLayout.of(model.config, config).cache(model.config, config),

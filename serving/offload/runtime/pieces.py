@@ -136,6 +136,13 @@ class Pieces:
         part.x_RTD, routed = program(layer.params, part.x_RTD, out_RTNH, part.places.count_R)
         return RoutedRows(routed)
 
+    def guess(self, i: int, part: MicroBatch) -> list[int]:
+        """The experts that layer i may ask for, by the stream as it is now."""
+        layer = self._layers[i]
+        program = self._compiled["guess", layer.number, *part.shape]
+        chosen_E = program(layer.params, part.x_RTD, part.places.count_R)
+        return [int(expert) for expert in np.flatnonzero(chosen_E)]
+
     def expert(self, part: MicroBatch, rows: "RoutedRows", expert: int, arrays: ExpertArrays) -> None:
         """One expert's rows of a micro-batch."""
         program = self._compiled["expert", len(rows.y_MD)]

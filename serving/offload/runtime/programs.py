@@ -3,6 +3,7 @@
     project   q, k, v of the residual stream            attend    K/V written, queries answered
     route     the rest before the experts               expert    one expert's rows of a micro-batch
     combine   the experts' outputs into the stream      dense     the rest of a layer without experts
+    guess     the experts that a later layer may ask for
 
 Layers that are alike share programs, so a deep stack compiles no longer than a shallow one. An expert's
 matrices are three separate arguments, as they lie in page buffers and in the checkpoint's orientation: no
@@ -197,6 +198,20 @@ def route(
         jnp.argsort(order_M),
         chosen.gate_Xk,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "kind"))
+def guess(
+    config: ModelConfig, kind: LayerKind, params: Sequence[jax.Array], x_RTD: jax.Array, count_R: Any
+) -> jax.Array:
+    """chosen_E: the experts that this layer would ask for if it stood where the stream is, some layers before."""
+    block = kind.block(params)
+    h_RTD = x_RTD if block.ffn_norm is None else block.ffn_norm(x_RTD)
+    assert isinstance(block.ffn, MoE)
+    chosen_Xk = block.ffn.route(h_RTD.reshape(-1, x_RTD.shape[-1])).expert_Xk
+    real_X = (jnp.arange(x_RTD.shape[1])[None] < jnp.asarray(count_R)[:, None]).reshape(-1)
+    E = config.n_experts
+    return jnp.zeros(E + 1, bool).at[jnp.where(real_X[:, None], chosen_Xk, E)].set(True)[:E]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "transposed", "b"), donate_argnames="y_MD")

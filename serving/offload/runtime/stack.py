@@ -59,6 +59,7 @@ class OffloadStack:
       rows: rows of a decode micro-batch.
       runner: brings the experts.
       devices: as for `Pieces`.
+      guesses: compile the programs that guess a layer's experts while rows decode.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class OffloadStack:
         rows: int,
         runner: LayerRunner,
         devices: Devices | None = None,
+        guesses: bool = False,
     ):
+        self._guesses = guesses
         self.config, self.rows, self.runner, self._devices = model.config, rows, runner, devices
         self._transposed, self._arrays = checkpoint.transposed, checkpoint.arrays
         ends = copy.copy(model)
@@ -197,6 +200,8 @@ class OffloadStack:
         listed["combine", *at] = ProgramSpec(programs.combine, fixed, (params, x, y, back, gate), {})
         b = programs.block_rows(len(back), config.n_experts)
         one = jax.ShapeDtypeStruct((), jnp.int32)
+        if self._guesses and x.shape[1] == 1:
+            listed["guess", *at] = ProgramSpec(programs.guess, fixed, (params, x, count), {})
         listed["expert", len(y)] = ProgramSpec(
             programs.expert, (config, self._transposed, b), (y, y, one, one, self._arrays), {}
         )

@@ -146,11 +146,13 @@ class Engines:
         return self._resident[name]
 
 
-def engine(checkpoint: MixtureCheckpoint, config: EngineConfig = CONFIG, rows: int = ROWS) -> OffloadEngine:
+def engine(
+    checkpoint: MixtureCheckpoint, config: EngineConfig = CONFIG, rows: int = ROWS, **options: Any
+) -> OffloadEngine:
     """An engine that has no experts until `answers` gives it a runner."""
     nobody = ResidentRunner({}, 0)
     model = load_rest(checkpoint)
-    return OffloadEngine(model, OffloadStack(model, checkpoint, rows=rows, runner=nobody), config)
+    return OffloadEngine(model, OffloadStack(model, checkpoint, rows=rows, runner=nobody, **options), config)
 
 
 def answers(engine: OffloadEngine, runner: LayerRunner) -> list[Answer]:
