@@ -87,8 +87,8 @@ def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int) -> list[R
     )
     guessed = counts["prefetch"]
     about = (
-        f"{guessed.right_guesses} of {guessed.guesses} experts that were guessed were asked for next; hit rate"
-        f" {guessed.hit_rate:.3f}"
+        f"{guessed.right_guesses} of {guessed.guesses} experts that were guessed were asked for next; hit"
+        f" rate {guessed.hit_rate:.3f}"
     )
     return [
         row(

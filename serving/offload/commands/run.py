@@ -4,7 +4,7 @@ python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests
 python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests=FILE --workdir=W
 python -m serving.offload run ... --mode=cache --cache_policy=frequency     experts that are used often stay
 python -m serving.offload run ... --mode=cache --prefetch                   the next layer's are guessed
-python -m serving.offload run ... --quantize=int8                           experts in 8 bits: more of them fit
+python -m serving.offload run ... --quantize=int8                           experts in 8 bits: more fit
 python -m serving.offload run ... --gantt=pass.svg                          the last pass as it was measured
 
 The plan is chosen from the one number, printed, and compared with what was measured after the run. Requests

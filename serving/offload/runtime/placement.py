@@ -7,6 +7,7 @@ stay with the host, which attends; a pass moves queries and outputs (the paper c
 alone, this does not). Compiled and tested with JAX's memory kinds on a CPU; not measured on a GPU.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -83,7 +84,7 @@ class PinnedPages:
         return sum(array.nbytes for array in self._held[page])
 
 
-@jax.jit(donate_argnames="slot")
+@functools.partial(jax.jit, donate_argnames="slot")
 def put_page(slot: ExpertArrays, page: ExpertArrays) -> ExpertArrays:
     """`page` in the memory of `slot`, whose arrays are gone afterwards."""
     return tuple(lax.dynamic_update_slice(old, new, (0,) * old.ndim) for old, new in zip(slot, page))

@@ -204,7 +204,7 @@ def route(
 def guess(
     config: ModelConfig, kind: LayerKind, params: Sequence[jax.Array], x_RTD: jax.Array, count_R: Any
 ) -> jax.Array:
-    """chosen_E: the experts that this layer would ask for if it stood where the stream is, some layers before."""
+    """chosen_E: the experts that this layer would ask for if it stood where the stream is now."""
     block = kind.block(params)
     h_RTD = x_RTD if block.ffn_norm is None else block.ffn_norm(x_RTD)
     assert isinstance(block.ffn, MoE)

@@ -95,7 +95,7 @@ def test_a_guess_never_evicts_what_is_needed_and_goes_first_if_it_was_wrong():
     assert cache.take((0, 2)) is not None
     assert cache.guess((1, 5)) is not None
     assert cache.guess((1, 6)) is None  # the others are needed now, or expected
-    assert {at for at in cache.held()} == {(0, 1), (0, 2), (1, 5)}
+    assert set(cache.held()) == {(0, 1), (0, 2), (1, 5)}
     for at in [*hits, *misses]:
         cache.done(at)
     cache.begin([(1, 7)])
