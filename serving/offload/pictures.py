@@ -151,9 +151,10 @@ def draw_roofline(planner: OffloadPlanner, micro_batch: int, batch: int, out: Pa
     for (name, y), style in zip(curves.items(), ("-", "-", "-", "--")):
         axis.loglog(x, y, style, label=name)
     points = {"P1": roofline.turning_point_1(peak), "P2": roofline.turning_point_2(peak, near)}
+    axis.set_xlim(x[0], x[-1])
     for name, value in points.items():
         axis.axvline(value, color="#999999", linewidth=0.8, linestyle=":")
-        axis.annotate(name, (value, axis.get_ylim()[0] * 1.5), fontsize=8)
+        axis.annotate(f" {name}", (value, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
     here = roofline.ffn_intensity(shape, batch)
     axis.plot(here, roofline.fetched(peak, near, here), "o", color="black", label=f"the plan, N = {batch}")
     attention = roofline.attention_intensity(
@@ -168,7 +169,9 @@ def draw_roofline(planner: OffloadPlanner, micro_batch: int, batch: int, out: Pa
     )
     axis.set_xlabel("FLOP per byte read on the host")
     axis.set_ylabel("FLOP/s (bound from peak rates)")
-    axis.legend(fontsize=8)
+    axis.set_title(f"Experts on {planner.hardware.name}: bounds, not measurements", loc="left", fontsize=9)
+    axis.legend(fontsize=8, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     _save(figure, out)
 

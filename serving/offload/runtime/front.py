@@ -28,8 +28,15 @@ def open_offloaded(path: str | Path, config: EngineConfig, **options: Any) -> Of
         planner = build.planner(checkpoint, measured, workload, wanted.device_memory_gb * GIB, source)
         plan = planner.best(wanted.mode or None, wanted.schedule or None)  # type: ignore[arg-type]
         fitting = build.engine_config(checkpoint, plan.rows, plan.parts, config.max_request_tok, config)
-        cache = {"cache_policy": wanted.cache_policy, "prefetch": wanted.prefetch}
-        return build.build(checkpoint, source, plan, fitting, **cache, **options)
+        return build.build(
+            checkpoint,
+            source,
+            plan,
+            fitting,
+            cache_policy=wanted.cache_policy,
+            prefetch=wanted.prefetch,
+            **options,
+        )
     except BaseException:
         source.close()
         raise
