@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from serving.offload.schedule import LaneTask
 from serving.offload.simulate import LaneSpan, SimulatedPass
 
+POLL_S = 1.0  # after which a lane looks whether another has failed, if nobody could wake it
+
 
 class MeasuredPass(SimulatedPass):
     """Spans measured on this machine instead of modelled."""
@@ -68,15 +70,18 @@ def execute(
         threading.Thread(target=run_lane, args=(indices,), name=f"lane {lane}")
         for lane, indices in lanes.items()
     ]
-    for thread in threads:
-        thread.start()
     try:
         for thread in threads:
-            thread.join()
-    except BaseException:  # Ctrl-C: stop the lanes before it goes on
-        stop()
+            thread.start()
         for thread in threads:
             thread.join()
+    except (
+        BaseException
+    ):  # Ctrl-C, perhaps while some have not been started: stop the lanes before it goes on
+        stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
         raise
     if errors:
         raise errors[0]
@@ -86,5 +91,7 @@ def execute(
 def _wait(done: Sequence[threading.Event], needs: Sequence[int], failed: threading.Event) -> bool:
     """Whether all needed tasks have ended; False once another lane has failed."""
     for need in needs:
-        done[need].wait()
+        while not done[need].wait(POLL_S):
+            if failed.is_set():
+                return False
     return not failed.is_set()

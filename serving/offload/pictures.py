@@ -24,15 +24,17 @@ from serving.offload.simulate import LaneSpan
 
 ROWS = ("device", "host", "to_device", "weights", "to_host", "pin")  # of a panel, from the top
 
+THIN = 0.003  # of the picture's width; a white edge would hide what is thinner
+
 type RowOf = Callable[[LaneTask], str]
 
 COLOURS = {
     "pre": "#7fb08a",
     "post": "#2d6f8e",
-    "block": "#2d6f8e",
+    "block": "#4b9a9f",
     "attention": "#c98a5a",
     "offload": "#b8bcc2",
-    "store": "#b8bcc2",
+    "store": "#8d949c",
     "load": "#8a6fae",
     "weights": "#d9b13b",
     "kv": "#c25b6a",
@@ -90,7 +92,7 @@ def draw_gantt(
         layout="constrained",
     )
     for axis, (name, spans) in zip(axes[:, 0], passes.items()):
-        _panel(axis, spans, marked_layer, rows[name], row_of, factor)
+        _panel(axis, spans, marked_layer, rows[name], row_of, factor, end_s)
         end = factor * max(span.end_s for span in spans)
         axis.set_title(f"{name}: {end:.4g} {unit}", loc="left", fontsize=9)
         axis.set_xlim(0, factor * end_s)
@@ -116,6 +118,7 @@ def _panel(
     rows: Sequence[str],
     row_of: RowOf,
     factor: float,
+    end_s: float,
 ) -> None:
     """Draws the tasks of a pass."""
     marked = [s for s in spans if s.task.lane == "device" and s.task.layer == marked_layer]
@@ -124,11 +127,13 @@ def _panel(
         axis.axvspan(start, end, color="#e4e4e4", zorder=0)
     for row, name in enumerate(rows):
         mine = [span for span in spans if row_of(span.task) == name]
+        colours = [COLOURS[span.task.kind] for span in mine]
+        wide = [span.end_s - span.start_s > THIN * end_s for span in mine]
         axis.broken_barh(
             [(factor * span.start_s, factor * (span.end_s - span.start_s)) for span in mine],
             (row - 0.4, 0.8),
-            facecolors=[COLOURS[span.task.kind] for span in mine],
-            edgecolor="white",
+            facecolors=colours,
+            edgecolors=["white" if parted else colour for parted, colour in zip(wide, colours)],
             linewidth=0.3,
         )
     axis.set_yticks(range(len(rows)), [LANE_NAMES[row] for row in rows], fontsize=8)

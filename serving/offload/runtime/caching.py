@@ -148,6 +148,7 @@ class CacheRunner:
         guesses = self._guesses(i, pieces, parts)
         self._reader = reader = _Reader(self.slots, self.cache, self._arrays, misses, guesses, times)
         try:
+            reader.start()
             for at in hits:
                 self._compute(at, pieces, parts, rows, times)
             for _ in misses:
@@ -213,9 +214,10 @@ class _Reader:
         self._misses, self._guesses = misses, guesses
         self._arrived: queue.Queue[At | BaseException] = queue.Queue()
         self._enough = threading.Event()
-        self._thread: threading.Thread | None = None
-        if misses or guesses:
-            self._thread = threading.Thread(target=self._run, name="lane weights")
+        self._thread = threading.Thread(target=self._run, name="lane weights")
+
+    def start(self) -> None:
+        if self._misses or self._guesses:
             self._thread.start()
 
     def next(self) -> At:
@@ -233,7 +235,7 @@ class _Reader:
         """Ends the thread; what it reads is read to the end."""
         self._enough.set()
         self._cache.stop()
-        if self._thread is not None:
+        if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
