@@ -49,7 +49,7 @@ def test_more_experts_fit_and_the_plan_counts_what_pages_pass_through(engines, s
 
 def test_a_server_asks_for_it_in_its_config(engines, small):
     offload = OffloadSettings(device_memory_gb=0.3, quantize="int8")
-    made = load_engine(small.path, EngineConfig(max_slots=2, max_request_tok=64, offload=offload))
+    made = load_engine(small.path, EngineConfig(max_slots=2, max_request_tok=64, logprobs=2, offload=offload))
     (output,) = made.run(tiny.REQUESTS[:1])
     assert len(output.output_ids) == 3
 
