@@ -87,6 +87,7 @@ def _main() -> None:
     settings = {"quantize": FLAGS.quantize} if FLAGS.quantize else {}
     mark = fingerprints.of_model(checkpoint.path, **settings)
     journal.refuse_others(workdir / ANSWERS, requests, mark)
+    _check_host_memory(checkpoint)
     throttle = FLAGS.throttle_mib * 2**20 if FLAGS.throttle_mib else None
     source = sources.open_source(
         checkpoint,
@@ -167,17 +168,20 @@ def _lines(checkpoint: "MixtureCheckpoint") -> tuple[list[AskedLine], Any]:
     return lines, None if tokenizer is None else tokenizer.decode
 
 
+def _check_host_memory(checkpoint: "MixtureCheckpoint") -> None:
+    if FLAGS.host_memory_gb is None:
+        return
+    one = sum(array.size * array.dtype.itemsize for array in checkpoint.arrays)
+    need = one * len(checkpoint.pages) / GIB
+    if need > FLAGS.host_memory_gb:
+        raise ValueError(f"--host_memory_gb is {FLAGS.host_memory_gb}, but the experts have {need:.3f} GiB")
+
+
 def _planner(
     checkpoint: "MixtureCheckpoint", source: "ExpertSource", requests: Sequence[Request], workdir: Path
 ) -> MachinePlanner:
     from serving.offload.runtime import build, rates
 
-    if (
-        FLAGS.host_memory_gb is not None
-        and checkpoint.expert_bytes * len(checkpoint.pages) > FLAGS.host_memory_gb * GIB
-    ):
-        need = checkpoint.expert_bytes * len(checkpoint.pages) / GIB
-        raise ValueError(f"--host_memory_gb is {FLAGS.host_memory_gb}, but the experts have {need:.3f} GiB")
     longest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
     rows = sum(r.sampling.n for r in requests)
     workload = MachineWorkload(min(rows, FLAGS.max_batch or rows), longest)

@@ -131,33 +131,66 @@ def without_weights(path):
     (path / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "args", "memory", "says"),
-    [
-        (None, (), "--device_memory_gb=0.05", "the least that works is"),
-        (truncated, (), MEMORY, "not a complete safetensors file"),
-        (without_weights, (), MEMORY, "model.safetensors"),
-        (None, ("--schedule=s9",), MEMORY, "unknown schedule 's9'"),
-        ("dense", (), MEMORY, "is a dense model"),
-        ("no requests", (), MEMORY, "0 lines and no request"),
-    ],
-)
-def test_what_cannot_work_is_one_sentence_and_leaves_nothing(model, tmp_path, spoil, args, memory, says):
-    path, requests = tmp_path / "model", asked(tmp_path / "requests.jsonl")
-    if spoil == "dense":
-        plain = ModelConfig(2, 32, 2, 1, 16, 64, 97)
-        hf.save(Transformer(plain, rngs=nnx.Rngs(0)), path)
-    else:
-        shutil.copytree(model, path)
-    if spoil == "no requests":
-        requests.write_text("\n")
-    elif callable(spoil):
-        spoil(path)
-    got = run(path, requests, tmp_path / "w", *args, memory=memory)
-    assert got.returncode == 2, got.stderr
-    assert says in got.stderr
-    assert got.stderr.count("\n") == 1
-    assert not (tmp_path / "w").exists()
+# One process that has imported everything, and a copy of it for each command: imports take most of the time.
+EACH = """
+import json, os, sys, tempfile
+import serving.offload.commands.run, serving.offload.runtime.build
+from serving.offload.__main__ import main
+told = []
+for args in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile() as errors:
+        if not (child := os.fork()):
+            os.dup2(errors.fileno(), 2)
+            try:
+                main(["offload", *args])
+            except SystemExit as why:
+                os._exit(why.code or 0)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        errors.seek(0)
+        told.append([status, errors.read().decode()])
+print(json.dumps(told))
+"""
+SPOILT = [  # what is wrong with the model or the requests, flags, memory, what is said
+    (None, (), "--device_memory_gb=0.05", "the least that works is"),
+    (truncated, (), MEMORY, "not a complete safetensors file"),
+    (without_weights, (), MEMORY, "model.safetensors"),
+    (None, ("--schedule=s9",), MEMORY, "unknown schedule 's9'"),
+    (None, ("--cache_policy=mru",), MEMORY, "unknown cache_policy 'mru'; known: lru, frequency"),
+    ("dense", (), MEMORY, "is a dense model"),
+    ("no requests", (), MEMORY, "0 lines and no request"),
+    ("long requests", (), MEMORY, "needs 205 tokens; the model's context has 128"),
+    (None, ("--host_memory_gb=0.01",), MEMORY, "but the experts have 0.094 GiB"),
+]
+
+
+def test_what_cannot_work_is_one_sentence_and_leaves_nothing(model, tmp_path):
+    commands = []
+    for number, (spoil, flags, memory, _) in enumerate(SPOILT):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path, requests = folder / "model", asked(folder / "requests.jsonl")
+        if spoil == "dense":
+            hf.save(Transformer(ModelConfig(2, 32, 2, 1, 16, 64, 97), rngs=nnx.Rngs(0)), path)
+        else:
+            shutil.copytree(model, path)
+        if spoil == "no requests":
+            requests.write_text("\n")
+        elif spoil == "long requests":
+            requests.write_text(json.dumps({"id": "long", "prompt_ids": [1] * 200, "max_tokens": 5}) + "\n")
+        elif callable(spoil):
+            spoil(path)
+        commands.append(command(path, requests, folder / "w", *flags, memory=memory)[3:])
+    args = [sys.executable, "-c", EACH, json.dumps(commands)]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    for number, ((_, _, _, says), (status, told)) in enumerate(
+        zip(SPOILT, json.loads(done.stdout), strict=True)
+    ):
+        assert status == 2, (says, told)
+        assert says in told
+        assert told.count("\n") == 1, told
+        assert not (tmp_path / str(number) / "w").exists()
 
 
 def test_an_over_long_prompt_is_refused_alone(model, tmp_path):
