@@ -162,17 +162,3 @@ def test_programs_of_a_pass_fill_their_buffers_in_place_on_a_gpu(name):
     buffer = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[0]))
     assert memory.alias_size_in_bytes == buffer
     assert memory.temp_size_in_bytes < 4 << 20
-
-
-@pytest.mark.aot
-def test_a_page_in_pinned_memory_is_an_argument_of_its_own_kind_on_a_gpu():
-    """The transfer as a program: pinned memory in, the device's out, and nothing in between."""
-    if why := aot.missing("h100"):
-        pytest.skip(why)
-    mesh = jax.sharding.Mesh(np.array([aot.device("h100")]), ("x",))
-    on = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(), memory_kind="pinned_host")
-    page = jax.ShapeDtypeStruct((1792, 1024), jnp.bfloat16, sharding=on)
-    lowered = aot.lower_for("h100", lambda page: jax.device_put(page, jax.memory.Space.Device), page)
-    assert 'mhlo.memory_kind = "pinned_host"' in lowered.as_text()
-    memory = aot.compile_lowered(lowered).memory_analysis()
-    assert memory.temp_size_in_bytes == 0
