@@ -52,7 +52,7 @@ def _side(
     policy: str = "lru",
     *,
     prefetch: bool = False,
-    **engine: bool,
+    **engine: int,
 ) -> Side:
     """An engine that holds `slots` experts; in mode `stream` those that stay and two layer buffers."""
     source = sources.open_source(checkpoint)
@@ -112,8 +112,8 @@ def int8_or_stored(path: Path, prompts: list[list[int]], rounds: int) -> list[Ro
     slots = len(stored.pages) // 4
     fitting = min(len(stored.pages), slots * stored.slot_bytes // small.slot_bytes)
     sides = {
-        "stored": _side(stored, "cache", slots, prompt_logprobs=True),
-        "int8": _side(small, "cache", fitting, prompt_logprobs=True),
+        "stored": _side(stored, "cache", slots, prompt_logprobs=True, logprobs=0),
+        "int8": _side(small, "cache", fitting, prompt_logprobs=True, logprobs=0),
     }
     logprobs = {name: np.array(side.prompt_logprobs(prompts[:8])) for name, side in sides.items()}
     errors = np.abs(logprobs["int8"] - logprobs["stored"])
