@@ -17,7 +17,9 @@ what is found in the outboxes: `dispatch` returns what to send to workers, `stop
 
 import heapq
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from serving import fair
 from serving.cluster.live_output import AttemptId, LiveOutput, Send, Stop
@@ -56,13 +58,20 @@ class Ingress:
       queue: order of what waits; None: `vtc`.
       block_tok: tokens of a block of the router's prefixes: the workers' page size.
       max_tries: attempts that an output may have.
+      log: is told when an output arrives, is taken back while it runs, and ends, in the engine's format.
 
     Attributes:
       live: outputs by the name they are scheduled under.
     """
 
     def __init__(
-        self, router: Router, queue: Policy | None = None, *, block_tok: int = 16, max_tries: int = 3
+        self,
+        router: Router,
+        queue: Policy | None = None,
+        *,
+        block_tok: int = 16,
+        max_tries: int = 3,
+        log: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> None:
         if max_tries < 1 or block_tok < 1:
             raise ValueError(f"max_tries is {max_tries} and block_tok {block_tok}; both must be at least 1")
@@ -71,6 +80,7 @@ class Ingress:
         self.live: dict[RequestId, LiveOutput] = {}
         self._names: dict[RequestId, dict[RequestId, None]] = {}  # by request, those of its live outputs
         self.counts = IngressCounters()
+        self.log = log
         self.stops: list[Stop] = []
         self.deltas: list[Delta] = []
         self._block_tok, self._max_tries = block_tok, max_tries
@@ -124,6 +134,7 @@ class Ingress:
             live = LiveOutput(request, index, name, seq, now_s)
             self.live[name] = live
             self._names.setdefault(request.id, {})[name] = None
+            self._note("arrive", live, now_s)
             if not self.queue.arrive(live.info(), now_s):
                 self._tell_end(live, "refused", now_s)
             elif live.deadline_s is not None:
@@ -165,6 +176,7 @@ class Ingress:
             self.counts.dropped += 1
             return
         live.admitted = True
+        self._note("admit", live, now_s, extend=extend_tok, hit=hit_tok)
         self.router.admitted(name, extend_tok=extend_tok, hit_tok=hit_tok)
         if live.admit_s < 0:
             live.admit_s, live.hit_tok = now_s, hit_tok
@@ -210,6 +222,8 @@ class Ingress:
     def _again(self, live: LiveOutput, now_s: float) -> None:
         """An attempt is over that did not end its output; the router knows that already."""
         ran = None if live.admitted or live.produced_tok else 0
+        if live.admitted:
+            self._note("preempt", live, now_s)
         live.withdraw()
         if len(live.ids) >= live.request.sampling.max_tokens:  # all that was lost is the news of its end
             self.queue.finish(live.name)
@@ -262,4 +276,9 @@ class Ingress:
         if new is None:
             new = Delta(live.request.id, live.request.client, [], index=live.index)
         new.output = live.output(reason, now_s, of_worker)
+        kind = "finish" if reason in ("stop", "length") else "cancel"
+        self._note(kind, live, now_s, reason=reason, output_tok=len(live.ids))
         self.deltas.append(new)
+
+    def _note(self, event: str, live: LiveOutput, now_s: float, **more: Any) -> None:
+        self.log({"t": now_s, "event": event, "id": live.name, "client": live.request.client, **more})
