@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving import fair
-from serving.cluster.live_output import AttemptId, LiveOutput, Send, Stop
+from serving.cluster.live_output import AttemptId, LiveOutput, Send, Stop, token_bytes
 from serving.fair.policy import Policy
 from serving.fair.routers.base import Router
 from serving.fair.routers.load_index import WorkerId
-from serving.request import MAX_INT, Delta, FinishReason, Output, Request, RequestId
+from serving.request import Delta, FinishReason, Output, Request, RequestId
 
 PRIORITY_STEP = 2**40  # places in the order of arrival that one step of priority is worth, as in the engine
 BROKEN: tuple[FinishReason, ...] = ("cancel", "error")  # ends that a worker decides on and nobody asked for
@@ -127,11 +127,13 @@ class Ingress:
         taken = [name for name in request.names if name in self.live]
         if taken or not request.id or request.resume_ids:
             raise ValueError(f"request {request.id!r} needs an id that is not live, and nothing to resume")
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) > MAX_INT:
-            raise ValueError(f"request {request.id!r} names a token outside 0 to {MAX_INT}")
+        try:
+            prompt = token_bytes(request.prompt_ids)
+        except OverflowError as why:
+            raise ValueError(f"request {request.id!r} names a token that no vocabulary has: {why}") from None
         for index, name in enumerate(request.names):
             seq = next(self._seq) - request.priority * PRIORITY_STEP
-            live = LiveOutput(request, index, name, seq, now_s)
+            live = LiveOutput(request, index, name, seq, now_s, prompt)
             self.live[name] = live
             self._names.setdefault(request.id, {})[name] = None
             self._note("arrive", live, now_s)

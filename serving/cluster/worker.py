@@ -35,6 +35,7 @@ from serving.http.service import Service
 from serving.http.settings import HttpLimits
 
 BODY_BYTES = 256 << 20  # of commands: the ingress has checked what is in them
+LONG_S = 3e7  # its connections stay open, whether or not it has anything to say
 PR_SET_PDEATHSIG = 1
 
 
@@ -97,7 +98,14 @@ def main() -> None:
     command.split_overrides(told["overrides"])
     if told["cores"]:
         os.sched_setaffinity(0, told["cores"])
-    limits = HttpLimits(body_bytes=BODY_BYTES, body_s=300.0, watchdog_s=told["watchdog_s"], stall_s=120.0)
+    limits = HttpLimits(
+        body_bytes=BODY_BYTES,
+        header_s=LONG_S,
+        body_s=LONG_S,
+        keep_alive_s=LONG_S,
+        stall_s=120.0,
+        watchdog_s=told["watchdog_s"],
+    )
 
     def assemble(*given: Any) -> process.SingleEngine:
         return process.SingleEngine(

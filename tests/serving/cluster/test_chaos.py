@@ -2,15 +2,21 @@
 
 import signal
 
+import pytest
+
 from serving.cluster.decisions import replay
 from tests.serving.cluster import chaos
 
 COUNT = 200
 
 
-def test_200_streams_through_kills_stops_and_exchanges_are_whole_and_right(start, alone, tmp_path):
+@pytest.mark.parametrize("transport", ["http", pytest.param("ray", marks=pytest.mark.ray)])
+def test_200_streams_through_kills_stops_and_exchanges_are_whole_and_right(start, alone, tmp_path, transport):
+    if transport == "ray":
+        pytest.importorskip("ray")
     log = tmp_path / "decisions.jsonl"
-    cluster = start("--heartbeat_s=1", "--grace_s=2", "--max_tries=100", f"--decision_log={log}", workers=3).ready()
+    times = ("--heartbeat_s=1", "--grace_s=2", "--max_tries=100")
+    cluster = start(*times, f"--decision_log={log}", workers=3, transport=transport).ready()
     right = chaos.ask_all(alone, range(COUNT))
     assert all(not a.error and a.ends == ["length"] for a in right.values())
     trouble = chaos.Troublemaker(cluster, seed=1)

@@ -129,7 +129,7 @@ def test_in_an_experiment_a_request_that_never_fits_stops_the_run_before_it_star
         (["--memory_tok=30"], "holds no request; 30 rows, 0 requests; 30 dropped (larger than the memory)"),
         (
             ["--suite=overhead"],
-            "--suite, --draw, --fit and --examples; given: --trace and --suite",
+            "--suite, --draw, --fit, --examples and --decisions; given: --trace and --suite",
         ),
     ],
 )
