@@ -3,13 +3,13 @@
   python -m serving.simulate --config=configs/cluster_routers.py:E17          the cluster as it is
   python -m serving.simulate --config=configs/cluster_routers.py:E17-skew     one document much more popular
   python -m serving.simulate --config=configs/cluster_routers.py:E17-loss     a worker is lost at half time
-  python -m serving.simulate --config=configs/cluster_routers.py:E17-join     the fourth worker joins at half time
+  python -m serving.simulate --config=configs/cluster_routers.py:E17-join     a fourth worker joins then
   python -m serving.simulate --config=configs/cluster_routers.py:E17-slow     one worker of half the speed
-  python -m serving.simulate --config=configs/cluster_routers.py:E17-slow-untold    and the router is not told
+  python -m serving.simulate --config=configs/cluster_routers.py:E17-slow-untold    and nobody is told
 
-Half a minute each. What a lost worker ran goes on elsewhere with the tokens it has. Expected: round robin computes
-every prefix on every worker; sticky routing overloads the worker of a hot document; D2LPM does neither, and
-follows measured speeds.
+Half a minute each. What a lost worker ran goes on elsewhere with the tokens it has. Expected: round robin
+computes every prefix on every worker; sticky routing overloads the worker of a hot document; D2LPM does
+neither, and follows measured speeds.
 """
 
 import math
@@ -47,7 +47,11 @@ EXPERIMENTS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "E17-loss": ("a worker is lost at half time", False, {"failures": ((1, HALF_S, math.inf),)}),
     "E17-join": ("the fourth worker joins at half time", False, {"failures": ((3, 0.0, HALF_S),)}),
     "E17-slow": ("one worker of half the speed", False, {"speeds": SLOW}),
-    "E17-slow-untold": ("one worker of half the speed, untold", False, {"speeds": SLOW, "told_speeds": False}),
+    "E17-slow-untold": (
+        "one worker of half the speed, untold",
+        False,
+        {"speeds": SLOW, "told_speeds": False},
+    ),
 }
 VARIANTS = tuple(EXPERIMENTS)  # of its own; E17 and E17-skew are those of fair_cluster
 

@@ -3,8 +3,8 @@
   python -m serving.simulate --config=configs/cluster_scale.py              1,000 workers, 10^6 requests
   python -m serving.simulate --config=configs/cluster_scale.py:tenth        100 workers, 10^5 requests
 
-2,000 clients with a prefix of their own of 64 to 512 tokens, popular by Zipf's law; questions of 32 tokens, answers
-of 8. Every request is one admission and a few steps of a real scheduler with a real prefix tree.
+2,000 clients with a prefix of their own of 64 to 512 tokens, popular by Zipf's law; questions of 32 tokens,
+answers of 8. Every request is one admission and a few steps of a real scheduler with a real prefix tree.
 """
 
 import random
@@ -16,7 +16,6 @@ from serving.sim.workload import SimulatedRequest
 
 CLIENTS = 2000
 RATE = 8.0  # requests per second and worker
-
 
 
 def requests(count: int, workers: int, seed: int) -> list[SimulatedRequest]:

@@ -11,7 +11,7 @@ python -m serving.simulate --suite=fairness     every experiment, into results/f
 python -m serving.simulate --suite=paper        figures beside the papers' over 5 seeds (a quarter of an hour)
 python -m serving.simulate --suite=overhead     cost of a decision, up to 10^6 waiting (minutes)
 python -m serving.simulate --suite=scale --against=OLDER_CHECKOUT    time and memory beside an older version
-python -m serving.simulate --decisions=FILE     repeats the decisions of a cluster's router, as its log tells them
+python -m serving.simulate --decisions=FILE     repeats the decisions of a cluster's router from its log
 python -m serving.simulate --draw=E8 --out=.    a picture of an experiment, E8.svg
 
 Formats: own (JSON lines), azure, burstgpt (CSV), mooncake (JSON lines), sharegpt (JSON); their fields are in
@@ -113,12 +113,17 @@ _OUT = flags.DEFINE_string(
 
 
 def main() -> None:
-    given = [name for name in ("trace", "suite", "draw", "fit", "examples", "decisions") if getattr(flags.FLAGS, name)]
+    given = [
+        name
+        for name in ("trace", "suite", "draw", "fit", "examples", "decisions")
+        if getattr(flags.FLAGS, name)
+    ]
     given += ["config"] if flags.FLAGS.config is not None else []
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
         raise ValueError(
-            f"give one of --config, --trace, --suite, --draw, --fit, --examples and --decisions; given: {found}"
+            "give one of --config, --trace, --suite, --draw, --fit, --examples and --decisions; "
+            f"given: {found}"
         )
     if _FIT.value:
         print(json.dumps(fit.fit_step_cost(metrics.read(_FIT.value)).report()))
@@ -152,9 +157,9 @@ def _replay(log: Path) -> None:
     if _JSON.value:
         print(json.dumps(dataclasses.asdict(found)))
     else:
-        differ = f"{found.different} differ: {found.first_difference}" if found.different else "none differs"
-        print(f"{found.router}: {found.decisions} decisions among {found.events} events; {differ}")
-    if found.different:
+        differs = f"the last differs: {found.difference}" if found.difference else "none differs"
+        print(f"{found.router}: {found.decisions} decisions among {found.events} events; {differs}")
+    if found.difference:
         sys.exit(1)
 
 

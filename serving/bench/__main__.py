@@ -45,7 +45,22 @@ from rich.table import Table
 
 from mixattn.tools import cli
 from pallas_kernels import results
-from serving.bench import Row, Size, budget, cluster, cluster_live, deep, draw, latency, load, over_http, pages, peers, soak, step
+from serving.bench import (
+    Row,
+    Size,
+    budget,
+    cluster,
+    cluster_live,
+    deep,
+    draw,
+    latency,
+    load,
+    over_http,
+    pages,
+    peers,
+    soak,
+    step,
+)
 from serving.bench.real import part as real_part
 
 _ONLY = flags.DEFINE_list(

@@ -8,6 +8,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,21 +73,28 @@ def dispatch(workers: int) -> Iterator[Row]:
         gc.collect()
         for i, request in enumerate(requests(count, len(phase))):
             now_s = i * 1e-3
-            _timed(parts, "submit", lambda: ingress.submit(request, now_s))
-            sends = _timed(parts, "dispatch", lambda: ingress.dispatch(now_s))
+            _timed(parts, "submit", partial(ingress.submit, request, now_s))
+            sends = _timed(parts, "dispatch", partial(ingress.dispatch, now_s))
             for send in sends:
-                _timed(parts, "encode", lambda: messages.run_command(send.attempt, send.request))
+                _timed(parts, "encode", partial(messages.run_command, *send[1:]))
             live += sends
             if len(live) > 16 * workers:
                 done = live.pop(0)
-                _timed(parts, "reports", lambda: ended(ingress, done, now_s))
+                _timed(parts, "reports", partial(ended, ingress, done, now_s))
                 ingress.deltas.clear()
     tree = ingress.router.prefix_map
     blocks = 0 if tree is None else len(tree)
     detail = f"prompts of {PROMPT_TOK} tokens, {workers} workers, {blocks:,} blocks, {len(live)} live"
     us = {name: 1e6 * spent_s / count for name, spent_s in parts.items()}
     goal = "<= 60" if workers <= 16 else ""
-    yield row("cluster", "CPU of a dispatch: queue, choose, bill, encode", us["submit"] + us["dispatch"] + us["encode"], "us", detail, goal)
+    yield row(
+        "cluster",
+        "CPU of a dispatch: queue, choose, bill, encode",
+        us["submit"] + us["dispatch"] + us["encode"],
+        "us",
+        detail,
+        goal,
+    )
     for name, spent_us in us.items():
         yield row("cluster", f"of a request: {name}", spent_us, "us", "with the timer's own 0.1 us")
 
@@ -118,8 +126,17 @@ def decision(workers: int) -> Iterator[Row]:
             router.ended(ids.pop(0), 16)
     spent = sorted(spent[2000:])
     detail = f"{len(spent):,} decisions, prompts of {PROMPT_TOK} tokens in blocks of {BLOCK_TOK}"
-    yield row("cluster", f"a decision among {workers:,} workers, median", median(spent), "us", detail, "<= 1000")
-    yield row("cluster", f"a decision among {workers:,} workers, p99", spent[len(spent) * 99 // 100], "us", detail, "<= 1000")
+    yield row(
+        "cluster", f"a decision among {workers:,} workers, median", median(spent), "us", detail, "<= 1000"
+    )
+    yield row(
+        "cluster",
+        f"a decision among {workers:,} workers, p99",
+        spent[len(spent) * 99 // 100],
+        "us",
+        detail,
+        "<= 1000",
+    )
 
 
 def token() -> Row:
@@ -135,7 +152,9 @@ def token() -> Row:
     names = {send.attempt: send.request.id for send in sends}
     steps, deltas = 3000, itertools.count()
     lines = [
-        messages.line({"d": [messages.delta_row(s.attempt, step, Delta("", "", [step], text=" word")) for s in sends]})
+        messages.line(
+            {"d": [messages.delta_row(s.attempt, step, Delta("", "", [step], text=" word")) for s in sends]}
+        )
         for step in range(steps)
     ]
     gc.collect()
@@ -193,7 +212,7 @@ def _compared(sides: dict[str, BenchServer], cores: Sequence[int], rounds: int) 
                 busy.append(1e6 * (side.loop_cpu_s() - before_s) / told["all"]["total_output_tokens"])
             alone = client(side.url, last, **ONE | {"seed": 100 + i})
             first[name].append(_p50_ms(alone))
-    detail = f"64 streams, median of {rounds} interleaved rounds; engines on one core each, client and ingress on the last"
+    detail = f"64 streams, median of {rounds} interleaved rounds; client and ingress on the last core"
     for name, told_rates in rates.items():
         yield row("cluster", f"output of {name}", median(told_rates), "tok/s", detail)
     ratio = median(a / b for a, b in zip(rates["one"], rates["server"]))
@@ -202,8 +221,16 @@ def _compared(sides: dict[str, BenchServer], cores: Sequence[int], rounds: int) 
     shared = "the second worker shares its core with ingress and client"
     yield row("cluster", "two workers over one", ratio, "", shared, ">= 1.7")
     more_ms = median(a - b for a, b in zip(first["one"], first["server"]))
-    yield row("cluster", "first token later than from its own server", more_ms, "ms", "one at a time, p50", "<= 3")
-    yield row("cluster", "CPU of the ingress per streamed token, all of it", median(busy), "us", "its whole event loop, calls included")
+    yield row(
+        "cluster", "first token later than from its own server", more_ms, "ms", "one at a time, p50", "<= 3"
+    )
+    yield row(
+        "cluster",
+        "CPU of the ingress per streamed token, all of it",
+        median(busy),
+        "us",
+        "its whole event loop, calls included",
+    )
 
 
 def _p50_ms(told: dict[str, Any]) -> float:

@@ -1,7 +1,7 @@
-"""E17's shape on real workers: six clients, one of them hot with two prefixes, under four routers; beside what the
-simulator says of the same requests with step costs fitted to one engine alone.
+"""E17 on real workers: six clients, one of them hot with two prefixes, under four routers; beside what
+the simulator says of the same requests with step costs fitted to one engine alone.
 
-Three workers share the cores with the ingress and the load client, so only ratios between routers are compared.
+Three workers share the cores with the ingress and the load client, so only ratios between routers are told.
 """
 
 import os
@@ -45,11 +45,19 @@ def cluster_live(size: Size) -> Iterator[Row]:
         checkpoint = write_checkpoint(Path(folder) / "model")
         cost = _fitted(checkpoint, cores[:1], Path(folder) / "fit.jsonl")
         rate = LOAD * len(cores) / _request_s(cost)
-        yield row("cluster_live", "rate of all clients", rate, "1/s", f"{LOAD:.0%} of what {len(cores)} cores can do")
+        yield row(
+            "cluster_live",
+            "rate of all clients",
+            rate,
+            "1/s",
+            f"{LOAD:.0%} of what {len(cores)} cores can do",
+        )
         live, simulated = {}, {}
         for router, policy in ROUTERS:
             name = f"{router} + {policy}"
-            live[name] = _live(checkpoint, cores, Path(folder) / f"{router}-{policy}.jsonl", router, policy, rate)
+            live[name] = _live(
+                checkpoint, cores, Path(folder) / f"{router}-{policy}.jsonl", router, policy, rate
+            )
             simulated[name] = _simulated(router, policy, rate, cost, len(cores) / WORKERS)
             for kind, found in (("live", live[name]), ("simulated", simulated[name])):
                 for figure, value in vars(found).items():
@@ -95,7 +103,7 @@ def _request_s(cost: StepCost) -> float:
 
 
 def _shares() -> list[tuple[str, float, int]]:
-    """Clients: name, share of the requests, prefixes. The rates of E17: 20 of the hot one, 5 of each other."""
+    """Clients: name, share of the requests, prefixes. Rates as in E17: 20 of the hot one, 5 of each other."""
     return [("hot", 20 / 45, 2), *((f"v{i}", 5 / 45, 6) for i in range(5))]
 
 

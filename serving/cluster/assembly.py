@@ -1,4 +1,4 @@
-"""What the HTTP server consists of where a cluster computes: the workers' start and end, their routes and metrics."""
+"""What the HTTP server consists of where a cluster computes: the workers' start and end, routes, metrics."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from starlette.routing import Route
 from mixattn import hf
 from serving import fair
 from serving.cluster.autoscaler import Autoscaler
-from serving.cluster.backend import Cluster
+from serving.cluster.backend import WorkerCluster
 from serving.cluster.decisions import recorded
 from serving.cluster.http_worker import HttpWorker
 from serving.cluster.ingress import Ingress
@@ -24,7 +24,6 @@ from serving.cluster.lanes import FILES, cluster_figures
 from serving.cluster.options import ROUTERS, ClusterOptions
 from serving.cluster.worker_metrics import WorkerMetrics
 from serving.cluster.workers import WorkerHandle, WorkerSlot
-from serving.config import EngineConfig
 from serving.fair.routers.base import Router
 from serving.http import reading
 from serving.http.backend import Deliver
@@ -61,12 +60,12 @@ class ClusterAssembly:
         self._folder = Path(tempfile.mkdtemp(prefix="mixattn-"))  # mode 0700
         self._files = contextlib.ExitStack()
 
-    def backend(self, deliver: Deliver) -> Cluster:
+    def backend(self, deliver: Deliver) -> WorkerCluster:
         given = self._cluster_options
         page_tok = self._override(configured(self._options)).page_size
         queue = fair.make(given.queue, **given.queue_options)
         ingress = Ingress(self._router(), queue, block_tok=page_tok, max_tries=given.max_tries)
-        self.cluster = Cluster(
+        self.cluster = WorkerCluster(
             deliver,
             ingress,
             self._handle_maker(),
@@ -146,7 +145,7 @@ class ClusterAssembly:
 class WorkerControl:
     """`/cluster/workers`: who works, one more, one less. With keys, for those of an administrator."""
 
-    def __init__(self, service: Service, cluster: Cluster) -> None:
+    def __init__(self, service: Service, cluster: WorkerCluster) -> None:
         self._service, self._cluster = service, cluster
 
     def routes(self) -> list[Route]:

@@ -23,7 +23,7 @@ class ScalingRule:
     def __post_init__(self) -> None:
         if not 1 <= self.min_workers <= self.max_workers:
             raise ValueError(
-                f"workers may be {self.min_workers} to {self.max_workers}; at least 1, and not more than the most"
+                f"workers may be {self.min_workers} to {self.max_workers}: at least 1, then more"
             )
 
 

@@ -1,7 +1,7 @@
 """The cluster as what computes behind the HTTP server: the ingress' decisions carried out on real workers.
 
-Everything happens on the event loop. What workers say and clients ask goes into the `Ingress`; once in a turn of
-the loop its outboxes are emptied: requests to workers, stops to workers, deltas to the clients.
+Everything happens on the event loop. What workers say and clients ask goes into the `Ingress`; once in a turn
+of the loop its outboxes are emptied: requests to workers, stops to workers, deltas to the clients.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ TICK_S = 0.05  # of the housekeeping
 FLUSH_S = 10.0
 
 
-class Cluster:
+class WorkerCluster:
     """See the module, and `serving.http.backend.Backend`.
 
     Args:
@@ -94,7 +94,7 @@ class Cluster:
         return slot
 
     def drain(self, place: int) -> None:
-        """The worker gets no more requests, ends those it has, and goes. Raises KeyError if it is not there."""
+        """The worker gets no more requests, ends those it has, and goes. Raises KeyError if it is none."""
         slot = self.slots[place]
         slot.leaving = True
         if slot.number is not None and slot.up:

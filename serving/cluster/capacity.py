@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from serving.engine.stats import EngineStats
 
 MIN_BUSY_S = 1.0  # of work between two readings
+MIN_READINGS = 5  # before a speed counts
 
 
 @dataclass(slots=True)
 class Speedometer:
-    """One worker's last counters, and its speed in tokens per busy second."""
+    """One worker's last counters, and its smoothed speed in tokens per busy second."""
 
     tok: int = 0
     busy_s: float = 0.0
     speed: float | None = None
+    readings: int = 0
 
 
 class CapacityMeter:
@@ -61,12 +63,18 @@ class CapacityMeter:
             return {}
         if crowded and tok > meter.tok:
             speed, old = (tok - meter.tok) / took_s, meter.speed
-            meter.speed = speed if old is None else old + self._smoothing * (speed - old)
+            meter.readings += 1
+            share = max(self._smoothing, 1 / meter.readings)  # a plain mean of the first ones
+            meter.speed = speed if old is None else old + share * (speed - old)
         meter.tok, meter.busy_s = tok, busy_s
         return self._changes()
 
     def _changes(self) -> dict[int, float]:
-        speeds = {place: m.speed for place, m in self._meters.items() if m.speed is not None}
+        speeds = {
+            place: m.speed
+            for place, m in self._meters.items()
+            if m.speed is not None and m.readings >= MIN_READINGS
+        }
         if len(speeds) < 2:
             return {}
         mean = sum(speeds.values()) / len(speeds)

@@ -1,5 +1,5 @@
-"""The log of a router: every event it was told and every worker it chose, as JSON lines; and the replay, in which
-a new router of the same kind is told the same and must choose the same.
+"""The log of a router: every event it was told and every worker it chose, as JSON lines; and the replay, in
+which a new router of the same kind is told the same and must choose the same.
 
 Blocks of prompts are written as short digests that name the whole prefix, so that the log holds no text.
 Pure: times are those of the events.
@@ -101,13 +101,13 @@ def digests(blocks: Sequence[Block]) -> list[tuple[str, int]]:
 
 @dataclass
 class ReplayReport:
-    """What a replay found: events, decisions among them, and decisions that came out differently."""
+    """What a replay found: events, decisions among them, and the first decision that came out differently, if
+    one did; there it ends, for what follows in the log presumes it."""
 
     router: str = ""
     events: int = 0
     decisions: int = 0
-    different: int = 0
-    first_difference: str = ""
+    difference: str = ""
 
 
 def replay(lines: Iterable[str]) -> ReplayReport:
@@ -127,6 +127,8 @@ def replay(lines: Iterable[str]) -> ReplayReport:
             else:
                 found.events += 1
                 _repeat(router, told, found, number)
+                if found.difference:
+                    break
         except (KeyError, TypeError, json.JSONDecodeError) as why:
             raise ValueError(f"line {number} is no line of a router's log: {why!r}") from None
     if router is None:
@@ -142,9 +144,7 @@ def _repeat(router: Router, told: dict[str, Any], found: ReplayReport, number: i
     worker = router.dispatch(RequestInfo(*told["request"]), [tuple(b) for b in told["blocks"]], told["now_s"])
     found.decisions += 1
     if worker != told["worker"]:
-        if not found.different:
-            found.first_difference = f"line {number}: worker {told['worker']} then, {worker} now"
-        found.different += 1
+        found.difference = f"line {number}: worker {told['worker']} then, {worker} now"
 
 
 def _positional(told: dict[str, Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serving.cluster.backend import Cluster
+from serving.cluster.backend import WorkerCluster
 from serving.cluster.workers import WorkerSlot
 from serving.fair.ledger import SCALE
 from serving.fair.routers.d2lpm import D2lpm
@@ -24,7 +24,7 @@ MAX_LANES = 64
 
 
 def cluster_figures(
-    cluster: Cluster, fairness: LiveFairness, service: Service
+    cluster: WorkerCluster, fairness: LiveFairness, service: Service
 ) -> Callable[[], Awaitable[dict[str, Any]]]:
     """What the page of a cluster shows."""
 
@@ -65,7 +65,7 @@ def cluster_figures(
     return figures
 
 
-def _running(cluster: Cluster) -> dict[int, dict[ClientId, list[int]]]:
+def _running(cluster: WorkerCluster) -> dict[int, dict[ClientId, list[int]]]:
     """By worker and client: outputs that run there, and that wait there."""
     place_of = {slot.number: slot.place for slot in cluster.slots.values()}
     found: dict[int, dict[ClientId, list[int]]] = {}
@@ -76,7 +76,7 @@ def _running(cluster: Cluster) -> dict[int, dict[ClientId, list[int]]]:
     return found
 
 
-def _lane(cluster: Cluster, slot: WorkerSlot, clients: dict[ClientId, list[int]]) -> dict[str, Any]:
+def _lane(cluster: WorkerCluster, slot: WorkerSlot, clients: dict[ClientId, list[int]]) -> dict[str, Any]:
     stats, router = slot.stats, cluster.ingress.router
     most = sorted(clients.items(), key=lambda item: (-sum(item[1]), item[0]))
     return {
@@ -94,7 +94,7 @@ def _lane(cluster: Cluster, slot: WorkerSlot, clients: dict[ClientId, list[int]]
     }
 
 
-def _credits(cluster: Cluster, client: ClientId) -> dict[str, int] | None:
+def _credits(cluster: WorkerCluster, client: ClientId) -> dict[str, int] | None:
     """The client's credit at each worker that is up, in weighted tokens; None where the router has none."""
     router = cluster.ingress.router
     if not isinstance(router, D2lpm):

@@ -9,7 +9,13 @@ from serving import fair
 from serving.cluster.autoscaler import ScalingRule
 from serving.cluster.workers import WorkerTimes
 
-ROUTERS = {"d2lpm": "d2lpm", "preble": "preble", "sticky": "sticky", "least_load": "least_load", "rr": "round_robin"}
+ROUTERS = {
+    "d2lpm": "d2lpm",
+    "preble": "preble",
+    "sticky": "sticky",
+    "least_load": "least_load",
+    "rr": "round_robin",
+}
 TRANSPORTS = ("http", "ray")
 
 

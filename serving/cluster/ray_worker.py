@@ -116,10 +116,10 @@ class RayWorker:
 
     def ended(self) -> str | None:
         starting = self._starting
-        if starting is not None and starting.done() and not starting.cancelled():
-            if (why := starting.exception()) is not None:
-                return _told(why)
-        return self._why
+        if starting is None or not starting.done() or starting.cancelled():
+            return self._why
+        why = starting.exception()
+        return self._why if why is None else _told(why)
 
     async def attach(self, on_line: Callable[[bytes], None], on_end: Callable[[str], None]) -> None:
         if self._starting is None or not self._starting.done() or self.ended() is not None:

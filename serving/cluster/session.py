@@ -175,7 +175,7 @@ class WorkerSession:
             self._say(told)
 
     async def _beat(self) -> None:
-        """Says that this process lives, also while a long step runs; counters come when the engine has time."""
+        """Says that this process lives, also in a long step; counters come when the engine has time."""
         asking: asyncio.Future[Any] | None = None
         while True:
             if asking is None or asking.done():

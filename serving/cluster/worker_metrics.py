@@ -6,13 +6,13 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.cluster.backend import Cluster
+from serving.cluster.backend import WorkerCluster
 
 
 class WorkerMetrics(Collector):
     """Read anew at every scrape."""
 
-    def __init__(self, cluster: Cluster, model: str) -> None:
+    def __init__(self, cluster: WorkerCluster, model: str) -> None:
         self._cluster, self._model = cluster, model
 
     def collect(self) -> Iterator[Any]:
@@ -21,7 +21,9 @@ class WorkerMetrics(Collector):
         yield self._counter("dispatches", "Outputs sent to a worker.", counts.dispatched)
         yield self._counter("redispatches", "Of those, outputs that another worker had before.", counts.again)
         yield self._counter("dropped_reports", "Reports that came late or twice.", counts.dropped)
-        yield self._counter("lost_outputs", "Outputs that ended with an error after all tries.", counts.failed)
+        yield self._counter(
+            "lost_outputs", "Outputs that ended with an error after all tries.", counts.failed
+        )
         replicated = getattr(router, "replicated", None)
         if replicated is not None:
             text = "Dispatches that left the holders of a prefix for want of credit or room."
@@ -29,7 +31,9 @@ class WorkerMetrics(Collector):
         if router.prefix_map is not None:
             text = "Blocks that a worker was assumed to hold and did not."
             yield self._counter("disproved_blocks", text, router.prefix_map.disproved)
-            yield self._gauge("routed_blocks", "Blocks of prompts in the router's tree.", len(router.prefix_map))
+            yield self._gauge(
+                "routed_blocks", "Blocks of prompts in the router's tree.", len(router.prefix_map)
+            )
         yield self._gauge("ingress_waiting", "Outputs that have no worker.", cluster.waiting)
         yield from self._of_workers()
 
@@ -38,9 +42,13 @@ class WorkerMetrics(Collector):
         router = cluster.ingress.router
         live = {s.place: router.load_of[s.number] for s in slots if s.number is not None}
         stats = {s.place: s.stats for s in slots if s.stats is not None}
-        yield self._each("worker_up", "Whether the worker takes requests.", ((s.place, s.state == "up") for s in slots))
+        yield self._each(
+            "worker_up", "Whether the worker takes requests.", ((s.place, s.state == "up") for s in slots)
+        )
         yield self._each("worker_live", "Outputs the worker has.", live.items())
-        yield self._each("worker_capacity", "Measured speed relative to the mean.", cluster.meter.capacity_of.items())
+        yield self._each(
+            "worker_capacity", "Measured speed relative to the mean.", cluster.meter.capacity_of.items()
+        )
         speeds = ((s.place, cluster.meter.speed(s.place) or 0.0) for s in slots)
         yield self._each("worker_tok_per_busy_s", "Tokens per busy second, smoothed.", speeds)
         for name, text in (

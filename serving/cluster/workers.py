@@ -1,8 +1,8 @@
 """What the ingress needs of a worker, and the life of one: started, attached, lost, started again.
 
-A `WorkerHandle` is one way to run a worker and talk to it (`http_worker`, `ray_worker`). A `WorkerSlot` keeps one
-alive: it attaches to it, notices its loss by a broken stream or by silence, attaches again if it comes back
-within `grace_s`, and otherwise ends it and starts another.
+A `WorkerHandle` is one way to run a worker and talk to it (`http_worker`, `ray_worker`). A `WorkerSlot` keeps
+one alive: it attaches to it, notices its loss by a broken stream or by silence, attaches again if it comes
+back within `grace_s`, and otherwise ends it and starts another.
 """
 
 import asyncio

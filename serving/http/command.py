@@ -111,9 +111,7 @@ def _value(path: str, text: str, now: Any) -> Any:
     return value
 
 
-def serve(
-    assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None, *, engines: int = 1
-) -> int:
+def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None, *, engines: int = 1) -> int:
     """Runs the server; returns the exit status.
 
     Args:

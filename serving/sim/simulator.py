@@ -23,8 +23,10 @@ BLOCK_TOK = 64  # block size in which a router sees real token ids
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker is down from `down_s` to `up_s` (inf: for good). What it ran goes on elsewhere, with the tokens
-    that were produced as part of the prompt."""
+    """A worker is down from `down_s` to `up_s` (inf: for good).
+
+    What it ran goes on elsewhere, with the tokens that were produced as part of the prompt.
+    """
 
     worker: int
     down_s: float
@@ -187,9 +189,7 @@ class ServingSimulation:
                 req = chunk.req
                 if req.admit_s == step.start_s:
                     total_tok = req.info.prompt_tok + self._produced.get(req.info.id, 0)
-                    self.router.admitted(
-                        req.info.id, extend_tok=total_tok - req.hit_tok, hit_tok=req.hit_tok
-                    )
+                    self.router.admitted(req.info.id, extend_tok=total_tok - req.hit_tok, hit_tok=req.hit_tok)
         for done in worker.end():
             self.result.finished += 1
             self._ended(done.id, done.output_tok)

@@ -1,4 +1,4 @@
-"""The fairness suite: runs every experiment of configs/fair_*.py and cluster_*.py into the result table or into pictures."""
+"""The fairness suite: every experiment of configs/fair_*.py and cluster_*.py, into the table or pictures."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """Requests, their right answers, and troubles for real workers.
 
-    python -m tests.serving.cluster.chaos --transport=ray      200 requests through troubles, outside of pytest
+python -m tests.serving.cluster.chaos --transport=ray      200 requests through troubles, outside of pytest
 """
 
 import contextlib

@@ -31,7 +31,9 @@ def same(cluster, alone, path, **fields):
 def test_every_kind_of_call_is_answered_as_by_one_engine(cluster, alone):
     prompt = "the quick brown"
     same(cluster, alone, "/v1/completions", prompt=prompt, max_tokens=8)
-    same(cluster, alone, "/v1/completions", prompt=[prompt, "def"], max_tokens=5, n=2, temperature=0.8, seed=3)
+    same(
+        cluster, alone, "/v1/completions", prompt=[prompt, "def"], max_tokens=5, n=2, temperature=0.8, seed=3
+    )
     same(cluster, alone, "/v1/completions", prompt=prompt, max_tokens=6, logprobs=3, echo=True)
     same(cluster, alone, "/v1/completions", prompt=prompt, max_tokens=12, guided_regex="[ab]{3,9}")
     same(cluster, alone, "/v1/completions", prompt=prompt, max_tokens=20, stop=["a"], presence_penalty=0.5)
@@ -55,7 +57,9 @@ def test_a_bad_request_is_refused_here_in_one_sentence(cluster):
 def test_a_second_call_finds_its_prefix_where_the_first_was(cluster):
     prompt = list(range(1, 200))
     for _ in range(2):
-        status, answer = cluster.post("/generate", {"input_ids": prompt, "sampling_params": {"max_new_tokens": 2}})
+        status, answer = cluster.post(
+            "/generate", {"input_ids": prompt, "sampling_params": {"max_new_tokens": 2}}
+        )
         assert status == 200
     assert answer["meta_info"]["cached_tokens"] >= 128
 
@@ -114,7 +118,12 @@ def test_metrics_are_summed_and_told_by_worker(cluster):
 
     cluster.complete(user="metrics", max_tokens=3)
     families = {f.name for f in text_string_to_metric_families(cluster.get("/metrics")[1].decode())}
-    assert {"mixattn:worker_up", "mixattn:worker_hit_tok", "mixattn:dispatches", "mixattn:replicated_prefixes"} <= families
+    assert {
+        "mixattn:worker_up",
+        "mixattn:worker_hit_tok",
+        "mixattn:dispatches",
+        "mixattn:replicated_prefixes",
+    } <= families
     assert cluster.metric("worker_up") == 2
     assert cluster.metric("dispatches_total") > 0
 

@@ -31,21 +31,21 @@ def test_a_replay_decides_as_the_router_did(name):
     found = replay(logged(name))
     assert found.router == name
     assert found.decisions > 100
-    assert found.different == 0, found.first_difference
+    assert not found.difference
 
 
 def test_another_router_decides_differently():
     lines = logged("d2lpm")
     head = json.dumps({"router": "round_robin", "options": {}})
     found = replay([head, *lines[1:]])
-    assert found.different > 10
-    assert "then" in found.first_difference
+    assert "then" in found.difference
+    assert found.decisions < len(lines) // 10
 
 
 def test_a_lost_line_is_noticed():
     lines = logged("d2lpm")
     without = [line for i, line in enumerate(lines) if not ('"admitted"' in line and i % 3 == 0)]
-    assert replay(without).different > 0
+    assert replay(without).difference
 
 
 def test_the_log_holds_no_tokens():
@@ -57,7 +57,9 @@ def test_the_log_holds_no_tokens():
     assert all(len(key) == 16 for key, _ in one)
 
 
-@pytest.mark.parametrize("lines", [[], ["{}"], ["[1]"], ['{"router": "d2lpm", "options": {}}', '{"do": "join"}']])
+@pytest.mark.parametrize(
+    "lines", [[], ["{}"], ["[1]"], ['{"router": "d2lpm", "options": {}}', '{"do": "join"}']]
+)
 def test_what_is_no_log_is_refused_with_its_line(lines):
-    with pytest.raises(ValueError, match="empty|line [12]"):
+    with pytest.raises(ValueError, match=r"empty|line [12]"):
         replay(lines)
