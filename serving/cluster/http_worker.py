@@ -202,7 +202,8 @@ class HttpWorker:
     async def _send(self) -> None:
         """One request after the other, so that commands arrive in order."""
         while self._queue and self._commands is not None:
-            batch, size = [], 0
+            batch: list[bytes] = []
+            size = 0
             while self._queue and (not batch or size + len(self._queue[0]) <= BATCH_BYTES):
                 batch.append(self._queue.popleft())
                 size += len(batch[-1])

@@ -99,10 +99,10 @@ class LiveOutput:
             return ()
         data = self.prompt + token_bytes(self.ids) if self.ids else self.prompt
         step = block_tok * TOKEN_BYTES
-        blocks: list[Block] = [(data[at : at + step], block_tok) for at in range(0, len(data), step)]
-        (first, _), (last, _) = blocks[0], blocks[-1]
-        blocks[-1] = last, len(last) // TOKEN_BYTES
-        blocks[0] = (self.request.cache_salt, first), blocks[0][1]
+        keys = [data[at : at + step] for at in range(0, len(data), step)]
+        blocks: list[Block] = [(key, block_tok) for key in keys]
+        blocks[-1] = keys[-1], len(keys[-1]) // TOKEN_BYTES
+        blocks[0] = (self.request.cache_salt, keys[0]), blocks[0][1]
         return blocks
 
     def sent(self, worker: WorkerId, attempt: AttemptId, now_s: float) -> Send:

@@ -107,10 +107,11 @@ def main() -> None:
         watchdog_s=told["watchdog_s"],
     )
 
+    def more(service: Service) -> list[Route]:
+        return WorkerRoutes(service, told["beat_s"]).routes()
+
     def assemble(*given: Any) -> process.SingleEngine:
-        return process.SingleEngine(
-            *given, more=lambda service: WorkerRoutes(service, told["beat_s"]).routes()
-        )
+        return process.SingleEngine(*given, more)
 
     with listen_at(Path(told["socket"])) as made:
         door = process.Door(socket=made, host="localhost", keys=None, limits=limits)

@@ -1,9 +1,7 @@
-"""Requests, their right answers, and troubles for real workers.
-
-python -m tests.serving.cluster.chaos --transport=ray      200 requests through troubles, outside of pytest
-"""
+"""Requests, their right answers, and troubles for real workers."""
 
 import contextlib
+import itertools
 import random
 import signal
 import threading
@@ -34,7 +32,7 @@ def body(number):
     return {
         "prompt": prefix + own,
         "user": client,
-        "max_tokens": rng.randint(20, 90),
+        "max_tokens": rng.randint(60, 200),
         "temperature": 0.9 if number % 4 == 0 else 0.0,
         "seed": number,
         "logprobs": 0,
@@ -91,6 +89,7 @@ class Troublemaker(threading.Thread):
         self.cluster, self.rng, self.every_s = cluster, random.Random(seed), every_s
         self.done = {"kill": 0, "stop": 0, "exchange": 0}
         self.stopped = {}
+        self.kinds = itertools.cycle(["kill", "stop", "exchange"])
         self.over = threading.Event()
 
     def run(self):
@@ -104,7 +103,7 @@ class Troublemaker(threading.Thread):
         if len(up) < 2:
             return
         place = self.rng.choice(sorted(up))
-        kind = self.rng.choice(["kill", "kill", "stop", "exchange"])
+        kind = next(self.kinds)
         self.done[kind] += 1
         if kind == "kill":
             hurt(up[place])

@@ -28,13 +28,14 @@ def test_200_streams_through_kills_stops_and_exchanges_are_whole_and_right(start
     cluster.until_up(3)
     stats = cluster.until_clean()
     assert cluster.metric("redispatches_total") > 0, trouble.done
-    assert sum(trouble.done.values()) >= 3
+    assert min(trouble.done.values()) >= 1, trouble.done
     for client, due in chaos.service(range(COUNT), answers).items():
         assert cluster.metric("fairness_counter", client=client) == due, "every token is paid for once"
     assert cluster.metric("worker_live") == 0
     assert stats["slots"] == 12
     assert cluster.stop(signal.SIGTERM) == 0, cluster.errors()
     assert "Traceback" not in cluster.errors(), cluster.errors()
-    found = replay(log.open())
+    with log.open() as lines:
+        found = replay(lines)
     assert found.decisions >= COUNT
     assert not found.difference
