@@ -1,4 +1,5 @@
-"""What the ingress and a worker tell each other: lines of JSON, of plain numbers, texts and lists.
+"""What the ingress and a worker tell each other: lines of JSON, of plain numbers, texts and lists. Tokens of
+prompts are 32-bit integers in base64: as numbers they would take longer than all else that a dispatch does.
 
 To a worker go commands: `["run", attempt, request]`, `["stop", attempt]`, `["flush", number]`. From it come
 objects of one key or more:
@@ -10,12 +11,14 @@ objects of one key or more:
   * `flushed`: `[number, done]`.
 """
 
+import binascii
 import dataclasses
 import json
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from serving.cluster.live_output import AttemptId
+from serving.cluster.live_output import AttemptId, token_bytes
 from serving.engine.stats import EngineStats
 from serving.http.grammar import GrammarAsked, MakeGrammar
 from serving.request import Delta, Logprob, Output, Request, Sampling, TokenGrammar
@@ -34,7 +37,7 @@ def run_command(attempt: AttemptId, request: Request) -> bytes:
     sampling = request.sampling
     told: dict[str, Any] = {
         "client": request.client,
-        "prompt": request.prompt_ids,
+        "prompt": _tokens(token_bytes(request.prompt_ids)),
         "sampling": {
             name: value for name in _SAMPLING if (value := getattr(sampling, name)) != getattr(_USUAL, name)
         },
@@ -48,7 +51,7 @@ def run_command(attempt: AttemptId, request: Request) -> bytes:
     if request.program:
         told["program"] = request.program
     if request.resume_ids:
-        told["resume"] = request.resume_ids
+        told["resume"] = _tokens(token_bytes(request.resume_ids))
     if request.grammar is not None:
         assert isinstance(request.grammar, MakeGrammar)
         told["grammar"] = dataclasses.astuple(request.grammar.given)
@@ -81,7 +84,7 @@ def request_of(id: str, told: Mapping[str, Any], grammar: Callable[[], TokenGram
         fields["logit_bias"] = {int(id): bias for id, bias in fields["logit_bias"].items()}
     return Request(
         client=told["client"],
-        prompt_ids=told["prompt"],
+        prompt_ids=_ids(told["prompt"]),
         sampling=Sampling(**fields),
         id=id,
         cache_salt=told.get("salt", ""),
@@ -89,8 +92,16 @@ def request_of(id: str, told: Mapping[str, Any], grammar: Callable[[], TokenGram
         priority=told.get("priority", 0),
         program=told.get("program", ""),
         grammar=grammar,
-        resume_ids=told.get("resume", ()),
+        resume_ids=_ids(told.get("resume", "")),
     )
+
+
+def _tokens(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def _ids(text: str) -> list[int]:
+    return array("I", binascii.a2b_base64(text)).tolist()
 
 
 # ---- from a worker ----

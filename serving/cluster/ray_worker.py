@@ -90,9 +90,10 @@ class RayCluster:
         self._told = json.dumps(told, default=str)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["NPROC"] = "1"  # of the actors, where Ray is started here
-        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": 64}
-        ray.init(log_to_driver=False, **own)
-        self._actor = ray.remote(EngineActor)
+        here = not os.environ.get("RAY_ADDRESS")
+        ray.init(log_to_driver=False, **({"include_dashboard": False, "num_cpus": 1} if here else {}))
+        # On this machine workers share what cores there are; elsewhere each has one of Ray's.
+        self._actor = ray.remote(EngineActor).options(max_concurrency=CALLS, num_cpus=0 if here else 1)
 
     def worker(self, place: int) -> "RayWorker":
         return RayWorker(self._actor, self._told)
@@ -111,7 +112,7 @@ class RayWorker:
 
     def start(self) -> None:
         self._why = None
-        self._actor = self._class.options(max_concurrency=CALLS, num_cpus=1).remote(self._told)
+        self._actor = self._class.remote(self._told)
         self._starting = asyncio.ensure_future(_result(self._actor.start.remote()))
 
     def ended(self) -> str | None:

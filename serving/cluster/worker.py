@@ -110,8 +110,10 @@ def main() -> None:
     def more(service: Service) -> list[Route]:
         return WorkerRoutes(service, told["beat_s"]).routes()
 
-    def assemble(*given: Any) -> process.SingleEngine:
-        return process.SingleEngine(*given, more)
+    def assemble(
+        options: StartOptions, limits: HttpLimits, override: process.Override
+    ) -> process.SingleEngine:
+        return process.SingleEngine(options, limits, override, more)
 
     with listen_at(Path(told["socket"])) as made:
         door = process.Door(socket=made, host="localhost", keys=None, limits=limits)

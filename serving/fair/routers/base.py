@@ -12,7 +12,7 @@ from serving.fair.routers.load_index import LoadIndex, WorkerId
 from serving.fair.routers.prefix_map import Block, PrefixMap
 from serving.request import RequestId, RequestInfo
 
-FEW = 16  # holders of a prefix that are compared one by one
+FEW = 3  # holders of a prefix that are compared one by one; of more, the least loaded is looked for
 
 
 @dataclass(slots=True)

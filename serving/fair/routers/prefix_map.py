@@ -8,7 +8,7 @@ behind it. So a wrong match costs at most one request per block.
 Every worker of a node is one of its parent's: who holds a prefix holds its beginning.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from serving.fair.routers.load_index import WorkerId
@@ -44,65 +44,69 @@ class PrefixMap:
         self.max_blocks = max_blocks
         self.root = PrefixNode(None, 0, None)
         self._lru: dict[PrefixNode, None] = {}  # least recently used first
+        self._last_blocks: Sequence[Block] | None = None
+        self._last_path: list[PrefixNode] = []
         self.disproved = 0  # blocks that a worker was assumed to hold and did not
 
     def __len__(self) -> int:
         return len(self._lru)
 
-    def walk(self, blocks: Sequence[Block]) -> Iterator[PrefixNode]:
-        """Yields the known nodes along the prompt, without the root."""
-        node: PrefixNode | None = self.root
+    def path(self, blocks: Sequence[Block]) -> list[PrefixNode]:
+        """The known nodes along the prompt, without the root."""
+        if self._last_blocks is blocks:  # a dispatch asks several times, between two changes of the tree
+            return self._last_path
+        node, found = self.root, []
         for key, _ in blocks:
-            assert node is not None
-            node = node.children.get(key)
-            if node is None:
-                return
-            yield node
+            child = node.children.get(key)
+            if child is None:
+                break
+            found.append(child)
+            node = child
+        self._last_blocks, self._last_path = blocks, found
+        return found
 
     def match(self, blocks: Sequence[Block]) -> dict[WorkerId, int]:
         """Estimated prompt tokens held by each worker; workers that hold none are left out."""
         found: dict[WorkerId, int] = {}
-        for node in reversed(list(self.walk(blocks))):
+        for node in reversed(self.path(blocks)):
             for worker in node.workers:
                 found.setdefault(worker, node.end_tok)
         return found
 
     def longest(self, blocks: Sequence[Block]) -> tuple[int, Collection[WorkerId]]:
         """The longest prefix that anybody is assumed to hold, in tokens, and its holders."""
-        for node in reversed(list(self.walk(blocks))):
+        for node in reversed(self.path(blocks)):
             if node.workers:
                 return node.end_tok, node.workers.keys()
         return 0, ()
 
     def held_tok(self, blocks: Sequence[Block], worker: WorkerId) -> int:
         """Prompt tokens that `worker` is assumed to hold."""
-        held = 0
-        for node in self.walk(blocks):
-            if worker not in node.workers:
-                break
-            held = node.end_tok
-        return held
+        for node in reversed(self.path(blocks)):  # who holds a node holds all before it
+            if worker in node.workers:
+                return node.end_tok
+        return 0
 
     def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[PrefixNode]:
         """Records that the prompt was dispatched to `worker`; returns its nodes."""
-        node, nodes = self.root, []
-        for key, tokens in blocks:
-            child = node.children.get(key)
-            if child is None:
-                child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
-            child.workers.setdefault(worker, False)
+        nodes, lru = list(self.path(blocks)), self._lru
+        self._last_blocks = None
+        node = nodes[-1] if nodes else self.root
+        for key, tokens in blocks[len(nodes) :]:
+            child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
             nodes.append(child)
             node = child
         for node in reversed(nodes):  # a parent is never older than its children, so leaves are dropped first
-            self._lru.pop(node, None)
-            self._lru[node] = None
-        while len(self._lru) > self.max_blocks:
-            self._drop(next(iter(self._lru)))
+            node.workers.setdefault(worker, False)
+            lru.pop(node, None)
+            lru[node] = None
+        while len(lru) > self.max_blocks:
+            self._drop(next(iter(lru)))
         return nodes
 
     def confirm(self, blocks: Sequence[Block], worker: WorkerId) -> None:
         """The worker has computed this prompt."""
-        for node in self.walk(blocks):
+        for node in self.path(blocks):
             if worker in node.workers:
                 node.workers[worker] = True
 
@@ -111,7 +115,7 @@ class PrefixMap:
 
         The prompt's last block proves nothing: its last token is always computed.
         """
-        path = list(self.walk(blocks))
+        path = self.path(blocks)
         for i, node in enumerate(path[:-1]):
             if hit_tok <= node.start_tok and node.workers.get(worker):
                 self.disproved += self._remove_below(node, worker)
@@ -121,6 +125,7 @@ class PrefixMap:
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Removes a worker and all prefixes that only it held."""
+        self._last_blocks = None
         for node in list(self._lru):
             node.workers.pop(worker, None)
             if not node.workers and not node.children:
@@ -137,6 +142,7 @@ class PrefixMap:
         return removed
 
     def _drop(self, node: PrefixNode) -> None:
+        self._last_blocks = None
         del self._lru[node]
         assert node.parent is not None
         del node.parent.children[node.key]

@@ -59,10 +59,10 @@ class FakeHandle:
             kind, *values = json.loads(line)
             if kind == "run":
                 attempt, told = values
-                if told["prompt"][0] == 666:
+                request = messages.request_of(str(attempt), told, None)
+                if request.prompt_ids[0] == 666:
                     self.tell({"r": [[attempt, "it asks for the impossible"]]})
                 else:
-                    request = messages.request_of(str(attempt), told, None)
                     self.running[attempt] = [request, list(request.resume_ids), 0, False]
             elif kind == "stop":
                 self.running.pop(values[0], None)

@@ -57,7 +57,8 @@ def test_a_request_arrives_as_it_was_sent(seed):
 
 def test_what_is_usual_is_not_said():
     request = Request(client="a", prompt_ids=[1], id="x")
-    assert json.loads(messages.run_command(0, request))[2] == {"client": "a", "prompt": [1], "sampling": {}}
+    told = json.loads(messages.run_command(0, request))[2]
+    assert told == {"client": "a", "prompt": "AQAAAA==", "sampling": {}}
 
 
 def test_a_grammar_travels_as_it_was_asked_for():
