@@ -63,6 +63,7 @@ def ended(ingress: Ingress, send: Send, now_s: float) -> None:
 
 def dispatch(workers: int) -> Iterator[Row]:
     """CPU from a request's arrival to the bytes for its worker, with 10,000 blocks in the router's tree."""
+    gc.set_threshold(100_000, 20, 20)  # as the command does
     ingress = Ingress(fair.make("d2lpm", max_blocks=10_000), block_tok=BLOCK_TOK)
     for _ in range(workers):
         ingress.join(max_live=32)
@@ -81,7 +82,7 @@ def dispatch(workers: int) -> Iterator[Row]:
             sends = ingress.dispatch(now_s)
             at_s.append(time.process_time())
             for send in sends:
-                messages.run_command(send.attempt, send.request)
+                messages.run_command(*send[1:])
             at_s.append(time.process_time())
             live += sends
             done, live = live[: -16 * workers], live[-16 * workers :]

@@ -300,7 +300,7 @@ class WorkerCluster:
         for send in ingress.dispatch(time.monotonic()):
             self._names[send.attempt] = send.request.id
             self._attempts_at[send.worker].add(send.attempt)
-            self._slot_of[send.worker].send(messages.run_command(send.attempt, send.request))
+            self._slot_of[send.worker].send(messages.run_command(*send[1:]))
         stops, ingress.stops = ingress.stops, []
         for stop in stops:
             self._forget(stop.worker, stop.attempt)

@@ -20,11 +20,13 @@ def token_bytes(ids: Sequence[int]) -> bytes:
 
 
 class Send(NamedTuple):
-    """A worker shall run this request, which has one output; its reports name the attempt."""
+    """A worker shall run this request, which has one output; its reports name the attempt. `prompt` is its
+    prompt as bytes."""
 
     worker: WorkerId
     attempt: AttemptId
     request: Request
+    prompt: bytes
 
 
 class Stop(NamedTuple):
@@ -121,7 +123,7 @@ class LiveOutput:
             resume_ids=tuple(self.ids),
             deadline_s=None if deadline_s is None else max(0.0, deadline_s - now_s),
         )
-        return Send(worker, attempt, request)
+        return Send(worker, attempt, request, self.prompt)
 
     def withdraw(self) -> None:
         self.worker = self.attempt = None

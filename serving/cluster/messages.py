@@ -25,22 +25,19 @@ from serving.request import Delta, Logprob, Output, Request, Sampling, TokenGram
 
 type Line = dict[str, Any]
 
-_USUAL = Sampling()
-_SAMPLING = [field.name for field in dataclasses.fields(Sampling)]
+_USUAL = vars(Sampling())
 
 
 # ---- to a worker ----
 
 
-def run_command(attempt: AttemptId, request: Request) -> bytes:
-    """The line that starts an attempt."""
+def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
+    """The line that starts an attempt; `prompt`: see `token_bytes`."""
     sampling = request.sampling
     told: dict[str, Any] = {
         "client": request.client,
-        "prompt": _tokens(token_bytes(request.prompt_ids)),
-        "sampling": {
-            name: value for name in _SAMPLING if (value := getattr(sampling, name)) != getattr(_USUAL, name)
-        },
+        "prompt": _tokens(prompt),
+        "sampling": {name: value for name, value in vars(sampling).items() if value != _USUAL[name]},
     }
     if request.cache_salt:
         told["salt"] = request.cache_salt

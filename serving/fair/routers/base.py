@@ -38,6 +38,7 @@ class Router(ABC):
         self.draining: dict[WorkerId, None] = {}
         self.dispatched: dict[RequestId, DispatchedRequest] = {}
         self._last_worker: WorkerId = -1
+        self._first: tuple[float, WorkerId] | None = None  # in a dispatch: see `_first_open`
 
     @property
     def capacity_of(self) -> dict[WorkerId, float]:
@@ -116,7 +117,8 @@ class Router(ABC):
             raise ValueError(
                 f"request {request.id!r} is already dispatched to worker {self.dispatched[request.id].worker}"
             )
-        if not self.has_room:
+        self._first = self._first_open()
+        if self._first is None:
             raise ValueError(f"request {request.id!r} cannot be dispatched: no worker has room")
         worker = self._choose(request, blocks, now_s)
         self.load_of[worker] += 1

@@ -144,9 +144,8 @@ class D2lpm(Router):
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         client = request.client
-        first = self._first_open()
-        assert first is not None
-        least, idlest = first
+        assert self._first is not None
+        least, idlest = self._first
         most = inf if self.max_lead is None else least + self.max_lead
         longest, holders = self.prefix_map.longest(blocks)
         worth = longest > 0 and longest >= self.min_share * request.prompt_tok

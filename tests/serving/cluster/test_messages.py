@@ -7,6 +7,7 @@ import random
 import pytest
 
 from serving.cluster import messages
+from serving.cluster.live_output import token_bytes
 from serving.http.grammar import GrammarAsked, MakeGrammar
 from serving.request import Delta, Logprob, Output, Request, Sampling
 
@@ -47,7 +48,7 @@ def test_a_request_arrives_as_it_was_sent(seed):
         program=rng.choice(["", "p"]),
         resume_ids=rng.choice([(), (4, 5)]),
     )
-    line = messages.run_command(17, sent)
+    line = messages.run_command(17, sent, token_bytes(sent.prompt_ids))
     assert line.endswith(b"\n")
     assert b"\n" not in line[:-1]
     kind, attempt, told = json.loads(line)
@@ -57,14 +58,14 @@ def test_a_request_arrives_as_it_was_sent(seed):
 
 def test_what_is_usual_is_not_said():
     request = Request(client="a", prompt_ids=[1], id="x")
-    told = json.loads(messages.run_command(0, request))[2]
+    told = json.loads(messages.run_command(0, request, token_bytes([1])))[2]
     assert told == {"client": "a", "prompt": "AQAAAA==", "sampling": {}}
 
 
 def test_a_grammar_travels_as_it_was_asked_for():
     asked = GrammarAsked("regex", "[ab]+", "guided_regex")
     request = Request(client="a", prompt_ids=[1], id="x", grammar=MakeGrammar(asked, None, 3))
-    told = json.loads(messages.run_command(0, request))[2]
+    told = json.loads(messages.run_command(0, request, token_bytes([1])))[2]
     assert messages.grammar_of(told) == asked
 
 
