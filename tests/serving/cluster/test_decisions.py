@@ -39,7 +39,7 @@ def test_another_router_decides_differently():
     head = json.dumps({"router": "round_robin", "options": {}})
     found = replay([head, *lines[1:]])
     assert "then" in found.difference
-    assert found.decisions < len(lines) // 10
+    assert found.decisions < len(lines) // 4
 
 
 def test_a_lost_line_is_noticed():
