@@ -12,8 +12,6 @@ from serving.fair.routers.load_index import LoadIndex, WorkerId
 from serving.fair.routers.prefix_map import Block, PrefixMap
 from serving.request import RequestId, RequestInfo
 
-FEW = 3  # holders of a prefix that are compared one by one; of more, the least loaded is looked for
-
 
 @dataclass(slots=True)
 class DispatchedRequest:
@@ -179,11 +177,15 @@ class Router(ABC):
         if workers is None:
             first = self._first_open()
             return None if first is None else first[1]
-        if len(workers) > FEW:
+        if not self._few(workers):
             ordered = self.load_of.ordered(self._last_worker)
             return next((w for _, w in ordered if w in workers and self._open(w)), None)
         able = [w for w in workers if self._open(w)]
         return min(able, key=self._rank, default=None)
+
+    def _few(self, workers: Collection[WorkerId]) -> bool:
+        """Whether to compare these is less work than to find one of them among all, in order of load."""
+        return len(workers) ** 2 <= len(self.load_of)
 
     def _rank(self, worker: WorkerId) -> tuple[float, bool, WorkerId]:
         return self.load_of.load(worker), worker <= self._last_worker, worker

@@ -37,12 +37,12 @@ def test_G4_d2lpm_prefers_the_prefix_then_the_queue_among_workers_with_credit():
         router = up("d2lpm", quantum_tok=10)
         hold(router, x, "doc", 8, load=5)
         hold(router, y, "doc", 8, load=1)
-        router.spent = {("a", w): -c * SCALE for w, c in enumerate(credit)}
+        router.spent, router.refills = {("a", w): -c * SCALE for w, c in enumerate(credit)}, {"a": 0}
         assert router.dispatch(request(0), [("doc", 8), ("own", 2)]) == chosen
     router = up("d2lpm", quantum_tok=10)
     hold(router, x, "doc", 8, load=5)
     hold(router, y, "doc", 8, load=1)
-    router.spent = {("a", x): 5 * SCALE, ("a", y): 25 * SCALE, ("a", z): 12 * SCALE}
+    router.spent, router.refills = {("a", x): 5 * SCALE, ("a", y): 25 * SCALE, ("a", z): 12 * SCALE}, {"a": 0}
     assert router.dispatch(request(0), [("doc", 8), ("own", 2)]) == x, (
         "positive after one round, and holds it"
     )
