@@ -2,6 +2,7 @@
 
   python -m serving.simulate --config=configs/cluster_routers.py:E17          the cluster as it is
   python -m serving.simulate --config=configs/cluster_routers.py:E17-skew     one document much more popular
+  python -m serving.simulate --config=configs/cluster_routers.py:E17-hot      more than a worker can serve
   python -m serving.simulate --config=configs/cluster_routers.py:E17-loss     a worker is lost at half time
   python -m serving.simulate --config=configs/cluster_routers.py:E17-join     a fourth worker joins then
   python -m serving.simulate --config=configs/cluster_routers.py:E17-slow     one worker of half the speed
@@ -13,6 +14,7 @@ neither, and follows measured speeds.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from configs import fair_cluster
@@ -44,6 +46,7 @@ def runs(**server: Any) -> tuple[PolicyRun, ...]:
 
 
 EXPERIMENTS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "E17-hot": ("one document more popular than a worker can serve", True, {}),
     "E17-loss": ("a worker is lost at half time", False, {"failures": ((1, HALF_S, math.inf),)}),
     "E17-join": ("the fourth worker joins at half time", False, {"failures": ((3, 0.0, HALF_S),)}),
     "E17-slow": ("one worker of half the speed", False, {"speeds": SLOW}),
@@ -61,11 +64,14 @@ def get_config(variant: str = "E17") -> FairnessExperiment:
         return fair_cluster.get_config(variant)
     if variant not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {variant!r}; known: {', '.join(EXPERIMENTS)}")
-    what, skew, server = EXPERIMENTS[variant]
+    what, hot, server = EXPERIMENTS[variant]
+    sources = fair_cluster.sources(skew=hot)
+    if hot:
+        sources = (replace(sources[0], rate=60.0), *(replace(source, rate=2.0) for source in sources[1:]))
     return FairnessExperiment(
         id=variant,
         title=f"Four workers, six clients; {what}",
-        sources=fair_cluster.sources(skew),
+        sources=sources,
         server=fair_cluster.cluster("round_robin"),
         runs=runs(**server),
         demand_s=90.0,

@@ -69,7 +69,7 @@ class WorkerCluster:
         self._pids: dict[int, int] = {}
         self._places = itertools.count()
         self._report = StepReport(0.0)
-        self._woken = self._started = self._stopped = False
+        self._woken = self._started = self._was_up = self._stopped = False
         self._flushes = itertools.count()
         self._flushing: dict[tuple[int, int], asyncio.Future[bool]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -133,6 +133,7 @@ class WorkerCluster:
         slot.number = self.ingress.join(capacity=capacity, max_live=most)
         self._slot_of[slot.number] = slot
         self._attempts_at[slot.number] = set()
+        self._was_up = True
         self._wake()
 
     def lost(self, slot: WorkerSlot, why: str) -> None:
@@ -212,7 +213,9 @@ class WorkerCluster:
     def failed(self) -> str | None:
         if self._stopped:
             return "the cluster is being ended"
-        return None if self.up else "no worker is up; another one is being started"
+        if self.up or not self._was_up:  # before that it starts
+            return None
+        return "no worker is up; another one is being started"
 
     def check(self, request: Request) -> None:
         assert self._model is not None

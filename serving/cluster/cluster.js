@@ -48,7 +48,8 @@ function laneOf(lane) {
   if (lane.output_tok !== null) title.append(make("span", "", `${number(lane.output_tok)} tokens`));
   if (lane.capacity !== null && lane.capacity !== 1) title.append(make("span", "", `speed ${number(lane.capacity, 2)} of the mean`));
   if (lane.losses) title.append(make("span", "", `lost ${number(lane.losses)} ${lane.losses === 1 ? "time" : "times"}`));
-  made.append(title, bar(lane), who(lane));
+  made.append(title, bar(lane));
+  if (lane.state === "up" || lane.clients.length) made.append(who(lane));
   if (lane.why && lane.state !== "up") made.append(make("p", "why", lane.why));
   return made;
 }

@@ -127,6 +127,7 @@ class LiveOutput:
 
     def withdraw(self) -> None:
         self.worker = self.attempt = None
+        self.admitted = False
 
     def take(self, delta: Delta, now_s: float) -> Delta:
         """What is new for the client in a worker's delta."""

@@ -163,7 +163,7 @@ def test_a_silent_worker_that_comes_back_in_time_keeps_its_process_and_one_that_
 def test_without_workers_requests_wait_and_it_says_so():
     async def scenario():
         bench = Bench(workers=1)
-        assert bench.cluster.failed
+        assert bench.cluster.failed is None, "it starts"
         await bench.all_up()
         assert bench.cluster.failed is None
         bench.handles[0].refusing = True

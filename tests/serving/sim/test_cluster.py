@@ -15,13 +15,14 @@ def sources(skew=False):
     common = {"arrivals": "poisson", "prompt": 60, "output": (20, 60), "end_s": DEMAND_S}
     hot = Source(
         "hot",
-        20.0,
+        60.0 if skew else 20.0,
         prefix=(("hot/0", 3000), ("hot/1", 3000)),
         popularity=(19.0, 1.0) if skew else (1.0, 1.0),
         **common,
     )
     victims = (
-        Source(f"v{i}", 5.0, prefix=tuple((f"v{i}/{k}", 3000) for k in range(6)), **common) for i in range(5)
+        Source(f"v{i}", 2.0 if skew else 5.0, prefix=tuple((f"v{i}/{k}", 3000) for k in range(6)), **common)
+        for i in range(5)
     )
     return (hot, *victims)
 
