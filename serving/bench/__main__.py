@@ -26,6 +26,9 @@ Parts that need more run only when they are named:
 
 http       the server beside its engine, on one core and on two: throughput, first token, event loop, a
            thousand streams, slow clients; each figure is written at once  (`taskset`, extra serve)    4 min
+cluster    the ingress of a cluster: a decision, a dispatch, a token; one worker and two beside one server
+           (`taskset`, extra serve)    3 min
+cluster_live  four routers on three real workers, beside the simulator    (`taskset`, extra serve)    5 min
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 real          a real model beside OpenVINO GenAI, llama.cpp, transformers and vLLM: see `serving.bench.real`
@@ -42,7 +45,22 @@ from rich.table import Table
 
 from mixattn.tools import cli
 from pallas_kernels import results
-from serving.bench import Row, Size, budget, deep, draw, latency, load, over_http, pages, peers, soak, step
+from serving.bench import (
+    Row,
+    Size,
+    budget,
+    cluster,
+    cluster_live,
+    deep,
+    draw,
+    latency,
+    load,
+    over_http,
+    pages,
+    peers,
+    soak,
+    step,
+)
 from serving.bench.real import part as real_part
 
 _ONLY = flags.DEFINE_list(
@@ -73,13 +91,15 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "offline": load.offline,
     "pays": budget.pays,
     "http": over_http.http_,
+    "cluster": cluster.cluster,
+    "cluster_live": cluster_live.cluster_live,
     "transformers": peers.transformers,
     "llama": peers.llama,
     "start_model": deep.start_model,
     "real": real_part.real,
 }
 QUICK = list(PARTS)[:8]
-OTHER_ENVIRONMENT = {"http", "transformers", "llama", "start_model", "real"}
+OTHER_ENVIRONMENT = {"http", "cluster", "cluster_live", "transformers", "llama", "start_model", "real"}
 
 
 def main() -> None:
