@@ -139,7 +139,9 @@ def answer(config: EngineConfig | None) -> None:
         )
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
     config = dataclasses.replace(config, eos_ids=config.eos_ids or eos)
-    rounded = {"quantize": _QUANTIZE.value} if _QUANTIZE.value else {}
+    rounded: dict[str, Any] = {"quantize": _QUANTIZE.value} if _QUANTIZE.value else {}
+    if config.keep.slab_tok:
+        rounded["keep"] = sorted(dataclasses.asdict(config.keep).items())
     mark = fingerprints.of_model(model_path, dtype=_DTYPE.value, eos_ids=config.eos_ids, **rounded)
     carried = {line.id: line.carried for line in lines}
     answers = Answers(Path(_OUT.value), requests, model=mark, carried=carried)

@@ -14,6 +14,7 @@ decode     output tokens/s of the engine over the bare compiled decode program o
 pages      a decode step over pages beside the same step over contiguous slots
 draw       top-k and top-p without sorting, beside the sort, at vocabularies of 32k and 128k
 prefix     time to first token of a prompt whose first 1024 tokens are cached, over that of a cold one
+keep       a decode step, prefill, settling, hits and requests at once with slabs beside the full cache  4 min
 soak       10,000 tiny requests, cancelled at random, in scarce memory: all end once, nothing leaks
 shared     requests of 16 groups that share a system prompt; prefix cache on and off
 clients    a flooding client and a modest one, under fcfs and vtc
@@ -42,7 +43,21 @@ from rich.table import Table
 
 from mixattn.tools import cli
 from pallas_kernels import results
-from serving.bench import Row, Size, budget, deep, draw, latency, load, over_http, pages, peers, soak, step
+from serving.bench import (
+    Row,
+    Size,
+    budget,
+    deep,
+    draw,
+    keep,
+    latency,
+    load,
+    over_http,
+    pages,
+    peers,
+    soak,
+    step,
+)
 from serving.bench.real import part as real_part
 
 _ONLY = flags.DEFINE_list(
@@ -67,6 +82,7 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "prefix": latency.prefix,
     "soak": soak.run,
     "shared": load.shared,
+    "keep": keep.keep,
     "clients": load.clients,
     "start": latency.start,
     "segments": deep.segments,
