@@ -129,7 +129,7 @@ class SlabLayout:
         reads = keep.ranking.reads
         return SlabPlan(
             number,
-            tuple(tuple(int(x) for x in keep.split(total)) for total in totals),
+            tuple(_limits(keep, total) for total in totals),
             grows=keep.when == "prompt",
             history=reads == ALL,
             last_queries=min(max(0, reads), prompt),
@@ -168,6 +168,11 @@ def _keep(settings: KeepSettings, scorer: str) -> Keep:
     if scorer != settings.scorer and scorer in SCORERS and not SCORERS[scorer].decodes:
         given["when"] = "prompt"
     return Keep(scorer=scorer, budget=settings.budget or settings.slab_tok, **given)
+
+
+def _limits(keep: Keep, total: int) -> tuple[int, int, int]:
+    heavy, recent, sinks = keep.split(total)
+    return int(heavy), int(recent), int(sinks)
 
 
 def _layers_for_scores(model: ModelConfig, rules: SlabRules) -> int:

@@ -334,6 +334,10 @@ class KVCacheManager:
             self.votes.finish(kv.votes)
         kv.votes = None
 
+    def _available(self, group: int) -> int:
+        """Pages that are free, or would be if nothing were cached."""
+        return len(self.pools[group]) + self.tree.pages[group].evictable
+
     def _change_held(self, kv: SequencePages, group: int, by: int) -> None:
         pool, reservation = self.reservations[group], kv.reservations[group]
         pool.add(reservation, -1)
