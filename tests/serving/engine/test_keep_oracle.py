@@ -6,10 +6,11 @@ import random
 import numpy as np
 import pytest
 
-from serving.config import KeepSettings, Limits
+from serving.config import EngineConfig, KeepSettings, Limits
+from serving.engine.engine import Engine
 from serving.request import Request, RequestKeep, Sampling
 from tests.serving.engine.keep_cases import SLAB, asked, kept_engine, mixed, serve
-from tests.serving.tiny import WIRING, check_against_teacher, engine, finish, model, workload
+from tests.serving.tiny import LONGEST, WIRING, check_against_teacher, engine, finish, model, workload
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
@@ -154,10 +155,21 @@ def test_few_rows_decode_in_smaller_programs():
 
 
 def test_a_budget_no_smaller_than_the_request_gives_todays_engine_bit_by_bit():
-    keep = KeepSettings(slab_tok=64)
+    """Without cached prefixes: pages that rows share are merged in another order than those of one row."""
+    config = EngineConfig(
+        max_slots=4,
+        page_size=4,
+        max_request_tok=LONGEST,
+        prefill_rows=(4,),
+        chunk_sizes=(16,),
+        reuse=False,
+        logprobs=3,
+        limits=Limits(chunk_tok=16, step_tok=32, decode_steps=(4, 1)),
+    )
     requests = workload(seed=0, n=8, logprobs=3)
-    plain = engine(model(), rich=True, debug=True).run(requests)
-    kept = kept_engine(keep=keep, rich=True).run(requests)
+    plain = Engine(model("0_1s"), config).run(requests)
+    config = dataclasses.replace(config, keep=KeepSettings(slab_tok=LONGEST - 1, full_decode=False))
+    kept = Engine(model("0_1s"), config).run(requests)
     for a, b in zip(plain, kept, strict=True):
         assert a.output_ids == b.output_ids
         assert a.logprobs == b.logprobs, "to the last bit"
