@@ -141,5 +141,7 @@ def _print(rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
+    if parts := [arg for arg in sys.argv[1:] if arg in PARTS]:  # `serving.bench keep` is --only=keep
+        sys.argv[1:] = [f"--only={','.join(parts)}", *(arg for arg in sys.argv[1:] if arg not in PARTS)]
     logging.set_verbosity(logging.ERROR)
     cli.run(main)

@@ -103,7 +103,10 @@ def test_a_cancelled_row_in_any_phase_spoils_nobody(overlap):
     finish(eng)
 
 
-@pytest.mark.parametrize("scorer", ["h2o_mean", "tova", "snapkv", "recent", "knorm"])
+LONG_SCORERS = [pytest.param(n, marks=pytest.mark.long) for n in ("h2o_mean", "snapkv", "recent", "knorm")]
+
+
+@pytest.mark.parametrize("scorer", ["tova", *LONG_SCORERS])
 def test_every_scorer_keeps_what_its_definition_says(scorer):
     keep = dataclasses.replace(SLAB, scorer=scorer, scorers=())
     requests = mixed(seed=1, n=5)[::3]
@@ -116,6 +119,7 @@ def test_every_scorer_keeps_what_its_definition_says(scorer):
     serve(kept_engine(model("0_1s"), keep=keep), requests)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [{"scope": "owner_only"}, {"promotion": "always"}, {"sinks": 2}],
@@ -126,10 +130,11 @@ def test_scope_promotion_and_sinks(change):
     serve(kept_engine(keep=keep), mixed(seed=1, n=5))
 
 
-RARE = ("standard", "yoco", "ma_pairs", "0s_1_0s_1")
+RARE = ("standard", "ma_offset", "yoco", "ma_pairs", "0s_1_0s_1")
 
 
-@pytest.mark.parametrize("name", ["ma_offset", *(pytest.param(n, marks=pytest.mark.long) for n in RARE)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", RARE)
 def test_wirings(name):
     try:
         net = model(name) if name[0].isdigit() else model(name, n_layers=6)
@@ -139,11 +144,13 @@ def test_wirings(name):
     serve(kept_engine(net, keep=keep), mixed(seed=1, n=5))
 
 
+@pytest.mark.long
 def test_a_mixture_of_experts():
     net = model("0_1s_1s", n_experts=4, experts_per_token=2)
     serve(kept_engine(net, keep=dataclasses.replace(SLAB, scorers=("streaming",))), mixed(seed=4, n=5))
 
 
+@pytest.mark.long
 def test_few_rows_decode_in_smaller_programs():
     eng = kept_engine(
         model("0_1s"), decode_rows=(1, 2), keep=dataclasses.replace(SLAB, scorers=("streaming",))
@@ -242,3 +249,29 @@ def test_nan_weights_end_their_request_and_spoil_no_neighbours_slab():
 
 def test_wiring_has_a_full_owner_with_a_reader():
     assert WIRING.split("_")[5] == "2"
+
+
+@pytest.mark.long
+def test_rolling_positions_give_the_tokens_of_generation_without_a_server():
+    from mixattn import generate
+    from mixattn.keep import Keep
+
+    net = model("0_1s")
+    keep = KeepSettings(slab_tok=12, scorer="streaming", recent=4, positions="rolling", full_decode=False)
+    eng = kept_engine(net, keep=keep)
+    same = Keep(scorer="streaming", budget=12, recent=4, positions="rolling")
+    for request in workload(seed=1, n=4):
+        [output] = eng.run([request])
+        want = generate(net, [list(request.prompt_ids)], request.sampling.max_tokens, keep=same)
+        assert output.output_ids == list(want[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])
+def test_narrow_keys_go_to_slabs_as_they_are_stored(kv_dtype):
+    eng = kept_engine(model("0_1s"), kv_dtype=kv_dtype, keep=dataclasses.replace(SLAB, scorers=("knorm",)))
+    requests = workload(seed=1, n=6)
+    outputs = eng.run(requests)
+    assert all(output.finish_reason == "length" for output in outputs)
+    assert eng.stats().evictions > 0
+    finish(eng)
