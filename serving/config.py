@@ -81,9 +81,9 @@ class KeepSettings:
     Attributes:
       slab_tok: keys that a slot keeps per layer and key/value head, on the mean of the layers; 0 = off.
       scorer: what ranks keys, unless a request names another. scorers: others that are compiled in.
-      budget: keys (int), or a share of the prompt or of the total (float), never more than the slab; 0 = the
-        slab.
-      share_of, recent, sinks, when, promotion, scope, positions, allocation, window, pool, seed: see `Keep`.
+      budget_tok, budget_share: a smaller default, in keys or as a share of what `share_of` names; 0 = all.
+      recent_tok, recent_share: newest keys that are never evicted, in keys or, if that is 0, of the budget.
+      share_of, sinks, when, promotion, scope, positions, allocation, window, pool, seed: see `Keep`.
       snapshots: ends of cached prefixes whose scores are kept, so that requests whose scorer reads every
         query find them; each takes 4 bytes a token, owner and key/value head of the longest request.
       prefilling: prompts that may collect scores at once; as many bytes each.
@@ -93,9 +93,11 @@ class KeepSettings:
     slab_tok: int = 0
     scorer: str = "h2o"
     scorers: tuple[str, ...] = ()
-    budget: int | float = 0
+    budget_tok: int = 0
+    budget_share: float = 0.0
     share_of: str = "prompt"
-    recent: int | float = 0.5
+    recent_tok: int = 0
+    recent_share: float = 0.5
     sinks: int | None = None
     when: str = "decode"
     promotion: str = "compete"
@@ -113,8 +115,22 @@ class KeepSettings:
         for name, low in (("slab_tok", 0), ("snapshots", 0), ("prefilling", 1)):
             if (value := getattr(self, name)) < low:
                 raise ValueError(f"keep.{name} is {value}; it must be at least {low}")
-        if isinstance(self.budget, int) and self.slab_tok and self.budget > self.slab_tok:
-            raise ValueError(f"keep.budget is {self.budget} keys, and keep.slab_tok is {self.slab_tok}")
+        if self.slab_tok and self.budget_tok > self.slab_tok:
+            raise ValueError(f"keep.budget_tok is {self.budget_tok}, and keep.slab_tok is {self.slab_tok}")
+        if self.budget_tok and self.budget_share:
+            raise ValueError(
+                f"keep.budget_tok is {self.budget_tok} and keep.budget_share {self.budget_share}; give one"
+            )
+
+    @property
+    def budget(self) -> int | float:
+        """Keys (int), or a share (float)."""
+        return self.budget_share or self.budget_tok or self.slab_tok
+
+    @property
+    def recent(self) -> int | float:
+        """Keys (int), or a share of the budget (float)."""
+        return self.recent_tok or self.recent_share
 
 
 @dataclass(kw_only=True)
