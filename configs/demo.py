@@ -2,6 +2,7 @@
 
     python -m train.main --config=configs/demo.py --workdir=runs/demo             about 2.5 minutes, 2 cores
     python -m train.main --config=configs/demo.py:fast --workdir=runs/fast        well under a minute
+    python -m serving.main --config=configs/demo.py:keep --workdir=runs/demo      its clients, with eviction
 
 Six layers wired `0s_0s_2_3s_3s_2`: one full owner (layer 2, also read by layer 5) and two sliding owners, so
 three of six layers store K/V, and two of the three store only their window.
@@ -13,7 +14,7 @@ steps and must only beat the unigram.
 from dataclasses import dataclass, field
 
 from mixattn import ModelConfig
-from serving.config import EngineConfig, Limits
+from serving.config import EngineConfig, KeepSettings, Limits
 from serving.offline.clients import ClientProfile, Workload
 from serving.offline.experiment import Serve
 from train.data import DataConfig
@@ -83,7 +84,9 @@ class Demo(TrainingExperiment):
 
 
 def get_config(variant: str = "") -> Demo:
-    """Returns the whole demo, or with "fast" a small one for CI.
+    """Returns the whole demo, with "fast" a small one for CI, or with "keep" one whose server evicts.
+
+    With "keep" half of the full pages serve twice the slots: each request goes on in a slab of 48 keys.
 
     Raises:
       ValueError: there is no such variant.
@@ -102,4 +105,9 @@ def get_config(variant: str = "") -> Demo:
             demo.serve = _serve(scale=1)
             demo.serve.engine.prefill_rows = (4,)  # two programs fewer to compile
             return demo
-    raise ValueError(f"configs/demo.py has no variant {variant!r}; it has the whole demo and :fast")
+        case "keep":
+            engine = demo.serve.engine
+            engine.max_slots, engine.num_pages = 16, 25
+            engine.keep = KeepSettings(slab_tok=48, snapshots=8, full_decode=False)
+            return demo
+    raise ValueError(f"configs/demo.py has no variant {variant!r}; it has the whole demo, :fast and :keep")

@@ -15,6 +15,7 @@ from pallas_kernels import paged
 from pallas_kernels.attention import attention
 from pallas_kernels.dispatch import Backend
 from pallas_kernels.heavy_hitter import column_sums
+from pallas_kernels.paged_votes import column_sums as page_sums
 
 
 class Program(NamedTuple):
@@ -112,6 +113,30 @@ def write(
     return Program(functools.partial(paged.write, backend=backend), (pool, row, row, index, index))
 
 
+def votes(
+    backend: Backend,
+    *,
+    B: int = 4,
+    C: int = 256,
+    N: int = 8,
+    K: int = 2,
+    H: int = 128,
+    page: int = 16,
+    context: int = 8192,
+    dtype: DTypeLike = "bfloat16",
+) -> Program:
+    """Column sums of a chunk over pages."""
+    pool = jax.eval_shape(lambda: paged.init(1 + B * 8, page, K, H, dtype, layout="rows"))
+    index, lse = shape(B, dtype="int32"), shape(B, C, N, dtype="float32")
+    table = shape(B, context // page, dtype="int32")
+    arrays = shape(B, C, N, H, dtype=dtype), pool, table, index, index, lse, index
+
+    def call(*x: Any) -> jax.Array:
+        return page_sums(*x[:-1], first_B=x[-1], backend=backend)
+
+    return Program(call, arrays)
+
+
 def programs_for(backend: Backend, **makes: Make) -> dict[str, Callable[[], Program]]:
     """The programs of one backend, by name."""
     return {name: functools.partial(make, backend) for name, make in makes.items()}
@@ -134,6 +159,9 @@ TPU = programs_for(
     decode_float32=functools.partial(decode, dtype="float32", page=64),
     decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
+    votes=votes,
+    votes_float32=functools.partial(votes, dtype="float32", page=64, H=64),
+    slab_weights=functools.partial(decode, context=512, return_weights=True),
     write=write,
     write_float32=functools.partial(write, T=512, H=64, dtype="float32", page=64),
 )
@@ -154,8 +182,11 @@ GPU = programs_for(
     decode_three_heads=functools.partial(decode, N=6),
     decode_weights=functools.partial(decode, window=1024, return_weights=True),
     chunk=functools.partial(decode, C=64),
+    votes=votes,
+    votes_head_64=functools.partial(votes, H=64, N=6),
+    slab_weights=functools.partial(decode, context=512, return_weights=True),
 )
 # One program per kernel for v6e: the two TPUs differ in tiles and memory, not in the code of the kernels.
-V6E = ("prefill_window", "training_window", "sums", "decode", "decode_weights", "chunk", "write")
+V6E = ("prefill_window", "training_window", "sums", "decode", "decode_weights", "chunk", "votes", "write")
 # By chip, the programs compiled for it.
 PROGRAMS = {"v5e": TPU, "v6e": {name: TPU[name] for name in V6E}, "h100": GPU}

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pallas_kernels import heavy_hitter, measure, paged, results
+from pallas_kernels import heavy_hitter, measure, paged, paged_votes, results
 from pallas_kernels.attention import attention
 
 FLAGS = flags.FLAGS
@@ -246,9 +246,64 @@ def slab_decode() -> BenchCase:
     return BenchCase("slab_decode", runs, "without_scores", note, rounds=21)
 
 
+def keep_chunk() -> BenchCase:
+    """What a chunk's votes cost beside its attention, straight from pages."""
+    B, C, N, K, H, page, context = 1, 256, 8, 4, 32, 16, 2048
+    P = context // page
+    pool = pool_of(1 + P, page, K, H)
+    table = jnp.asarray(1 + np.random.default_rng(0).permutation(P).reshape(B, P), jnp.int32)
+    (q,) = arrays((B, C, N, H))
+    start, count = jnp.full(B, context - C), jnp.full(B, C)
+    rows = q, pool, table, start, count
+    lse = paged.attend(*rows, return_lse=True)[1]
+    return BenchCase(
+        "keep_chunk",
+        {
+            "attend": bind(paged.attend, *rows),
+            "votes": bind(paged_votes.column_sums, *rows, lse),
+            "votes_by_all_weights": bind(paged_votes.column_sums, *rows, lse, backend="reference"),
+        },
+        "attend",
+        f"chunk of {C} at {context}, pages of {page}, {N} query / {K} kv heads of {H}, float32",
+        rounds=15,
+    )
+
+
+def keep_step() -> BenchCase:
+    """A step over slabs in pages: attention, weights beside it, and weights from copied pages."""
+    B, N, K, H, page, keys = 32, 8, 4, 32, 16, 464
+    P = keys // page
+    pool = pool_of(1 + B * P, page, K, H)
+    table = 1 + jnp.arange(B * P).reshape(B, P)
+    (q,) = arrays((B, 1, N, H))
+    rows = q, pool, table, jnp.full(B, keys - 4), jnp.ones(B, jnp.int32)
+    copied = pool_of(4 * B * P + 2, page, K, H)  # a pool so large that its pages are copied
+    return BenchCase(
+        "keep_step",
+        {
+            "floor_read": bind(lambda k, v: (k.sum(), v.sum()), pool.keys, pool.values),
+            "attend": bind(paged.attend, *rows),
+            "attend_weights": bind(paged.attend, *rows, return_weights=True),
+            "attend_weights_copied": bind(paged.attend, q, copied, *rows[2:], return_weights=True),
+        },
+        "attend",
+        f"decode over slabs of {keys} keys, B {B}, pages of {page}, {N} query / {K} kv heads of {H}, float32",
+        rounds=21,
+    )
+
+
 GROUPS: dict[str, Callable[[], BenchCase]] = {
     fn.__name__: fn
-    for fn in (attention_window, attention_training, decode_window, decode_full, column_sums, slab_decode)
+    for fn in (
+        attention_window,
+        attention_training,
+        decode_window,
+        decode_full,
+        column_sums,
+        slab_decode,
+        keep_chunk,
+        keep_step,
+    )
 }
 
 TORCH = """

@@ -84,6 +84,65 @@ class OffloadSettings:
 
 
 @dataclass(kw_only=True)
+class KeepSettings:
+    """Eviction: after its prompt, a request goes on in a slab of fixed size (see `mixattn.keep.Keep`).
+
+    Attributes:
+      slab_tok: keys that a slot keeps per layer and key/value head, on the mean of the layers; 0 = off.
+      scorer: what ranks keys, unless a request names another. scorers: others that are compiled in.
+      budget_tok, budget_share: a smaller default, in keys or as a share of what `share_of` names; 0 = all.
+      recent_tok, recent_share: newest keys that are never evicted, in keys or, if that is 0, of the budget.
+      share_of, sinks, when, promotion, scope, positions, allocation, window, pool, seed: see `Keep`.
+      snapshots: ends of cached prefixes whose scores are kept, so that requests whose scorer reads every
+        query find them; each takes 4 bytes a token, owner and key/value head of the longest request.
+      prefilling: prompts that may collect scores at once; as many bytes each.
+      full_decode: compile a second decode call, for requests that want no eviction and do not fit a slab.
+    """
+
+    slab_tok: int = 0
+    scorer: str = "h2o"
+    scorers: tuple[str, ...] = ()
+    budget_tok: int = 0
+    budget_share: float = 0.0
+    share_of: str = "prompt"
+    recent_tok: int = 0
+    recent_share: float = 0.5
+    sinks: int | None = None
+    when: str = "decode"
+    promotion: str = "compete"
+    scope: str = "all_consumers"
+    positions: str = "original"
+    allocation: str = "uniform"
+    window: int = 32
+    pool: int = 5
+    seed: int = 0
+    snapshots: int = 16
+    prefilling: int = 4
+    full_decode: bool = True
+
+    def check(self) -> None:
+        for name, low in (("slab_tok", 0), ("snapshots", 0), ("prefilling", 1)):
+            if (value := getattr(self, name)) < low:
+                raise ValueError(f"keep.{name} is {value}; it must be at least {low}")
+        if self.slab_tok and self.budget_tok > self.slab_tok:
+            raise ValueError(f"keep.budget_tok is {self.budget_tok}, and keep.slab_tok is {self.slab_tok}")
+        if self.budget_tok and self.budget_share:
+            raise ValueError(
+                f"keep.budget_tok is {self.budget_tok} and keep.budget_share {self.budget_share}; give one"
+            )
+
+    @property
+    def budget(self) -> int | float:
+        """Keys (int), or a share (float)."""
+        return self.budget_share or self.budget_tok or self.slab_tok
+
+    @property
+    def recent(self) -> int | float:
+        """Keys (int), or a share of the budget (float)."""
+        return self.recent_tok or self.recent_share
+
+
+@dataclass(kw_only=True)
 class EngineConfig:
     """How much the engine holds and in what order it serves.
 
@@ -118,6 +177,7 @@ class EngineConfig:
         of float32's bytes and four more); "" = the model's. On a CPU it saves memory, not time.
       debug: after every step, check every invariant and fill freed pages with NaN. Slow.
       offload: read experts while they are used; slots and limits then follow from its plan.
+      keep: let requests go on in slabs of fixed size.
     """
 
     max_slots: int = 8
@@ -143,10 +203,22 @@ class EngineConfig:
     kv_dtype: str = ""
     debug: bool = False
     offload: OffloadSettings = field(default_factory=OffloadSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
 
     def check(self) -> None:
         self.limits.check()
         self.offload.check()
+        self.keep.check()
+        if self.keep.slab_tok and self.layers_per_program > 0:
+            raise ValueError(
+                f"keep.slab_tok is {self.keep.slab_tok} and layers_per_program {self.layers_per_program};"
+                " layers that evict run in one program (0 or -1)"
+            )
+        if self.keep.slab_tok and self.offload.device_memory_gb:
+            raise ValueError(
+                f"keep.slab_tok is {self.keep.slab_tok} and offload.device_memory_gb"
+                f" {self.offload.device_memory_gb}; an engine that streams experts does not evict"
+            )
         least = {"max_slots": 1, "page_size": 1, "max_request_tok": 2, "logprobs": -1}
         least["layers_per_program"] = -1
         least |= {name: 2 for name in ("num_pages", "window_pages") if getattr(self, name) != 0}

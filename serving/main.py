@@ -141,7 +141,9 @@ def answer(config: EngineConfig | None) -> None:
         )
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
     config = dataclasses.replace(config, eos_ids=config.eos_ids or eos)
-    stored = {"quantize": _QUANTIZE.value or config.quantize, "kv_dtype": config.kv_dtype}
+    stored: dict[str, Any] = {"quantize": _QUANTIZE.value or config.quantize, "kv_dtype": config.kv_dtype}
+    if config.keep.slab_tok:
+        stored["keep"] = sorted(dataclasses.asdict(config.keep).items())
     rounded = {name: value for name, value in stored.items() if value}
     mark = fingerprints.of_model(model_path, dtype=_DTYPE.value, eos_ids=config.eos_ids, **rounded)
     carried = {line.id: line.carried for line in lines}

@@ -164,6 +164,47 @@ class TokenGrammar(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RequestKeep:
+    """How a request's keys are cut, where that differs from the engine's `keep`.
+
+    Attributes:
+      scorer: one of those that the engine has compiled in; "" = its default.
+      budget: keys (int), or a share (float) of what the engine's `share_of` names; None = its default.
+      everything: evict nothing. A request that fits its slab keeps everything anyway.
+    """
+
+    scorer: str = ""
+    budget: int | float | None = None
+    everything: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scorer, str) or not isinstance(self.everything, bool):
+            raise ValueError(f"keep.scorer is {self.scorer!r} and keep.everything {self.everything!r}")
+        budget = self.budget
+        whole = _whole(budget, 1)
+        if budget is not None and not whole and not (type(budget) is float and 0 < budget <= 1):
+            raise ValueError(
+                f"keep.budget is {budget!r}; it must be a number of keys from 1 up, or a share in (0, 1]"
+            )
+        if self.everything and (budget is not None or self.scorer):
+            raise ValueError("keep.everything evicts nothing; keep.budget and keep.scorer say how to evict")
+
+    @classmethod
+    def read(cls, fields: Any) -> "RequestKeep":
+        """From decoded JSON, such as {"budget": 0.2, "scorer": "h2o"} or {"everything": true}.
+
+        Raises:
+          ValueError: not an object, a field that is unknown, or a value that is out of range.
+        """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"keep must be an object, not {reprlib.repr(fields)}")
+        known = ("scorer", "budget", "everything")
+        if unknown := sorted(fields.keys() - set(known)):
+            raise ValueError(f"keep has the field {unknown[0]!r}; known are {', '.join(known)}")
+        return cls(**{name: value for name, value in fields.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One client's request.
 
@@ -183,6 +224,7 @@ class Request:
       resume_ids: output tokens that an engine which is gone has produced already. The output goes on behind
         them as if this engine had made them: same positions, stops, penalties and grammar. Deltas have ids
         that are new, but the whole text so far; log-probabilities of earlier tokens are nan. Needs n = 1.
+      keep: another budget or scorer than the engine's, where that evicts.
     """
 
     client: ClientId
@@ -195,6 +237,7 @@ class Request:
     program: str = ""
     grammar: Callable[[], TokenGrammar] | None = None
     resume_ids: Sequence[int] = ()
+    keep: RequestKeep | None = None
 
     def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt", "program"):

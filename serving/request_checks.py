@@ -43,6 +43,14 @@ def check_features(request: Request, model: ModelConfig, config: EngineConfig, *
         )
     if sampling.stop and not decodes:
         raise ValueError(f"request {id!r} has stop texts, but the engine was given no `decode`")
+    if request.keep is not None and not request.keep.everything and not config.keep.slab_tok:
+        raise ValueError(f"request {id!r} asks for {request.keep}, but config.keep.slab_tok is 0")
+    if request.keep is not None and (name := request.keep.scorer) and config.keep.slab_tok:
+        known = (config.keep.scorer, *config.keep.scorers)
+        if name not in known:
+            raise ValueError(
+                f"request {id!r} asks for the scorer {name!r}; compiled in are {', '.join(known)}"
+            )
     if request.grammar is not None and not config.grammar:
         raise ValueError(f"request {id!r} has a grammar, but config.grammar is off")
     if sampling.has_penalties and not config.penalties:

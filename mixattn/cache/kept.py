@@ -216,14 +216,7 @@ class Kept:
         return dataclasses.replace(self, votes={**self.votes, layer.owner: more})
 
     def _rolled(self, slab: Slab) -> jax.Array:
-        """The keys, rotated on so that a head's survivors lie at consecutive positions up to the newest."""
-        B, K, R, H = slab.k_BKRH.shape
-        rank_BKR = jnp.argsort(jnp.argsort(slab.position_BKR, axis=-1), axis=-1)  # empty slots come first
-        newest_BK1 = jnp.max(slab.position_BKR, axis=-1, keepdims=True)
-        turn_BKR = newest_BK1 - (R - 1 - rank_BKR) - slab.position_BKR
-        turn_BKR = jnp.where(slab.position_BKR >= 0, turn_BKR, 0)
-        table = rotation(self.config, turn_BKR.reshape(B * K, R))
-        return apply_rope(slab.k_BKRH.reshape(B * K, R, 1, H), table).reshape(B, K, R, H)
+        return rolled_keys(slab.k_BKRH, slab.position_BKR, self.config)
 
     def at_last(self, T: int) -> Self:
         query_B = self.start_B + jnp.maximum(self._count_B(T) - 1, 0)
@@ -300,6 +293,17 @@ jax.tree_util.register_dataclass(
     data_fields=["slabs", "windows", "start_B", "count_B", "query_B", "fresh", "votes"],
     meta_fields=["by", "config", "empty"],
 )
+
+
+def rolled_keys(k_BKRH: jax.Array, position_BKR: jax.Array, config: ModelConfig) -> jax.Array:
+    """The keys, rotated on so that a head's survivors lie at consecutive positions up to the newest."""
+    B, K, R, H = k_BKRH.shape
+    rank_BKR = jnp.argsort(jnp.argsort(position_BKR, axis=-1), axis=-1)  # empty slots come first
+    newest_BK1 = jnp.max(position_BKR, axis=-1, keepdims=True)
+    turn_BKR = newest_BK1 - (R - 1 - rank_BKR) - position_BKR
+    turn_BKR = jnp.where(position_BKR >= 0, turn_BKR, 0)
+    table = rotation(config, turn_BKR.reshape(B * K, R))
+    return apply_rope(k_BKRH.reshape(B * K, R, 1, H), table).reshape(B, K, R, H)
 
 
 def full_owners(config: ModelConfig) -> list[int]:

@@ -2,7 +2,7 @@
 
 Every physical page meets the query of its reader, which gives one partial result per page. Each row then
 merges the partials of its pages in the order of its table, so the physical location of a page changes no
-bit.
+bit. Weights are those of the pages, brought to the row's common maximum: no page is copied for them.
 
 A page that several rows read (a shared prefix) has no single reader. Up to `MAX_SHARED_PAGES` such pages
 meet the query of every row in one dense product; with more, the batch falls back to gathering. The device
@@ -40,10 +40,11 @@ def attend(
     window: int | None,
     score: ScoreTransform,
     gathered: Callable[..., tuple[xla_tiles.PartialAttention, jax.Array | None]],
-) -> tuple[xla_tiles.PartialAttention, None]:
-    """The partial result of one query per row, and None for weights.
+    return_weights: bool = False,
+) -> tuple[xla_tiles.PartialAttention, jax.Array | None]:
+    """The partial result of one query per row, and weights_B1NS if requested.
 
-    `gathered` computes the result instead when too many pages are shared.
+    `gathered` computes the result instead when too many pages are shared; with weights, when any is.
     """
     live_BP = jnp.arange(table_BP.shape[1])[None] * pool.page_size < row_end(start_B, count_B)[:, None]
     page_BP = jnp.where(live_BP, table_BP, 0)
@@ -57,8 +58,19 @@ def attend(
     mine_BP = live_BP & ~shared_P[page_BP]
     readers = _readers(page_BP, mine_BP, q_pos_B, pool, window)
 
-    def unshared(_: None) -> xla_tiles.PartialAttention:
+    def with_weights(_: None) -> tuple[xla_tiles.PartialAttention, jax.Array]:
         return _unshared_pages(q_BK1GH, pool, page_BP, mine_BP, readers, score)
+
+    def copied_with_weights(_: None) -> tuple[xla_tiles.PartialAttention, jax.Array]:
+        part, weights_B1NS = gathered(q_BK1GH, pool, table_BP, start_B, count_B, window, score, True)
+        assert weights_B1NS is not None
+        return part, weights_B1NS
+
+    if return_weights:
+        return lax.cond(n_shared > 0, copied_with_weights, with_weights, None)
+
+    def unshared(_: None) -> xla_tiles.PartialAttention:
+        return with_weights(None)[0]
 
     def with_shared(_: None) -> xla_tiles.PartialAttention:
         shared_X = _first_true(shared_P, MAX_SHARED_PAGES)
@@ -98,8 +110,8 @@ def _unshared_pages(
     mine_BP: jax.Array,
     readers: tuple[jax.Array, jax.Array],
     score: ScoreTransform,
-) -> xla_tiles.PartialAttention:
-    """Merges, for each row, the partials of the pages that only it reads."""
+) -> tuple[xla_tiles.PartialAttention, jax.Array]:
+    """Merges, for each row, the partials of the pages that only it reads; and their weights_B1NS."""
     acc_dtype = accumulator_dtype(q_BK1GH.dtype)
     own_P, mask_Pt = readers
     q_PKGH = q_BK1GH[:, :, 0][own_P]
@@ -118,7 +130,11 @@ def _unshared_pages(
     part_BPKGH = jnp.where(factor_BPKG1 > 0, out_PKGH[page_BP], 0)
     out_BKGH = jnp.sum(factor_BPKG1 * part_BPKGH, axis=1)
     total_BKG1 = jnp.sum(factor_BPKG1 * total[page_BP], axis=1)
-    return xla_tiles.PartialAttention(*(x[:, :, None] for x in (out_BKGH, best_BKG1, total_BKG1)))
+    part = xla_tiles.PartialAttention(*(x[:, :, None] for x in (out_BKGH, best_BKG1, total_BKG1)))
+    share_BPKG1 = factor_BPKG1 / jnp.where(total_BKG1 > 0, total_BKG1, 1)[:, None]
+    weight_BPKGt = jnp.where(share_BPKG1 > 0, share_BPKG1 * weight_PKGt[page_BP], 0)
+    B, P, K, G, t = weight_BPKGt.shape
+    return part, jnp.moveaxis(weight_BPKGt, 1, 3).reshape(B, 1, K * G, P * t)
 
 
 def _shared_pages(

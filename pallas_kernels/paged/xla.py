@@ -47,9 +47,9 @@ def attend(
     score = operands.ScoreTransform(float(scale), softcap)
     q_BKCGH = jnp.moveaxis(q_BCNH.reshape(B, C, pool.n_kv_heads, -1, H), 1, 2)
     whole_pool = C == 1 and pool.layout == "columns" and pool.pages <= GATHER_COST * table_BP.size
-    if whole_pool and not return_weights:
+    if whole_pool:
         part, weights_BCNS = pagewise.attend(
-            q_BKCGH, pool, table_BP, start_B, count_B, window, score, gathered
+            q_BKCGH, pool, table_BP, start_B, count_B, window, score, gathered, return_weights
         )
     else:
         part, weights_BCNS = gathered(

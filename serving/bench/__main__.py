@@ -14,6 +14,7 @@ decode     output tokens/s of the engine over the bare compiled decode program o
 pages      a decode step over pages beside the same step over contiguous slots
 draw       top-k and top-p without sorting, beside the sort, at vocabularies of 32k and 128k
 prefix     time to first token of a prompt whose first 1024 tokens are cached, over that of a cold one
+keep       a decode step, prefill, settling, hits and requests at once with slabs beside the full cache  4 min
 soak       10,000 tiny requests, cancelled at random, in scarce memory: all end once, nothing leaks
 shared     requests of 16 groups that share a system prompt; prefix cache on and off
 clients    a flooding client and a modest one, under fcfs and vtc
@@ -53,6 +54,7 @@ from serving.bench import (
     cluster_live,
     deep,
     draw,
+    keep,
     latency,
     load,
     over_http,
@@ -85,6 +87,7 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "prefix": latency.prefix,
     "soak": soak.run,
     "shared": load.shared,
+    "keep": keep.keep,
     "clients": load.clients,
     "start": latency.start,
     "segments": deep.segments,
@@ -145,5 +148,7 @@ def _print(rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
+    if parts := [arg for arg in sys.argv[1:] if arg in PARTS]:  # `serving.bench keep` is --only=keep
+        sys.argv[1:] = [f"--only={','.join(parts)}", *(arg for arg in sys.argv[1:] if arg not in PARTS)]
     logging.set_verbosity(logging.ERROR)
     cli.run(main)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mixattn.cache import Kind, Paged
+from mixattn.cache.kept_pages import PagedSlab
 from mixattn.model import Transformer
 from mixattn.sample import SamplingParams
 from serving.config import STOP_IDS
@@ -112,13 +113,35 @@ class SlotRows:
         )
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["slabs", "votes", "scorer_Z"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class SlabState:
+    """What an engine that evicts has beside pages.
+
+    Attributes:
+      slabs: full owner -> its slabs, one for each slot.
+      votes: full owner -> [X, K, S], float32: rows of scores by position; see `serving.kvcache.vote_rows`.
+      scorer_Z: each slot's scorer, by number.
+    """
+
+    slabs: dict[int, PagedSlab]
+    votes: dict[int, jax.Array]
+    scorer_Z: jax.Array
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["cache", "rows", "kept"], meta_fields=[])
 @dataclass(frozen=True)
 class DeviceState:
-    """Everything on the device that a step changes. Donated to every call."""
+    """Everything on the device that a step changes. Donated to every call.
+
+    `kept`: only in an engine that evicts.
+    """
 
     cache: Paged
     rows: SlotRows
+    kept: SlabState | None = None
 
 
 class PrefillBatch(NamedTuple):
@@ -132,6 +155,7 @@ class PrefillBatch(NamedTuple):
       known_R: its next token if known (it was preempted), -1 = sample it.
       sampling_R, stop_RE, min_end_R, logprobs_R, penalties: its sampling; penalties where compiled in.
       allowed_RW: see `DecodeBatch`.
+      votes: where queries vote on keys.
     """
 
     tokens_RC: Any
@@ -147,6 +171,42 @@ class PrefillBatch(NamedTuple):
     logprobs_R: Any
     penalties: PenaltyRows | None
     allowed_RW: Any = None
+    votes: "VotePlaces | None" = None
+
+
+class VotePlaces(NamedTuple):
+    """Where the votes of chunks go; rows of `SlabState.votes`, of which row 0 holds zeros.
+
+    Attributes:
+      first_R: position from which on a row's queries vote.
+      from_R, to_R: row that the chunk adds to, and row that the sum goes to; past the last = nowhere.
+      mark_R: row that gets a copy, a snapshot of the scores at the chunk's end; likewise.
+    """
+
+    first_R: Any
+    from_R: Any
+    to_R: Any
+    mark_R: Any
+
+
+class SettleBatch(NamedTuple):
+    """One prompt that moves to a slab; numpy on the host.
+
+    Attributes:
+      table_P: its row of the full pool's page table. tokens: its length.
+      slot, scorer: whose slab, and the number of its scorer. votes_row: of `SlabState.votes`.
+      cut_O3, limits_O3: by full owner, heavy, recent and sinks of the cut and of the steps after it.
+      moves: by kind, pages from and to, [2, X]; 0 = none.
+    """
+
+    table_P: Any
+    tokens: Any
+    slot: Any
+    scorer: Any
+    votes_row: Any
+    cut_O3: Any
+    limits_O3: Any
+    moves: Mapping[Kind, Any]
 
 
 class DecodeBatch(NamedTuple):
@@ -158,12 +218,14 @@ class DecodeBatch(NamedTuple):
       left_R: tokens each may still produce in this call; 0 for rows that do not decode.
       allowed_RW: uint32, a bit per token of the vocabulary; where grammars are compiled in. It holds for one
         token, so a row under a grammar decodes one step per call.
+      known_RN: for rows in slabs: tokens that steps yield in place of sampled ones, -1 = sample.
     """
 
     tables: Mapping[Kind, Any]
     slot_R: Any
     left_R: Any
     allowed_RW: Any = None
+    known_RN: Any = None
 
 
 class StepOutput(NamedTuple):

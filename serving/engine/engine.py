@@ -18,11 +18,13 @@ from typing import Any
 
 from absl import logging
 
+from mixattn.cache import FULL, Paged
 from mixattn.generation import prepared
 from mixattn.model import Transformer
 from mixattn.quantize import quantize
 from serving import fair, request_checks
 from serving.config import EngineConfig
+from serving.engine import slab_layout
 from serving.engine.deadlines import Deadlines
 from serving.engine.detokenizer import Decode
 from serving.engine.device_state import DeviceState
@@ -35,6 +37,9 @@ from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.program_cache import ProgramCache
 from serving.engine.programs import Programs, chunk_sizes, feature_sets
 from serving.engine.scheduler import Scheduler
+from serving.engine.slab_layout import SlabLayout
+from serving.engine.slab_programs import SlabPrograms, SlabStack
+from serving.engine.slab_runner import SlabRunner
 from serving.engine.stacks import Stack
 from serving.engine.stats import EngineCounters, EngineStats
 from serving.kvcache.manager import UNSHARED, KVCacheManager
@@ -84,6 +89,7 @@ class Engine:
         self.model_config, limits = model.config, config.limits
         layout = KVLayout.of(model.config, config, kv_kinds)
         self.kinds = layout.names
+        self.slabs = SlabLayout.of(model.config, config) if config.keep.slab_tok else None
         self.memory = KVCacheManager(
             layout.groups,
             page_tok=config.page_size,
@@ -92,11 +98,13 @@ class Engine:
             span_tok=span_tok(config),
             step_tok=limits.step_tok,
             reuse=config.reuse,
+            working_votes=self.slabs.working_votes(config) if self.slabs else 0,
+            snapshots=config.keep.snapshots if self.slabs else 0,
         )
         self.scheduler = Scheduler(self._policy, self.memory, limits, self._record)
         cache = layout.cache(model.config, config)
         self._page_bytes = layout.page_bytes(model.config, cache)
-        self.programs = Programs(
+        self.programs = self._make_programs(
             model,
             cache,
             slots=config.max_slots,
@@ -117,7 +125,8 @@ class Engine:
         self.streams: dict[RequestId, OutputStream] = {}  # by the name an output is scheduled under
         self._parts: dict[RequestId, list[RequestId]] = {}  # request -> the names of its live outputs
         tables = dict(zip(self.kinds, self.memory.tables))
-        self._runner = self._runner_class(self.programs, tables, self.streams, max(config.prefill_rows))
+        runner_class = SlabRunner if self.slabs else self._runner_class
+        self._runner = runner_class(self.programs, tables, self.streams, max(config.prefill_rows))
         self._in_flight: InFlightStep | None = None
         self._deadlines = Deadlines(self.streams)
         self._seq = itertools.count()
@@ -150,7 +159,8 @@ class Engine:
         """Raises ValueError if `request` can never be served here, whatever else is live."""
         self._check_supported(request)
         most = len(request.prompt_ids) + request.sampling.max_tokens
-        if why := self.memory.never_fits(most):
+        settles = {"settles_tok": len(request.prompt_ids)} if self.slabs and self.slabs.plan(request) else {}
+        if why := self.memory.never_fits(most, **settles):
             raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
 
     def cancel(self, id: RequestId) -> bool:
@@ -240,7 +250,13 @@ class Engine:
             cached = self.memory.tree.pages[g].evictable
             pages[kind] = (total - free - cached, cached, free, total)
         held = sum(self._page_bytes[k] * (used + cached) for k, (used, cached, _, _) in pages.items())
+        votes, kept = self.memory.votes, self.state.kept
         return EngineStats(
+            slab_bytes=sum(slab.nbytes for slab in kept.slabs.values()) if kept else 0,
+            votes_bytes=sum(votes.nbytes for votes in kept.votes.values()) if kept else 0,
+            snapshots=votes.stored,
+            hits_lost=self.memory.hits_lost,
+            layers_for_scores=self.slabs.layers_for_scores if self.slabs else 0,
             programs=len(self.programs.compile_s),
             compile_s=dict(self.programs.compile_s),
             pages=pages,
@@ -254,7 +270,14 @@ class Engine:
 
     def _stack(self, model: Transformer) -> Stack | None:
         """How the layers run; None = as the configuration says."""
-        return None
+        return SlabStack(model, self.slabs) if self.slabs else None
+
+    def _make_programs(self, model: Transformer, cache: Paged, **options: Any) -> Programs:
+        if self.slabs is None:
+            return Programs(model, cache, **options)
+        votes_tok = cache.tables[FULL.name].shape[1] * self.config.page_size
+        slabs = slab_layout.abstract_state(self.slabs, model.config, self.config, votes_tok)
+        return SlabPrograms(model, cache, slabs=slabs, layout=self.slabs, **options)
 
     # ---- inside: requests ----
 
@@ -262,6 +285,8 @@ class Engine:
         """Raises ValueError if `request` asks for what this engine cannot do."""
         decodes = self._decode is not None
         request_checks.check_features(request, self.model_config, self.config, decodes=decodes)
+        if self.slabs is not None:
+            self.slabs.plan(request)
 
     def _named(self, request: Request) -> Request:
         """The same request under an unused id."""
@@ -294,6 +319,7 @@ class Engine:
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         state = RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s)
         state.output_ids, state.output_tok = list(request.resume_ids), len(request.resume_ids)
+        state.slab = self.slabs.plan(request) if self.slabs else None
         accepted = self.scheduler.submit(state, now_s)
         self.streams[name] = OutputStream(request, name, index, self._stops(sampling), self._decode)
         self._parts.setdefault(request.id, []).append(name)
@@ -359,6 +385,8 @@ class Engine:
 
     def _commit(self, in_flight: InFlightStep) -> None:
         produced = self._runner.read(in_flight)
+        if self.slabs is not None:
+            slab_layout.count(self._counts, in_flight.plan, produced, self.model_config.n_kv_heads)
         outputs = self.scheduler.commit(in_flight.plan, produced, self.clock())
         self._counts.steps += 1
         for output in outputs:

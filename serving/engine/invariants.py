@@ -27,6 +27,7 @@ from serving.engine.device_state import DeviceState
 from serving.engine.output import OutputStream
 from serving.engine.policy_fallback import FallbackPolicy
 from serving.engine.scheduler import Scheduler
+from serving.engine.slab_invariants import SlabChecker
 from serving.engine.stats import EngineStats
 from serving.kvcache.manager import KVCacheManager
 from serving.request import RequestId
@@ -65,6 +66,7 @@ class InvariantChecker:
             for owner in engine.model_config.owners
         }
         self._free = [set(pool.free_pages()) for pool in engine.memory.pools]
+        self._slabs = SlabChecker()
 
     def after_step(self) -> None:
         """Raises AssertionError if an invariant is broken."""
@@ -73,6 +75,9 @@ class InvariantChecker:
         freed = [sorted(now - before) for now, before in zip(free, self._free)]
         self._free = free
         self._poison(freed)
+        if self._engine.state.kept is not None:
+            running = self._engine.scheduler.running
+            self._engine.state = self._slabs.after_step(self._engine.state, running)
 
     def _poison(self, freed: list[list[int]]) -> None:
         for at in range(0, max(map(len, freed)), BATCH):
@@ -122,7 +127,8 @@ def _check_progress(scheduler: Scheduler) -> None:
         if id in scheduler.prefilling:
             assert req.computed_tok < req.prefill_tok, f"{id} has computed its prompt"
         else:
-            assert req.computed_tok == req.total_tok - 1, f"{id} decodes without its past"
+            replays = req.slab is not None and req.info.prompt_tok <= req.computed_tok < req.total_tok
+            assert req.computed_tok == req.total_tok - 1 or replays, f"{id} decodes without its past"
 
 
 def _check_ends(engine: Inspected) -> None:

@@ -28,15 +28,21 @@ from serving.request import Logprob, RequestId
 
 @dataclass(frozen=True)
 class InFlightStep:
-    """A started step: its plan, and its programs' outputs, which may not be computed yet."""
+    """A started step: its plan, and its programs' outputs, which may not be computed yet.
+
+    Attributes:
+      batches, decodes: chunks of each prefill call, then rows of each decode call, in the order of `outputs`.
+    """
 
     plan: StepPlan
     batches: Sequence[Sequence[PrefillChunk]]
     outputs: Sequence[StepOutput]
+    decodes: Sequence[Sequence[RequestState]]
 
     def wait(self) -> "InFlightStep":
         """The same with outputs as numpy arrays."""
-        return InFlightStep(self.plan, self.batches, [jax.tree.map(np.asarray, a) for a in self.outputs])
+        outputs = [jax.tree.map(np.asarray, a) for a in self.outputs]
+        return InFlightStep(self.plan, self.batches, outputs, self.decodes)
 
 
 class RequestFault(Exception):
@@ -86,10 +92,10 @@ class ModelRunner:
             outputs.append(drawn)
         if plan.decode:
             features = self._features(plan.decode, prompt=False)
-            batch = self._rows_of(plan, features)
+            batch = self._rows_of(plan.decode, plan.steps, features)
             state, drawn = self._programs.decode(state, batch, plan.steps, features)
             outputs.append(drawn)
-        return state, InFlightStep(plan, batches, outputs)
+        return state, InFlightStep(plan, batches, outputs, [plan.decode] if plan.decode else [])
 
     def read(self, in_flight: InFlightStep) -> dict[RequestId, StepResult]:
         """The results of requests that are still live; `in_flight` must have been waited for."""
@@ -102,10 +108,9 @@ class ModelRunner:
                     if chunk.samples or tokens_R[r] == [NOT_FINITE]:
                         lp = drawn.logprobs and Logprobs(*(x[r, None] for x in drawn.logprobs))
                         produced[chunk.req.info.id] = self._result_of(chunk.req, tokens_R[r], lp)
-        if in_flight.plan.decode:
-            drawn = in_flight.outputs[-1]
+        for rows, drawn in zip(in_flight.decodes, in_flight.outputs[len(in_flight.batches) :]):
             tokens_R, every = drawn.token.T.tolist(), self._programs.slots == drawn.token.shape[-1]
-            for r, req in enumerate(in_flight.plan.decode):
+            for r, req in enumerate(rows):
                 if req.kv is not None:
                     row = req.slot if every else r
                     lp = drawn.logprobs and Logprobs(*(x[:, row] for x in drawn.logprobs))
@@ -119,20 +124,20 @@ class ModelRunner:
         grammar = any(stream.grammar is not None for stream in streams)
         return self._programs.features((s.sampling for s in streams), prompt=prompt, grammar=grammar)
 
-    def _rows_of(self, plan: StepPlan, features: SamplingFeatures) -> DecodeBatch:
+    def _rows_of(self, rows: Sequence[RequestState], steps: int, features: SamplingFeatures) -> DecodeBatch:
         """The plan's decode rows: in their own slots if all slots take part, else packed."""
-        R = self._programs.rows_for(len(plan.decode))
+        R = self._programs.rows_for(len(rows))
         if self._programs.slots == R:
             tables = {kind: table.copy() for kind, table in self._tables.items()}
             masks_RW = self._programs.blank_masks(R, features)
             batch = DecodeBatch(tables, np.arange(R, dtype=np.int32), np.zeros(R, np.int32), masks_RW)
-            for req in plan.decode:
-                batch.left_R[req.slot] = min(plan.steps, req.left_tok)
+            for req in rows:
+                batch.left_R[req.slot] = min(steps, req.steps_left)
                 self._restrict(batch, req.slot, req)
             return batch
         batch = self._programs.blank_decode(R, features)
-        for r, req in enumerate(plan.decode):
-            batch.slot_R[r], batch.left_R[r] = req.slot, min(plan.steps, req.left_tok)
+        for r, req in enumerate(rows):
+            batch.slot_R[r], batch.left_R[r] = req.slot, min(steps, req.steps_left)
             self._restrict(batch, r, req)
             for kind, table in self._tables.items():
                 batch.tables[kind][r] = table[req.slot]
@@ -169,8 +174,10 @@ class ModelRunner:
         stream = self._streams[req.info.id]
         sampling = stream.sampling
         batch.slot_R[r] = req.slot
-        if req.output_ids:
-            batch.known_R[r] = req.output_ids[-1]
+        # Later outputs of a request that goes on in a slab come one by one, in its decode steps.
+        known = req.output_ids[:1] if req.slab is not None else req.output_ids
+        if known:
+            batch.known_R[r] = known[-1]
         batch.sampling_R.set(
             r, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, stream.seed
         )
@@ -181,7 +188,7 @@ class ModelRunner:
         if stream.grammar is not None and not req.output_ids:
             stream.grammar.fill(batch.allowed_RW[r])
         if batch.penalties is not None:
-            batch.penalties.set(r, sampling, stream.request.prompt_ids, req.output_ids)
+            batch.penalties.set(r, sampling, stream.request.prompt_ids, known)
 
     def _note_prompt(self, chunk: PrefillChunk, prompt: Logprobs | None, r: int) -> None:
         stream = self._streams[chunk.req.info.id]
@@ -200,8 +207,11 @@ class ModelRunner:
         broken = bool(ids) and ids[-1] == NOT_FINITE
         if broken:
             ids = ids[:-1]
+        replayed = min(len(ids), req.replay_tok) if req.slab is not None and not req.prefilling else 0
         told: list[Logprob] = []
         k = stream.sampling.logprobs
         if logprobs is not None and k is not None:
-            told = [logprobs.at(i, id, k) for i, id in enumerate(ids)]
-        return stream.take(ids, broken, told)
+            told = [logprobs.at(i, id, k) for i, id in enumerate(ids) if i >= replayed]
+        result = stream.take(ids[replayed:], broken, told)
+        result.replayed = replayed
+        return result

@@ -48,6 +48,7 @@ class Programs:
     """
 
     MAX_PROGRAMS = 64  # more than this is a configuration mistake, not a workload
+    CALLS = 1  # programs for each shape
 
     def __init__(
         self,
@@ -66,10 +67,11 @@ class Programs:
         self.stack = make_stack(model, layers_per_program) if stack is None else stack
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
         decodes = {features._replace(prompt=False) for features in feature_sets}
+        self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
         asked = sum(len(self._shapes_of(f)) for f in feature_sets) + len(self.decode_rows) * len(decodes)
+        asked *= self.CALLS
         if asked > self.MAX_PROGRAMS:
             raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
-        self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
         self.vocab = model.config.vocab_size
         self.compile_s: dict[str, float] = {}
         self._table_pages = {kind: table.shape[1] for kind, table in cache.tables.items()}

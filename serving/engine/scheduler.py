@@ -14,7 +14,14 @@ from typing import Any
 
 from serving.config import Limits
 from serving.engine.admission_window import AdmissionWindow
-from serving.engine.plan import MemoryManager, PrefillChunk, RequestState, StepPlan, StepResult
+from serving.engine.plan import (
+    MemoryManager,
+    PlannedSettle,
+    PrefillChunk,
+    RequestState,
+    StepPlan,
+    StepResult,
+)
 from serving.fair.policy import Policy
 from serving.kvcache.manager import UNSHARED
 from serving.request import ClientId, FinishReason, Output, RequestId, RequestInfo
@@ -28,6 +35,8 @@ class CacheLocality:
 
     def __call__(self, info: RequestInfo) -> int:
         req = self._waiting[info.id]
+        if req.slab is not None:
+            return self._memory.watch(info.id, req.tokens, req.cache_salt, req.slab)
         return self._memory.watch(info.id, req.all_tokens, req.cache_salt)
 
     def changed(self) -> list[RequestId] | None:
@@ -66,6 +75,7 @@ class Scheduler:
         self._window = AdmissionWindow() if limits.admission == "optimistic" and limits.damped else None
         self.running: dict[RequestId, RequestState] = {}  # in order of admission
         self.prefilling: dict[RequestId, RequestState] = {}  # of these, the ones that cannot decode yet
+        self._unsettled: dict[RequestId, RequestState] = {}  # of the others, those that move to a slab next
 
     # ---- events from outside ----
 
@@ -78,7 +88,8 @@ class Scheduler:
         info = req.info
         if info.id in self.waiting or info.id in self.running:
             raise ValueError(f"request id {info.id!r} is live already")
-        if why := self.memory.never_fits(info.prompt_tok + info.max_output_tok):
+        settles = {} if req.slab is None else {"settles_tok": info.prompt_tok}
+        if why := self.memory.never_fits(info.prompt_tok + info.max_output_tok, **settles):
             raise ValueError(f"request {info.id!r} of {info.client!r} {why}")
         self._log_event(now_s, "arrive", info)
         self.waiting[info.id] = req
@@ -140,6 +151,7 @@ class Scheduler:
 
     def plan(self, now_s: float) -> StepPlan | None:
         """Decides the next step and allocates its pages; None if there is nothing to run."""
+        settles = self._settle(now_s) if self._unsettled else []
         chunks = self._continue_prefills()
         chunks += self._admit(now_s, self.limits.step_tok - sum(c.end - c.start for c in chunks))
         decode = self._decoding() if self.limits.mixed or not chunks else []
@@ -149,7 +161,8 @@ class Scheduler:
         decode, steps = self._grow_rows(decode, steps, now_s)
         # Allocation may have preempted a request that was planned.
         chunks = [c for c in chunks if c.req.kv is not None]
-        return StepPlan(tuple(chunks), tuple(decode), steps) if chunks or decode else None
+        # A prompt is moved even if its request was preempted since: its pages may be another's already.
+        return StepPlan(tuple(chunks), tuple(decode), steps, tuple(settles)) if chunks or decode else None
 
     def ahead(self, plan: StepPlan) -> StepPlan | None:
         """The step after `plan`, planned while that still runs: decode rows only, as if none stopped early.
@@ -158,6 +171,8 @@ class Scheduler:
         own or in free ones. None where the outcome of `plan` decides the next step: prompts to compute, or
         room for a new request.
         """
+        if any(e.replay_tok for e in plan.decode):
+            return None  # its tokens are known to the host only as it goes
         rows = [e for e in plan.decode if e.kv is not None and e.left_tok > plan.steps]
         full = not self.memory.slots_free and len(rows) == len(plan.decode)
         if not rows or plan.chunks or self.prefilling or (self.waiting and not full):
@@ -183,6 +198,8 @@ class Scheduler:
             req.computed_tok = chunk.end
             if chunk.last:
                 del self.prefilling[req.info.id]
+                if req.slab is not None:
+                    self._unsettled[req.info.id] = req
             # Where logits are not finite, the KV computed for them may not be either: do not share it.
             self._computed(req, share=not error)
         rows = [c.req for c in plan.chunks if c.samples] + list(plan.decode)
@@ -207,6 +224,8 @@ class Scheduler:
         chunks = []
         while budget > 0 and (info := self.policy.pick(now_s)) is not None:
             req = self.waiting[info.id]
+            if req.slab is not None and not self.memory.may_start(req.slab):
+                break  # as many prompts collect scores as may: no victim would help
             if self._share_cold and self._is_coming(req):
                 break  # its next page is being computed: waiting is cheaper than computing it twice
             got = self._claim(req)
@@ -223,6 +242,18 @@ class Scheduler:
                 budget -= chunk.end - chunk.start
         return chunks
 
+    def _settle(self, now_s: float) -> list[PlannedSettle]:
+        """Every request whose prompt is computed lets go of its pages; a program moves them this step."""
+        settles = []
+        for id, req in list(self._unsettled.items()):
+            while req.kv is not None and (pages := self.memory.settle(req.kv)) is None:
+                self.preempt(self._victim().info.id, now_s)
+            if req.kv is not None and pages is not None:
+                req.no_growth_until_tok = 0
+                settles.append(PlannedSettle(req, pages))
+                del self._unsettled[id]
+        return settles
+
     def _claim(self, req: RequestState) -> tuple[Any, int] | None:
         """Memory for a waiting request, and the tokens found in the cache; None if it does not fit now."""
         if self._window is not None and not self._window.admits(len(self.running)):
@@ -232,6 +263,7 @@ class Scheduler:
             req.cache_salt,
             req.info.prompt_tok + req.info.max_output_tok,
             reserve=self._reserves,
+            **({} if req.slab is None else {"plan": req.slab}),
         )
 
     def _is_coming(self, req: RequestState) -> bool:
@@ -239,12 +271,28 @@ class Scheduler:
         if not self.prefilling or req.cache_salt is UNSHARED:
             return False
         tokens = req.all_tokens.cut(0, req.prefill_tok)
-        end = self.memory.match(tokens, req.cache_salt) + self._page_tok
+        if req.slab is not None and req.slab.history:
+            return self._is_coming_scored(req)
+        found = {} if req.slab is None else {"plan": req.slab}
+        end = self.memory.match(tokens, req.cache_salt, **found) + self._page_tok
         return any(
             other.cache_salt == req.cache_salt
             and other.computed_tok < end <= other.prefill_tok
             and tokens.common(0, other.all_tokens.cut(0, end)) == end < len(tokens)
             for other in self.prefilling.values()
+        )
+
+    def _is_coming_scored(self, req: RequestState) -> bool:
+        """Whether a running request is about to leave a snapshot where `req` could begin."""
+        tokens = req.tokens
+        found = self.memory.match(tokens, req.cache_salt, req.slab)
+        return any(
+            found < mark < len(tokens)
+            and mark > other.computed_tok
+            and tokens.common(0, other.tokens.cut(0, mark)) == mark
+            for other in self.prefilling.values()
+            if other.cache_salt == req.cache_salt and other.kv is not None and other.kv.votes is not None
+            for mark in other.kv.votes.marks
         )
 
     def _start(self, req: RequestState, now_s: float) -> None:
@@ -263,6 +311,8 @@ class Scheduler:
     def _chunk(self, req: RequestState, budget: int) -> PrefillChunk | None:
         end = min(req.prefill_tok, req.computed_tok + min(budget, self.limits.chunk_tok))
         assert req.kv is not None
+        if req.slab is not None:
+            end = self.memory.chunk_end(req.kv, req.computed_tok, end)
         if not self.memory.grow(req.kv, req.computed_tok, end):
             return None  # others hold what it would borrow: it waits a step or, if optimistic, for pages
         last = end == req.prefill_tok
@@ -272,7 +322,7 @@ class Scheduler:
         """Decode steps until the next decision: one beside a prefill, few while a request may be admitted."""
         if not rows or busy or self._step_sizes[-1] == 1:
             return 1
-        limit = min([e.info.max_output_tok - e.output_tok for e in rows])
+        limit = min([e.steps_left for e in rows])
         if limit > self.limits.admit_every and self.waiting and self.memory.slots_free:
             limit = min(limit, self.limits.admit_every)
         return self._at_most(limit)
@@ -306,8 +356,13 @@ class Scheduler:
         return rows, steps
 
     def _victim(self) -> RequestState:
-        """The request whose preemption loses the least work: fewest outputs, then the longest prompt."""
-        return min(self.running.values(), key=lambda e: (e.output_tok, -e.info.prompt_tok, -e.info.seq))
+        """The request whose preemption loses the least work: fewest outputs, then the longest prompt.
+
+        One in a slab would free no full pages, and has to replay its outputs: it comes last.
+        """
+        rows = [e for e in self.running.values() if e.slab is None or e.kv is None or not e.kv.settled]
+        rows = rows or list(self.running.values())
+        return min(rows, key=lambda e: (e.output_tok, -e.info.prompt_tok, -e.info.seq))
 
     def _record_tokens(
         self, rows: Sequence[RequestState], produced: Mapping[RequestId, StepResult], now_s: float
@@ -320,6 +375,11 @@ class Scheduler:
             info = req.info
             got = produced.get(info.id)
             if got is None:
+                continue
+            if got.replayed and got.replayed < req.replay_tok:
+                req.computed_tok += got.replayed
+                if got.finish:
+                    ended.append((req, got.finish))
                 continue
             left = info.max_output_tok - req.output_tok
             count = got.count if got.count < left else left
@@ -359,6 +419,7 @@ class Scheduler:
 
     def _release(self, req: RequestState) -> None:
         self.prefilling.pop(req.info.id, None)
+        self._unsettled.pop(req.info.id, None)
         if req.kv is not None:
             self.memory.release(req.kv)
             req.kv, req.no_growth_until_tok = None, 0

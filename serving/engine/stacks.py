@@ -194,7 +194,7 @@ class SegmentedStack:
             narrow = x.shape[1] < shape[1]
             x = self._run(compiled, segment, x, pools, RowPlaces(batch.tables, *last) if narrow else places)
         rows, output = compiled["end prefill", *shape, features](self._params, x, state.rows, batch)
-        return DeviceState(dataclasses.replace(state.cache, pools=pools), rows), output
+        return steps.with_pools(state, pools, rows), output
 
     def decode(
         self,
@@ -219,7 +219,7 @@ class SegmentedStack:
             if before is not None and not before:
                 break
         rows = compiled["store", R, features](state.rows, batch.slot_R, rows)
-        return DeviceState(dataclasses.replace(state.cache, pools=pools), rows), out
+        return steps.with_pools(state, pools, rows), out
 
     # ---- inside ----
 

@@ -19,6 +19,8 @@ class EngineCounters:
       finished: ended outputs by reason.
       preemptions: times a running request lost its memory.
       resets: times a program failed and the device state was rebuilt.
+      evictions: keys that slabs have lost, over owners and key/value heads.
+      scored_tok: prompt tokens whose queries voted on keys; each costs one more product with its prefix.
       host_s, device_s: step time spent on scheduling and bookkeeping, and on waiting for programs.
     """
 
@@ -32,6 +34,8 @@ class EngineCounters:
     preemptions: int = 0
     resets: int = 0
     arrived: int = 0
+    evictions: int = 0
+    scored_tok: int = 0
     finished: dict[str, int] = field(default_factory=dict)
     host_s: float = 0.0
     device_s: float = 0.0
@@ -46,6 +50,10 @@ class EngineStats(EngineCounters):
       pages: by kind, (in use by requests, cached, free, total).
       bytes_held: KV bytes of the pages in use by requests or cached.
       policy_failure: why the policy was replaced by `fcfs`, or None.
+      slab_bytes, votes_bytes: of all slots' slabs, and of the rows of scores, snapshots included.
+      snapshots: ends of cached prefixes whose scores are kept. hits_lost: requests that found less than is
+        cached because no snapshot ends there.
+      layers_for_scores: layers that compute all tokens of a prompt only because their queries vote.
     """
 
     programs: int
@@ -56,6 +64,11 @@ class EngineStats(EngineCounters):
     waiting: int
     slots: int
     policy_failure: str | None
+    slab_bytes: int = 0
+    votes_bytes: int = 0
+    snapshots: int = 0
+    hits_lost: int = 0
+    layers_for_scores: int = 0
 
     @property
     def hit_rate(self) -> float:

@@ -65,7 +65,7 @@ def prefill(
     step = model.forward(batch.tokens_RC, cache=cache, last_only=not features.prompt)
     assert isinstance(step.cache, Paged)
     rows, output = finish_prefill(model, step.hidden_BTD, state.rows, batch, features)
-    return DeviceState(dataclasses.replace(state.cache, pools=step.cache.pools), rows), output
+    return with_pools(state, step.cache.pools, rows), output
 
 
 def finish_prefill(
@@ -147,10 +147,15 @@ def decode(
     carry = jnp.int32(0), (state.cache.pools, rows), batch.left_R, out
     _, (pools, rows), _, out = jax.lax.while_loop(more, one, carry)
     if len(batch.left_R) == len(state.rows.token_B):
-        rows = _with_penalties_of(state.rows, rows, features)
+        rows = with_penalties_of(state.rows, rows, features)
     else:
         rows = store_rows(state.rows, batch.slot_R, rows, features)
-    return DeviceState(dataclasses.replace(state.cache, pools=pools), rows), out
+    return with_pools(state, pools, rows), out
+
+
+def with_pools(state: DeviceState, pools: dict[int, Pool], rows: SlotRows) -> DeviceState:
+    """The state after a step."""
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, pools=pools), rows=rows)
 
 
 def finish_decode(
@@ -161,14 +166,18 @@ def finish_decode(
     left_R: jax.Array,
     out: StepOutput,
     features: SamplingFeatures,
+    known_R: jax.Array | None = None,
 ) -> tuple[SlotRows, jax.Array, StepOutput]:
     """Samples one token per live row, writes it to row `step` of `out`, and advances the rows.
 
     Args:
       left_R: tokens each row may still produce; 0 = not live.
+      known_R: tokens in place of sampled ones, -1 = none.
     """
     live_R = left_R > 0
     token_R, lp = _draw(model.head(hidden_RD), rows, rows.position_B + 1, live_R, features)
+    if known_R is not None:
+        token_R = jnp.where((known_R >= 0) & (token_R != NOT_FINITE), known_R, token_R)
     stop_R = (token_R[:, None] == rows.stop_BE).any(axis=1) | (token_R < 0)
     produced = StepOutput(jnp.where(live_R, token_R, -1), lp)
     out = jax.tree.map(lambda all_N, new: all_N.at[step].set(new), out, produced)
@@ -195,10 +204,10 @@ def store_rows(old: SlotRows, slot_R: jax.Array, new: SlotRows, features: Sampli
     kept = old if features.penalties else dataclasses.replace(old, penalties=None)
     new = dataclasses.replace(new, allowed_BW=None)
     stored = jax.tree.map(lambda old, new: old.at[slot_R].set(new, mode="drop"), kept, new)
-    return _with_penalties_of(old, stored, features)
+    return with_penalties_of(old, stored, features)
 
 
-def _with_penalties_of(old: SlotRows, new: SlotRows, features: SamplingFeatures) -> SlotRows:
+def with_penalties_of(old: SlotRows, new: SlotRows, features: SamplingFeatures) -> SlotRows:
     new = dataclasses.replace(new, allowed_BW=None)
     return new if features.penalties else dataclasses.replace(new, penalties=old.penalties)
 

@@ -93,6 +93,7 @@ class ServerMetrics:
         )
         self.compiles = one(Gauge, "compiled_programs", "Programs of the engine; fixed after the start.")
         self.resets = one(Gauge, "engine_resets", "Times a step failed and the device state was rebuilt.")
+        self.slabs = one(Gauge, "slabs", "Bytes and counts of an engine that evicts.", "what")
         self.step_s = one(Gauge, "step_seconds_sum", "Step time on the host and on the device.", "phase")
         self.throughput = one(Gauge, "gen_throughput", "Output tokens per second of the last seconds.")
         self._clients: dict[str, str] = {}
@@ -176,6 +177,9 @@ class ServerMetrics:
             self.kv_usage.labels(self._model, kind).set((used + cached) / max(1, pages))
         self.compiles.labels(self._model).set(stats.programs)
         self.resets.labels(self._model).set(stats.resets)
+        if getattr(stats, "slab_bytes", 0):
+            for what in ("slab_bytes", "votes_bytes", "evictions", "scored_tok", "snapshots", "hits_lost"):
+                self.slabs.labels(self._model, what).set(getattr(stats, what))
         self.step_s.labels(self._model, "host").set(stats.host_s)
         self.step_s.labels(self._model, "device").set(stats.device_s)
         self.throughput.labels(self._model).set(self.tok_per_s())

@@ -44,6 +44,12 @@ def _common(limits: HttpLimits) -> dict[str, Any]:
         "user": {"type": "string", "maxLength": MAX_NAME},
         "priority": {"type": "integer", "description": "smaller goes first, within one client"},
         "cache_salt": {"type": "string", "maxLength": 256},
+        "keep": {
+            "type": "object",
+            "description": "how the request's keys are cut, where the server evicts",
+            "properties": {"scorer": TEXT, "budget": _number(0, 2**31, exclusive=True), "everything": FLAG},
+            "additionalProperties": False,
+        },
         "timeout": _number(0, limits.request_s, exclusive=True),
         "rid": {"type": "string", "minLength": 1, "maxLength": 128},
         "response_format": {"type": "object", "required": ["type"]},

@@ -221,6 +221,7 @@ class Service:
             deadline_s=timeout_s,
             priority=call.priority,
             grammar=grammar,
+            keep=call.keep,
         )
 
     async def _grammar(self, call: GenerationCall, model: ServedModel) -> MakeGrammar | None:

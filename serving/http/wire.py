@@ -11,7 +11,7 @@ from serving.http.errors import ApiError, bad_field
 from serving.http.grammar import GrammarAsked
 from serving.http.settings import HttpLimits
 from serving.http.tool_calls import ToolsAsked
-from serving.request import Sampling
+from serving.request import RequestKeep, Sampling
 
 type Kind = Literal["completion", "chat", "ids"]
 
@@ -48,6 +48,7 @@ class GenerationCall:
       max_tokens: None = what there is room for; 0 = only score the prompt.
       logprobs: alternatives to report; None = no log-probabilities.
       priority: as `Request.priority`: higher first.
+      keep: as `Request.keep`.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class GenerationCall:
     user: str | None = None
     priority: int = 0
     cache_salt: str = ""
+    keep: RequestKeep | None = None
     timeout_s: float | None = None
     rid: str | None = None
     skip_special: bool = True
@@ -162,7 +164,7 @@ def ids(fields: Fields, limits: HttpLimits) -> GenerationCall:
 def _beside(fields: Fields) -> dict[str, Any]:
     """The other fields of a /generate body, which may stand beside `sampling_params` or in it."""
     names = (
-        *("stream", "rid", "user", "priority", "cache_salt", "timeout", "n", "seed", "logprobs"),
+        *("stream", "rid", "user", "priority", "cache_salt", "keep", "timeout", "n", "seed", "logprobs"),
         *("max_new_tokens", "max_tokens", "temperature", "top_p", "top_k", "ignore_eos", "stop_token_ids"),
     )
     return {name: fields.raw(name) for name in names if fields.has(name)}
@@ -219,6 +221,7 @@ def _common(fields: Fields, kind: Kind, limits: HttpLimits) -> GenerationCall:
     call.cache_salt = fields.text("cache_salt", "")
     if len(call.cache_salt) > 256:
         raise bad_field("cache_salt", f"cache_salt has {len(call.cache_salt)} characters; at most 256")
+    call.keep = _keep(fields)
     call.timeout_s = fields.number("timeout")
     if call.timeout_s is not None and call.timeout_s <= 0:
         raise bad_field("timeout", f"timeout is {call.timeout_s}; it must be above 0 seconds")
@@ -227,6 +230,15 @@ def _common(fields: Fields, kind: Kind, limits: HttpLimits) -> GenerationCall:
         raise bad_field("rid", "rid must be 1 to 128 printable characters")
     call.skip_special = fields.flag("skip_special_tokens", True)
     return call
+
+
+def _keep(fields: Fields) -> RequestKeep | None:
+    if fields.raw("keep") is None:
+        return None
+    try:
+        return RequestKeep.read(fields.object("keep"))
+    except ValueError as why:
+        raise bad_field("keep", str(why)) from None
 
 
 def _bounded_priority(fields: Fields) -> int:

@@ -18,6 +18,8 @@ class RadixNode:
       ref_count: requests whose path runs through here.
       readers: by group and page, requests that read the page, in groups that count them.
       used: the tree's call counter at the last use.
+      snapshot: row of the scores of all queries up to its end, in `vote_rows.VoteRows`; 0 = none. A node that
+        is cut keeps it: its end stays.
       queued: by group, whether it stands in the eviction line.
       watchers: waiting requests whose match ends here, by the page that would carry it on; None where it ends
         within the node.
@@ -32,6 +34,7 @@ class RadixNode:
     ref_count: int = 0
     readers: list[list[int]] = field(default_factory=list)
     used: int = 0
+    snapshot: int = 0
     queued: list[bool] = field(default_factory=list)
     alive: bool = True
     watchers: dict[Hashable | None, set[str]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ Time is a counter of calls, not a clock, so replays agree.
 """
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from serving.kvcache.allocator import NULL_PAGE
 from serving.kvcache.groups import KVGroup
@@ -30,6 +30,9 @@ class RadixTree:
     Attributes:
       pages: by group, its pages in the tree.
       watcher: waiting requests that are told when their match may have changed.
+      on_remove: called with every node that is evicted.
+
+    A hit for a request that needs the scores of its prefix (`scored`) ends where a node with a snapshot ends.
     """
 
     def __init__(self, page_tok: int, groups: Sequence[KVGroup]):
@@ -37,6 +40,7 @@ class RadixTree:
         self._groups = tuple(groups)
         self.pages = [group.tree_pages(i, page_tok) for i, group in enumerate(groups)]
         self.watcher = MatchWatcher()
+        self.on_remove: Callable[[RadixNode], None] = lambda node: None
         self._with_gaps = [g for g, pages in enumerate(self.pages) if pages.may_have_gaps]
         self._roots: dict[Hashable, RadixNode] = {}
         self._sweep_at = MIN_SWEEP
@@ -46,10 +50,12 @@ class RadixTree:
 
     # ---- reading ----
 
-    def match(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> int:
+    def match(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int, scored: bool = False) -> int:
         """Length in tokens of the longest valid hit, at most `limit_tok`; changes nothing."""
         root = self._roots.get(cache_salt)
-        return 0 if root is None else self._valid_end(common_path(root, tokens, self.page_tok), limit_tok)
+        if root is None:
+            return 0
+        return self._valid_end(common_path(root, tokens, self.page_tok), limit_tok, scored)
 
     def path(self, tokens: TokenSequence, cache_salt: Hashable) -> list[RadixNode]:
         """Nodes that agree with `tokens` to their end, from the root down; changes nothing."""
@@ -57,7 +63,9 @@ class RadixTree:
         found = [] if root is None else common_path(root, tokens, self.page_tok)
         return [node for node, same in found if same == len(node.key)]
 
-    def watch(self, id: str, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> int:
+    def watch(
+        self, id: str, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int, scored: bool = False
+    ) -> int:
         """`match`; from now on `watcher` names `id` whenever the answer may have changed."""
         node = root = self._root(cache_salt)
         path = common_path(root, tokens, self.page_tok)
@@ -69,14 +77,16 @@ class RadixTree:
         if at == node.end:
             head = tokens.head(at, self.page_tok) if len(tokens) - at >= self.page_tok else None
         self.watcher.put(id, node, head)
-        return self._valid_end(path, limit_tok)
+        return self._valid_end(path, limit_tok, scored)
 
-    def acquire(self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int) -> tuple[PrefixLock, int]:
+    def acquire(
+        self, tokens: TokenSequence, cache_salt: Hashable, limit_tok: int, scored: bool = False
+    ) -> tuple[PrefixLock, int]:
         """Locks the longest valid hit; the lock and the hit's length. Splits a node to end there."""
         self._calls += 1
         root = self._root(cache_salt)
         path = common_path(root, tokens, self.page_tok)
-        hit = self._valid_end(path, limit_tok)
+        hit = self._valid_end(path, limit_tok, scored)
         end = root
         for node, _ in path:
             if node.start >= hit:
@@ -84,6 +94,10 @@ class RadixTree:
             node.used = self._calls
             end = node if node.end <= hit else self._split(node, hit - node.start)
         return self._lock(end, next_position=hit), hit
+
+    def lock_nothing(self, cache_salt: Hashable) -> PrefixLock:
+        """The lock of a request that reads nothing of the tree."""
+        return self._lock(self._root(cache_salt), next_position=0)
 
     def path_pages(self, lock: PrefixLock) -> list[list[int]]:
         """By group, the physical pages from position 0 to the lock's end (NULL_PAGE where missing)."""
@@ -199,8 +213,11 @@ class RadixTree:
         node.queued = [False] * len(self.pages)
         return node
 
-    def _valid_end(self, path: list[tuple[RadixNode, int]], limit_tok: int) -> int:
+    def _valid_end(self, path: list[tuple[RadixNode, int]], limit_tok: int, scored: bool = False) -> int:
         """The longest end on `path` at which every group still has what a query would read."""
+        if scored:
+            ends_tok = [n.end for n, same in path if n.snapshot and same == len(n.key) and n.end <= limit_tok]
+            return next((end for end in reversed(ends_tok) if self._valid_end(path, end) == end), 0)
         if not path:
             return 0
         page = self.page_tok
@@ -285,6 +302,7 @@ class RadixTree:
         assert node.ref_count == 0
         if self._with_gaps:
             self.watcher.touch_all()
+        self.on_remove(node)
         for group, pages in zip(freed, self.pages):
             group.extend(pages.drop(node))
         node.alive = False

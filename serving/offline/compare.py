@@ -104,12 +104,14 @@ def drive(engine: Engine, arrivals: Arrivals, on_delta: Callable[[Delta], None])
 def bound(engine: Engine, serve: Serve) -> float | None:
     """The proven bound on the service gap of two backlogged clients, in weighted tokens; None without one.
 
-    Running requests are limited by the full-attention pool, or by the slots where there is no such pool. With
-    prefix reuse a prompt may share pages with other requests.
+    Running requests are limited by the full-attention pool, or by the slots where there is no such pool or
+    requests leave it for slabs. With prefix reuse a prompt may share pages with other requests.
     """
     config = engine.config
     pools = [(g.num_pages - 1) * config.page_size for g in engine.memory.groups if isinstance(g, FullGroup)]
-    memory_tok = min([config.max_slots * config.max_request_tok, *pools])
+    memory_tok = config.max_slots * config.max_request_tok
+    if engine.slabs is None:
+        memory_tok = min([memory_tok, *pools])
     longest = max(c.prompt_tok[1] for c in serve.workload.clients)
     hit = longest if config.reuse else 0
     return engine.scheduler.policy.gap_bound(memory_tok=memory_tok, max_prompt_tok=longest, max_hit_tok=hit)

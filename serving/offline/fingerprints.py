@@ -22,6 +22,8 @@ def of_request(request: Request) -> str:
     sampling = dataclasses.asdict(request.sampling)
     sampling["logit_bias"] = sorted(sampling["logit_bias"].items())
     what = {"id": request.id, "prompt_ids": request.prompt_ids, "sampling": sampling}
+    if request.keep is not None:
+        what["keep"] = dataclasses.asdict(request.keep)
     return _short(hashlib.sha256(json.dumps(what, sort_keys=True).encode()))
 
 

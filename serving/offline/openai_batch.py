@@ -25,6 +25,7 @@ _SAME = {
     "metadata",
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "prompt_logprobs", "priority"),
     "cache_salt",
+    "keep",
 }
 _RENAMED = {"max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "user": "client"}
 _RENAMED |= {"stop_token_ids": "stop_ids", "include_stop_str_in_output": "include_stop"}

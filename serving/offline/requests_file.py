@@ -6,7 +6,8 @@
     {"custom_id": "c1", "body": {"messages": [...]}}          see `serving.offline.openai_batch`
 
 Fields are those of `Request` and `Sampling`. The default `id` is the line's number, the default `max_tokens`
-of messages CHAT_TOK. `metadata` is carried into the answer. A `priority` is as in vLLM: smaller first.
+of messages CHAT_TOK. `keep` is an object with the fields of `RequestKeep`. `metadata` is carried into the
+answer. A `priority` is as in vLLM: smaller first.
 """
 
 import dataclasses
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from serving.offline import chat_lines, openai_batch
-from serving.request import Request, Sampling, is_text
+from serving.request import Request, RequestKeep, Sampling, is_text
 
 SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
 PROMPTS = ("prompt", "prompt_ids", "messages")
-REQUEST = {"id", "client", *PROMPTS, "cache_salt", "deadline_s", "priority", "metadata"}
+REQUEST = {"id", "client", *PROMPTS, "cache_salt", "deadline_s", "priority", "metadata", "keep"}
 
 CHAT_TOK = 256
 
@@ -157,6 +158,8 @@ def parse(
     sampling |= {name: value for name, value in fields.items() if name in SAMPLING}
     sampling |= {name: read(fields[name]) for name, read in _SPECIAL.items() if name in fields}
     rest = {name: fields[name] for name in ("client", "cache_salt", "deadline_s") if name in fields}
+    if "keep" in fields:
+        rest["keep"] = RequestKeep.read(fields["keep"])
     if "priority" in fields:
         rest["priority"] = _priority(fields["priority"])
     return Request(

@@ -37,6 +37,7 @@ class SimulatedEngine:
       step_tok: maximal prompt tokens per step; only longer prompts are split into chunks.
       admit_every: decode steps between two admission attempts.
       damped: whether optimistic admission learns from preemptions (see `serving.engine.admission_window`).
+      slab_tok: a request holds min(T, slab_tok) tokens once its prompt is computed; 0 = no eviction.
       workers, router, router_options: a cluster if there is more than one worker.
       failures: (worker, down at, up at), times in seconds; up at inf: for good; down at 0: it joins later.
       speeds: of the workers, relative to `cost`; none: all are 1.
@@ -50,6 +51,7 @@ class SimulatedEngine:
     max_slots: int = 1000
     admit_every: int = 10
     damped: bool = True
+    slab_tok: int = 0
     workers: int = 1
     router: str = "round_robin"
     router_options: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +65,12 @@ class SimulatedEngine:
             raise ValueError(f"unknown admission {self.admission!r}; known: {', '.join(ADMISSIONS)}")
         if self.page_tok and self.admission == "peak":
             raise ValueError(f"page_tok is {self.page_tok}, but a prefix cache cannot admit by peak")
+        if self.slab_tok < 0:
+            raise ValueError(f"server.slab_tok is {self.slab_tok}; it must be at least 0 (no eviction)")
+        if self.page_tok and self.slab_tok:
+            raise ValueError(
+                f"page_tok is {self.page_tok} and slab_tok {self.slab_tok}; eviction is simulated by tokens"
+            )
         for name in ("memory_tok", "step_tok", "max_slots", "admit_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"server.{name} is {getattr(self, name)}; it must be at least 1")
@@ -72,7 +80,12 @@ class SimulatedEngine:
     def memory(self) -> MemoryManager:
         """A new, empty memory of one worker."""
         if not self.page_tok:
-            return TokenMemory(self.memory_tok, admission=self.admission, max_slots=self.max_slots)
+            return TokenMemory(
+                self.memory_tok,
+                admission=self.admission,
+                max_slots=self.max_slots,
+                slab_tok=self.slab_tok,
+            )
         pages = self.memory_tok // self.page_tok + 1
         return KVCacheManager(
             [FullGroup(pages)],

@@ -100,6 +100,8 @@ class Worker:
         if plan is None:
             return None
         context = sum([req.computed_tok + 1 for req in plan.decode])
+        if slab_tok := getattr(self.scheduler.memory, "slab_tok", 0):
+            context = sum([min(req.computed_tok + 1, slab_tok) for req in plan.decode])
         # The device stops where the first request ends; a plan only knows the maximum.
         requests, steps = self.requests, plan.steps
         for req in plan.decode:

@@ -81,8 +81,10 @@ def engine(
         "window_pages": more.pop("window_pages", 129),
         "kv_dtype": more.pop("kv_dtype", ""),
     }
+    if "keep" in more:
+        common["keep"] = more.pop("keep")
     config = EngineConfig(limits=limits, **common, **extras, **more)
-    key = net.config, tuple(common.items()), rich
+    key = net.config, repr(common), rich
     if key not in _programs:
         _programs[key] = Engine(net, EngineConfig(limits=MOST, **common, **extras)).programs
     hears = {"log": log} if log else {}

@@ -35,12 +35,12 @@ class OnePassRunner(ModelRunner):
         decode = None
         if plan.decode:
             features = self._features(plan.decode, prompt=False)
-            decode = self._rows_of(plan, features), features
+            decode = self._rows_of(plan.decode, plan.steps, features), features
         stack = self._programs.stack
         assert isinstance(stack, OffloadStack)
         outputs: list[StepOutput]
         state, outputs = stack.run_pass(self._programs.compiled, state, prefills, decode)
-        return state, InFlightStep(plan, batches, outputs)
+        return state, InFlightStep(plan, batches, outputs, [plan.decode] if plan.decode else [])
 
 
 class OffloadEngine(Engine):

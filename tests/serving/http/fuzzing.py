@@ -47,7 +47,17 @@ FIELDS = [
         "top_k",
     ),
     *("min_p", "seed", "stop", "stop_token_ids", "logprobs", "top_logprobs", "logit_bias", "stream", "echo"),
-    *("stream_options", "user", "priority", "cache_salt", "timeout", "rid", "response_format", "guided_json"),
+    *(
+        "stream_options",
+        "user",
+        "priority",
+        "cache_salt",
+        "keep",
+        "timeout",
+        "rid",
+        "response_format",
+        "guided_json",
+    ),
     *("guided_regex", "guided_grammar", "guided_choice", "tools", "tool_choice", "min_tokens", "best_of"),
     *(
         "suffix",

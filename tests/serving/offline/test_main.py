@@ -306,3 +306,34 @@ def test_a_training_run_is_served_without_a_config_and_with_what_requests_ask_fo
     answers = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "o").read_text().splitlines()]
     [first] = [a for a in answers if a["id"] == "1"]
     assert [len(top) for _, _, top in first["logprobs"]] == [63, 63, 63, 64][: len(first["logprobs"])]
+
+
+def test_the_clients_are_served_with_slabs_and_gaps_stay_under_their_bounds(trained, run_module):
+    keep = ("--config.serve.engine.keep.slab_tok=8", "--config.serve.engine.keep.full_decode=False")
+    done = run_module("serving.main", CONFIG, f"--workdir={trained}", *keep, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["vtc"]["gap"] <= told["vtc"]["bound"]
+    assert told["vtc"]["finished"] == 16
+
+
+def test_a_line_whose_budget_no_slab_holds_is_an_error_of_its_line(trained, run_module, tmp_path):
+    ids = list(range(1, 31))
+    asks = ask_file(
+        tmp_path,
+        [
+            {"prompt_ids": ids, "max_tokens": 4, "keep": {"budget": 6}},
+            {"prompt_ids": ids, "max_tokens": 4, "keep": {"budget": 20}},
+            {"prompt_ids": ids, "max_tokens": 4, "keep": {"scorer": "tova"}},
+            {"prompt_ids": ids, "max_tokens": 4, "keep": {"share": 1}},
+        ],
+    )
+    out = tmp_path / "answers.jsonl"
+    flags = (f"--requests={asks}", f"--out={out}", "--config.serve.engine.keep.slab_tok=8")
+    done = run_module("serving.main", CONFIG, f"--workdir={trained}", *flags)
+    assert done.returncode == 1
+    errors = {a["id"]: a.get("error") for a in map(json.loads, out.read_text().splitlines())}
+    assert [sorted(errors)[0], errors["1"]] == ["1", None]
+    assert "asks for 20 keys a layer, a slab holds 8" in errors["2"]
+    assert "asks for the scorer 'tova'; compiled in are h2o" in errors["3"]
+    assert any("keep has the field 'share'" in str(why) for why in errors.values())

@@ -190,3 +190,21 @@ def test_the_admission_window_opens_slowly_and_closes_quickly():
         window.shrink(running=1)
     assert window.admits(0)
     assert not window.admits(1)
+
+
+def test_with_slabs_a_request_holds_its_prompt_and_then_min_of_its_length_and_the_slab():
+    from serving.kvcache.tokens import TokenIds
+    from serving.sim.memory import TokenMemory
+
+    memory = TokenMemory(100, slab_tok=20)
+    kv, _ = memory.admit(TokenIds(range(60)), "", 90, reserve=True)
+    assert memory.admit(TokenIds(range(60)), "", 90, reserve=True) is None, "one prompt at a time"
+    memory.computed(kv, TokenIds(range(60)), 60, share=True)
+    assert (memory.held_tok, memory.final_tok) == (20, 20)
+    assert memory.grow(kv, 60, 90)
+    assert memory.held_tok == 20
+    held = [kv, *(memory.admit(TokenIds(range(10)), "", 15, reserve=True)[0] for _ in range(5))]
+    assert memory.admit(TokenIds(range(10)), "", 15, reserve=True) is None
+    for one in held:
+        memory.release(one)
+    assert (memory.held_tok, memory.final_tok) == (0, 0)
