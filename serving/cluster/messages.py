@@ -21,7 +21,7 @@ from typing import Any
 from serving.cluster.live_output import AttemptId, token_bytes
 from serving.engine.stats import EngineStats
 from serving.http.grammar import GrammarAsked, MakeGrammar
-from serving.request import Delta, Logprob, Output, Request, Sampling, TokenGrammar
+from serving.request import Delta, Logprob, Output, Request, RequestKeep, Sampling, TokenGrammar
 
 type Line = dict[str, Any]
 
@@ -49,6 +49,8 @@ def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
         told["program"] = request.program
     if request.resume_ids:
         told["resume"] = _tokens(token_bytes(request.resume_ids))
+    if request.keep is not None:
+        told["keep"] = dataclasses.asdict(request.keep)
     if request.grammar is not None:
         assert isinstance(request.grammar, MakeGrammar)
         told["grammar"] = dataclasses.astuple(request.grammar.given)
@@ -90,6 +92,7 @@ def request_of(id: str, told: Mapping[str, Any], grammar: Callable[[], TokenGram
         program=told.get("program", ""),
         grammar=grammar,
         resume_ids=_ids(told.get("resume", "")),
+        keep=RequestKeep(**told["keep"]) if "keep" in told else None,
     )
 
 

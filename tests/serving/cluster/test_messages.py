@@ -1,5 +1,6 @@
 """What goes to a worker and back is what was meant."""
 
+import dataclasses
 import json
 import math
 import random
@@ -9,7 +10,13 @@ import pytest
 from serving.cluster import messages
 from serving.cluster.live_output import token_bytes
 from serving.http.grammar import GrammarAsked, MakeGrammar
-from serving.request import Delta, Logprob, Output, Request, Sampling
+from serving.request import Delta, Logprob, Output, Request, RequestKeep, Sampling
+
+
+SENT = {
+    *("client", "prompt_ids", "sampling", "id", "cache_salt", "deadline_s"),
+    *("priority", "program", "grammar", "resume_ids", "keep"),
+}
 
 
 def sampling(rng):
@@ -47,7 +54,9 @@ def test_a_request_arrives_as_it_was_sent(seed):
         priority=rng.choice([0, -3]),
         program=rng.choice(["", "p"]),
         resume_ids=rng.choice([(), (4, 5)]),
+        keep=rng.choice([None, RequestKeep(budget=0.2), RequestKeep(budget=20, scorer="tova")]),
     )
+    assert {field.name for field in dataclasses.fields(sent)} == SENT, "a new field needs to be sent"
     line = messages.run_command(17, sent, token_bytes(sent.prompt_ids))
     assert line.endswith(b"\n")
     assert b"\n" not in line[:-1]
