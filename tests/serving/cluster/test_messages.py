@@ -12,7 +12,6 @@ from serving.cluster.live_output import token_bytes
 from serving.http.grammar import GrammarAsked, MakeGrammar
 from serving.request import Delta, Logprob, Output, Request, RequestKeep, Sampling
 
-
 SENT = {
     *("client", "prompt_ids", "sampling", "id", "cache_salt", "deadline_s"),
     *("priority", "program", "grammar", "resume_ids", "keep"),
