@@ -60,17 +60,25 @@ class OffloadSettings:
       device_memory_gb: GiB that the engine may take; 0 = everything is in memory, without offloading.
       mode: stream or cache; "" = as the plan chooses. schedule: of streamed passes; "" likewise.
       cache_policy: lru or frequency.
+      prefetch: mode cache reads the experts that the next layer would choose now, before it is asked.
+      quantize: "int8": experts in 8 bits, rounded as they are read; "" = as they are stored.
     """
 
     device_memory_gb: float = 0.0
     mode: str = ""
     schedule: str = ""
     cache_policy: str = "lru"
+    prefetch: bool = False
+    quantize: str = ""
 
     def check(self) -> None:
         if self.device_memory_gb < 0:
             raise ValueError(f"offload.device_memory_gb is {self.device_memory_gb}; it must be at least 0")
-        for name, known in (("mode", ("", "stream", "cache")), ("cache_policy", ("lru", "frequency"))):
+        for name, known in (
+            ("mode", ("", "stream", "cache")),
+            ("cache_policy", ("lru", "frequency")),
+            ("quantize", QUANTIZE),
+        ):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"offload.{name} is {value!r}; known: {', '.join(filter(None, known))}")
 
