@@ -28,12 +28,9 @@ LOAD = {"num_prompts": 64, "random_input_len": 64, "random_output_len": 64}
 ONE = {"num_prompts": 24, "random_input_len": 64, "random_output_len": 8, "max_concurrency": 1}
 
 
-def cluster(size: Size) -> Iterator[Row]:
-    """All figures of the cluster's ingress."""
-    yield from dispatch(16)
-    yield from decision(1000)
-    yield token()
-    yield from beside_one_server(size)
+def ingress(size: Size) -> list[Row]:
+    """The deciding part alone."""
+    return [*dispatch(16), *decision(1000), token()]
 
 
 # ---- the deciding part, alone ----
@@ -98,7 +95,7 @@ def dispatch(workers: int) -> Iterator[Row]:
     us = {name: 1e6 * part_s / (batches * BATCH) for name, part_s in spent.items()}
     goal = "<= 60" if workers <= 16 else ""
     yield row(
-        "cluster",
+        "ingress",
         "CPU of a dispatch: queue, choose, bill, encode",
         us["submit"] + us["dispatch"] + us["encode"],
         "us",
@@ -106,7 +103,7 @@ def dispatch(workers: int) -> Iterator[Row]:
         goal,
     )
     for name, spent_us in us.items():
-        yield row("cluster", f"of a request: {name}", spent_us, "us")
+        yield row("ingress", f"of a request: {name}", spent_us, "us")
 
 
 def decision(workers: int) -> Iterator[Row]:
@@ -130,10 +127,10 @@ def decision(workers: int) -> Iterator[Row]:
     spent = sorted(spent[2000:])
     detail = f"{len(spent):,} decisions, prompts of {PROMPT_TOK} tokens in blocks of {BLOCK_TOK}"
     yield row(
-        "cluster", f"a decision among {workers:,} workers, median", median(spent), "us", detail, "<= 1000"
+        "ingress", f"a decision among {workers:,} workers, median", median(spent), "us", detail, "<= 1000"
     )
     yield row(
-        "cluster",
+        "ingress",
         f"a decision among {workers:,} workers, p99",
         spent[len(spent) * 99 // 100],
         "us",
@@ -169,13 +166,13 @@ def token() -> Row:
         ingress.deltas.clear()
     spent_us = 1e6 * (time.process_time() - began_s) / (steps * rows)
     detail = f"{rows} outputs, one token each a line; the server's own part is in http.csv"
-    return row("cluster", "CPU of a streamed token: line, ledgers, delta", spent_us, "us", detail, "<= 25")
+    return row("ingress", "CPU of a streamed token: line, ledgers, delta", spent_us, "us", detail, "<= 25")
 
 
 # ---- processes ----
 
 
-def beside_one_server(size: Size) -> Iterator[Row]:
+def cluster(size: Size) -> Iterator[Row]:
     """One worker behind the ingress, and two, beside the same engine behind its own HTTP server."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as folder:

@@ -38,6 +38,7 @@ from serving.http.settings import HttpLimits
 from serving.http.startup import configured, served_model
 
 WAIT_S = 0.05
+BLOCK_TOK = 32  # of the router's prefixes, in whole pages: smaller ones make a dispatch longer
 
 
 class ClusterAssembly:
@@ -63,8 +64,9 @@ class ClusterAssembly:
     def backend(self, deliver: Deliver) -> WorkerCluster:
         given = self._cluster_options
         page_tok = self._override(configured(self._options)).page_size
+        block_tok = page_tok * max(1, BLOCK_TOK // page_tok)
         queue = fair.make(given.queue, **given.queue_options)
-        ingress = Ingress(self._router(), queue, block_tok=page_tok, max_tries=given.max_tries)
+        ingress = Ingress(self._router(), queue, block_tok=block_tok, max_tries=given.max_tries)
         self.cluster = WorkerCluster(
             deliver,
             ingress,
