@@ -218,6 +218,8 @@ class WorkerSlot:
 
     def _lose(self, why: str) -> None:
         self.why = why
+        if self.state == "lost":
+            return  # the same loss, explained: the system told the end of the process after its stream broke
         if not self.leaving:
             self.losses += 1
             logging.warning("worker %d is lost: %s", self.place, why)

@@ -26,7 +26,7 @@ class FakeHandle:
     def __init__(self, place, slots=4, speed=400.0):
         self.place, self.slots, self.speed = place, slots, speed
         self.pid = None
-        self.silent = self.refusing = False
+        self.silent = self.refusing = self.dead = False
         self.why = "it was not started"
         self.task = None
         self.running = {}
@@ -35,7 +35,7 @@ class FakeHandle:
 
     def start(self):
         self.pid, self.why = next(PIDS), None
-        self.silent = False
+        self.silent = self.dead = False
         self.running = {}
         self.starts += 1
 
@@ -43,7 +43,7 @@ class FakeHandle:
         return self.why
 
     async def attach(self, on_line, on_end):
-        if self.why is not None or self.refusing:
+        if self.why is not None or self.refusing or self.dead:
             raise NotReady("it refuses")
         if self.silent:
             await asyncio.sleep(60)
@@ -80,8 +80,14 @@ class FakeHandle:
 
     # ---- what it does, and what may be done to it ----
 
-    def kill(self):
-        self.why = "it was ended by SIGKILL"
+    def kill(self, seen_after_s=0.0):
+        """Its stream breaks; the system may tell the end of the process later."""
+
+        def seen():
+            self.why = "it was ended by SIGKILL"
+
+        asyncio.get_running_loop().call_later(seen_after_s, seen) if seen_after_s else seen()
+        self.dead = True
         self.detach()
         self.on_end("its stream broke")
 

@@ -108,6 +108,22 @@ def test_requests_are_answered_and_paid_for():
     run(scenario)
 
 
+@pytest.mark.parametrize("seen_after_s", [0.0, 0.15])
+def test_a_kill_is_one_loss_however_late_the_end_of_the_process_is_seen(seen_after_s):
+    async def scenario():
+        bench = Bench()
+        await bench.all_up()
+        asked, slot = bench.ask(20), bench.cluster.slots[0]
+        bench.handles[0].kill(seen_after_s)
+        await bench.answered(asked)
+        await bench.until(lambda: slot.up)
+        assert (slot.losses, slot.starts) == (1, 2)
+        assert slot.why == ("it was ended by SIGKILL" if seen_after_s else "its stream broke")
+        await bench.closed()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_kills_silence_and_refusals_change_no_answer(seed):
     async def scenario():
