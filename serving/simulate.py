@@ -31,7 +31,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from mixattn.tools import cli, files
+from mixattn.tools import cli, collector, files
 from mixattn.tools.progress import ProgressLines
 from pallas_kernels import results
 from serving import fair
@@ -113,6 +113,7 @@ _OUT = flags.DEFINE_string(
 
 
 def main() -> None:
+    collector.collect_rarely()
     given = [
         name
         for name in ("trace", "suite", "draw", "fit", "examples", "decisions")

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mixattn.tools import collector
 from serving import fair
 from serving.bench import Row, Size, row
 from serving.bench.http_sides import BenchServer, client, write_checkpoint
@@ -60,7 +61,7 @@ def ended(ingress: Ingress, send: Send, now_s: float) -> None:
 
 def dispatch(workers: int) -> Iterator[Row]:
     """CPU from a request's arrival to the bytes for its worker, with 10,000 blocks in the router's tree."""
-    gc.set_threshold(100_000, 20, 20)  # as the command does
+    collector.collect_rarely()  # as the command does
     ingress = Ingress(fair.make("d2lpm", max_blocks=10_000), block_tok=BLOCK_TOK)
     for _ in range(workers):
         ingress.join(max_live=32)

@@ -24,7 +24,6 @@ second one ends at once. /dashboard shows a lane for each worker; /metrics has s
 --decision_log=FILE writes every decision; `python -m serving.simulate --decisions=FILE` repeats them.
 """
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from mixattn.tools import cli
+from mixattn.tools import cli, collector
 from serving import fair
 from serving.cluster.autoscaler import ScalingRule
 from serving.cluster.options import ROUTERS, TRANSPORTS, ClusterOptions, with_weights
@@ -42,7 +41,6 @@ from serving.http.settings import HELP, HttpLimits
 from serving.sim.trace_experiment import parse_options
 
 PORT = 8000
-GC_THRESHOLDS = 100_000, 20, 20
 
 command.define_flags(HttpLimits, HELP)
 _WORKERS = flags.DEFINE_integer("workers", 3, "Workers to start with.", lower_bound=1)
@@ -108,9 +106,7 @@ def main() -> None:
         decision_log=Path(_DECISIONS.value) if _DECISIONS.value else None,
     )
 
-    # Live requests and the tree of prefixes are many objects and no circles: looking for some again and again
-    # would take a third of a dispatch.
-    gc.set_threshold(*GC_THRESHOLDS)
+    collector.collect_rarely()
 
     def assemble(*more: Any) -> Any:
         from serving.cluster.assembly import ClusterAssembly
