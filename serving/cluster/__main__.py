@@ -125,7 +125,6 @@ def _scaling() -> ScalingRule | None:
 
 
 def _cores(words: list[str]) -> list[int]:
-
     able = sorted(os.sched_getaffinity(0))
     for word in words:
         if not word.isdigit() or int(word) not in able:

@@ -65,7 +65,7 @@ class WorkerTimes:
       grace_s: how long a lost one that still runs may come back before it is ended.
       start_s: for a start, at most.
       step_s: a step of its engine that takes longer counts as a loss.
-      back_off_s, most_back_off_s: before the first and the later of repeated starts.
+      back_off_s, max_back_off_s: before the first and the later of repeated starts.
     """
 
     heartbeat_s: float = 2.0
@@ -73,7 +73,7 @@ class WorkerTimes:
     start_s: float = 900.0
     step_s: float = 300.0
     back_off_s: float = 0.5
-    most_back_off_s: float = 30.0
+    max_back_off_s: float = 30.0
 
 
 class SlotEvents(Protocol):
@@ -189,7 +189,7 @@ class WorkerSlot:
 
     def _back_off_s(self, failures: int) -> float:
         times = self._times
-        limit_s = min(times.most_back_off_s, times.back_off_s * 2 ** min(failures - 1, 16))
+        limit_s = min(times.max_back_off_s, times.back_off_s * 2 ** min(failures - 1, 16))
         return self._random.uniform(0.5, 1.0) * limit_s if failures > 0 else 0.0
 
     def _line(self, text: bytes) -> None:

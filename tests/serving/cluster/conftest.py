@@ -3,7 +3,7 @@ import signal
 import pytest
 
 from tests.serving.cluster.cluster_process import ClusterProcess
-from tests.serving.http.tiny_server import ServerProcess
+from tests.serving.http.tiny_server import ServerProcess, started_by
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +33,4 @@ def alone():
 @pytest.fixture
 def start():
     """Starts clusters that end with the test."""
-    running = []
-
-    def one(*flags, **more):
-        running.append(ClusterProcess(*flags, **more))
-        return running[-1]
-
-    yield one
-    for process in running:
-        process.close()
+    yield from started_by(ClusterProcess)

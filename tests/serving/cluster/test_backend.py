@@ -15,7 +15,7 @@ from serving.config import EngineConfig
 from serving.request import Request, Sampling
 from tests.serving.cluster.fake_worker import FakeHandle, token
 
-TIMES = WorkerTimes(heartbeat_s=0.3, grace_s=0.4, back_off_s=0.02, most_back_off_s=0.1)
+TIMES = WorkerTimes(heartbeat_s=0.3, grace_s=0.4, back_off_s=0.02, max_back_off_s=0.1)
 MODEL = ModelConfig(n_layers=1, d_model=8, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8, vocab_size=1000)
 
 
