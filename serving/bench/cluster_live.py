@@ -148,11 +148,8 @@ def _live(
 ) -> RouterFigures:
     flags = (
         *(f"--workers={WORKERS}", f"--router={router}", f"--policy={policy}", f"--slots={SLOTS}"),
-        *(
-            f"--engine.num_pages={CACHE_TOK // 16 + 1}",
-            "--heartbeat_s=20",
-            "--max_live=4096",
-        ),  # the queues are the workers', as in the simulator
+        *(f"--engine.num_pages={CACHE_TOK // 16 + 1}", "--heartbeat_s=20"),
+        "--max_live=4096",  # requests wait at the workers, as in the simulator
         *(f"--engine.limits.chunk_tok={STEP_TOK}", f"--engine.limits.step_tok={STEP_TOK}"),
         *((f"--router_option=quantum_tok={QUANTUM_TOK}",) if router == "d2lpm" else ()),
         *((f"--engine.policy_options={json.dumps(LOCAL)}",) if policy == "dlpm" else ()),
