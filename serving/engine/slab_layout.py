@@ -125,7 +125,7 @@ class SlabLayout:
         totals = self.most if asked.everything else self._totals(request.id, keep, asked, prompt, new)
         number = list(self.keeps).index(name)
         if final <= min(totals):  # it never evicts: nothing to score
-            return SlabPlan(number, tuple((most - 1, 1, 0) for most in self.most))
+            return SlabPlan(number, tuple((most - 1, 1, 0) for most in self.most), exact=True)
         reads = keep.ranking.reads
         return SlabPlan(
             number,
