@@ -145,8 +145,8 @@ class PagedSlab:
 
     def in_order(self, live_B: jax.Array, tokens_B: jax.Array) -> Self:
         """The slabs after steps of live rows that hold all of their `tokens_B` tokens, in order."""
-        at_R = jnp.arange(self.position_ZKR.shape[-1])
-        position_B1R = jnp.where(at_R < tokens_B[:, None, None], at_R, EMPTY)
+        at_11R = jnp.arange(self.position_ZKR.shape[-1])[None, None]
+        position_B1R = jnp.where(at_11R < tokens_B[:, None, None], at_11R, EMPTY)
         position_ZKR = jnp.where(live_B[:, None, None], position_B1R, self.position_ZKR)
         return dataclasses.replace(self, position_ZKR=position_ZKR)
 

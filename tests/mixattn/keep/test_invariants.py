@@ -67,7 +67,7 @@ def test_tokens_to_come_change_no_keep_set():
 
 
 def test_a_score_that_sees_the_future_keeps_other_keys():
-    """Column sums over all queries of a sequence, as in the original's evaluation, beside those of the past."""
+    """Sums over all queries of a sequence, as in the original's evaluation, beside those of the past."""
     T, at, heavy = 48, 24, 8
     q, k, v = (jnp.asarray(x) for x in tensors("random", T, G=1))
     q, k, v = q, k[None], v[None]

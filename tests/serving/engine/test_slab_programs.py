@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import jax
@@ -19,14 +20,6 @@ KEEP = KeepSettings(slab_tok=24, recent_tok=4, scorers=("streaming",), snapshots
 def compiled():
     """Programs of an engine whose pools and rows of scores are far larger than anything made on the way."""
     return kept_engine(model("0_1s"), keep=KEEP, num_pages=600, window_pages=600, debug=False)
-
-
-def largest(eng):
-    """Bytes of the smallest array that no program may copy."""
-    kept = eng.state.kept
-    pools = [slab.pool.keys.nbytes for slab in kept.slabs.values()]
-    pools += [pool.keys.nbytes for pool in eng.state.cache.pools.values()]
-    return min(pools + [votes.nbytes for votes in kept.votes.values()])
 
 
 def copies(text, eng):
@@ -114,7 +107,7 @@ def test_a_row_may_change_programs_in_its_middle(rows, monkeypatch):
     [output] = serve(eng, [stay], join, also=come)
     check_against_teacher([stay], [output], model("0_1s"))
     calls_ = [exact for exact in seen if exact is not None]
-    assert sum(a != b for a, b in zip(calls_, calls_[1:])) >= 2
+    assert sum(a != b for a, b in itertools.pairwise(calls_)) >= 2
 
 
 def test_a_request_that_asks_for_less_than_it_is_long_is_not_exact():
