@@ -157,7 +157,7 @@ class SlabLayout:
                 )
         least = min(totals)
         try:
-            dataclasses.replace(keep, budget=least)
+            keep.check_total(least, "the budget")
         except ValueError as why:
             raise ValueError(f"request {id!r}, cut to the slab: {why}") from why
         return totals

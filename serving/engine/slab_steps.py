@@ -84,12 +84,17 @@ def _added(
 
 
 def _added_rows(votes_XKS: jax.Array, more_RKS: jax.Array, places: VotePlaces) -> jax.Array:
-    """One slice after the other: a scatter would copy all rows, snapshots included."""
+    """In place, one row after the other. A scatter, or a sum fused with its write, would copy all rows.
+
+    What goes nowhere is written as zeros to row 0, which holds zeros.
+    """
     sums_RKS = votes_XKS[places.from_R] + more_RKS
+    sums_RKS, votes_XKS = jax.lax.optimization_barrier((sums_RKS, votes_XKS))
     for r, sums_KS in enumerate(sums_RKS):
         for to in (places.to_R[r], places.mark_R[r]):
-            row_KS = jnp.where(to < len(votes_XKS), sums_KS, votes_XKS[-1])
-            votes_XKS = jax.lax.dynamic_update_slice(votes_XKS, row_KS[None], (to, 0, 0))
+            real = to < len(votes_XKS)
+            at = (jnp.where(real, to, 0), 0, 0)
+            votes_XKS = jax.lax.dynamic_update_slice(votes_XKS, jnp.where(real, sums_KS, 0)[None], at)
     return votes_XKS
 
 
