@@ -66,7 +66,7 @@ def keep_step() -> BenchCase:
         place_BK = jnp.argmax(position_BKR < 0, axis=-1)
         page_BK = table[:, :1] + place_BK // PAGE
         pool = by_head.write(pool, k, v, page_BK, place_BK % PAGE)
-        got = paged.attend(q, pool, table, held, one, return_weights=weights)
+        got = paged.attend(q, pool, table, held, one, return_weights=weights, unshared=True)
         if not weights:
             return (pool, score_BKR, position_BKR), got
         out, weights_B1NR = got

@@ -71,6 +71,7 @@ class SlabRows:
             scale=scale,
             softcap=softcap,
             return_weights=listens,
+            unshared=True,
         )
         if not listens:
             assert isinstance(got, jax.Array)
@@ -166,8 +167,10 @@ class ExactRows:
         if layer.slides:
             return self.pages.attend(layer, q_BTNH, scale=scale, softcap=softcap)[0], self
         slab = self.slabs[layer.owner]
-        row = self._row_of(slab)
-        return FULL.attend(slab.pool, *row, layer, q_BTNH, scale=scale, softcap=softcap), self
+        pool = narrow.readable(slab.pool, q_BTNH.dtype)
+        q, row = q_BTNH.astype(pool.values.dtype), self._row_of(slab)
+        out_BTNH = paged.attend(q, pool, *row, scale=scale, softcap=softcap, unshared=True)
+        return out_BTNH.astype(q_BTNH.dtype), self
 
     def reads_every_query(self, layer: Layer) -> bool:
         return False

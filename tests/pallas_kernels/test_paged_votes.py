@@ -103,6 +103,10 @@ def test_weights_of_a_step_are_those_of_the_definition_whether_pages_are_shared_
     want, all_weights = paged.attend(*arguments, return_weights=True, backend="reference")
     np.testing.assert_allclose(out, want, atol=1e-5)
     np.testing.assert_allclose(weights, all_weights, atol=1e-6)
+    if not shared:
+        promised = jax.jit(functools.partial(paged.attend, return_weights=True, unshared=True))(*arguments)
+        np.testing.assert_array_equal(promised[0], out)
+        np.testing.assert_array_equal(promised[1], weights)
 
 
 def test_a_write_by_head_reaches_each_head_at_its_own_place_and_reads_back():

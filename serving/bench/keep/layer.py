@@ -35,7 +35,9 @@ def scores(engine: "Engine", context: int, rounds: int) -> list[Row]:
     def attended(slab: Any, i: Any, weights: bool) -> Any:
         slab = slab.write(slot, at + i, live, k, v)
         held = jnp.maximum(slab.held() - 1, 0)
-        got = paged.attend(q[:, None], slab.pool, slab.table(slot), held, one, return_weights=weights)
+        got = paged.attend(
+            q[:, None], slab.pool, slab.table(slot), held, one, return_weights=weights, unshared=True
+        )
         return slab, got
 
     def plain(slab: Any) -> Any:
