@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels import paged, paged_votes
 from pallas_kernels.paged import by_head
-from pallas_kernels.paged_votes import column_sums, one_pass
+from pallas_kernels.paged_votes import column_sums, one_pass, tpu
 
 B, K, G, H, PAGE, P = 3, 2, 3, 16, 4, 10
 S = PAGE * P
@@ -65,8 +65,9 @@ def test_sums_of_chunks_are_those_of_the_definition(chunk, softcap):
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("backend", ["reference", "interpret"])
-def test_backends_agree(backend, softcap):
+def test_backends_agree(monkeypatch, backend, softcap):
     """ "interpret" is the TPU kernel under Pallas' interpreter; it reads pools of rows."""
+    monkeypatch.setattr(tpu, "BLOCK", 16)
     q, _, _, pool, table = given()
     keys = pool.keys if pool.layout == "rows" else jnp.swapaxes(pool.keys, -1, -2)
     pool = paged.Pool(keys, pool.values, "rows")
