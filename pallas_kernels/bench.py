@@ -16,36 +16,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pallas_kernels import heavy_hitter, measure, paged, paged_votes, results
+from pallas_kernels import heavy_hitter, measure, paged, results
 from pallas_kernels.attention import attention
+from pallas_kernels.bench_case import BenchCase, Thunk, arrays, bind, pool_of
+from pallas_kernels.bench_keep import keep_chunk, keep_settle, keep_step
 
 FLAGS = flags.FLAGS
 
-type Thunk = Callable[[], Any]
 type Row = dict[str, Any]
 
 LINE = "{op:20} {run:20} {median_ms:10.3f} ms {ratio:7.2f} x {against}"
-
-
-class BenchCase(NamedTuple):
-    """Callables that are timed together.
-
-    Attributes:
-      against: the run that the ratios of all runs divide by.
-    """
-
-    name: str
-    runs: dict[str, Thunk]
-    against: str
-    note: str
-    rounds: int = 7
 
 
 def define_flags() -> None:
@@ -92,17 +79,6 @@ def row(op: str, run: str, seconds: Sequence[float], base_s: float, against: str
         "rounds": len(seconds),
         "note": note,
     }
-
-
-def arrays(*shapes: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> tuple[jax.Array, ...]:
-    rng = np.random.default_rng(seed)
-    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
-
-
-def bind(fn: Callable[..., Any], *args: Any, **options: Any) -> Thunk:
-    """A jitted call whose arguments are on the device already."""
-    compiled = jax.jit(functools.partial(fn, **options))
-    return lambda: compiled(*args)
 
 
 def dense(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, window: int | None) -> jax.Array:
@@ -155,12 +131,6 @@ def attention_training() -> BenchCase:
         runs[f"{kind}_dense_masked"] = bind(functools.partial(gradient, theirs), q, k, v, q)
     note = "forward and backward, B 4, T 256, W 64, 2 query / 1 kv heads of 64, float32"
     return BenchCase("attention_training", runs, "full_dense_masked", note, rounds=21)
-
-
-def pool_of(pages: int, page: int, K: int, H: int, **options: Any) -> paged.Pool:
-    pool = paged.init(pages, page, K, H, "float32", **options)
-    keys, values = arrays(pool.keys.shape, pool.values.shape)
-    return paged.Pool(keys, values, pool.layout)
 
 
 def decode_at(
@@ -246,52 +216,6 @@ def slab_decode() -> BenchCase:
     return BenchCase("slab_decode", runs, "without_scores", note, rounds=21)
 
 
-def keep_chunk() -> BenchCase:
-    """What a chunk's votes cost beside its attention, straight from pages."""
-    B, C, N, K, H, page, context = 1, 256, 8, 4, 32, 16, 2048
-    P = context // page
-    pool = pool_of(1 + P, page, K, H)
-    table = jnp.asarray(1 + np.random.default_rng(0).permutation(P).reshape(B, P), jnp.int32)
-    (q,) = arrays((B, C, N, H))
-    start, count = jnp.full(B, context - C), jnp.full(B, C)
-    rows = q, pool, table, start, count
-    lse = paged.attend(*rows, return_lse=True)[1]
-    return BenchCase(
-        "keep_chunk",
-        {
-            "attend": bind(paged.attend, *rows),
-            "votes": bind(paged_votes.column_sums, *rows, lse),
-            "votes_by_all_weights": bind(paged_votes.column_sums, *rows, lse, backend="reference"),
-        },
-        "attend",
-        f"chunk of {C} at {context}, pages of {page}, {N} query / {K} kv heads of {H}, float32",
-        rounds=15,
-    )
-
-
-def keep_step() -> BenchCase:
-    """A step over slabs in pages: attention, weights beside it, and weights from copied pages."""
-    B, N, K, H, page, keys = 32, 8, 4, 32, 16, 464
-    P = keys // page
-    pool = pool_of(1 + B * P, page, K, H)
-    table = 1 + jnp.arange(B * P).reshape(B, P)
-    (q,) = arrays((B, 1, N, H))
-    rows = q, pool, table, jnp.full(B, keys - 4), jnp.ones(B, jnp.int32)
-    copied = pool_of(4 * B * P + 2, page, K, H)  # a pool so large that its pages are copied
-    return BenchCase(
-        "keep_step",
-        {
-            "floor_read": bind(lambda k, v: (k.sum(), v.sum()), pool.keys, pool.values),
-            "attend": bind(paged.attend, *rows),
-            "attend_weights": bind(paged.attend, *rows, return_weights=True),
-            "attend_weights_copied": bind(paged.attend, q, copied, *rows[2:], return_weights=True),
-        },
-        "attend",
-        f"decode over slabs of {keys} keys, B {B}, pages of {page}, {N} query / {K} kv heads of {H}, float32",
-        rounds=21,
-    )
-
-
 GROUPS: dict[str, Callable[[], BenchCase]] = {
     fn.__name__: fn
     for fn in (
@@ -303,6 +227,7 @@ GROUPS: dict[str, Callable[[], BenchCase]] = {
         slab_decode,
         keep_chunk,
         keep_step,
+        keep_settle,
     )
 }
 

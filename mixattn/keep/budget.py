@@ -95,7 +95,12 @@ class Keep:
                 f'the scorer {self.scorer} scores a prompt once and cannot rank new keys; use when="prompt"'
             )
         if isinstance(self.budget, int):
-            self._check_total(self.budget, "the budget")
+            self.check_total(self.budget, "the budget")
+            if isinstance(self.recent, int) and self._sinks + self.recent > self.budget:
+                raise ValueError(
+                    f"the budget is {self.budget} keys; {self._sinks} sinks and the {self.recent} recent keys"
+                    f" need {self._sinks + self.recent}"
+                )
         if self.prefill == "blockwise" and (self.when == "prompt" or not scorer.decodes):
             raise ValueError('prefill="blockwise" evicts after every block; it needs when="decode"')
 
@@ -115,7 +120,10 @@ class Keep:
         return part(total, ALLOCATORS[self.allocation](index, layers))
 
     def split(self, total: Any) -> tuple[Any, Any, Any]:
-        """(heavy, recent, sinks) of a layer's total, which has room for all sinks and one key more."""
+        """(heavy, recent, sinks) of a layer's total, which has room for all sinks and one key more.
+
+        Where a share or a layer's part has no room for all recent keys, the recent ones are fewer.
+        """
         room = total - self._sinks
         wanted = self._wanted_recent(total)
         recent = max(1, min(wanted, room)) if isinstance(total, int) else wanted.clip(1, room)
@@ -139,7 +147,7 @@ class Keep:
             if isinstance(self.budget, float)
             else "the budget"
         )
-        self._check_total(least, where)
+        self.check_total(least, where)
 
     def most(self, prompt: int, new: int, index: int, layers: int) -> int:
         """The most keys that a row holds after a step, of prompts of at most `prompt` tokens."""
@@ -159,7 +167,8 @@ class Keep:
         recent = total * 0 + self.recent if isinstance(self.recent, int) else part(total, _share(self.recent))
         return max(recent, protected) if isinstance(recent, int) else recent.clip(protected)
 
-    def _check_total(self, total: int, where: str) -> None:
+    def check_total(self, total: int, where: str) -> None:
+        """Raises ValueError if `total` keys, named by `where`, hold no key beside the sinks, or no window."""
         if total < self._sinks + 1:
             raise ValueError(
                 f"{where} is {total} keys, and {self._sinks} sinks and a recent key need {self._sinks + 1}"

@@ -177,6 +177,7 @@ def attend(
     softcap: float | None = None,
     return_lse: Literal[False] = False,
     return_weights: Literal[False] = False,
+    unshared: bool = False,
     backend: Backend | None = None,
 ) -> jax.Array: ...
 
@@ -194,6 +195,7 @@ def attend(
     softcap: float | None = None,
     return_lse: bool = False,
     return_weights: bool = False,
+    unshared: bool = False,
     backend: Backend | None = None,
 ) -> jax.Array | tuple[jax.Array, ...]: ...
 
@@ -210,6 +212,7 @@ def attend(
     softcap: float | None = None,
     return_lse: bool = False,
     return_weights: bool = False,
+    unshared: bool = False,
     backend: Backend | None = None,
 ) -> jax.Array | tuple[jax.Array, ...]:
     """Attends over the pool; decode is C = 1.
@@ -224,6 +227,7 @@ def attend(
       return_lse: also return lse_BCN, float32; -inf for padding.
       return_weights: also return weights_BCNS, float32, the softmax weight of every position
         S = P · page_size; 0 where nothing is seen. H2O sums its scores from them.
+      unshared: a promise that no page is in the tables of two rows, as with slabs; `xla` asks no further.
       backend: a backend by name runs or raises; None takes the best of the platform that supports the call.
     Returns:
       out_BCNH, or a tuple (out, lse), (out, weights) or (out, lse, weights). Padding gives 0.
@@ -244,6 +248,7 @@ def attend(
         softcap=softcap,
         return_weights=return_weights,
         **({"interpret": True} if choice.interpret else {}),
+        **({"unshared": True} if unshared and choice.backend == "xla" else {}),
     )
     if return_lse or return_weights:
         return (out, *(lse,) * return_lse, *(weights,) * return_weights)

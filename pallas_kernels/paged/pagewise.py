@@ -39,19 +39,25 @@ def attend(
     count_B: jax.Array,
     window: int | None,
     score: ScoreTransform,
-    gathered: Callable[..., tuple[xla_tiles.PartialAttention, jax.Array | None]],
+    gathered: Callable[..., tuple[xla_tiles.PartialAttention, jax.Array | None]] | None,
     return_weights: bool = False,
 ) -> tuple[xla_tiles.PartialAttention, jax.Array | None]:
     """The partial result of one query per row, and weights_B1NS if requested.
 
-    `gathered` computes the result instead when too many pages are shared; with weights, when any is.
+    `gathered` computes the result instead when too many pages are shared; with weights, when any is. None:
+    the caller promises that no page is, so nothing is counted and no other branch is compiled.
     """
     live_BP = jnp.arange(table_BP.shape[1])[None] * pool.page_size < row_end(start_B, count_B)[:, None]
     page_BP = jnp.where(live_BP, table_BP, 0)
+    q_pos_B = jnp.where(count_B > 0, start_B, NO_POSITION)
+    if gathered is None:
+        readers = _readers(page_BP, live_BP, q_pos_B, pool, window)
+        part, weights_B1NS = _unshared_pages(q_BK1GH, pool, page_BP, live_BP, readers, score)
+        return part, weights_B1NS if return_weights else None
+    copying = gathered
     readers_P = jnp.zeros(pool.pages, jnp.int32).at[page_BP].add(live_BP.astype(jnp.int32))
     shared_P = readers_P > 1
     n_shared = jnp.sum(shared_P, dtype=jnp.int32)
-    q_pos_B = jnp.where(count_B > 0, start_B, NO_POSITION)
 
     # What follows from the table alone is computed here, once for all layers: inside a branch XLA would
     # compute it anew for each.
@@ -62,7 +68,7 @@ def attend(
         return _unshared_pages(q_BK1GH, pool, page_BP, mine_BP, readers, score)
 
     def copied_with_weights(_: None) -> tuple[xla_tiles.PartialAttention, jax.Array]:
-        part, weights_B1NS = gathered(q_BK1GH, pool, table_BP, start_B, count_B, window, score, True)
+        part, weights_B1NS = copying(q_BK1GH, pool, table_BP, start_B, count_B, window, score, True)
         assert weights_B1NS is not None
         return part, weights_B1NS
 
@@ -78,7 +84,7 @@ def attend(
         return xla_tiles.merge(unshared(None), shared)
 
     def copied(_: None) -> xla_tiles.PartialAttention:
-        return gathered(q_BK1GH, pool, table_BP, start_B, count_B, window, score)[0]
+        return copying(q_BK1GH, pool, table_BP, start_B, count_B, window, score)[0]
 
     branch = (n_shared > 0).astype(jnp.int32) + (n_shared > MAX_SHARED_PAGES).astype(jnp.int32)
     return lax.switch(branch, [unshared, with_shared, copied], None), None

@@ -41,6 +41,7 @@ def attend(
     scale: float,
     softcap: float | None,
     return_weights: bool,
+    unshared: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Returns out_BCNH, lse_BCN and weights_BCNS or None."""
     B, C, N, H = q_BCNH.shape
@@ -49,7 +50,15 @@ def attend(
     whole_pool = C == 1 and pool.layout == "columns" and pool.pages <= GATHER_COST * table_BP.size
     if whole_pool:
         part, weights_BCNS = pagewise.attend(
-            q_BKCGH, pool, table_BP, start_B, count_B, window, score, gathered, return_weights
+            q_BKCGH,
+            pool,
+            table_BP,
+            start_B,
+            count_B,
+            window,
+            score,
+            None if unshared else gathered,
+            return_weights,
         )
     else:
         part, weights_BCNS = gathered(

@@ -21,6 +21,7 @@ from pallas_kernels.paged_votes import PageSumsCall
 from pallas_kernels.typing import Interpret, Ref
 
 MAX_ROWS = 4096  # queries x heads of a group that lie in VMEM beside a page
+BLOCK = 128  # of them that meet the page's keys at a time: more spill out of the registers
 
 
 def unsupported(call: PageSumsCall) -> str | None:
@@ -51,7 +52,8 @@ def column_sums(
     (B, C, N, H), P = q_BCNH.shape, table_BP.shape[1]
     K, t = pool.n_kv_heads, pool.page_size
     G = N // K
-    rows = -(-C * G // 16) * 16
+    block = min(BLOCK, -(-C * G // 16) * 16)
+    rows = -(-C * G // block) * block
 
     def by_head(x_BCNetc: jax.Array) -> jax.Array:
         """[B, C, N, x] to [B, K, rows, x]; padding rows are queries beyond every count."""
@@ -69,7 +71,7 @@ def column_sums(
 
     score = operands.ScoreTransform(float(scale), softcap)
     sums_BPKt = pl.pallas_call(
-        functools.partial(_kernel, G=G, score=score),
+        functools.partial(_kernel, G=G, block=block, score=score),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(B, P),
@@ -109,11 +111,22 @@ def _kernel(
     sums_Kt: Ref,
     *,
     G: int,
+    block: int,
     score: ScoreTransform,
 ) -> None:
     b, j = pl.program_id(0), pl.program_id(1)
-    (K, t), rows = sums_Kt.shape, q_KRH.shape[1]
+    K, t = sums_Kt.shape
     seen = _is_seen(j * t, start[b], count[b], first[b])
+
+    def add_block(i: jax.Array, sums_1t: jax.Array, h: int) -> jax.Array:
+        at = pl.ds(i * block, block)
+        query_Rt = (i * block + lax.broadcasted_iota(jnp.int32, (block, t), 0)) // G
+        key_Rt = j * t + lax.broadcasted_iota(jnp.int32, (block, t), 1)
+        at_Rt = start[b] + query_Rt
+        mask_Rt = visible(at_Rt - key_Rt, None) & (query_Rt < count[b]) & (at_Rt >= first[b])
+        raw_Rt = matmul_transposed(q_KRH[h, at], k_KtH[h])
+        weight_Rt = xla_tiles.weights_from_lse(raw_Rt, mask_Rt, lse_KR1[h, at], score)
+        return sums_1t + jnp.sum(weight_Rt, axis=0, keepdims=True)
 
     @pl.when(~seen)
     def _() -> None:
@@ -121,11 +134,9 @@ def _kernel(
 
     @pl.when(seen)
     def _() -> None:
-        query_Rt = lax.broadcasted_iota(jnp.int32, (rows, t), 0) // G
-        key_Rt = j * t + lax.broadcasted_iota(jnp.int32, (rows, t), 1)
-        at_Rt = start[b] + query_Rt
-        mask_Rt = visible(at_Rt - key_Rt, None) & (query_Rt < count[b]) & (at_Rt >= first[b])
+        # Blocks from the first query that votes and sees the page's first key, to the row's last query.
+        least = jnp.maximum(jnp.maximum(first[b], j * t) - start[b], 0)
+        low, high = least * G // block, (count[b] * G + block - 1) // block
         for h in range(K):
-            raw_Rt = matmul_transposed(q_KRH[h], k_KtH[h])
-            weight_Rt = xla_tiles.weights_from_lse(raw_Rt, mask_Rt, lse_KR1[h], score)
-            sums_Kt[h : h + 1] = jnp.sum(weight_Rt, axis=0, keepdims=True)
+            zero = jnp.zeros((1, t), jnp.float32)
+            sums_Kt[h : h + 1] = lax.fori_loop(low, high, functools.partial(add_block, h=h), zero)

@@ -8,7 +8,10 @@ from pallas_kernels.attention import operands, xla_tiles
 from pallas_kernels.masks import visible
 from pallas_kernels.paged import Pool, pagewise, read
 from pallas_kernels.paged_votes import PageSumsCall
+from pallas_kernels.paged_votes.one_pass import attend
 from pallas_kernels.typing import accumulator_dtype
+
+__all__ = ["attend", "column_sums", "unsupported"]
 
 BLOCK = 256  # positions copied at a time
 

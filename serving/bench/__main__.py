@@ -16,6 +16,7 @@ draw       top-k and top-p without sorting, beside the sort, at vocabularies of 
 prefix     time to first token of a prompt whose first 1024 tokens are cached, over that of a cold one
 keep       a decode step, prefill, settling, hits and requests at once with slabs beside the full cache  4 min
 soak       10,000 tiny requests, cancelled at random, in scarce memory: all end once, nothing leaks
+soak_keep  the same with slabs: eviction, two scorers, snapshots
 shared     requests of 16 groups that share a system prompt; prefix cache on and off
 clients    a flooding client and a modest one, under fcfs and vtc
 start      seconds to the first token, with an empty and with a warm compilation cache              1 min
@@ -88,6 +89,7 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "soak": soak.run,
     "shared": load.shared,
     "keep": keep.keep,
+    "soak_keep": soak.evicting,
     "clients": load.clients,
     "start": latency.start,
     "segments": deep.segments,

@@ -1,5 +1,6 @@
 """A soak test: many tiny requests, cancelled at random, in an engine with too little memory for them."""
 
+import dataclasses
 import random
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ import jax
 
 from mixattn.spec import ModelConfig
 from serving.bench import Row, Size, network, row
-from serving.config import EngineConfig, Limits
+from serving.config import EngineConfig, KeepSettings, Limits
 from serving.engine.engine import Engine
 from serving.engine.invariants import check_idle
 from serving.request import Request, Sampling
@@ -72,17 +73,36 @@ def _tiny(rng: random.Random, number: int, vocab: int) -> Request:
 
 def run(size: Size, requests: int = 10_000) -> list[Row]:
     """Soaks an engine with four slots and small pools, then checks that nothing leaked."""
-    config = EngineConfig(
-        max_slots=4,
-        page_size=4,
-        num_pages=24,
-        window_pages=28,
-        max_request_tok=64,
-        prefill_rows=(4,),
-        policy="vtc",
-        limits=Limits(chunk_tok=16, step_tok=32, admission="optimistic"),
-    )
-    engine = Engine(network(TINY), config)
+    return _rows("soak", Engine(network(TINY), _CONFIG), requests)
+
+
+def evicting(size: Size, requests: int = 10_000) -> list[Row]:
+    """The same with slabs of 8 keys, two scorers, and rows of scores for two prompts and three snapshots."""
+    keep = KeepSettings(slab_tok=8, recent_tok=3, scorers=("streaming",), snapshots=3, prefilling=2)
+    engine = Engine(network(TINY), dataclasses.replace(_CONFIG, keep=keep))
+    rows = _rows("soak_keep", engine, requests)
+    stats = engine.stats()
+    return [
+        *rows,
+        row("soak_keep", "evictions", stats.evictions, "keys", "of all heads and owners"),
+        row("soak_keep", "prompt tokens found at snapshots", stats.hit_tok, "tok"),
+        row("soak_keep", "hits lost for want of a snapshot", stats.hits_lost, ""),
+    ]
+
+
+_CONFIG = EngineConfig(
+    max_slots=4,
+    page_size=4,
+    num_pages=24,
+    window_pages=28,
+    max_request_tok=64,
+    prefill_rows=(4,),
+    policy="vtc",
+    limits=Limits(chunk_tok=16, step_tok=32, admission="optimistic"),
+)
+
+
+def _rows(part: str, engine: Engine, requests: int) -> list[Row]:
     engine.run([_tiny(random.Random(0), number, TINY.vocab_size) for number in range(3)])
     start = time.perf_counter()
     found = soak(engine, requests, seed=1)
@@ -90,11 +110,11 @@ def run(size: Size, requests: int = 10_000) -> list[Row]:
     check_idle(engine)  # raises if a page, a slot, a lock or a stream is not freed
     stats = engine.stats()
     return [
-        row("soak", "requests that ended", found["ended"], "", str(found["reasons"]), goal=f"= {requests}"),
-        row("soak", "of these, more than once", len(found["twice"]), "", goal="= 0"),
-        row("soak", "compilations behind the start", len(found["compiled"]), "", goal="= 0"),
-        row("soak", "pages, slots, locks or streams left when idle", 0, "", "checked; it would have raised"),
-        row("soak", "retractions", stats.preemptions, "", "pools of 23 and 27 pages of 4 tokens, 4 slots"),
-        row("soak", "steps", stats.steps, ""),
-        row("soak", "seconds", seconds, "s"),
+        row(part, "requests that ended", found["ended"], "", str(found["reasons"]), goal=f"= {requests}"),
+        row(part, "of these, more than once", len(found["twice"]), "", goal="= 0"),
+        row(part, "compilations behind the start", len(found["compiled"]), "", goal="= 0"),
+        row(part, "pages, slots, locks or streams left when idle", 0, "", "checked; it would have raised"),
+        row(part, "retractions", stats.preemptions, "", "pools of 23 and 27 pages of 4 tokens, 4 slots"),
+        row(part, "steps", stats.steps, ""),
+        row(part, "seconds", seconds, "s"),
     ]

@@ -48,7 +48,7 @@ class Programs:
     """
 
     MAX_PROGRAMS = 64  # more than this is a configuration mistake, not a workload
-    CALLS = 1  # programs for each shape
+    PREFILLS, DECODES = 1, 1  # programs for each shape
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Programs:
         self.buckets = sorted(buckets, key=lambda rc: (rc[0] * rc[1], rc))
         decodes = {features._replace(prompt=False) for features in feature_sets}
         self.slots, self.max_steps, self.feature_sets = slots, max_steps, sorted(feature_sets)
-        asked = sum(len(self._shapes_of(f)) for f in feature_sets) + len(self.decode_rows) * len(decodes)
-        asked *= self.CALLS
+        asked = self.PREFILLS * sum(len(self._shapes_of(f)) for f in feature_sets)
+        asked += self.DECODES * len(self.decode_rows) * len(decodes)
         if asked > self.MAX_PROGRAMS:
             raise ValueError(f"{asked} programs asked for; at most {self.MAX_PROGRAMS} are compiled")
         self.vocab = model.config.vocab_size

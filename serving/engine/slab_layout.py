@@ -125,7 +125,7 @@ class SlabLayout:
         totals = self.most if asked.everything else self._totals(request.id, keep, asked, prompt, new)
         number = list(self.keeps).index(name)
         if final <= min(totals):  # it never evicts: nothing to score
-            return SlabPlan(number, tuple((most - 1, 1, 0) for most in self.most))
+            return SlabPlan(number, tuple((most - 1, 1, 0) for most in self.most), exact=True)
         reads = keep.ranking.reads
         return SlabPlan(
             number,
@@ -157,7 +157,7 @@ class SlabLayout:
                 )
         least = min(totals)
         try:
-            dataclasses.replace(keep, budget=least)
+            keep.check_total(least, "the budget")
         except ValueError as why:
             raise ValueError(f"request {id!r}, cut to the slab: {why}") from why
         return totals

@@ -1,4 +1,4 @@
-"""Programs of an engine that evicts: those of every engine, and the three of `serving.engine.slab_steps`."""
+"""Programs of an engine that evicts: those of every engine, and the four of `serving.engine.slab_steps`."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -52,8 +52,10 @@ class SlabStack(WholeStack):
         for decode, features in shapes.slab_decodes():
             args = (params, state, abstract(decode), jax.ShapeDtypeStruct((), np.int32))
             options = {"max_steps": shapes.max_steps, "features": features}
-            name = ("decode slabs", len(decode.left_R), features)
-            yield name, ProgramSpec(slab_steps.decode_slabs, (self._network, rules), args, options)
+            shape = (len(decode.left_R), features)
+            fixed = (self._network, rules)
+            yield ("decode slabs", *shape), ProgramSpec(slab_steps.decode_slabs, fixed, args, options)
+            yield ("decode exact", *shape), ProgramSpec(slab_steps.decode_exact, fixed[:1], args, options)
         if rules.votes:
             for batch, features in shapes.vote_prefills():
                 name = ("prefill votes", *batch.tokens_RC.shape, features)
@@ -69,9 +71,17 @@ class SlabStack(WholeStack):
         return compiled["prefill votes", *batch.tokens_RC.shape, features](self._params, state, batch)
 
     def decode_slabs(
-        self, compiled: Compiled, state: DeviceState, batch: DecodeBatch, n: int, features: SamplingFeatures
+        self,
+        compiled: Compiled,
+        state: DeviceState,
+        batch: DecodeBatch,
+        n: int,
+        features: SamplingFeatures,
+        *,
+        exact: bool,
     ) -> tuple[DeviceState, StepOutput]:
-        return compiled["decode slabs", len(batch.left_R), features](self._params, state, batch, np.int32(n))
+        name = "decode exact" if exact else "decode slabs"
+        return compiled[name, len(batch.left_R), features](self._params, state, batch, np.int32(n))
 
 
 class SlabPrograms(Programs):
@@ -81,7 +91,7 @@ class SlabPrograms(Programs):
       slabs: the shapes of an empty `SlabState`. model_config: of the model.
     """
 
-    CALLS = 2
+    PREFILLS, DECODES = 2, 3
 
     def __init__(self, *args: Any, slabs: SlabState, layout: SlabLayout, **options: Any):
         self._slabs, self.layout = slabs, layout
@@ -157,9 +167,16 @@ class SlabPrograms(Programs):
         return settled
 
     def decode_slabs(
-        self, state: DeviceState, batch: DecodeBatch, steps: int, features: SamplingFeatures
+        self,
+        state: DeviceState,
+        batch: DecodeBatch,
+        steps: int,
+        features: SamplingFeatures,
+        *,
+        exact: bool = False,
     ) -> tuple[DeviceState, StepOutput]:
-        return self._slab_stack.decode_slabs(self.compiled, state, batch, steps, features)
+        """Steps of rows in slabs; `exact`: none of them ever evicts."""
+        return self._slab_stack.decode_slabs(self.compiled, state, batch, steps, features, exact=exact)
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:

@@ -59,11 +59,12 @@ class SlabRunner(ModelRunner):
             state, drawn = run(state, batch, features)
             outputs.append(drawn)
         slabs = [req for req in plan.decode if req.slab is not None]
+        exact = all(req.slab.exact for req in slabs if req.slab is not None)
         full = [req for req in plan.decode if req.slab is None]
         if slabs:
             features = self._features(slabs, prompt=False)
             rows = self._slab_rows(slabs, plan.steps, features)
-            state, drawn = programs.decode_slabs(state, rows, plan.steps, features)
+            state, drawn = programs.decode_slabs(state, rows, plan.steps, features, exact=exact)
             outputs.append(drawn)
         if full:
             features = self._features(full, prompt=False)

@@ -3,6 +3,7 @@
     prefill_votes(params, state, batch)    -> state, StepOutput     as `steps.prefill`, and votes are added up
     settle(state, batch)                   -> state                 one prompt's survivors go to its slab
     decode_slabs(params, state, batch, n)  -> state, StepOutput     as `steps.decode`, evicting in each step
+    decode_exact(params, state, batch, n)  -> state, StepOutput     the same for rows that never evict
 
 The chunk that ends a prompt attends to all of it, so no budget changes the first token.
 
@@ -11,14 +12,19 @@ Axes: R requests of a call, C tokens of a chunk, Z slots, O full owners, K key/v
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from mixattn.cache import FULL, kind_of
+from mixattn.cache import FULL, Paged, kind_of
 from mixattn.cache.kept import full_owners
-from mixattn.cache.kept_pages import PagedSlab, SlabRows, SlabRules, VotingPages, settled
+from mixattn.cache.kept_pages import PagedSlab, SlabRules
+from mixattn.cache.settle import settled
+from mixattn.cache.slab_rows import ExactRows, SlabRows
+from mixattn.cache.voting_pages import VotingPages
+from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 from pallas_kernels import paged
 from serving.engine.device_state import (
@@ -43,10 +49,9 @@ from serving.engine.steps import (
     with_pools,
 )
 
+type Slabs = dict[int, PagedSlab]
 # Steps done; window pools, slabs and rows; tokens each row may still produce; what was produced so far.
-type SlabCarry = tuple[
-    jax.Array, tuple[dict[int, paged.Pool], dict[int, PagedSlab], SlotRows], jax.Array, StepOutput
-]
+type SlabCarry = tuple[jax.Array, tuple[dict[int, paged.Pool], Slabs, SlotRows], jax.Array, StepOutput]
 
 
 @functools.partial(jax.jit, static_argnames=("network", "rules", "features"), donate_argnames="state")
@@ -75,12 +80,22 @@ def prefill_votes(
 def _added(
     votes: dict[int, jax.Array], more: dict[int, jax.Array], places: VotePlaces
 ) -> dict[int, jax.Array]:
-    after = {}
-    for owner, votes_XKS in votes.items():
-        sums_RKS = votes_XKS[places.from_R] + more[owner]
-        votes_XKS = votes_XKS.at[places.to_R].set(sums_RKS, mode="drop")
-        after[owner] = votes_XKS.at[places.mark_R].set(sums_RKS, mode="drop")
-    return after
+    return {owner: _added_rows(rows, more[owner], places) for owner, rows in votes.items()}
+
+
+def _added_rows(votes_XKS: jax.Array, more_RKS: jax.Array, places: VotePlaces) -> jax.Array:
+    """In place, one row after the other. A scatter, or a sum fused with its write, would copy all rows.
+
+    What goes nowhere is written as zeros to row 0, which holds zeros.
+    """
+    sums_RKS = votes_XKS[places.from_R] + more_RKS
+    sums_RKS, votes_XKS = jax.lax.optimization_barrier((sums_RKS, votes_XKS))
+    for r, sums_KS in enumerate(sums_RKS):
+        for to in (places.to_R[r], places.mark_R[r]):
+            real = to < len(votes_XKS)
+            at = (jnp.where(real, to, 0), 0, 0)
+            votes_XKS = jax.lax.dynamic_update_slice(votes_XKS, jnp.where(real, sums_KS, 0)[None], at)
+    return votes_XKS
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="state")
@@ -129,39 +144,92 @@ def decode_slabs(
     features: SamplingFeatures,
 ) -> tuple[DeviceState, StepOutput]:
     """Up to `steps` decode steps of rows in slabs, each with its eviction."""
-    model, kept = network.model(params), state.kept
-    assert kept is not None
-    every = len(batch.left_R) == len(kept.scorer_Z)
-    scorer_R = kept.scorer_Z if every else kept.scorer_Z.at[batch.slot_R].get(mode="clip")
+    assert state.kept is not None
+    scorer_Z = state.kept.scorer_Z
+    every = len(batch.left_R) == len(scorer_Z)
+    scorer_R = scorer_Z if every else scorer_Z.at[batch.slot_R].get(mode="clip")
 
-    def more(carry: SlabCarry) -> jax.Array:
+    def cache(slabs: Slabs, pages: Paged) -> SlabRows:
+        return SlabRows(slabs, pages, batch.slot_R, scorer_R, rules)
+
+    loop = SlabLoop(network.model(params), batch, steps, max_steps, features)
+    return loop.run(state, cache, lambda slab, rows: slab)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "max_steps", "features"), donate_argnames="state")
+def decode_exact(
+    network: SplitModel,
+    params: Sequence[jax.Array],
+    state: DeviceState,
+    batch: DecodeBatch,
+    steps: jax.Array,
+    *,
+    max_steps: int,
+    features: SamplingFeatures,
+) -> tuple[DeviceState, StepOutput]:
+    """Up to `steps` decode steps of rows in slabs that are never full: no scores, no victims."""
+
+    def cache(slabs: Slabs, pages: Paged) -> ExactRows:
+        return ExactRows(slabs, pages, batch.slot_R)
+
+    loop = SlabLoop(network.model(params), batch, steps, max_steps, features)
+    return loop.run(state, cache, lambda slab, rows: slab.in_order(batch.left_R > 0, rows.position_B))
+
+
+@dataclass(frozen=True)
+class SlabLoop:
+    """The loop of decode steps over slabs; see `decode_slabs`."""
+
+    model: Transformer
+    batch: DecodeBatch
+    steps: jax.Array
+    max_steps: int
+    features: SamplingFeatures
+
+    def run(
+        self,
+        state: DeviceState,
+        cache: Callable[[Slabs, Paged], SlabRows | ExactRows],
+        after: Callable[[PagedSlab, SlotRows], PagedSlab],
+    ) -> tuple[DeviceState, StepOutput]:
+        """The state after all steps, and what they produced.
+
+        Args:
+          cache: of one step. after: what the last step leaves of a slab.
+        """
+        batch, kept = self.batch, state.kept
+        assert kept is not None
+        rows = load_rows(state.rows, batch, self.features)
+        loaded = {owner: slab.of_rows(batch.slot_R) for owner, slab in kept.slabs.items()}
+        out = empty_output(self.max_steps, len(batch.left_R), self.features)
+        # Full pages are not read here; only those of windows go through the loop.
+        windows = {owner: pool for owner, pool in state.cache.pools.items() if owner not in kept.slabs}
+        carry: SlabCarry = (jnp.int32(0), (windows, loaded, rows), batch.left_R, out)
+        step = functools.partial(self._step, state.cache, cache)
+        _, (windows, slabs, rows), _, out = jax.lax.while_loop(self._more, step, carry)
+        slabs = {owner: after(slab, rows) for owner, slab in slabs.items()}
+        if len(batch.left_R) == len(state.rows.token_B):
+            rows = with_penalties_of(state.rows, rows, self.features)
+        else:
+            rows = store_rows(state.rows, batch.slot_R, rows, self.features)
+        slabs = {owner: slab.with_rows(batch.slot_R, slabs[owner]) for owner, slab in kept.slabs.items()}
+        kept = dataclasses.replace(kept, slabs=slabs)
+        return with_pools(dataclasses.replace(state, kept=kept), {**state.cache.pools, **windows}, rows), out
+
+    def _more(self, carry: SlabCarry) -> jax.Array:
         i, _, left_R, _ = carry
-        return (i < steps) & jnp.any(left_R > 0)
+        return (i < self.steps) & jnp.any(left_R > 0)
 
-    def one(carry: SlabCarry) -> SlabCarry:
+    def _step(
+        self, pages: Paged, cache: Callable[[Slabs, Paged], SlabRows | ExactRows], carry: SlabCarry
+    ) -> SlabCarry:
         i, (pools, slabs, rows), left_R, out = carry
-        pages = dataclasses.replace(state.cache, pools=pools)
-        pages = pages.with_rows(batch.tables, rows.position_B, (left_R > 0).astype(jnp.int32))
-        cache = SlabRows(slabs, pages, batch.slot_R, scorer_R, rules)
-        step = model.forward(rows.token_B[:, None], cache=cache)
-        assert isinstance(step.cache, SlabRows)
+        pages = dataclasses.replace(pages, pools=pools)
+        pages = pages.with_rows(self.batch.tables, rows.position_B, (left_R > 0).astype(jnp.int32))
+        step = self.model.forward(rows.token_B[:, None], cache=cache(slabs, pages))
+        assert isinstance(step.cache, SlabRows | ExactRows)
+        known_R = self.batch.known_RN[:, i]
         rows, left_R, out = finish_decode(
-            model, step.hidden_BTD[:, 0], i, rows, left_R, out, features, batch.known_RN[:, i]
+            self.model, step.hidden_BTD[:, 0], i, rows, left_R, out, self.features, known_R
         )
         return i + 1, (step.cache.pages.pools, step.cache.slabs, rows), left_R, out
-
-    rows = load_rows(state.rows, batch, features)
-    loaded = {owner: slab.of_rows(batch.slot_R) for owner, slab in kept.slabs.items()}
-    out = empty_output(max_steps, len(batch.left_R), features)
-    # Full pages are not read here; only those of windows go through the loop.
-    windows = {owner: pool for owner, pool in state.cache.pools.items() if owner not in kept.slabs}
-    carry: SlabCarry = (jnp.int32(0), (windows, loaded, rows), batch.left_R, out)
-    _, (windows, slabs, rows), _, out = jax.lax.while_loop(more, one, carry)
-    if every:
-        rows = with_penalties_of(state.rows, rows, features)
-    else:
-        rows = store_rows(state.rows, batch.slot_R, rows, features)
-    slabs = {owner: slab.with_rows(batch.slot_R, slabs[owner]) for owner, slab in kept.slabs.items()}
-    kept = dataclasses.replace(kept, slabs=slabs)
-    pools = {**state.cache.pools, **windows}
-    return with_pools(dataclasses.replace(state, kept=kept), pools, rows), out

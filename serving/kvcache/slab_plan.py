@@ -15,6 +15,7 @@ class SlabPlan:
       grows: whether the slab grows after the cut instead of evicting.
       history: whether every query of the prompt votes, so that a hit needs the scores at its end.
       last_queries: newest queries of the prompt that vote; a hit leaves them to be computed.
+      exact: whether its final length fits, so that it never evicts and its slab stays in order.
     """
 
     scorer: int
@@ -22,6 +23,7 @@ class SlabPlan:
     grows: bool = False
     history: bool = False
     last_queries: int = 0
+    exact: bool = False
 
     @property
     def limits(self) -> tuple[tuple[int, int, int], ...]:

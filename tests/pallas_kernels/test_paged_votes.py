@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import paged
+from pallas_kernels import paged, paged_votes
 from pallas_kernels.paged import by_head
-from pallas_kernels.paged_votes import column_sums
+from pallas_kernels.paged_votes import column_sums, one_pass, tpu
 
 B, K, G, H, PAGE, P = 3, 2, 3, 16, 4, 10
 S = PAGE * P
@@ -65,8 +65,9 @@ def test_sums_of_chunks_are_those_of_the_definition(chunk, softcap):
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("backend", ["reference", "interpret"])
-def test_backends_agree(backend, softcap):
+def test_backends_agree(monkeypatch, backend, softcap):
     """ "interpret" is the TPU kernel under Pallas' interpreter; it reads pools of rows."""
+    monkeypatch.setattr(tpu, "BLOCK", 16)
     q, _, _, pool, table = given()
     keys = pool.keys if pool.layout == "rows" else jnp.swapaxes(pool.keys, -1, -2)
     pool = paged.Pool(keys, pool.values, "rows")
@@ -103,6 +104,10 @@ def test_weights_of_a_step_are_those_of_the_definition_whether_pages_are_shared_
     want, all_weights = paged.attend(*arguments, return_weights=True, backend="reference")
     np.testing.assert_allclose(out, want, atol=1e-5)
     np.testing.assert_allclose(weights, all_weights, atol=1e-6)
+    if not shared:
+        promised = jax.jit(functools.partial(paged.attend, return_weights=True, unshared=True))(*arguments)
+        np.testing.assert_array_equal(promised[0], out)
+        np.testing.assert_array_equal(promised[1], weights)
 
 
 def test_a_write_by_head_reaches_each_head_at_its_own_place_and_reads_back():
@@ -118,3 +123,51 @@ def test_a_write_by_head_reaches_each_head_at_its_own_place_and_reads_back():
     assert int((pool.values != 0).sum()) == 3 * H, (
         "a head outside the pool is dropped, and no other is touched"
     )
+
+
+@functools.partial(jax.jit, static_argnames=("softcap", "backend"))
+def attend_and_sums(q, pool, table, start, count, first, softcap=None, backend=None):
+    return paged_votes.attend(q, pool, table, start, count, first_B=first, softcap=softcap, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("tile", "layout", "softcap"),
+    [(64, "rows", None), (4096, "columns", 2.0), (1 << 20, "columns", None)],
+    ids=["a query", "some", "all"],
+)
+def test_one_pass_gives_the_output_and_the_sums_of_the_definition(monkeypatch, tile, layout, softcap):
+    monkeypatch.setattr(one_pass, "TILE_BYTES", tile)
+    monkeypatch.setattr(one_pass, "BLOCK", 3 * PAGE)
+    jax.clear_caches()
+    q, _, _, pool, table = given()
+    as_rows = pool.keys if pool.layout == "rows" else jnp.swapaxes(pool.keys, -1, -2)
+    keys = as_rows if layout == "rows" else jnp.swapaxes(as_rows, -1, -2)
+    pool = paged.Pool(keys, pool.values, layout)
+    start, count, first = (jnp.array(x, jnp.int32) for x in ([31, 0, 3], [7, 5, 0], [33, 2, 0]))
+    part = jnp.asarray(q[:, :7])
+    out, sums = attend_and_sums(part, pool, table, start, count, first, softcap)
+    want = attend_and_sums(part, pool, table, start, count, first, softcap, "reference")
+    np.testing.assert_allclose(out, want[0], atol=1e-5)
+    np.testing.assert_allclose(sums, want[1], atol=1e-5)
+    assert float(sums[0].sum()) == pytest.approx(5 * K * G, rel=1e-5), "the queries at 33 to 37 vote"
+
+
+def test_one_pass_makes_no_array_of_chunk_and_prefix():
+    C, pages = 256, 8192 // 16
+    pool = paged.init(pages + 1, 16, K, H, jnp.float32)
+    one = jnp.zeros(1, jnp.int32)
+    q, table = jnp.zeros((1, C, K * G, H)), jnp.zeros((1, pages), jnp.int32)
+    memory = attend_and_sums.lower(q, pool, table, one, one, one).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * K * G * C * 8192 / 4
+
+
+def test_a_nan_in_a_page_of_another_row_reaches_nobody():
+    q, _, _, pool, table = given()
+    values = pool.values.at[table[1]].set(jnp.nan)
+    keys = pool.keys.at[table[1]].set(jnp.nan)
+    start, count, first = (jnp.array(x, jnp.int32) for x in ([8, 0, 20], [7, 0, 7], [0, 0, 0]))
+    part = jnp.asarray(q[:, :7])
+    got = attend_and_sums(part, paged.Pool(keys, values, pool.layout), table, start, count, first)
+    want = attend_and_sums(part, pool, table, start, count, first)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -37,11 +37,12 @@ def test_a_fifth_of_200_is_40_however_the_float_is_computed():
 @given(st.integers(1, 500), st.one_of(st.integers(1, 600), st.floats(0.01, 1)), st.integers(0, 8))
 def test_heavy_recent_and_sinks_are_the_whole_budget(total, recent, sinks):
     total += sinks
-    heavy, newest, first = Keep(budget=total, recent=recent, sinks=sinks).split(total)
+    keep = Keep(budget=0.5, recent=recent, sinks=sinks)
+    heavy, newest, first = keep.split(total)
     assert (heavy + newest + first, first) == (total, sinks)
     assert heavy >= 0
     assert newest >= 1
-    arrays = Keep(budget=total, recent=recent, sinks=sinks).split(jnp.full(2, total))
+    arrays = keep.split(jnp.full(2, total))
     assert [int(x[1]) for x in arrays] == [heavy, newest, first]
 
 
@@ -92,6 +93,11 @@ def test_the_bytes_of_the_formula_are_those_of_the_arrays(wiring, keep):
         ({"budget": "40"}, "budget is '40'"),
         ({"recent": 0}, "recent is 0 keys; at least 1"),
         ({"sinks": -1}, "sinks is -1"),
+        ({"budget": 4, "recent": 5}, "the budget is 4 keys; 0 sinks and the 5 recent keys need 5"),
+        (
+            {"budget": 6, "recent": 4, "sinks": 3},
+            "the budget is 6 keys; 3 sinks and the 4 recent keys need 7",
+        ),
         ({"budget": 4, "sinks": 4}, "4 keys, and 4 sinks and a recent key need 5"),
         ({"scorer": "streaming", "budget": 4}, "need 5"),
         ({"scorer": "snapkv", "budget": 40}, 'use when="prompt"'),

@@ -81,10 +81,14 @@ def check_keep_sets(eng, requests: dict) -> int:
     return compared
 
 
-def serve(eng, requests, between=lambda eng: None) -> list:
-    """Serves the requests and compares every step with the oracle; outputs in the order of the requests."""
+def serve(eng, requests, between=lambda eng: None, also=()) -> list:
+    """Serves the requests and compares every step with the oracle; outputs in the order of the requests.
+
+    Args:
+      between: called after each step. also: requests that it submits.
+    """
     requests = [dataclasses.replace(r, id=r.id or f"q{i}") for i, r in enumerate(requests)]
-    by_id = {r.id: r for r in requests}
+    by_id = {r.id: r for r in [*requests, *also]}
     for request in requests:
         eng.submit(request)
     outputs, compared = {}, 0

@@ -132,5 +132,5 @@ def test_layers_that_evict_run_in_one_program_however_deep_the_stack():
             keep=KeepSettings(slab_tok=8),
         ),
     )
-    calls = {"prefill", "decode", "prefill votes", "decode slabs", "settle"}
+    calls = {"prefill", "decode", "prefill votes", "decode slabs", "decode exact", "settle"}
     assert {name[0] for name in eng.programs.compiled} == calls

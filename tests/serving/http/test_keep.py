@@ -4,13 +4,20 @@ import pytest
 
 from tests.serving.http.tiny_server import ServerProcess
 
+# Programs without what no test here asks for compile in half of the time.
+BARE = (
+    "--engine.penalties=false",
+    "--engine.logprobs=-1",
+    "--engine.prompt_logprobs=false",
+    "--engine.grammar=false",
+)
 PROMPT = "the quick brown fox jumps over the lazy dog and then sleeps"
 
 
 @pytest.fixture(scope="module")
 def evicting():
     flags = ("--engine.keep.slab_tok=16", "--engine.keep.full_decode=false", "--engine.keep.recent_tok=4")
-    running = ServerProcess(*flags)
+    running = ServerProcess(*flags, *BARE)
     try:
         yield running.ready()
     finally:
