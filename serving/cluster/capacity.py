@@ -1,8 +1,8 @@
 """How fast each worker is, from its own counters, for a router that shares work by speed. Pure: no clock.
 
 Tokens per busy second alone say little: a fast worker that decodes one output at a time produces few of them.
-So speed is how long a worker's work should have taken, over how long it took. Work is counted in decode steps,
-rows of decode steps and computed prompt tokens; what each of these costs is fitted to the readings of all
+So speed is how long a worker's work should have taken, over how long it took. Work is counted in decode
+steps, rows of decode steps and computed prompt tokens; what each costs is fitted to the readings of all
 workers together, each at the speed that it has so far. Hence a worker needs no load to be measured, only
 some work; an idle one keeps the capacity it has; and where the readings cannot tell a slow worker from one
 that has other work than the rest, capacities stay as they are.

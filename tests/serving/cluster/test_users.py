@@ -16,7 +16,7 @@ def test_the_load_client_needs_no_more_than_the_url_and_its_clients_are_told_apa
     before = cluster.metric("generation_tokens_total")
     done = run_module(
         *("serving.bench.client", f"--base_url=http://127.0.0.1:{cluster.port}", "--num_prompts=6"),
-        *("--client=light max_concurrency=1", "--client=flood max_concurrency=4"),
+        *("--client=light concurrency=1", "--client=flood concurrency=4"),
         *("--random_input_len=20", "--random_output_len=5", "--ignore_eos", "--warmup_requests=0", "--json"),
     )
     assert done.returncode == 0, done.stderr
