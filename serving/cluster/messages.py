@@ -29,6 +29,7 @@ type Line = dict[str, Any]
 MAX_LINE_BYTES = 64 << 20  # a step's log-probabilities of long prompts may be some megabytes
 
 _USUAL = vars(Sampling())
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` would make one each time
 
 
 # ---- to a worker ----
@@ -39,7 +40,6 @@ def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
     sampling = request.sampling
     told: dict[str, Any] = {
         "client": request.client,
-        "prompt": _tokens(prompt),
         "sampling": {name: value for name, value in vars(sampling).items() if value != _USUAL[name]},
     }
     if request.cache_salt:
@@ -57,11 +57,13 @@ def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
     if request.grammar is not None:
         assert isinstance(request.grammar, MakeGrammar)
         told["grammar"] = dataclasses.astuple(request.grammar.given)
-    return command("run", attempt, told)
+    # The prompt is most of the line, and base64 needs no escapes: it is put in behind the encoder's back.
+    rest, tokens = _ENCODE(told).encode(), binascii.b2a_base64(prompt, newline=False)
+    return b'["run",%d,%b,"prompt":"%b"}]\n' % (attempt, rest[:-1], tokens)
 
 
 def command(kind: str, *values: Any) -> bytes:
-    return json.dumps([kind, *values], separators=(",", ":")).encode() + b"\n"
+    return _ENCODE([kind, *values]).encode() + b"\n"
 
 
 def grammar_of(told: Mapping[str, Any]) -> GrammarAsked | None:
@@ -108,7 +110,7 @@ def _ids(text: str) -> list[int]:
 
 
 def line(told: Line) -> bytes:
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+    return _ENCODE(told).encode() + b"\n"
 
 
 # ---- bytes ----
