@@ -323,7 +323,9 @@ class Scheduler:
         """Decode steps until the next decision: one beside a prefill, few while a request may be admitted."""
         if not rows or busy or self._step_sizes[-1] == 1:
             return 1
-        limit = min([e.steps_left if e.slab is not None else e.info.max_output_tok - e.output_tok for e in rows])
+        limit = min(
+            [e.steps_left if e.slab is not None else e.info.max_output_tok - e.output_tok for e in rows]
+        )
         if limit > self.limits.admit_every and self.waiting and self.memory.slots_free:
             limit = min(limit, self.limits.admit_every)
         return self._at_most(limit)

@@ -79,7 +79,9 @@ class ServingSimulation:
         self.now_s = 0.0
         self.result = SimulationResult()
         self._queue: list[tuple[float, int, int, Any]] = []
-        self._coming: list[tuple[float, int, int, Any]] = []  # arrivals known from the start, the next one last
+        self._coming: list[
+            tuple[float, int, int, Any]
+        ] = []  # arrivals known from the start, the next one last
         self._pushed = self._arrivals = 0
         self._dependents: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
         self._unmet: dict[RequestId, int] = {}  # requests that it follows and that have not ended

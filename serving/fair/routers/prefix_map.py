@@ -132,9 +132,7 @@ class PrefixMap:
         """`path`; `nodes`: what `insert` returned for the same blocks, perhaps long ago."""
         return nodes if nodes and not nodes[-1].gone else self.path(blocks)
 
-    def confirm(
-        self, blocks: Sequence[Block], worker: WorkerId, nodes: Sequence[PrefixNode] = ()
-    ) -> None:
+    def confirm(self, blocks: Sequence[Block], worker: WorkerId, nodes: Sequence[PrefixNode] = ()) -> None:
         """The worker has computed this prompt. `nodes`: what `insert` returned for it, if that is at hand."""
         for node in self._path_again(blocks, nodes):
             if worker in node.workers:
