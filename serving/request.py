@@ -17,7 +17,8 @@ type RequestId = str
 MAX_INT = 2**31 - 1  # the device's int32
 MAX_FLOAT = 1e30  # numbers up to it, and down to one over it, are safe in float32
 
-type FinishReason = Literal["stop", "length", "cancel", "deadline", "refused", "error"]
+# `lost`: every worker that it was given to was lost; only a cluster says so.
+type FinishReason = Literal["stop", "length", "cancel", "deadline", "refused", "error", "lost"]
 
 
 @dataclass(frozen=True, kw_only=True)

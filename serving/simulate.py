@@ -22,6 +22,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -227,6 +229,7 @@ def _trace_experiment(notes: list[str]) -> FairnessExperiment:
 
 def _compare(experiment: FairnessExperiment, notes: list[str]) -> None:
     """Runs all policies on all seeds and shows them."""
+    began_s = time.process_time()
     by_run: dict[str, list[dict[str, Any]]] = {run.name: [] for run in experiment.runs}
     clients: list[dict[str, Any]] = []
     last = experiment.runs[-1]
@@ -249,7 +252,9 @@ def _compare(experiment: FairnessExperiment, notes: list[str]) -> None:
             if seed == first:
                 clients += outcome.client_rows()
     if _CSV.value:
+        took = f"{time.process_time() - began_s:,.0f} s of CPU time, at most {_peak_gib():.2f} GiB"
         what = {"experiment": experiment.id, "title": experiment.title, "notes": "; ".join(notes)}
+        what |= {"took": took, "load": f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores at its end"}
         results.write_csv(_CSV.value, seeds.table_rows(by_run), quiet=True, **what, device=results.VIRTUAL)
     if _JSON.value:
         print(json.dumps(_plain(_report(experiment, by_run, clients, notes))))
@@ -258,6 +263,11 @@ def _compare(experiment: FairnessExperiment, notes: list[str]) -> None:
     for note in notes:
         console.print(note, markup=False)
     tables.show(console, f"{experiment.id}: {experiment.title}", by_run, clients)
+
+
+def _peak_gib() -> float:
+    """The most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def _report(

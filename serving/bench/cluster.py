@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import json
 import os
 import random
 import tempfile
@@ -16,7 +15,7 @@ from mixattn.tools import collector
 from serving import fair
 from serving.bench import Row, Size, row
 from serving.bench.http_sides import BenchServer, client, write_checkpoint
-from serving.cluster import messages
+from serving.cluster import messages, reports
 from serving.cluster.ingress import Ingress
 from serving.cluster.live_output import Send
 from serving.request import Delta, Request, Sampling
@@ -55,8 +54,8 @@ def ended(ingress: Ingress, send: Send, now_s: float) -> None:
     name = send.request.id
     ingress.admitted(name, send.attempt, extend_tok=128, hit_tok=PROMPT_TOK - 128, now_s=now_s)
     told = {"d": [[send.attempt, 0, list(range(16)), "", 0, ["length", None, 0]]]}
-    row_of = json.loads(messages.line(told))["d"][0]
-    ingress.reported(name, send.attempt, 0, messages.delta_of(row_of), now_s)
+    for attempt, number, delta in reports.report_of(messages.line(told)).deltas:
+        ingress.reported(name, attempt, number, delta, now_s)
 
 
 def dispatch(workers: int) -> Iterator[Row]:
@@ -154,15 +153,15 @@ def token() -> Row:
     steps = 3000
     lines = [
         messages.line(
-            {"d": [messages.delta_row(s.attempt, step, Delta("", "", [step], text=" word")) for s in sends]}
+            {"d": [reports.delta_row(s.attempt, step, Delta("", "", [step], text=" word")) for s in sends]}
         )
         for step in range(steps)
     ]
     gc.collect()
     began_s = time.process_time()
     for line in lines:
-        for told in json.loads(line)["d"]:
-            ingress.reported(names[told[0]], told[0], told[1], messages.delta_of(told), 0.0)
+        for attempt, number, delta in reports.report_of(line, 10_000).deltas:
+            ingress.reported(names[attempt], attempt, number, delta, 0.0)
         ingress.deltas.clear()
     spent_us = 1e6 * (time.process_time() - began_s) / (steps * rows)
     detail = f"{rows} outputs, one token each a line; the server's own part is in http.csv"

@@ -83,7 +83,7 @@ class ClusterAssembly:
         fairness = LiveFairness()
         self.cluster.listeners.append(fairness.take)
         service.metrics.registry.register(WorkerMetrics(self.cluster, self._options.name))
-        page = Dashboard(service, cluster_figures(self.cluster, fairness, service), FILES)
+        page = Dashboard(service, cluster_figures(self.cluster, fairness, service), FILES, always=True)
         return [*page.routes(), *WorkerControl(service, self.cluster).routes()]
 
     async def start(self, service: Service) -> None:

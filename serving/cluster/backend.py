@@ -15,7 +15,7 @@ from absl import logging
 
 from mixattn.spec import ModelConfig
 from serving import request_checks
-from serving.cluster import messages
+from serving.cluster import messages, reports
 from serving.cluster.autoscaler import Autoscaler
 from serving.cluster.capacity import CapacityMeter
 from serving.cluster.ingress import Ingress
@@ -26,7 +26,7 @@ from serving.engine.stats import EngineCounters, EngineStats
 from serving.fair.ledger import SCALE
 from serving.fair.routers.load_index import WorkerId
 from serving.http.backend import Deliver, StepReport
-from serving.request import ClientId, Request, RequestId
+from serving.request import ClientId, Delta, Request, RequestId
 
 TICK_S = 0.05  # of the housekeeping
 FLUSH_S = 10.0
@@ -43,7 +43,10 @@ class WorkerCluster:
 
     Attributes:
       slots: workers by place.
+      vocab: tokens that there are.
     """
+
+    failed_code, retry_s = "no_worker", 5.0
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class WorkerCluster:
         self._flushes = itertools.count()
         self._flushing: dict[tuple[int, int], asyncio.Future[bool]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.vocab = 0
         self._model: ModelConfig | None = None
         self._config = EngineConfig()
         self._decodes = False
@@ -82,6 +86,7 @@ class WorkerCluster:
     def open(self, model: ModelConfig, config: EngineConfig, *, decodes: bool) -> None:
         """From now on requests are checked against this model and the workers' config."""
         self._model, self._config, self._decodes = model, config, decodes
+        self.vocab = model.vocab_size
         if not self._started:
             self._started = True
             self._run(self._housekeeping())
@@ -148,21 +153,21 @@ class WorkerCluster:
             self._let_go(slot)
         self._wake()
 
-    def line(self, slot: WorkerSlot, told: messages.Line) -> None:
+    def told(self, slot: WorkerSlot, report: reports.WorkerReport) -> None:
         if slot.number is None:
             return
         now_s = time.monotonic()
-        for attempt, extend_tok, hit_tok in told.get("a", ()):
+        for attempt, extend_tok, hit_tok in report.admitted:
             self._admitted(attempt, extend_tok, hit_tok, now_s)
-        for row in told.get("d", ()):
-            self._delta(slot.number, row, now_s)
-        for attempt, why in told.get("r", ()):
+        for attempt, number, delta in report.deltas:
+            self._delta(slot.number, attempt, number, delta, now_s)
+        for attempt, why in report.refused:
             self._refused(attempt, why, now_s)
-        if "flushed" in told:
-            number, done = told["flushed"]
+        if report.flushed is not None:
+            number, done = report.flushed
             if (asked := self._flushing.pop((slot.place, number), None)) is not None and not asked.done():
                 asked.set_result(done)
-        if "beat" in told:
+        if report.beat is not None:
             self._measure(slot)
         self._wake()
 
@@ -174,15 +179,14 @@ class WorkerCluster:
         self.ingress.admitted(name, attempt, extend_tok=extend_tok, hit_tok=hit_tok, now_s=now_s)
         self._report.admitted.append((name, extend_tok, hit_tok))
 
-    def _delta(self, worker: WorkerId, row: Sequence[Any], now_s: float) -> None:
-        attempt, number = row[0], row[1]
+    def _delta(self, worker: WorkerId, attempt: AttemptId, number: int, delta: Delta, now_s: float) -> None:
         name = self._names.get(attempt)
         if name is None:
             self.ingress.counts.dropped += 1
             return
-        if row[5] is not None:
+        if delta.output is not None:
             self._forget(worker, attempt)
-        self.ingress.reported(name, attempt, number, messages.delta_of(row), now_s)
+        self.ingress.reported(name, attempt, number, delta, now_s)
 
     def _refused(self, attempt: AttemptId, why: str, now_s: float) -> None:
         """The worker did not take a request that `check` let pass: none would."""
@@ -223,8 +227,12 @@ class WorkerCluster:
 
     def submit(self, requests: Sequence[Request]) -> None:
         now_s = time.monotonic()
-        for request in requests:
-            self.ingress.submit(request, now_s)
+        try:
+            for request in requests:
+                self.ingress.submit(request, now_s)
+        except ValueError as why:  # which `check` let pass
+            self._report.refused += [(request.id, str(why)) for request in requests]
+            self.cancel([request.id for request in requests])
         self._wake()
 
     def cancel(self, ids: Sequence[RequestId]) -> None:

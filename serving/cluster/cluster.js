@@ -94,7 +94,7 @@ function credits(shown) {
 function show(shown) {
   if (!head(shown)) return;
   const up = shown.lanes.filter((lane) => lane.state === "up").length;
-  trouble(shown.lost ? `${number(shown.lost)} outputs failed after all tries.` : "");
+  if (!shown.why) trouble(shown.lost ? `${number(shown.lost)} outputs failed after all tries.` : "");
   at("up").textContent = number(up);
   at("workers").textContent = number(shown.lanes.length + shown.more_lanes);
   at("running").textContent = number(shown.running);

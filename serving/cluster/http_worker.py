@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import httptools
 
+from serving.cluster import reports
 from serving.cluster.messages import LineSplitter
 from serving.cluster.workers import NotReady
 from serving.http.options import StartOptions
@@ -173,14 +174,15 @@ class HttpWorker:
         splitter = LineSplitter()
         greeted = asyncio.Event()
 
+        lost: list[str] = []
+
         def on_body(piece: bytes) -> None:
             for line in splitter.feed(piece):
-                if not greeted.is_set() and line.startswith(b'{"hello"'):
-                    self._session = json.loads(line)["hello"]["session"]
-                    greeted.set()
                 on_line(line)
+                if not greeted.is_set():
+                    self._session = reports.session_of(line)
+                    greeted.set()
 
-        lost: list[str] = []
         try:
             self._commands = await WorkerConnection.open(self._socket, _ignore, lost.append)
             self._events = await WorkerConnection.open(self._socket, on_body, lost.append)
@@ -189,8 +191,8 @@ class HttpWorker:
             await greeted.wait()
         except OSError as why:
             raise NotReady(str(why)) from None
-        if lost:
-            raise NotReady(lost[0])
+        if lost or self._events is None or self._commands is None:  # detached: its greeting was none
+            raise NotReady(lost[0] if lost else "its greeting was none")
         self._on_end = on_end
         self._events._on_lost = self._commands._on_lost = self._end
 

@@ -9,10 +9,10 @@ what is found in the outboxes: `dispatch` returns what to send to workers, `stop
     workers' matter.
   * A request whose worker is lost, or whose stream breaks, goes back to its place in the queue and is sent
     again with the tokens its client has (`Request.resume_ids`), at most `max_tries` times in all; then it
-    ends with `error`.
+    ends as `lost`.
   * Each dispatch is an attempt with a number of its own. A report counts only if it is the next one of its
-    output's present attempt: late ones and repeated ones are dropped, and after a gap the attempt is
-    withdrawn. So no client gets a token twice, or misses one.
+    output's present attempt: late ones and repeated ones are dropped, and after a gap, or a report of more
+    than was asked for, the attempt is withdrawn. So no client gets a token twice, or misses one.
 """
 
 import heapq
@@ -40,13 +40,15 @@ class IngressCounters:
       dispatched, again: attempts, and those of them that were not an output's first.
       dropped: reports that were late or came twice.
       gaps: attempts withdrawn because a report was missing.
-      failed: outputs that ended with `error` after `max_tries`.
+      wrong: attempts withdrawn because a report cannot be true.
+      failed: outputs that ended as `lost` after `max_tries`.
     """
 
     dispatched: int = 0
     again: int = 0
     dropped: int = 0
     gaps: int = 0
+    wrong: int = 0
     failed: int = 0
 
 
@@ -177,6 +179,9 @@ class Ingress:
         if live is None or live.admitted:
             self.counts.dropped += 1
             return
+        if extend_tok + hit_tok > len(live.request.prompt_ids) + live.resumed_tok:
+            self._disbelieved(live, now_s)
+            return
         live.admitted = True
         self._note("admit", live, now_s, extend=extend_tok, hit=hit_tok)
         self.router.admitted(name, extend_tok=extend_tok, hit_tok=hit_tok)
@@ -192,6 +197,9 @@ class Ingress:
         if number > live.next_report:
             self.counts.gaps += 1
             self.broken(name, attempt, now_s)
+            return
+        if len(live.ids) + len(delta.ids) > live.request.sampling.max_tokens:
+            self._disbelieved(live, now_s)
             return
         live.next_report += 1
         new = live.take(delta, now_s)
@@ -215,6 +223,12 @@ class Ingress:
         self.router.withdrawn(name, live.produced_tok)
         self._again(live, now_s)
 
+    def _disbelieved(self, live: LiveOutput, now_s: float) -> None:
+        """Its worker told what cannot be."""
+        assert live.attempt is not None
+        self.counts.wrong += 1
+        self.broken(live.name, live.attempt, now_s)
+
     def _current(self, name: RequestId, attempt: AttemptId) -> LiveOutput | None:
         live = self.live.get(name)
         return live if live is not None and live.attempt == attempt else None
@@ -233,7 +247,7 @@ class Ingress:
         elif live.tries >= self._max_tries:
             self.counts.failed += 1
             self.queue.cancel(live.name, prefilled_tok=ran)
-            self._tell_end(live, "error", now_s)
+            self._tell_end(live, "lost", now_s)
         else:
             self.queue.preempt(live.name, prefilled_tok=ran)
 

@@ -3,6 +3,9 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import repeat
+from struct import Struct
 from typing import Any, NamedTuple
 
 from serving.fair.routers.load_index import WorkerId
@@ -72,6 +75,7 @@ class LiveOutput:
     hit_tok: int = 0
     admit_s: float = -1.0
     first_token_s: float = -1.0
+    _info: RequestInfo | None = None
 
     @property
     def produced_tok(self) -> int:
@@ -86,7 +90,9 @@ class LiveOutput:
     def info(self) -> RequestInfo:
         """Its sizes, with what it has received as part of the prompt."""
         request, got = self.request, len(self.ids)
-        return RequestInfo(
+        if self._info is not None and self._info.prompt_tok == len(request.prompt_ids) + got:
+            return self._info
+        self._info = RequestInfo(
             self.name,
             request.client,
             self.seq,
@@ -94,6 +100,7 @@ class LiveOutput:
             request.sampling.max_tokens - got,
             program=request.program,
         )
+        return self._info
 
     def blocks(self, block_tok: int) -> Sequence[Block]:
         """Its prompt and what it has received, for a router; nothing where the worker will not look it up."""
@@ -101,10 +108,12 @@ class LiveOutput:
             return ()
         data = self.prompt + token_bytes(self.ids) if self.ids else self.prompt
         step = block_tok * TOKEN_BYTES
-        keys = [data[at : at + step] for at in range(0, len(data), step)]
-        blocks: list[Block] = [(key, block_tok) for key in keys]
-        blocks[-1] = keys[-1], len(keys[-1]) // TOKEN_BYTES
-        blocks[0] = (self.request.cache_salt, keys[0]), blocks[0][1]
+        whole, rest = divmod(len(data), step)
+        blocks: list[Block] = list(zip(_cut(step, whole).unpack_from(data), repeat(block_tok)))
+        if rest:
+            blocks.append((data[-rest:], rest // TOKEN_BYTES))
+        key, tokens = blocks[0]
+        blocks[0] = (self.request.cache_salt, key), tokens
         return blocks
 
     def sent(self, worker: WorkerId, attempt: AttemptId, now_s: float) -> Send:
@@ -169,5 +178,11 @@ def _changed[T](frozen: T, **fields: Any) -> T:
     """The same with other values, which are known to be allowed: checking all anew takes longer than all else
     that a dispatch does."""
     made: T = object.__new__(type(frozen))
-    vars(made).update(vars(frozen), **fields)
+    object.__setattr__(made, "__dict__", vars(frozen) | fields)
     return made
+
+
+@lru_cache(maxsize=256)
+def _cut(size: int, count: int) -> Struct:
+    """Cuts bytes into so many pieces of one size, in one call."""
+    return Struct(f"{size}s" * count)

@@ -9,23 +9,27 @@ objects of one key or more:
     `[attempt, number, ids, text, logprobs, end]` of deltas; `[attempt, why]` of requests it did not take.
   * `beat`: that it lives, and its counters.
   * `flushed`: `[number, done]`.
+
+`reports` reads them.
 """
 
 import binascii
 import dataclasses
 import json
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from serving.cluster.live_output import AttemptId, token_bytes
-from serving.engine.stats import EngineStats
 from serving.http.grammar import GrammarAsked, MakeGrammar
-from serving.request import Delta, Logprob, Output, Request, RequestKeep, Sampling, TokenGrammar
+from serving.request import Request, RequestKeep, Sampling, TokenGrammar
 
 type Line = dict[str, Any]
 
+MAX_LINE_BYTES = 64 << 20  # a step's log-probabilities of long prompts may be some megabytes
+
 _USUAL = vars(Sampling())
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` would make one each time
 
 
 # ---- to a worker ----
@@ -36,7 +40,6 @@ def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
     sampling = request.sampling
     told: dict[str, Any] = {
         "client": request.client,
-        "prompt": _tokens(prompt),
         "sampling": {name: value for name, value in vars(sampling).items() if value != _USUAL[name]},
     }
     if request.cache_salt:
@@ -54,11 +57,13 @@ def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
     if request.grammar is not None:
         assert isinstance(request.grammar, MakeGrammar)
         told["grammar"] = dataclasses.astuple(request.grammar.given)
-    return command("run", attempt, told)
+    # The prompt is most of the line, and base64 needs no escapes: it is put in behind the encoder's back.
+    rest, tokens = _ENCODE(told).encode(), binascii.b2a_base64(prompt, newline=False)
+    return b'["run",%d,%b,"prompt":"%b"}]\n' % (attempt, rest[:-1], tokens)
 
 
 def command(kind: str, *values: Any) -> bytes:
-    return json.dumps([kind, *values], separators=(",", ":")).encode() + b"\n"
+    return _ENCODE([kind, *values]).encode() + b"\n"
 
 
 def grammar_of(told: Mapping[str, Any]) -> GrammarAsked | None:
@@ -104,71 +109,31 @@ def _ids(text: str) -> list[int]:
     return array("I", binascii.a2b_base64(text)).tolist()
 
 
-# ---- from a worker ----
-
-
 def line(told: Line) -> bytes:
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
-
-
-def delta_row(attempt: AttemptId, number: int, delta: Delta) -> list[Any]:
-    """A delta of an attempt, as a row of `d`."""
-    output = delta.output
-    end = None
-    if output is not None:
-        end = [output.finish_reason, output.stop, _logprob_rows(output.prompt_logprobs)]
-    return [attempt, number, delta.ids, delta.text, _logprob_rows(delta.logprobs), end]
-
-
-def delta_of(row: Sequence[Any]) -> Delta:
-    """The delta of a row of `d`; whose it is, its attempt says."""
-    _, _, ids, text, logprobs, end = row
-    output = None if end is None else _output(*end)
-    return Delta("", "", ids, output, text=text, logprobs=_logprobs(logprobs))
-
-
-def _output(reason: Any, stop: int | str | None, prompt_logprobs: Sequence[Any]) -> Output:
-    """What only the worker that ended an output knows of it."""
-    return Output(
-        id="",
-        client="",
-        output_ids=[],
-        finish_reason=reason,
-        prompt_tok=0,
-        hit_tok=0,
-        arrival_s=0.0,
-        admit_s=0.0,
-        first_token_s=0.0,
-        finish_s=0.0,
-        stop=stop,
-        prompt_logprobs=_logprobs(prompt_logprobs),
-    )
-
-
-def _logprob_rows(logprobs: Sequence[Logprob]) -> Any:
-    return [[p.id, p.logprob, p.top] for p in logprobs] if logprobs else 0
-
-
-def _logprobs(rows: Any) -> tuple[Logprob, ...]:
-    if not rows:
-        return ()
-    return tuple(Logprob(id, logprob, tuple((i, lp) for i, lp in top)) for id, logprob, top in rows)
-
-
-def stats_of(told: Mapping[str, Any]) -> EngineStats:
-    """The counters of a `beat`."""
-    return EngineStats(**{**told, "pages": {kind: tuple(counts) for kind, counts in told["pages"].items()}})
+    return _ENCODE(told).encode() + b"\n"
 
 
 # ---- bytes ----
 
 
 class LineSplitter:
-    """Whole lines out of pieces of any size."""
+    """Whole lines out of pieces of any size; one of over `max_bytes` in parts, which are no messages."""
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._rest: list[bytes] = []
+        self._size = 0
 
     def feed(self, piece: bytes) -> Iterable[bytes]:
-        *whole, self._rest = (self._rest + piece).split(b"\n")
+        *whole, rest = piece.split(b"\n")
+        if whole:
+            whole[0] = b"".join([*self._rest, whole[0]])
+            self._rest.clear()
+            self._size = 0
+        self._rest.append(rest)
+        self._size += len(rest)
+        if self._size > self._max_bytes:
+            whole.append(b"".join(self._rest))
+            self._rest.clear()
+            self._size = 0
         return whole

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from serving.cluster import reports
 from serving.cluster.messages import LineSplitter
 from serving.cluster.session import WorkerSession
 from serving.cluster.worker import options_of
@@ -126,21 +127,23 @@ class RayWorker:
         if self._starting is None or not self._starting.done() or self.ended() is not None:
             raise NotReady(self.ended() or "it is starting")
         stream = self._actor.events.options(num_returns="streaming").remote()
-        splitter, greeted = LineSplitter(), asyncio.Event()
+        splitter, greeted, me = LineSplitter(), asyncio.Event(), asyncio.current_task
 
         async def read() -> None:
             try:
                 async for piece in stream:
                     for line in splitter.feed(await piece):
-                        if not greeted.is_set() and line.startswith(b'{"hello"'):
-                            self._session = json.loads(line)["hello"]["session"]
-                            greeted.set()
                         on_line(line)
-                on_end("its stream ended")
-            except RayError as why:
-                if isinstance(why, ray.exceptions.RayActorError):
-                    self._why = _told(why)
-                on_end(_told(why))
+                        if not greeted.is_set():
+                            self._session = reports.session_of(line)
+                            greeted.set()
+                why = "its stream ended"
+            except RayError as error:
+                why = _told(error)
+                if self._reading is me() and isinstance(error, ray.exceptions.RayActorError):
+                    self._why = why
+            if self._reading is me():  # else this session is over already
+                on_end(why)
 
         self._reading = asyncio.get_running_loop().create_task(read())
         waiting = asyncio.ensure_future(greeted.wait())
@@ -148,7 +151,7 @@ class RayWorker:
             await asyncio.wait({waiting, self._reading}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
-        if not greeted.is_set():
+        if not greeted.is_set() or self._reading is None:  # detached: its greeting was none
             raise NotReady(self._why or "its stream ended")
 
     def send(self, lines: Sequence[bytes]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.cluster import messages
+from serving.cluster import messages, reports
 from serving.cluster.live_output import AttemptId
 from serving.http.backend import StepReport
 from serving.http.errors import ApiError
@@ -138,7 +138,7 @@ class WorkerSession:
         try:
             request = messages.request_of(id, told, grammar)
         except (ValueError, TypeError, KeyError) as why:
-            self._say({"r": [[attempt, str(why)]]})
+            self._say({"r": [[attempt, _without_name(id, str(why))]]})
             return
         self._running[id] = RunningAttempt(attempt)
         self._loop.submit([request])
@@ -159,12 +159,14 @@ class WorkerSession:
         running = self._running
         told: messages.Line = {}
         admitted = [[running[id].attempt, e, h] for id, e, h in report.admitted if id in running]
-        refused = [[running.pop(id).attempt, why] for id, why in report.refused if id in running]
+        refused = [
+            [running.pop(id).attempt, _without_name(id, why)] for id, why in report.refused if id in running
+        ]
         deltas = []
         for delta in report.deltas:
             here = running.get(delta.id)
             if here is not None:
-                deltas.append(messages.delta_row(here.attempt, here.told, delta))
+                deltas.append(reports.delta_row(here.attempt, here.told, delta))
                 here.told += 1
                 if delta.output is not None:
                     del running[delta.id]
@@ -197,3 +199,8 @@ class WorkerSession:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _without_name(id: RequestId, why: str) -> str:
+    """A refusal as the client may read it: what its request is called here is no matter of his."""
+    return why.replace(f"request {id!r}", "the request")

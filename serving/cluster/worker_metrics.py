@@ -21,9 +21,9 @@ class WorkerMetrics(Collector):
         yield self._counter("dispatches", "Outputs sent to a worker.", counts.dispatched)
         yield self._counter("redispatches", "Of those, outputs that another worker had before.", counts.again)
         yield self._counter("dropped_reports", "Reports that came late or twice.", counts.dropped)
-        yield self._counter(
-            "lost_outputs", "Outputs that ended with an error after all tries.", counts.failed
-        )
+        wrong = "Outputs taken from a worker that told what cannot be."
+        yield self._counter("wrong_reports", wrong, counts.wrong)
+        yield self._counter("lost_outputs", "Outputs that ended as lost after all tries.", counts.failed)
         replicated = getattr(router, "replicated", None)
         if replicated is not None:
             text = "Dispatches that left the holders of a prefix for want of credit or room."
@@ -49,7 +49,7 @@ class WorkerMetrics(Collector):
         yield self._each(
             "worker_capacity", "Measured speed relative to the mean.", cluster.meter.capacity_of.items()
         )
-        speeds = ((s.place, cluster.meter.speed(s.place) or 0.0) for s in slots)
+        speeds = ((s.place, cluster.meter.tok_per_busy_s(s.place) or 0.0) for s in slots)
         yield self._each("worker_tok_per_busy_s", "Tokens per busy second, smoothed.", speeds)
         for name, text in (
             ("prompt_tok", "Prompt tokens admitted since it started."),

@@ -2,11 +2,10 @@
 
 A `WorkerHandle` is one way to run a worker and talk to it (`http_worker`, `ray_worker`). A `WorkerSlot` keeps
 one alive: it attaches to it, notices its loss by a broken stream or by silence, attaches again if it comes
-back within `grace_s`, and otherwise ends it and starts another.
+back within `grace_s`, and otherwise ends it and starts another. One that says what is no message is ended.
 """
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from absl import logging
 
-from serving.cluster import messages
+from serving.cluster import reports
 from serving.engine.stats import EngineStats
 from serving.fair.routers.load_index import WorkerId
 
@@ -77,11 +76,13 @@ class WorkerTimes:
 
 
 class SlotEvents(Protocol):
-    """Who is told what happens to a worker."""
+    """Who is told what happens to a worker. `vocab`: tokens that there are."""
+
+    vocab: int
 
     def joined(self, slot: "WorkerSlot") -> None: ...
 
-    def line(self, slot: "WorkerSlot", told: messages.Line) -> None: ...
+    def told(self, slot: "WorkerSlot", report: reports.WorkerReport) -> None: ...
 
     def lost(self, slot: "WorkerSlot", why: str) -> None: ...
 
@@ -110,6 +111,7 @@ class WorkerSlot:
         self.starts = self.losses = 0
         self._heard_s = 0.0
         self._stuck_s = 0.0
+        self._confused = False  # it said what is no message
         self._gone = asyncio.Event()
         self._pending: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
@@ -157,8 +159,13 @@ class WorkerSlot:
         while True:
             began_s = time.monotonic()
             self.state, self.starts = "starting", self.starts + 1
-            self.handle.start()
-            served = await self._serve()
+            self._confused = False
+            try:
+                self.handle.start()
+                served = await self._serve()
+            except OSError as why:  # no memory, no descriptor, no disk: later, perhaps
+                served = False
+                self._lose(f"it cannot be started: {why}")
             await self.handle.stop()
             failures = 0 if served and time.monotonic() - began_s > 60 else failures + 1
             await asyncio.sleep(self._back_off_s(failures))
@@ -174,16 +181,17 @@ class WorkerSlot:
             except (NotReady, TimeoutError) as why_not:
                 self.handle.detach()
                 why = self.handle.ended()
-                if why is not None or self.up or time.monotonic() > limit_s:
-                    self._lose(why or str(why_not) or "it does not answer")
-                if why is not None or time.monotonic() > limit_s:
+                over = why is not None or self._confused or time.monotonic() > limit_s
+                if over or self.up:
+                    self._lose(why or (self.why if self._confused else str(why_not)) or "it does not answer")
+                if over:
                     return served
                 await asyncio.sleep(ATTACH_S * self._random.uniform(0.5, 1.5))
                 continue
             served = True
             await self._gone.wait()
             stuck = self._stuck_s > self._times.step_s
-            if stuck or self.handle.ended() is not None:
+            if stuck or self._confused or self.handle.ended() is not None:
                 return served
             limit_s = time.monotonic() + self._times.grace_s
 
@@ -193,20 +201,30 @@ class WorkerSlot:
         return self._random.uniform(0.5, 1.0) * limit_s if failures > 0 else 0.0
 
     def _line(self, text: bytes) -> None:
+        if self._confused:
+            return
         self._heard_s = time.monotonic()
-        told = json.loads(text)
-        if "hello" in told:
-            self.hello, self.state, self._stuck_s = told["hello"], "up", 0.0
+        try:
+            report = reports.report_of(text, self._events.vocab)
+        except ValueError as why:
+            self._confused = True
+            self.why = f"it said what is no message: {why}"
+            self._part(self.why)
+            return
+        if report.hello is not None:
+            self.hello, self.state, self._stuck_s = report.hello, "up", 0.0
             self._events.joined(self)
         elif self.up:
-            if (beat := told.get("beat")) is not None:
-                self._stuck_s = beat["stuck_s"]
-                if beat["stats"] is not None:
-                    self.stats = messages.stats_of(beat["stats"])
-                if beat["failed"]:
-                    self._part(beat["failed"])
-                    return
-            self._events.line(self, told)
+            self._heard(report)
+
+    def _heard(self, report: reports.WorkerReport) -> None:
+        if (beat := report.beat) is not None:
+            self._stuck_s = beat.stuck_s
+            self.stats = beat.stats or self.stats
+            if beat.failed:
+                self._part(beat.failed)
+                return
+        self._events.told(self, report)
 
     def _part(self, why: str) -> None:
         """The session is over."""

@@ -89,7 +89,7 @@ class RequestState:
         return self.kv.slot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see `serving.request.Delta`
 class PrefillChunk:
     """Tokens `start..end-1` of a request, computed in one step.
 
@@ -113,7 +113,7 @@ class PlannedSettle:
     pages: Settlement
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see `serving.request.Delta`
 class StepPlan:
     """One step: prompts move to slabs, then chunks, then `steps` decode steps of the rows that were decoding.
 

@@ -309,20 +309,23 @@ class Scheduler:
             self.prefilling[info.id] = req
 
     def _chunk(self, req: RequestState, budget: int) -> PrefillChunk | None:
-        end = min(req.prefill_tok, req.computed_tok + min(budget, self.limits.chunk_tok))
+        whole_tok = req.prefill_tok
+        end = min(whole_tok, req.computed_tok + min(budget, self.limits.chunk_tok))
         assert req.kv is not None
         if req.slab is not None:
             end = self.memory.chunk_end(req.kv, req.computed_tok, end)
         if not self.memory.grow(req.kv, req.computed_tok, end):
             return None  # others hold what it would borrow: it waits a step or, if optimistic, for pages
-        last = end == req.prefill_tok
+        last = end == whole_tok
         return PrefillChunk(req, req.computed_tok, end, last, last and req.output_tok == 0)
 
     def _choose_steps(self, rows: Sequence[RequestState], busy: bool) -> int:
         """Decode steps until the next decision: one beside a prefill, few while a request may be admitted."""
         if not rows or busy or self._step_sizes[-1] == 1:
             return 1
-        limit = min([e.steps_left for e in rows])
+        limit = min(
+            [e.steps_left if e.slab is not None else e.info.max_output_tok - e.output_tok for e in rows]
+        )
         if limit > self.limits.admit_every and self.waiting and self.memory.slots_free:
             limit = min(limit, self.limits.admit_every)
         return self._at_most(limit)

@@ -99,11 +99,15 @@ class Dlpm(PolicyBase):
     def credit(self, client: ClientId) -> int:
         """Ledger units the client may still spend; its gate is closed at 0 and below."""
         account = self.ledger.accounts[client]
-        received, _ = self._settle_rounds(account)
-        return self._credit(account, received)
+        rounds = self._rounds_of.get(client)
+        if rounds is None or rounds[1] < self.rounds:
+            rounds = self._settle_rounds(account)
+        return self._credit(account, rounds[0])
 
     def _credit(self, account: Account, received: int) -> int:
-        return self._quantum_of(account) * received - account.served - self._forfeited.get(account.client, 0)
+        quantum = self._quantum_of(account)
+        served = account.charges - account.refunds
+        return quantum * received - served - self._forfeited.get(account.client, 0)
 
     def _quantum_of(self, account: Account) -> int:
         """Credit per refill; at least a unit, so that every debt is paid in the end."""
@@ -150,7 +154,9 @@ class Dlpm(PolicyBase):
 
     def _before_charge(self, account: Account, amount: int) -> None:
         if self.quantum:
-            self._settle_rounds(account)
+            rounds = self._rounds_of.get(account.client)
+            if rounds is None or rounds[1] < self.rounds:
+                self._settle_rounds(account)
 
     def _on_refund(self, account: Account) -> None:
         """Caps credit at a quantum.

@@ -66,29 +66,30 @@ class GapMeter:
 
     def update(self, clients: Iterable[ClientId], served: Mapping[ClientId, float]) -> None:
         """The service of these clients has changed."""
-        rows = [(self._row_of[c], served[c]) for c in clients if c in self._row_of]
-        n = len(self._names)
-        if not rows or n < 2:
-            for row, amount in rows:
-                self._served[row] = amount
+        row_of, n = self._row_of, len(self._names)
+        rows = [row_of[c] for c in clients if c in row_of]
+        for row in rows:
+            self._served[row] = served[self._names[row]]
+        if n < 2:
             return
-        index = np.array([row for row, _ in rows])
-        self._served[index] = [amount for _, amount in rows]
-        ahead = self._served[index, None] - self._served[:n]
-        least = self._least[:n, :n]
-        least[:, index] = np.minimum(least[:, index], -ahead.T)
-        least[index] = np.minimum(least[index], ahead)
-        self._compare(ahead - least[index], [row for row, _ in rows])
+        all_served, least = self._served[:n], self._least[:n, :n]
+        behind_of = []
+        for row in rows:  # all columns first: the rows of served clients are read among them
+            behind = all_served - all_served[row]
+            np.minimum(least[:, row], behind, out=least[:, row])
+            behind_of.append(behind)
+        for row, behind in zip(rows, behind_of):
+            np.minimum(least[row], -behind, out=least[row])
+        self._compare([-behind - least[row] for row, behind in zip(rows, behind_of)], rows)
         # A client that was refunded fell behind: then the others are ahead of it.
-        self._compare(-ahead - least[:, index].T, [row for row, _ in rows])
+        self._compare([behind - least[:, row] for row, behind in zip(rows, behind_of)], rows)
 
-    def _compare(self, gaps: np.ndarray, rows: list[int]) -> None:
-        best = int(gaps.argmax())
-        gap = float(gaps.flat[best])
-        if gap > self.largest:
-            row, other = divmod(best, gaps.shape[1])
-            f, g = self._names[rows[row]], self._names[other]
-            self.largest, self.pair = gap, (min(f, g), max(f, g))
+    def _compare(self, gaps_of: list[np.ndarray], rows: list[int]) -> None:
+        for row, gaps in zip(rows, gaps_of):
+            other = int(gaps.argmax())
+            if gaps[other] > self.largest:
+                f, g = self._names[row], self._names[other]
+                self.largest, self.pair = float(gaps[other]), (min(f, g), max(f, g))
 
     def _grow(self) -> None:
         size = min(self.max_clients, 2 * len(self._served))

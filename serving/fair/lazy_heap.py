@@ -25,8 +25,8 @@ class LazyMinHeap[Name: Hashable]:
 
     def push(self, name: Name) -> None:
         """Adds a member, or announces that its key may have shrunk."""
-        key = self._key(name)
-        if name not in self._entry_of or key < self._entry_of[name][0]:
+        key, held = self._key(name), self._entry_of.get(name)
+        if held is None or key < held[0]:
             entry = self._entry_of[name] = (key, name)
             heapq.heappush(self._heap, entry)
             if len(self._heap) > 64 + 4 * len(self._entry_of):

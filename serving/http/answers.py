@@ -43,6 +43,13 @@ def reason(why: FinishReason, produced_tok: int) -> str:
         )
     if why == "cancel":
         raise ApiError(409, "the request was aborted", code="aborted")
+    if why == "lost":
+        raise ApiError(
+            503,
+            "every worker that was given this request was lost; it may be sent again",
+            code="workers_lost",
+            retry_after_s=5,
+        )
     raise ApiError(500, "the engine failed while it served this request", code="engine_error")
 
 

@@ -36,9 +36,12 @@ class Backend(Protocol):
 
     Attributes:
       listeners: of scheduling events, in whatever thread they happen.
+      failed_code, retry_s: while it has `failed`: the word for programs, and when to ask again.
     """
 
     listeners: list[Callable[[dict[str, Any]], None]]
+    failed_code: str
+    retry_s: float
 
     @property
     def failed(self) -> str | None:

@@ -32,6 +32,8 @@ class EngineLoop:
       deliver: called on the event loop with the report of each step that brought anything.
     """
 
+    failed_code, retry_s = "unhealthy", 60.0
+
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._inbox: deque[Callable[[Engine], None]] = deque()

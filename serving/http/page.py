@@ -48,6 +48,7 @@ class Dashboard:
     Args:
       figures: what is shown of the backend once it serves.
       files: by name in the URL, the package and file of what a page consists of; "" is the page.
+      always: whether there are figures also while it is out of order.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Dashboard:
         service: Service,
         figures: Callable[[], Awaitable[dict[str, Any]]],
         files: Mapping[str, tuple[str, str]] = FILES,
+        *,
+        always: bool = False,
     ) -> None:
-        self._service, self._figures, self._files = service, figures, files
+        self._service, self._figures, self._files, self._always = service, figures, files, always
         self._began_s = time.monotonic()
         self._viewers = 0
 
@@ -103,7 +106,7 @@ class Dashboard:
             "uptime_s": round(time.monotonic() - self._began_s),
             "open_calls": len({id(opened) for opened in service.calls.values()}),
         }
-        if model is not None and not why:
+        if model is not None and (self._always or not why):
             shown |= await self._figures()
             shown["tok_per_s"] = service.metrics.tok_per_s()
             shown["ttft_s"], shown["itl_s"] = map(service.metrics.quantiles, ("ttft", "itl"))

@@ -37,9 +37,8 @@ function head(shown) {
   if (shown.state === "draining") trouble("The server is shutting down and takes no new requests.");
   else if (shown.state === "starting") trouble("");
   else if (shown.why) trouble(`Out of order: ${shown.why}`);
-  else return true;
   if (shown.why) at("nobody").hidden = true;
-  return false;
+  return shown.running !== undefined;
 }
 
 function listen(show) {

@@ -105,9 +105,8 @@ class Service:
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after_s=10)
         if self.loop.failed:
-            raise ApiError(
-                503, f"the server is out of order: {self.loop.failed}", code="unhealthy", retry_after_s=60
-            )
+            message = f"the server is out of order: {self.loop.failed}"
+            raise ApiError(503, message, code=self.loop.failed_code, retry_after_s=self.loop.retry_s)
         if self.model is None:
             raise ApiError(503, "the model is still loading", code="starting", retry_after_s=5)
         return self.model

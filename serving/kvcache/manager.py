@@ -37,6 +37,7 @@ class KVCacheManager:
       span_tok: the most tokens one step may add to a request (prefill chunk or decode steps).
       step_tok: prompt tokens of all requests in one step; one request's `span_tok` if not given.
       reuse: keep finished prompts for later requests.
+      writes_tables: keep page tables for a device; a simulator has none.
       working_votes: prompts whose queries vote that are computed at once. snapshots: see `VoteRows`.
 
     Attributes:
@@ -55,6 +56,7 @@ class KVCacheManager:
         reuse: bool = True,
         working_votes: int = 0,
         snapshots: int = 0,
+        writes_tables: bool = True,
     ):
         self.groups = tuple(groups)
         self.page_tok, self.max_tok, self.span_tok = page_tok, max_tok, span_tok
@@ -65,6 +67,7 @@ class KVCacheManager:
         self.tree.on_remove = self.votes.drop
         self.hits_lost = 0
         self._full = [isinstance(g, FullGroup) for g in self.groups]
+        self._writes_tables = writes_tables
         widths = [g.table_pages(max_tok, page_tok) for g in self.groups]
         self.tables = [np.zeros((max_slots, width), np.int32) for width in widths]
         self._free_slots = list(range(max_slots - 1, -1, -1))
@@ -282,7 +285,8 @@ class KVCacheManager:
         for g, pages in enumerate(kv.pages):
             self.reservations[g].add(kv.reservations[g], -1)
             self.pools[g].free(pages[own:])
-            self.tables[g][kv.slot] = NULL_PAGE
+            if self._writes_tables:
+                self.tables[g][kv.slot] = NULL_PAGE
         self._end_votes(kv)
         self.tree.release(kv.lock)
         del self._sequences[kv.slot]
@@ -300,14 +304,11 @@ class KVCacheManager:
         return max(0, len(tokens) - left) if self.reuse and cache_salt is not UNSHARED else 0
 
     def _capacity_tok(self, kv: SequencePages) -> float:
-        return min(
-            (
-                group.capacity_tok(len(pages), self.page_tok)
-                for group, pages, full in zip(self.groups, kv.pages, self._full)
-                if not (full and kv.settled)
-            ),
-            default=math.inf,
-        )
+        least = math.inf
+        for group, pages, full in zip(self.groups, kv.pages, self._full):
+            if not (full and kv.settled):
+                least = min(least, group.capacity_tok(len(pages), self.page_tok))
+        return least
 
     def _let_go(self, kv: SequencePages, group: int, own: int) -> None:
         """Frees the request's own pages of a full group, and its reservation."""
@@ -384,8 +385,9 @@ class KVCacheManager:
                 self.tables[g][kv.slot, old:new] = NULL_PAGE
 
     def _write_row(self, kv: SequencePages, group: int) -> None:
-        pages = kv.pages[group]
-        self.tables[group][kv.slot, : len(pages)] = pages
+        if self._writes_tables:
+            pages = kv.pages[group]
+            self.tables[group][kv.slot, : len(pages)] = pages
 
     def _ensure_free(self, group: int, n: int) -> None:
         if (short := n - len(self.pools[group])) > 0:

@@ -23,6 +23,7 @@ class RadixNode:
       queued: by group, whether it stands in the eviction line.
       watchers: waiting requests whose match ends here, by the page that would carry it on; None where it ends
         within the node.
+      end: position behind its last token; where a node is cut in two, that of the lower one stays.
     """
 
     key: TokenSequence
@@ -38,10 +39,10 @@ class RadixNode:
     queued: list[bool] = field(default_factory=list)
     alive: bool = True
     watchers: dict[Hashable | None, set[str]] = field(default_factory=dict)
+    end: int = field(init=False)
 
-    @property
-    def end(self) -> int:
-        return self.start + len(self.key)
+    def __post_init__(self) -> None:
+        self.end = self.start + len(self.key)
 
 
 @dataclass(slots=True)
@@ -61,16 +62,18 @@ def upward(node: RadixNode) -> Iterator[RadixNode]:
 
 def common_path(root: RadixNode, tokens: TokenSequence, page_tok: int) -> list[tuple[RadixNode, int]]:
     """Nodes below `root` along `tokens`, with how many tokens of each agree (whole pages)."""
-    path, node, at = [], root, 0
-    while len(tokens) - at >= page_tok:
+    path: list[tuple[RadixNode, int]] = []
+    node, at, last = root, 0, len(tokens) - page_tok
+    while at <= last and node.children:
         child = node.children.get(tokens.head(at, page_tok))
         if child is None:
             break
         same = tokens.common(at, child.key) // page_tok * page_tok
         path.append((child, same))
-        if same < len(child.key):
+        at += same
+        if at < child.end:
             break
-        node, at = child, at + same
+        node = child
     return path
 
 

@@ -93,6 +93,7 @@ class SimulatedEngine:
             max_slots=self.max_slots,
             max_tok=self.memory_tok,
             span_tok=self.step_tok,
+            writes_tables=False,
         )
 
     def limits(self) -> Limits:
@@ -321,7 +322,8 @@ def run(
 
     def log_event(event: Event) -> None:
         meter.take(event)
-        records.take(event)
+        if event["event"] != "tokens":
+            records.take(event)
         if log:
             log(event)
 

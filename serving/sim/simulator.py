@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from serving.fair.routers.base import Router
@@ -78,6 +79,9 @@ class ServingSimulation:
         self.now_s = 0.0
         self.result = SimulationResult()
         self._queue: list[tuple[float, int, int, Any]] = []
+        self._coming: list[
+            tuple[float, int, int, Any]
+        ] = []  # arrivals known from the start, the next one last
         self._pushed = self._arrivals = 0
         self._dependents: dict[RequestId, list[SimulatedRequest]] = defaultdict(list)
         self._unmet: dict[RequestId, int] = {}  # requests that it follows and that have not ended
@@ -91,12 +95,17 @@ class ServingSimulation:
             if router:
                 router.join(worker, self._capacities[worker])
         for request in requests:
+            if request.after is None:
+                self._coming.append((request.arrival_s, _ARRIVE, self._pushed, request))
+                self._pushed += 1
+                continue
             before = predecessors(request)
             if not before:
                 self._push(request.arrival_s, _ARRIVE, request)
             self._unmet[request.id] = len(before)
             for id in before:
                 self._dependents[id].append(request)
+        self._coming.sort(reverse=True, key=itemgetter(0, 2))
         for failure in failures:
             self._push(failure.down_s, _DOWN, failure.worker)
             if failure.up_s < math.inf:
@@ -110,11 +119,15 @@ class ServingSimulation:
             _ARRIVE: self._arrive,
             _CANCEL: self._cancel,
         }
-        queue = self._queue
-        while queue:
-            self.now_s, kind, _, what = heapq.heappop(queue)
+        queue, coming = self._queue, self._coming
+        while queue or coming:
+            later = not coming or (queue and queue[0] < coming[-1])
+            now_s, kind, _, what = heapq.heappop(queue) if later else coming.pop()
+            self.now_s = now_s
             handle[kind](what)
-            if self._may_begin and not (queue and queue[0][0] == self.now_s):
+            if self._may_begin and not (
+                (queue and queue[0][0] == now_s) or (coming and coming[-1][0] == now_s)
+            ):
                 may_begin, self._may_begin = self._may_begin, {}
                 for index in may_begin:
                     self._begin(index)

@@ -35,18 +35,27 @@ class SyntheticTokens:
         return part
 
     def head(self, start: int, n: int) -> Hashable:
-        return tuple(self.pieces(self._start + start, min(self._start + start + n, self._end)))
+        at = self._start + start
+        end = min(at + n, self._end)
+        if at >= end:
+            return ()
+        begins = self._begins
+        i = bisect_right(begins, at) - 1
+        if end <= begins[i + 1]:  # the common case: within one segment
+            return ((self._segments[i][0], at - begins[i], end - at),)
+        return tuple(self.pieces(at, end))
 
     def common(self, start: int, other: "SyntheticTokens") -> int:
-        at, theirs, same = self._start + start, other._start, 0
-        while at < self._end and theirs < other._end:
+        first = at = self._start + start
+        theirs, end, other_end = other._start, self._end, other._end
+        while at < end and theirs < other_end:
             key, offset, left = self._at(at)
             other_key, other_offset, other_left = other._at(theirs)
-            if key != other_key or offset != other_offset:
+            if offset != other_offset or key != other_key:
                 break
-            step = min(left, other_left)
-            same, at, theirs = same + step, at + step, theirs + step
-        return min(same, self._end - self._start - start, len(other))
+            step = left if left < other_left else other_left
+            at, theirs = at + step, theirs + step
+        return min(at, end, first + other_end - other._start) - first
 
     def extended(self, ids: Sequence[int]) -> "SyntheticTokens":
         pieces = list(self.pieces(self._start, self._end))

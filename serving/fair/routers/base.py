@@ -9,17 +9,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.fair.routers.load_index import LoadIndex, WorkerId
-from serving.fair.routers.prefix_map import Block, PrefixMap
+from serving.fair.routers.prefix_map import Block, PrefixMap, PrefixNode
 from serving.request import RequestId, RequestInfo
 
 
 @dataclass(slots=True)
 class DispatchedRequest:
-    """A request that was dispatched to a worker and has not ended."""
+    """A request that was dispatched to a worker and has not ended; `nodes`: of its blocks, by then."""
 
     request: RequestInfo
     blocks: Sequence[Block]
     worker: WorkerId
+    nodes: Sequence[PrefixNode] = ()
 
 
 class Router(ABC):
@@ -37,6 +38,7 @@ class Router(ABC):
         self.dispatched: dict[RequestId, DispatchedRequest] = {}
         self._last_worker: WorkerId = -1
         self._first: tuple[float, WorkerId] | None = None  # in a dispatch: see `_first_open`
+        self._found_first = False  # whether `_first` is still true
 
     @property
     def capacity_of(self) -> dict[WorkerId, float]:
@@ -57,6 +59,7 @@ class Router(ABC):
         if worker in self.load_of:
             raise ValueError(f"worker {worker} is up already")
         _check_capacity(worker, capacity)
+        self._found_first = False
         self.load_of.set_capacity(worker, capacity)
         self.load_of[worker] = 0
         if max_live is not None:
@@ -68,6 +71,7 @@ class Router(ABC):
         Args:
           produced: output tokens that each of them has delivered from there; 0 where not named.
         """
+        self._found_first = False
         lost = [sent for sent in self.dispatched.values() if sent.worker == worker]
         for sent in lost:
             del self.dispatched[sent.request.id]
@@ -81,6 +85,7 @@ class Router(ABC):
     def drain(self, worker: WorkerId) -> None:
         """From now on the worker gets no requests; it keeps those it has. Raises KeyError if it is not up."""
         self.load_of[worker]
+        self._found_first = False
         self.draining[worker] = None
 
     def set_capacity(self, worker: WorkerId, capacity: float) -> None:
@@ -90,6 +95,7 @@ class Router(ABC):
           ValueError: it is not positive.
         """
         _check_capacity(worker, capacity)
+        self._found_first = False
         self._on_capacity(worker)
         self.load_of.set_capacity(worker, capacity)
 
@@ -101,7 +107,9 @@ class Router(ABC):
     @property
     def has_room(self) -> bool:
         """Whether any worker may receive a request."""
-        return self._first_open() is not None
+        if not self._found_first:
+            self._first, self._found_first = self._first_open(), True
+        return self._first is not None
 
     def dispatch(self, request: RequestInfo, blocks: Sequence[Block], now_s: float = 0.0) -> WorkerId:
         """Chooses a live worker for a request and records it.
@@ -115,9 +123,9 @@ class Router(ABC):
             raise ValueError(
                 f"request {request.id!r} is already dispatched to worker {self.dispatched[request.id].worker}"
             )
-        self._first = self._first_open()
-        if self._first is None:
+        if not self.has_room:
             raise ValueError(f"request {request.id!r} cannot be dispatched: no worker has room")
+        self._found_first = False
         worker = self._choose(request, blocks, now_s)
         self.load_of[worker] += 1
         self._last_worker = worker
@@ -129,20 +137,22 @@ class Router(ABC):
         """The worker admitted the request: it computes `extend_tok` and found `hit_tok` in its cache."""
         sent = self.dispatched[id]
         if self.prefix_map is not None:
-            self.prefix_map.disprove(sent.blocks, sent.worker, hit_tok)
+            self.prefix_map.disprove(sent.blocks, sent.worker, hit_tok, sent.nodes)
         self._on_admit(sent, extend_tok)
 
     def ended(self, id: RequestId, output_tok: int) -> None:
         """The request finished or was cancelled after `output_tok` output tokens."""
         sent = self.dispatched.pop(id)
+        self._found_first = False
         self.load_of[sent.worker] -= 1
         if self.prefix_map is not None and output_tok:
-            self.prefix_map.confirm(sent.blocks, sent.worker)
+            self.prefix_map.confirm(sent.blocks, sent.worker, sent.nodes)
         self._on_end(sent, output_tok)
 
     def withdrawn(self, id: RequestId, output_tok: int) -> None:
         """The request is taken from its worker after `output_tok` output tokens, to be dispatched again."""
         sent = self.dispatched.pop(id)
+        self._found_first = False
         self.load_of[sent.worker] -= 1
         self._on_lost(sent, output_tok)
 
@@ -238,7 +248,7 @@ class Sticky(Router):
         return worker
 
     def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None:
-        self.prefix_map.insert(sent.blocks, sent.worker)
+        sent.nodes = self.prefix_map.insert(sent.blocks, sent.worker)
 
     def _on_leave(self, worker: WorkerId) -> None:
         self.prefix_map.remove_worker(worker)

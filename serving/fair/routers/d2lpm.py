@@ -194,7 +194,7 @@ class D2lpm(Router):
         if self.credit(client, sent.worker) <= 0:
             self.overridden[client] = self.overridden.get(client, 0) + due
         self._spend(sent, due)
-        self.prefix_map.insert(sent.blocks, sent.worker)
+        sent.nodes = self.prefix_map.insert(sent.blocks, sent.worker)
 
     def _on_admit(self, sent: DispatchedRequest, extend_tok: int) -> None:
         charged_tok, output_tok = self._charged_tok[sent.request.id]

@@ -67,7 +67,7 @@ class Preble(Router):
 
     def _on_dispatch(self, sent: DispatchedRequest, now_s: float) -> None:
         held = self.prefix_map.held_tok(sent.blocks, sent.worker)
-        nodes = self.prefix_map.insert(sent.blocks, sent.worker)
+        nodes = sent.nodes = self.prefix_map.insert(sent.blocks, sent.worker)
         if not nodes:
             return
         # The prefix that others may share is everything but the last block.

@@ -25,6 +25,7 @@ class PrefixNode:
       workers: who is assumed to hold it, and whether it has computed it: False while its first request with
         this block may still be on its way.
       used: when a prompt last ended here, counted in prompts; 0 for never.
+      gone: it is no longer in the tree, and so nothing behind it is.
     """
 
     key: Hashable
@@ -33,6 +34,7 @@ class PrefixNode:
     children: "dict[Hashable, PrefixNode]" = field(default_factory=dict)
     workers: dict[WorkerId, bool] = field(default_factory=dict)
     used: int = 0
+    gone: bool = False
 
     @property
     def start_tok(self) -> int:
@@ -60,12 +62,13 @@ class PrefixMap:
         """The known nodes along the prompt, without the root."""
         if self._last_blocks is blocks:  # a dispatch asks several times, between two changes of the tree
             return self._last_path
-        node, found = self.root, []
+        node, found = self.root, list[PrefixNode]()
+        append = found.append
         for key, _ in blocks:
             child = node.children.get(key)
             if child is None:
                 break
-            found.append(child)
+            append(child)
             node = child
         self._last_blocks, self._last_path = blocks, found
         return found
@@ -94,22 +97,25 @@ class PrefixMap:
 
     def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[PrefixNode]:
         """Records that the prompt was dispatched to `worker`; returns its nodes."""
-        nodes = list(self.path(blocks))
+        known = self.path(blocks)
         self._last_blocks = None
+        for node in reversed(known):
+            if worker in node.workers:  # and so of all before it
+                break
+            node.workers[worker] = False
+        nodes = list(known)
         node = nodes[-1] if nodes else self.root
         new = blocks[len(nodes) :]
         if new:
             self._leaves.pop(node, None)
+        end_tok = node.end_tok
         for key, tokens in new:
-            child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
+            end_tok += tokens
+            child = node.children[key] = PrefixNode(key, end_tok, node, {}, {worker: False})
             nodes.append(child)
             node = child
         self._size += len(new)
         self._use(node)
-        for node in reversed(nodes):
-            if worker in node.workers:  # and so of all before it
-                break
-            node.workers[worker] = False
         while self._size > self.max_blocks:
             self._drop(next(iter(self._leaves)))
         return nodes
@@ -122,18 +128,24 @@ class PrefixMap:
             self._leaves[node] = None
             self._leaves.move_to_end(node)
 
-    def confirm(self, blocks: Sequence[Block], worker: WorkerId) -> None:
-        """The worker has computed this prompt."""
-        for node in self.path(blocks):
+    def _path_again(self, blocks: Sequence[Block], nodes: Sequence[PrefixNode]) -> Sequence[PrefixNode]:
+        """`path`; `nodes`: what `insert` returned for the same blocks, perhaps long ago."""
+        return nodes if nodes and not nodes[-1].gone else self.path(blocks)
+
+    def confirm(self, blocks: Sequence[Block], worker: WorkerId, nodes: Sequence[PrefixNode] = ()) -> None:
+        """The worker has computed this prompt. `nodes`: what `insert` returned for it, if that is at hand."""
+        for node in self._path_again(blocks, nodes):
             if worker in node.workers:
                 node.workers[worker] = True
 
-    def disprove(self, blocks: Sequence[Block], worker: WorkerId, hit_tok: int) -> None:
+    def disprove(
+        self, blocks: Sequence[Block], worker: WorkerId, hit_tok: int, nodes: Sequence[PrefixNode] = ()
+    ) -> None:
         """The worker found only `hit_tok` tokens of this prompt, and computes the rest now.
 
-        The prompt's last block proves nothing: its last token is always computed.
+        The prompt's last block proves nothing: its last token is always computed. `nodes`: as for `confirm`.
         """
-        path = self.path(blocks)
+        path = self._path_again(blocks, nodes)
         for i, node in enumerate(path[:-1]):
             if hit_tok <= node.start_tok and node.workers.get(worker):
                 self.disproved += self._remove_below(node, worker)
@@ -167,6 +179,7 @@ class PrefixMap:
 
     def _drop(self, node: PrefixNode) -> None:
         self._last_blocks = None
+        node.gone = True
         self._leaves.pop(node, None)
         self._size -= 1
         parent = node.parent

@@ -266,7 +266,7 @@ class FakeCluster:
                     assert heard == right
                     assert output.text == "".join(map(piece, right))
                 else:
-                    assert output.finish_reason in ("cancel", "deadline", "error")
+                    assert output.finish_reason in ("cancel", "deadline", "lost")
 
     def check_ledgers(self):
         """Idle and clean; and who paid for what, summed anew."""

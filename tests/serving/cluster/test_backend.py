@@ -185,6 +185,7 @@ def test_without_workers_requests_wait_and_it_says_so():
         bench.handles[0].refusing = True
         bench.handles[0].kill()
         assert bench.cluster.failed
+        assert (bench.cluster.failed_code, bench.cluster.retry_s) == ("no_worker", 5.0)
         asked = bench.ask(3)
         await asyncio.sleep(0.3)
         assert not bench.outputs
@@ -195,7 +196,7 @@ def test_without_workers_requests_wait_and_it_says_so():
     run(scenario)
 
 
-def test_after_the_last_try_an_output_ends_with_error():
+def test_after_the_last_try_an_output_ends_as_lost():
     async def scenario():
         bench = Bench(workers=1, max_tries=2, speed=50.0)
         await bench.all_up()
@@ -206,7 +207,95 @@ def test_after_the_last_try_an_output_ends_with_error():
             bench.handles[0].kill()
             await bench.all_up()
         await bench.until(lambda: bench.outputs)
-        assert bench.outputs["a0", 0].finish_reason == "error"
+        assert bench.outputs["a0", 0].finish_reason == "lost"
+        await bench.closed()
+
+    run(scenario)
+
+
+RUBBISH = {
+    "no JSON": b"%!\n",
+    "no message": b"[7]\n",
+    "a token beyond the vocabulary": b'{"d": [[0, 0, [1000], "", 0, null]]}\n',
+    "an end that is none": b'{"d": [[0, 0, [1], "", 0, ["ended", null, 0]]]}\n',
+    "counters that are none": b'{"beat": {"stuck_s": "long", "failed": null, "stats": null}}\n',
+}
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_a_worker_that_says_what_is_no_message_is_replaced_and_its_requests_go_elsewhere(rubbish):
+    async def scenario():
+        bench = Bench(workers=2, speed=100.0)
+        await bench.all_up()
+        asked, slot = bench.ask(8, max_tokens=30), bench.cluster.slots[0]
+        await bench.until(lambda: bench.handles[0].running)
+        bench.handles[0].on_line(RUBBISH[rubbish])
+        assert slot.state == "lost"
+        assert "no message" in slot.why
+        await bench.answered(asked)
+        await bench.until(lambda: slot.up)
+        assert (bench.handles[0].starts, slot.losses) == (2, 1)
+        await bench.closed()
+
+    run(scenario)
+
+
+def test_a_worker_whose_greeting_is_none_is_started_again_with_growing_pauses():
+    async def scenario():
+        bench = Bench(workers=1, slots=0)
+        slot = bench.cluster.slots[0]
+        await bench.until(lambda: slot.starts == 3)
+        assert "slots is 0" in slot.why
+        assert not slot.up
+        bench.handles[0].slots = 4
+        await bench.all_up()
+        await bench.closed()
+
+    run(scenario)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again():
+    async def scenario():
+        bench = Bench(workers=1)
+        handle, slot = bench.handles[0], bench.cluster.slots[0]
+        start = handle.start
+
+        def fail():
+            raise OSError("no memory is left")
+
+        handle.start = fail
+        await bench.until(lambda: slot.starts == 2)
+        assert "no memory is left" in slot.why
+        handle.start = start
+        await bench.all_up()
+        await bench.closed()
+
+    run(scenario)
+
+
+def test_a_worker_that_tells_more_than_was_asked_for_is_not_believed():
+    async def scenario():
+        bench = Bench(workers=1, speed=50.0)
+        await bench.all_up()
+        asked = bench.ask(1, max_tokens=6)
+        await bench.until(lambda: bench.heard)
+        (attempt,) = bench.handles[0].running
+        bench.handles[0].tell({"d": [[attempt, len(bench.heard["a0", 0]), [1] * 7, "", 0, None]]})
+        await bench.answered(asked)
+        assert bench.cluster.ingress.counts.wrong == 1
+        assert bench.cluster.slots[0].losses == 0
+        await bench.closed()
+
+    run(scenario)
+
+
+def test_a_request_that_the_ingress_cannot_take_is_refused_and_nothing_of_its_call_stays():
+    async def scenario():
+        bench = Bench(workers=1)
+        await bench.all_up()
+        good, bad = (Request(client="a", prompt_ids=ids, id=f"x{ids[0]}") for ids in ([1], [2**40]))
+        bench.cluster.submit([good, bad])
+        await bench.until(lambda: set(bench.refused) == {good.id, bad.id})
         await bench.closed()
 
     run(scenario)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,6 +15,34 @@ import pytest
 from tests.serving.cluster import chaos
 from tests.serving.cluster.cluster_process import hurt, until_dead
 from tests.serving.http.tiny_server import ROOT
+
+GENERATE = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 900, "ignore_eos": True}}
+
+
+def until(holds, limit_s=10.0):
+    deadline_s = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        time.sleep(0.02)
+
+
+def asked_meanwhile(server, bodies):
+    """Asks each path in a thread; returns what waits for the answers: (status, headers, body) of each."""
+    answers = {}
+
+    def one(path):
+        answers[path] = server.request("POST", path, bodies[path])
+
+    threads = [threading.Thread(target=one, args=[path]) for path in bodies]
+    for thread in threads:
+        thread.start()
+
+    def wait():
+        for thread in threads:
+            thread.join()
+        return answers.values()
+
+    return wait
 
 
 def same(cluster, alone, path, **fields):
@@ -151,17 +180,32 @@ def test_the_cache_is_flushed_on_all_workers_when_idle(cluster):
     assert cluster.metric("routed_blocks") == 0
 
 
-def test_without_a_worker_it_says_503_and_when_to_come_again(start):
-    lone = start("--heartbeat_s=1", "--grace_s=30", workers=1).ready()
-    pid = lone.pids()[0]
+def test_after_the_last_try_a_call_gets_503_and_a_stream_an_event_and_without_a_worker_all_get_503(start):
+    lone = start("--heartbeat_s=1", "--grace_s=30", "--max_tries=1", workers=1).ready()
+    pid, long = lone.pids()[0], {"prompt": "a", "max_tokens": 900, "ignore_eos": True}
+    streams = [lone.stream("/v1/completions", {**long, "n": n}) for n in (1, 2)]
+    for stream in streams:
+        next(stream)
+    wholes = asked_meanwhile(lone, {"/v1/completions": long, "/generate": GENERATE})
+    until(lambda: lone.metric("worker_live") == 5)
+    hurt(pid)
+    for stream in streams:
+        *_, last = stream
+        assert last["error"]["code"] == "workers_lost", "no silent end"
+    for status, headers, answer in wholes():
+        assert (status, answer["error"]["code"]) == (503, "workers_lost")
+        assert int(headers["retry-after"]) >= 1
+    assert lone.metric("lost_outputs_total") == 5
+    pid = lone.until_up(1)[0]
+    lone.complete()
     hurt(pid, signal.SIGSTOP)
     deadline_s = time.monotonic() + 10
     while (answer := lone.request("GET", "/health"))[0] != 503:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     assert "retry-after" in answer[1]
-    status, headers, _ = lone.request("POST", "/v1/completions", {"prompt": "a", "max_tokens": 2})
-    assert status == 503
+    status, headers, answer = lone.request("POST", "/v1/completions", {"prompt": "a", "max_tokens": 2})
+    assert (status, answer["error"]["code"]) == (503, "no_worker")
     assert "retry-after" in headers
     hurt(pid, signal.SIGCONT)
     lone.until_up(1)
@@ -179,9 +223,14 @@ def test_kill_9_of_the_ingress_takes_stopped_workers_along_and_ctrl_c_leaves_not
     hurt(lone.process.pid, signal.SIGKILL)
     lone.process.wait()
     until_dead([pid])
-    other = start(workers=1).ready()
+    other = start("--limit_drain_s=0.3", workers=1).ready()
     pid = other.pids()[0]
-    assert other.stop(signal.SIGINT) == 0
+    stream = other.stream("/v1/completions", {"prompt": "a", "max_tokens": 900, "ignore_eos": True})
+    next(stream)
+    other.process.send_signal(signal.SIGINT)
+    *_, last = stream
+    assert last["error"]["code"] == "shutting_down", "the drain is over, and the stream says so"
+    assert other.wait() == 0
     until_dead([pid])
 
 

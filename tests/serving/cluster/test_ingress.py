@@ -40,10 +40,10 @@ def test_random_events_in_200_logs_of_1000(router):
         play(router, 1000 + seed, 1000)
 
 
-def test_an_output_ends_with_error_after_its_last_try():
+def test_an_output_ends_as_lost_after_its_last_try():
     cluster = play("d2lpm", 5, 3000, max_tries=2)
     ended = [o.finish_reason for o in cluster.outputs.values()]
-    assert ended.count("error") == cluster.ingress.counts.failed > 0
+    assert ended.count("lost") == cluster.ingress.counts.failed > 0
 
 
 def up(router="d2lpm", workers=2, **options):
@@ -81,6 +81,23 @@ def test_what_was_streamed_and_lost_is_paid_once_and_what_was_not_computed_not_a
     tell(ingress, first, 1, [9])
     assert ingress.live["x"].ids == [7, 8], "the late delta is dropped"
     assert ingress.counts.dropped == 1
+
+
+@pytest.mark.parametrize("wrong", ["a larger prompt", "more output"])
+def test_a_report_that_cannot_be_true_bills_nothing_and_ends_the_attempt(wrong):
+    ingress = up(max_tries=2)
+    ask(ingress, "x", prompt=10)
+    for _ in range(2):
+        (send,) = ingress.dispatch(0.0)
+        if wrong == "more output":
+            tell(ingress, send, 0, [1] * 5)
+        else:
+            ingress.admitted("x", send.attempt, extend_tok=10, hit_tok=1, now_s=0.0)
+        assert ingress.stops.pop().attempt == send.attempt
+    assert ingress.deltas.pop().output.finish_reason == "lost"
+    assert ingress.counts.wrong == 2
+    assert not any(ingress.router.billed.values())
+    assert not any(ingress.queue.served().values())
 
 
 def test_the_queue_is_shared_between_clients_while_no_worker_has_room():

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from serving.cluster import messages
+from serving.cluster import messages, reports
 from serving.cluster.live_output import token_bytes
 from serving.http.grammar import GrammarAsked, MakeGrammar
 from serving.request import Delta, Logprob, Output, Request, RequestKeep, Sampling
@@ -94,9 +94,9 @@ def test_a_delta_arrives_as_it_was_sent_also_what_is_no_number():
         prompt_logprobs=(Logprob(9, -math.inf),),
     )
     delta = Delta("x", "a", [3, 5], output, text="ü\n", logprobs=logprobs)
-    row = json.loads(messages.line({"d": [messages.delta_row(4, 2, delta)]}))["d"][0]
+    row = json.loads(messages.line({"d": [reports.delta_row(4, 2, delta)]}))["d"][0]
     assert row[:2] == [4, 2]
-    made = messages.delta_of(row)
+    _, _, made = reports.delta_of(row)
     assert (made.ids, made.text) == (delta.ids, delta.text)
     assert made.logprobs[0] == logprobs[0]
     assert math.isnan(made.logprobs[1].logprob)
