@@ -1,9 +1,9 @@
 """Long contexts under a KV budget: what is forgotten, by task, length, depth, budget and scorer.
 
-    python -m mixattn.evals longcontext --checkpoint=runs/demo/model --fast python -m mixattn.evals
-    longcontext --checkpoint=models/smollm2 --tasks=needle,text --budgets=0.1,0.2,0.5 python -m mixattn.evals
-    longcontext --checkpoint=models/smollm2 --mode=agnostic --scorers=snapkv,h2o,streaming python -m
-    mixattn.evals longcontext --workdir=runs/longcontext --show
+    python -m mixattn.evals longcontext --checkpoint=runs/demo/model --fast
+    python -m mixattn.evals longcontext --checkpoint=models/smollm2 --tasks=needle,text --budgets=0.1,0.2,0.5
+    python -m mixattn.evals longcontext --checkpoint=models/smollm2 --mode=agnostic --scorers=snapkv,h2o
+    python -m mixattn.evals longcontext --workdir=runs/longcontext --show
 
 Tasks: needle (one number in a text), needle_keys (many numbers, one is asked for), needle_values (four
 numbers of one name), needle_queries (four of eight names), tracking (which variables hold a value),
@@ -13,8 +13,10 @@ prompt of three quarters, stream the same where all but 16 tokens are read one b
 also beyond the trained context; less is better.
 
 A budget is a share of the prompt (0.2) or a number of keys (256). Every scorer gets the same --sinks and
---recent, so that a scorer is not praised for what keeping the first and the last keys does. --mode=agnostic
-cuts the context before the question is read. Every answer is a line of answers.jsonl; a run that was stopped
+--recent, so that a scorer is not praised for what keeping the first and the last keys does; "recent" alone
+gets no sinks, since with them it is "streaming". Variants follow a scorer's name: h2o+always promotes as
+FlexGen did, h2o+owner_only asks the owner's queries only, and so +prompt, +pyramid, +blockwise, +one_recent.
+--mode=agnostic cuts the context before the question is read. Every answer is a line of answers.jsonl; a run that was stopped
 goes on when started again. Intervals are 95 % bootstrap intervals; minus_full compares the same questions
 with the full cache.
 """
@@ -46,7 +48,11 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_list("tasks", ["needle", "needle_keys", "text"], f"Of {', '.join((*TASKS, *NATS_TASKS))}.")
     flags.DEFINE_list("lengths", ["512", "1024"], "Tokens of context and question.")
     flags.DEFINE_list("depths", ["0.1", "0.5", "0.9"], "Where the answer lies, from 0 to 1.")
-    flags.DEFINE_list("scorers", ["h2o", "streaming", "random"], "What ranks keys; see `mixattn.keep`.")
+    flags.DEFINE_list(
+        "scorers",
+        ["h2o", "streaming", "random"],
+        "What ranks keys; see `mixattn.keep`; h2o+always is a variant.",
+    )
     flags.DEFINE_list("budgets", ["0.2", "0.5"], "Shares of the prompt, or numbers of keys.")
     flags.DEFINE_integer("sinks", 4, "First keys that no scorer may evict.", lower_bound=0)
     flags.DEFINE_float(
@@ -57,6 +63,7 @@ def start(argv: list[str]) -> None:
     )
     flags.DEFINE_integer("samples", 10, "Questions for each cell.", lower_bound=1)
     flags.DEFINE_integer("batch", 8, "Questions at a time.", lower_bound=1)
+    flags.DEFINE_integer("scored", 0, "Tokens of a text that are scored; 0: a quarter.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of the questions.")
     flags.DEFINE_bool("fast", False, "A small grid, to see that it works: about a minute.")
     flags.DEFINE_bool("show", False, "Only show what --workdir holds.")
@@ -99,12 +106,16 @@ def _run(workdir: Path) -> None:
     for policy in wanted.policies:
         keep_of(policy)  # refuses a bad budget before anything loads
     path = Path(command_line.needed("checkpoint", "models/smollm2"))
-    model = CheckpointModel(path)
+    if FLAGS.scored >= min(wanted.lengths):
+        raise ValueError(f"--scored={FLAGS.scored} leaves nothing to read of {min(wanted.lengths)} tokens")
+    model = CheckpointModel(path, FLAGS.scored)
     exact = [task for task in wanted.tasks if task != "stream"]
     if exact:
         answer_tok = 0 if set(exact) <= set(NATS_TASKS) else 64
         model.check(max(wanted.lengths), answer_tok)
     settings = {"checkpoint": str(path), "seed": wanted.seed, "sinks": FLAGS.sinks, "recent": FLAGS.recent}
+    if FLAGS.scored:
+        settings["scored"] = FLAGS.scored
     log = AnswerLog(workdir, settings)
     with ProgressLines(quiet=FLAGS.json) as lines:
         line, done = lines.add(wanted.size, f"0 of {wanted.size} answers"), 0

@@ -94,8 +94,8 @@ class Scripted:
             " ".join(a for a in e.answers if a in e.context[-int(kept * len(e.context)) :]) for e in examples
         ]
 
-    def nats(self, task, length, indices, policy):
-        return [3.0 + (policy.scorer != FULL) / policy.budget for _ in indices]
+    def nats(self, task, length, indices, policies):
+        return [[3.0 + (p.scorer != FULL) / p.budget for _ in indices] for p in policies]
 
 
 def small(**changes):
@@ -182,6 +182,15 @@ def test_both_pictures_are_drawn(tmp_path):
 def test_a_bad_grid_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         small(**changes)
+
+
+def test_a_variant_sets_its_field_and_an_unknown_one_is_refused():
+    (_, always, alone) = grid(["h2o+always", "recent"], ["0.2"], sinks=4, recent=0.5)
+    assert always.name == "h2o+always 0.2"
+    assert always.fields == {"scorer": "h2o", "budget": 0.2, "sinks": 4, "recent": 0.5, "promotion": "always"}
+    assert alone.fields["sinks"] == 0  # with sinks it would be streaming
+    with pytest.raises(ValueError, match="'allways' is not one of always"):
+        KeepPolicy("h2o+allways").fields  # noqa: B018
 
 
 def test_a_budget_that_is_no_number_is_refused():

@@ -1,0 +1,123 @@
+"""Our eviction beside OpenVINO GenAI's on the same GGUF file: `make peer-eviction`.
+
+    python -m tests.parity.eviction --peer=.venv-real/openvino/bin/python --out=results/peer_eviction.csv
+
+OpenVINO evicts whole blocks of 32 keys between a start and a recent area, equal in all heads. Our
+scorers get as many keys, sinks and recent keys. It scores no given tokens, so quality is how much of a greedy
+continuation equals that of the engine's own full cache, up to the first difference, and the share of needles
+found. Its tokens/s and most requests at once come from a pool of --pool tokens for all requests.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mixattn.evals.longcontext.checkpoint import CheckpointModel
+from mixattn.evals.longcontext.example import score
+from mixattn.evals.longcontext.statistics import interval
+from mixattn.evals.longcontext.tasks import TASKS
+from mixattn.generation import generate
+from mixattn.keep import Keep
+from mixattn.tools import cli, files
+from pallas_kernels import results
+
+flags.DEFINE_string("peer", ".venv-real/openvino/bin/python", "Python with openvino-genai.")
+flags.DEFINE_string("gguf", "models/SmolLM2-135M-Instruct.Q4_1.gguf", "The file that OpenVINO opens.")
+flags.DEFINE_string("model", "models/smollm2", "The same model as a checkpoint directory.")
+flags.DEFINE_string("out", "results/peer_eviction.csv", "The table.")
+flags.DEFINE_string("build", "build/peer-eviction", "Folder of the files that both sides exchange.")
+flags.DEFINE_integer("rows", 12, "Texts, and as many needles.", lower_bound=1)
+flags.DEFINE_integer("prompt", 448, "Tokens of each prompt.", lower_bound=128)
+flags.DEFINE_integer("new", 32, "Greedy tokens of a continuation.", lower_bound=16)
+flags.DEFINE_list("budgets", ["96", "224"], "Keys, multiples of 32.")
+flags.DEFINE_integer("pool", 2048, "Tokens of KV that OpenVINO shares among its requests.", lower_bound=512)
+flags.DEFINE_list("scorers", ["h2o", "streaming"], "Our side.")
+FLAGS = flags.FLAGS
+BLOCK = 32
+
+
+def main() -> None:
+    """Both sides and the table."""
+    if not Path(FLAGS.peer).exists():
+        raise ValueError(f"--peer={FLAGS.peer} does not exist; `make real-peers` makes it")
+    budgets = [int(text) for text in FLAGS.budgets]
+    for budget in budgets:
+        if budget % BLOCK or budget < 3 * BLOCK:
+            raise ValueError(f"a budget of {budget} keys; OpenVINO needs a multiple of 32, at least 96")
+    model = CheckpointModel(Path(FLAGS.model))
+    texts = [model.text(FLAGS.prompt, i) for i in range(FLAGS.rows)]
+    needles = [
+        TASKS["needle"](0, i, FLAGS.prompt, (0.1, 0.5, 0.9)[i % 3], model.count) for i in range(FLAGS.rows)
+    ]
+    asked = [model.ids(n.context) + model.ids(n.question + n.lead, first=False) for n in needles]
+    rows = []
+    for name, run in (("openvino", _openvino), *((s, _ours(model, s)) for s in FLAGS.scorers)):
+        about: dict[str, Any] = {}
+        full, *cut = run([*texts, *asked], [None, *budgets], about)
+        for budget, outputs in zip((0, *budgets), (full, *cut), strict=True):
+            same = [_same(a, b) for a, b in zip(outputs[: len(texts)], full, strict=False)]
+            found = [
+                score(n, model.tokenizer.decode(ids))
+                for n, ids in zip(needles, outputs[len(texts) :], strict=True)
+            ]
+            rows.append(_row(name, budget, same, found) | about.get(budget, {}))
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    command = " ".join(("python -m tests.parity.eviction", *sys.argv[1:]))
+    results.write_csv(FLAGS.out, rows, command=command, prompt=FLAGS.prompt, rows=FLAGS.rows)
+
+
+def _row(engine: str, budget: int, same: Sequence[float], found: Sequence[float]) -> dict[str, Any]:
+    row: dict[str, Any] = {"engine": engine, "keys": budget or "all"}
+    for name, values in (("same_as_full", same), ("needles", found)):
+        about = interval(values)
+        row |= {name: round(about.mean, 4), f"{name}_low": about.low, f"{name}_high": about.high}
+    return row
+
+
+def _same(ids: Sequence[int], full: Sequence[int]) -> float:
+    """The share of a continuation before it first differs."""
+    pairs = zip(ids, full, strict=True)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(full)) / len(full)
+
+
+def _openvino(
+    prompts: list[list[int]], budgets: list[int | None], about: dict[int, Any]
+) -> list[list[list[int]]]:
+    build = Path(FLAGS.build)
+    build.mkdir(parents=True, exist_ok=True)
+    areas = [b and {"start": BLOCK, "recent": BLOCK, "total": b} for b in budgets]
+    ask = {"gguf": FLAGS.gguf, "prompts": prompts, "new": FLAGS.new, "budgets": areas}
+    files.write_json(build / "ask.json", ask | {"blocks": FLAGS.pool // BLOCK})
+    script = Path(__file__).with_name("openvino_eviction.py")
+    subprocess.run([FLAGS.peer, str(script), str(build / "ask.json"), str(build / "answer.json")], check=True)
+    said = json.loads((build / "answer.json").read_text(encoding="utf-8"))["budgets"]
+    for budget, one in zip(budgets, said, strict=True):
+        rate = sum(map(len, one["outputs"])) / one["seconds"]
+        about[budget or 0] = {"output_tok_per_s": round(rate, 1), "most_at_once": one["most_at_once"]}
+    return [one["outputs"] for one in said]
+
+
+def _ours(model: CheckpointModel, scorer: str) -> Any:
+    def run(
+        prompts: list[list[int]], budgets: list[int | None], about: dict[int, Any]
+    ) -> list[list[list[int]]]:
+        return [
+            generate(
+                model.model,
+                prompts,
+                FLAGS.new,
+                keep=Keep(scorer, budget, sinks=BLOCK, recent=BLOCK) if budget else None,
+            )
+            for budget in budgets
+        ]
+
+    return run
+
+
+if __name__ == "__main__":
+    cli.run(main)
