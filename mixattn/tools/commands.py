@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "train-fits": Command(
         "train.aot_fit", "check whether training a model fits a TPU or GPU, without the device"
     ),
+    "eviction": Command("train.experiments.eviction", "experiment: what evicting keys costs, by section"),
     "sparsity": Command("train.experiments.sparsity", "experiment: how few keys get most of the attention"),
     "recall": Command("train.experiments.recall", "experiment: recall beyond the windows, by wiring"),
     "wiring-quality": Command(

@@ -16,9 +16,9 @@ A budget is a share of the prompt (0.2) or a number of keys (256). Every scorer 
 --recent, so that a scorer is not praised for what keeping the first and the last keys does; "recent" alone
 gets no sinks, since with them it is "streaming". Variants follow a scorer's name: h2o+always promotes as
 FlexGen did, h2o+owner_only asks the owner's queries only, and so +prompt, +pyramid, +blockwise, +one_recent.
---mode=agnostic cuts the context before the question is read. Every answer is a line of answers.jsonl; a run that was stopped
-goes on when started again. Intervals are 95 % bootstrap intervals; minus_full compares the same questions
-with the full cache.
+--mode=agnostic cuts the context before the question is read. Every answer is a line of answers.jsonl; a run
+that was stopped goes on when started again. Intervals are 95 % bootstrap intervals; minus_full compares the
+same questions with the full cache.
 """
 
 from pathlib import Path

@@ -47,7 +47,7 @@ def table(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         shared = [scores[key] - full[key] for key in scores if key in full]
         own, paired = interval(list(scores.values())), interval(shared) if shared else None
         row: dict[str, Any] = {"task": task, "length": length, "mode": mode, "policy": policy, "n": own.n}
-        row |= {"score": own.mean, "low": own.low, "high": own.high}
+        row |= {"score": own.mean, "low": own.low, "high": own.high, "median": own.median}
         if paired is not None:
             row |= {
                 "minus_full": paired.mean,
