@@ -17,7 +17,7 @@ WIRINGS = (
 
 
 def get_config(variant: str = "") -> PretrainedExperiment:
-    config = PretrainedExperiment(wirings=WIRINGS, fit_rows=32, query_rows=4, held_out_rows=8)
+    config = PretrainedExperiment(wirings=WIRINGS, fit_rows=64, query_rows=16, held_out_rows=32)
     if variant == "h100":  # not run
         config.window, config.row_tok = 512, 2048
         config.fit_rows, config.query_rows, config.held_out_rows = 512, 64, 128

@@ -8,6 +8,7 @@ STOP_IDS = 8  # ids the device compares each token with
 
 QUANTIZE = ("", "int8")  # how weights may be stored
 KV_DTYPES = ("", "bfloat16", "int8")  # and keys and values
+KV_DTYPE_HELP = "Type that K/V are stored in: int8 takes about a quarter of float32; the model's by default."
 
 type Admission = Literal["reserve", "optimistic"]
 
@@ -59,17 +60,25 @@ class OffloadSettings:
       device_memory_gb: GiB that the engine may take; 0 = everything is in memory, without offloading.
       mode: stream or cache; "" = as the plan chooses. schedule: of streamed passes; "" likewise.
       cache_policy: lru or frequency.
+      prefetch: mode cache reads the experts that the next layer would choose now, before it is asked.
+      quantize: "int8": experts in 8 bits, rounded as they are read; "" = as they are stored.
     """
 
     device_memory_gb: float = 0.0
     mode: str = ""
     schedule: str = ""
     cache_policy: str = "lru"
+    prefetch: bool = False
+    quantize: str = ""
 
     def check(self) -> None:
         if self.device_memory_gb < 0:
             raise ValueError(f"offload.device_memory_gb is {self.device_memory_gb}; it must be at least 0")
-        for name, known in (("mode", ("", "stream", "cache")), ("cache_policy", ("lru", "frequency"))):
+        for name, known in (
+            ("mode", ("", "stream", "cache")),
+            ("cache_policy", ("lru", "frequency")),
+            ("quantize", QUANTIZE),
+        ):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"offload.{name} is {value!r}; known: {', '.join(filter(None, known))}")
 
@@ -81,9 +90,9 @@ class KeepSettings:
     Attributes:
       slab_tok: keys that a slot keeps per layer and key/value head, on the mean of the layers; 0 = off.
       scorer: what ranks keys, unless a request names another. scorers: others that are compiled in.
-      budget: keys (int), or a share of the prompt or of the total (float), never more than the slab; 0 = the
-        slab.
-      share_of, recent, sinks, when, promotion, scope, positions, allocation, window, pool, seed: see `Keep`.
+      budget_tok, budget_share: a smaller default, in keys or as a share of what `share_of` names; 0 = all.
+      recent_tok, recent_share: newest keys that are never evicted, in keys or, if that is 0, of the budget.
+      share_of, sinks, when, promotion, scope, positions, allocation, window, pool, seed: see `Keep`.
       snapshots: ends of cached prefixes whose scores are kept, so that requests whose scorer reads every
         query find them; each takes 4 bytes a token, owner and key/value head of the longest request.
       prefilling: prompts that may collect scores at once; as many bytes each.
@@ -93,9 +102,11 @@ class KeepSettings:
     slab_tok: int = 0
     scorer: str = "h2o"
     scorers: tuple[str, ...] = ()
-    budget: int | float = 0
+    budget_tok: int = 0
+    budget_share: float = 0.0
     share_of: str = "prompt"
-    recent: int | float = 0.5
+    recent_tok: int = 0
+    recent_share: float = 0.5
     sinks: int | None = None
     when: str = "decode"
     promotion: str = "compete"
@@ -113,8 +124,22 @@ class KeepSettings:
         for name, low in (("slab_tok", 0), ("snapshots", 0), ("prefilling", 1)):
             if (value := getattr(self, name)) < low:
                 raise ValueError(f"keep.{name} is {value}; it must be at least {low}")
-        if isinstance(self.budget, int) and self.slab_tok and self.budget > self.slab_tok:
-            raise ValueError(f"keep.budget is {self.budget} keys, and keep.slab_tok is {self.slab_tok}")
+        if self.slab_tok and self.budget_tok > self.slab_tok:
+            raise ValueError(f"keep.budget_tok is {self.budget_tok}, and keep.slab_tok is {self.slab_tok}")
+        if self.budget_tok and self.budget_share:
+            raise ValueError(
+                f"keep.budget_tok is {self.budget_tok} and keep.budget_share {self.budget_share}; give one"
+            )
+
+    @property
+    def budget(self) -> int | float:
+        """Keys (int), or a share (float)."""
+        return self.budget_share or self.budget_tok or self.slab_tok
+
+    @property
+    def recent(self) -> int | float:
+        """Keys (int), or a share of the budget (float)."""
+        return self.recent_tok or self.recent_share
 
 
 @dataclass(kw_only=True)

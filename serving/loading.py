@@ -31,7 +31,8 @@ def load_engine(
 
     if quantize or config.quantize:
         raise ValueError(
-            f"quantize={quantize or config.quantize}: offloaded experts stay as {path} stores them"
+            f"quantize={quantize or config.quantize} is for models in memory; offload.quantize rounds the"
+            f" experts of {path} as they are read"
         )
     stored = hf.read_config(path).dtype
     if dtype not in (None, stored):

@@ -32,7 +32,7 @@ from absl import flags, logging
 from mixattn.tools import cli, files
 from mixattn.tools.progress import ProgressLines
 from serving import model_engine, request_checks
-from serving.config import QUANTIZE, EngineConfig
+from serving.config import KV_DTYPE_HELP, KV_DTYPES, QUANTIZE, EngineConfig
 from serving.offline import chat_lines, fingerprints, requests_file
 from serving.offline.answers import FAILED, Answers
 from serving.offline.clients import Arrivals
@@ -66,6 +66,7 @@ _DTYPE = flags.DEFINE_string(
 _QUANTIZE = flags.DEFINE_enum(
     "quantize", "", QUANTIZE, "int8: weights in 8 bits, rounded as they are read; as they are by default."
 )
+_KV_DTYPE = flags.DEFINE_enum("kv_dtype", None, KV_DTYPES, f"Without --config: {KV_DTYPE_HELP}")
 _POLICY = flags.DEFINE_string("policy", None, "Without --config: scheduling policy, fcfs by default.")
 _REQUESTS = flags.DEFINE_string("requests", None, "Answer the requests of this file of JSON lines.")
 _OUT = flags.DEFINE_string("out", None, "File for the answers to --requests; an existing one is resumed.")
@@ -76,7 +77,7 @@ def main() -> None:
     if flags.FLAGS["config"].value is None and (_MODEL.value or (_WORKDIR.value and _REQUESTS.value)):
         answer(None)
         return
-    for flag in (_KV_MEMORY, _MAX_MODEL_LEN, _POLICY):
+    for flag in (_KV_MEMORY, _KV_DTYPE, _MAX_MODEL_LEN, _POLICY):
         if flag.value is not None:
             raise ValueError(
                 f"--{flag.name} is for runs without --config; override the config's field instead"
@@ -135,13 +136,15 @@ def answer(config: EngineConfig | None) -> None:
             requests,
             kv_bytes=budget,
             max_model_tok=_MAX_MODEL_LEN.value or 0,
+            kv_dtype=_KV_DTYPE.value or "",
             policy=_POLICY.value or "fcfs",
         )
     # The checkpoint's end-of-text ids stop a request, unless the config names other ids.
     config = dataclasses.replace(config, eos_ids=config.eos_ids or eos)
-    rounded: dict[str, Any] = {"quantize": _QUANTIZE.value} if _QUANTIZE.value else {}
+    stored: dict[str, Any] = {"quantize": _QUANTIZE.value or config.quantize, "kv_dtype": config.kv_dtype}
     if config.keep.slab_tok:
-        rounded["keep"] = sorted(dataclasses.asdict(config.keep).items())
+        stored["keep"] = sorted(dataclasses.asdict(config.keep).items())
+    rounded = {name: value for name, value in stored.items() if value}
     mark = fingerprints.of_model(model_path, dtype=_DTYPE.value, eos_ids=config.eos_ids, **rounded)
     carried = {line.id: line.carried for line in lines}
     answers = Answers(Path(_OUT.value), requests, model=mark, carried=carried)

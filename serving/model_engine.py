@@ -70,6 +70,7 @@ def engine_config(
     *,
     kv_bytes: int,
     max_model_tok: int = 0,
+    kv_dtype: str = "",
     policy: str = "fcfs",
     eos_ids: Sequence[int] = (),
 ) -> EngineConfig:
@@ -92,7 +93,9 @@ def engine_config(
     # A power of two, so that files of similar requests share compiled programs.
     request_tok = min(limit, max(64, 1 << (max(needs.values(), default=1) - 1).bit_length()))
     limits = Limits(chunk_tok=min(256, request_tok), step_tok=256)
-    pools = split(model, kv_bytes, request_tok=request_tok, page_size=PAGE_TOK, limits=limits)
+    pools = split(
+        model, kv_bytes, request_tok=request_tok, page_size=PAGE_TOK, limits=limits, kv_dtype=kv_dtype
+    )
     slots = min(MAX_SLOTS, pools.requests, 1 << (sum(r.sampling.n for r in requests) - 1).bit_length())
     bounded = slots == pools.requests  # else the pools are as large as the slots need
     return EngineConfig(
@@ -101,6 +104,7 @@ def engine_config(
         num_pages=pools.num_pages if bounded else 0,
         window_pages=pools.window_pages if bounded else 0,
         max_request_tok=request_tok,
+        kv_dtype=kv_dtype,
         policy=policy,
         limits=limits,
         eos_ids=tuple(eos_ids),

@@ -86,7 +86,7 @@ MAY: dict[str, set[str]] = {
     # A process of its own, with nothing of the server in it.
     "serving.http.template_worker": {"jinja2", "mixattn.chat_template"},
     # Runs in the environment of the comparison, imported by nobody here.
-    "serving.offload.bench.accelerate_side": {"torch", "accelerate", "transformers"},
+    "serving.offload.bench.accelerate_side": {"torch", "accelerate", "transformers", "numpy"},
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),

@@ -140,3 +140,10 @@ class TrainingExperiment:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshShape = field(default_factory=MeshShape)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def check(self) -> None:
+        if self.model.quantize:
+            raise ValueError(
+                f"model.quantize is {self.model.quantize!r}, and training needs weights that are no integers;"
+                " train without it and round the result (python -m mixattn.hf convert --quantize=int8)"
+            )

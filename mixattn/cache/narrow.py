@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from mixattn.spec.config import SCALE_BYTES
 from pallas_kernels import int8, paged
 from pallas_kernels.dispatch import platform
-
-SCALE_BYTES = 4
 
 
 def stored_head_dim(head_dim: int, dtype: DTypeLike) -> int:

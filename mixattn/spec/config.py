@@ -207,6 +207,11 @@ class ModelConfig:
         return self.n_experts > 0 and layer not in self.dense_layers
 
 
+def stored_head_bytes(head_dim: int, dtype: str) -> int:
+    """Bytes of one head's key or value as caches store it; 8-bit codes have a float32 scale behind them."""
+    return head_dim * itemsize(dtype) + SCALE_BYTES * (dtype == "int8")
+
+
 def itemsize(dtype: str) -> int:
     """Bytes of one element.
 
@@ -219,6 +224,7 @@ def itemsize(dtype: str) -> int:
         raise ValueError(f"unknown dtype {dtype!r}") from why
 
 
+SCALE_BYTES = 4  # behind the codes of a head that is stored in 8 bits
 SCORE_BYTES = 8  # a key that may be evicted has a float32 score and an int32 position
 
 
@@ -245,10 +251,10 @@ def kv_bytes_by_owner(
     """
     if keep is not None:
         full = [owner for owner in config.owners if not config.layers[owner].slides]
-        key_bytes = config.n_kv_heads * (2 * config.head_dim * itemsize(dtype) + SCORE_BYTES)
+        key_bytes = config.n_kv_heads * (2 * stored_head_bytes(config.head_dim, dtype) + SCORE_BYTES)
         kept = {i: key_bytes * keep.slots(tokens, 0, n, len(full)) for n, i in enumerate(full)}
         return kv_bytes_by_owner(config, tokens, dtype, windowed) | kept
-    token_bytes = 2 * config.n_kv_heads * config.head_dim * itemsize(dtype)
+    token_bytes = 2 * config.n_kv_heads * stored_head_bytes(config.head_dim, dtype)
     limits = {i: _kept_tokens(config.layers[i]) if windowed else None for i in config.owners}
     return {i: token_bytes * (tokens if most is None else min(tokens, most)) for i, most in limits.items()}
 
@@ -266,6 +272,8 @@ def kv_bytes(
     keep: KeptSlots | None = None,
 ) -> int:
     """K/V bytes of one sequence: 2 K H b (n_full T + n_sliding min(T, W + sinks)), as the caches hold.
+
+    In "int8" H b is H + 4: codes, and a scale behind them.
 
     With `keep`, see `kv_bytes_by_owner`.
     """

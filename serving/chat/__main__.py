@@ -20,7 +20,7 @@ from absl import flags, logging
 
 from mixattn.tools import cli
 from serving import model_engine
-from serving.config import QUANTIZE, EngineConfig, Limits
+from serving.config import KV_DTYPE_HELP, KV_DTYPES, QUANTIZE, EngineConfig, Limits
 from serving.offline import chat_lines
 from serving.request import Sampling
 
@@ -43,6 +43,7 @@ _DTYPE = flags.DEFINE_string(
 _QUANTIZE = flags.DEFINE_enum(
     "quantize", "", QUANTIZE, "int8: weights in 8 bits, rounded as they are read; as they are by default."
 )
+_KV_DTYPE = flags.DEFINE_enum("kv_dtype", "", KV_DTYPES, KV_DTYPE_HELP)
 HELP = "/quit leaves, /reset forgets the conversation, Ctrl-C stops an answer"
 
 
@@ -98,6 +99,7 @@ def start() -> "ChatSession":
     config = EngineConfig(
         max_slots=1,
         max_request_tok=_MAX_MODEL_LEN.value,
+        kv_dtype=_KV_DTYPE.value,
         limits=Limits(chunk_tok=min(256, _MAX_MODEL_LEN.value), decode_steps=(4, 1)),
         chunk_sizes=(16,),
         prefill_rows=(1,),

@@ -146,8 +146,8 @@ class StepResult:
 class MemoryManager(Protocol):
     """What the scheduler needs of KV memory, as `KVCacheManager` has it; a simulator may count tokens.
 
-    `plan` and `settles_tok` are given only for requests that have a slab, and `chunk_end` and `settle` are
-    called only for those.
+    `plan` and `settles_tok` are given only for requests that have a slab, and `may_start`, `chunk_end` and
+    `settle` are called only for those.
     """
 
     @property
@@ -169,6 +169,7 @@ class MemoryManager(Protocol):
         reserve: bool,
         plan: SlabPlan | None = None,
     ) -> tuple[Any, int] | None: ...
+    def may_start(self, plan: SlabPlan) -> bool: ...
     def chunk_end(self, kv: Any, computed_tok: int, upto_tok: int) -> int: ...
     def settle(self, kv: Any) -> Settlement | None: ...
     def grow(self, kv: Any, computed_tok: int, upto_tok: int) -> bool: ...

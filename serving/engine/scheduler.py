@@ -224,6 +224,8 @@ class Scheduler:
         chunks = []
         while budget > 0 and (info := self.policy.pick(now_s)) is not None:
             req = self.waiting[info.id]
+            if req.slab is not None and not self.memory.may_start(req.slab):
+                break  # as many prompts collect scores as may: no victim would help
             if self._share_cold and self._is_coming(req):
                 break  # its next page is being computed: waiting is cheaper than computing it twice
             got = self._claim(req)
@@ -358,10 +360,9 @@ class Scheduler:
 
         One in a slab would free no full pages, and has to replay its outputs: it comes last.
         """
-        return min(
-            self.running.values(),
-            key=lambda e: (e.kv is not None and e.slab is not None and e.kv.settled, *_loss(e)),
-        )
+        rows = [e for e in self.running.values() if e.slab is None or e.kv is None or not e.kv.settled]
+        rows = rows or list(self.running.values())
+        return min(rows, key=lambda e: (e.output_tok, -e.info.prompt_tok, -e.info.seq))
 
     def _record_tokens(
         self, rows: Sequence[RequestState], produced: Mapping[RequestId, StepResult], now_s: float
@@ -425,10 +426,6 @@ class Scheduler:
 
     def _log_event(self, now_s: float, event: str, info: RequestInfo, **more: int) -> None:
         self.log({"t": now_s, "event": event, "id": info.id, "client": info.client, **more})
-
-
-def _loss(req: RequestState) -> tuple[int, int, int]:
-    return req.output_tok, -req.info.prompt_tok, -req.info.seq
 
 
 def _prefilled(req: RequestState) -> dict[str, int]:

@@ -139,7 +139,7 @@ class SlabLayout:
         """Keys that each full owner's prompt is cut to."""
         L = len(self.owners)
         budget = self.settings.budget if asked.budget is None else asked.budget
-        keep = dataclasses.replace(keep, budget=budget or self.settings.slab_tok)
+        keep = dataclasses.replace(keep, budget=budget)
         keep.check_rows([prompt], new, L)
         wanted = [int(keep.layer_total(keep.total(prompt, new), i, L)) for i in range(L)]
         final = prompt + new - 1
@@ -167,7 +167,7 @@ def _keep(settings: KeepSettings, scorer: str) -> Keep:
     given = {name: getattr(settings, name) for name in _OF_KEEP}
     if scorer != settings.scorer and scorer in SCORERS and not SCORERS[scorer].decodes:
         given["when"] = "prompt"
-    return Keep(scorer=scorer, budget=settings.budget or settings.slab_tok, **given)
+    return Keep(scorer=scorer, budget=settings.budget, **given)
 
 
 def _limits(keep: Keep, total: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from serving import fair, model_engine
-from serving.config import QUANTIZE, EngineConfig
+from serving.config import KV_DTYPE_HELP, KV_DTYPES, QUANTIZE, EngineConfig
 from serving.http.keys import KeyRing
 from serving.http.listening import listen
 from serving.http.options import StartOptions, served_name
@@ -43,6 +43,7 @@ def define_flags(limits: type[HttpLimits], help: dict[str, str]) -> None:
     flags.DEFINE_enum(
         "quantize", "", QUANTIZE, "int8: weights in 8 bits, rounded as they are read; as they are by default."
     )
+    flags.DEFINE_enum("kv_dtype", "", KV_DTYPES, KV_DTYPE_HELP)
     text("chat_template", None, "File with a chat template to use instead of the checkpoint's.")
     text("api_keys", None, "File of keys, one `name sha256 [weight] [limits]` a line.")
     text("event_log", None, "File for the engine's scheduling events, one JSON object a line.")
@@ -157,6 +158,7 @@ def _options(keys: KeyRing | None) -> StartOptions:
         checkpoint=path,
         name=given.served_model_name or served_name(path),
         kv_bytes=_kv_bytes(),
+        kv_dtype=given.kv_dtype,
         max_model_tok=given.max_model_len or 0,
         slots=given.slots or 0,
         policy=policy,

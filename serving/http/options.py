@@ -24,6 +24,7 @@ class StartOptions:
 
     Attributes:
       kv_bytes: budget of K/V bytes.
+      kv_dtype: type that they are stored in; "" = the model's.
       max_model_tok: longest request; 0 = the model's context, or what the budget holds.
       slots: outputs that run at once; 0 = from the budget, at most MAX_SLOTS.
       chat_template: a file to use instead of the checkpoint's template.
@@ -32,6 +33,7 @@ class StartOptions:
     checkpoint: Path
     name: str
     kv_bytes: int
+    kv_dtype: str = ""
     max_model_tok: int = 0
     slots: int = 0
     policy: str = "vtc"
@@ -60,7 +62,12 @@ def engine_config(model: ModelConfig, options: StartOptions, eos_ids: Sequence[i
         raise ValueError(f"--max_model_len={longest}, but the model has {model.max_positions} positions")
     limits = Limits(chunk_tok=min(CHUNK_TOK, longest), step_tok=min(CHUNK_TOK, longest))
     pools = split(
-        model, options.kv_bytes, request_tok=longest, page_size=model_engine.PAGE_TOK, limits=limits
+        model,
+        options.kv_bytes,
+        request_tok=longest,
+        page_size=model_engine.PAGE_TOK,
+        limits=limits,
+        kv_dtype=options.kv_dtype,
     )
     slots = min(options.slots or MAX_SLOTS, pools.requests)
     bounded = slots == pools.requests
@@ -70,6 +77,7 @@ def engine_config(model: ModelConfig, options: StartOptions, eos_ids: Sequence[i
         num_pages=pools.num_pages if bounded else 0,
         window_pages=pools.window_pages if bounded else 0,
         max_request_tok=longest,
+        kv_dtype=options.kv_dtype,
         policy=options.policy,
         policy_options=options.policy_options,
         limits=limits,

@@ -145,8 +145,7 @@ class KVCacheManager:
         Returns:
           What it holds and the hit in tokens, or None with nothing changed.
         """
-        votes = plan is not None and plan.votes
-        if not self._free_slots or (votes and not self.votes.free):
+        if not self._free_slots or (plan is not None and not self.may_start(plan)):
             return None
         limit_tok = self._limit(tokens, cache_salt, plan)
         lock, hit = self.tree.acquire(tokens, cache_salt, limit_tok, _scored(plan))
@@ -175,7 +174,7 @@ class KVCacheManager:
         for g, reservation in enumerate(kv.reservations):
             self.reservations[g].add(reservation)
             self._write_row(kv, g)
-        if votes:
+        if plan is not None and plan.votes:
             cached = self.tree.match(tokens, cache_salt, limit_tok) if _scored(plan) else None
             self._start_votes(kv, tokens, hit, cached)
         return kv, hit
@@ -233,6 +232,10 @@ class KVCacheManager:
         kv.next_release_tok = min(
             g.next_release_tok(first, self.page_tok) for g, first in zip(self.groups, kv.first)
         )
+
+    def may_start(self, plan: SlabPlan) -> bool:
+        """Whether there is a row for the votes of one more prompt."""
+        return not plan.votes or self.votes.free > 0
 
     def chunk_end(self, kv: SequencePages, computed_tok: int, upto_tok: int) -> int:
         """Where a chunk from `computed_tok` has to end: at `upto_tok`, or before it to leave a snapshot."""

@@ -32,6 +32,7 @@ def split(
     page_size: int,
     limits: Limits,
     span_tok: int = 0,
+    kv_dtype: str = "",
 ) -> Split:
     """Splits `budget_bytes` for requests of `request_tok` tokens each, admitted with `reserve`.
 
@@ -41,11 +42,12 @@ def split(
 
     Args:
       span_tok: the most tokens a step adds to a request, if that is more than a chunk or the decode steps.
+      kv_dtype: type that K/V are stored in; "" = the model's.
 
     Raises:
       ValueError: the budget does not hold one such request.
     """
-    token = kv_bytes_by_owner(config, 1, config.dtype)
+    token = kv_bytes_by_owner(config, 1, kv_dtype or config.dtype)
     full = page_size * sum(b for i, b in token.items() if not config.layers[i].slides)
     sliding = page_size * sum(token.values()) - full
     whole = FullReservations(page_size).peak_pages(request_tok)

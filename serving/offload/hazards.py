@@ -24,7 +24,8 @@ class Race(NamedTuple):
 
 
 def races(tasks: Sequence[LaneTask], first: int = 0) -> list[Race]:
-    """All races of a schedule; empty if every order of execution that it allows is right.
+    """All races of a schedule, by the task that may come too early; empty if every order of execution that it
+    allows is right.
 
     Args:
       first: the layer whose weights are there when the pass begins.
@@ -52,7 +53,7 @@ def races(tasks: Sequence[LaneTask], first: int = 0) -> list[Race]:
                 users = {*read, *([] if wrote is None else [wrote])} - {after}
                 pairs += [(user, after) for user in sorted(users)]
             found += [Race(*pair, buffer) for pair in pairs if not earlier[pair[1]] >> pair[0] & 1]
-    return found
+    return sorted(found, key=lambda race: (race.after, race.before))
 
 
 def _ordered_before(tasks: Sequence[LaneTask]) -> list[int]:

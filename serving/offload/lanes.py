@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from serving.offload.schedule import LaneTask
 from serving.offload.simulate import LaneSpan, SimulatedPass
 
-POLL_S = 0.2  # how soon a lane that waits notices that another has failed
+POLL_S = 1.0  # after which a lane looks whether another has failed, if nobody could wake it
 
 
 class MeasuredPass(SimulatedPass):
@@ -47,6 +47,12 @@ def execute(
         lanes.setdefault(named(task), []).append(index)
     begin = time.perf_counter()
 
+    def stop() -> None:
+        """Wakes every lane that waits; none begins another task."""
+        failed.set()
+        for event in done:
+            event.set()
+
     def run_lane(indices: list[int]) -> None:
         try:
             for index in indices:
@@ -58,21 +64,24 @@ def execute(
                 done[index].set()
         except BaseException as why:  # raised again in the caller
             errors.append(why)
-            failed.set()
+            stop()
 
     threads = [
         threading.Thread(target=run_lane, args=(indices,), name=f"lane {lane}")
         for lane, indices in lanes.items()
     ]
-    for thread in threads:
-        thread.start()
     try:
         for thread in threads:
-            thread.join()
-    except BaseException:  # Ctrl-C: stop the lanes before it goes on
-        failed.set()
+            thread.start()
         for thread in threads:
             thread.join()
+    except (
+        BaseException
+    ):  # Ctrl-C, perhaps while some have not been started: stop the lanes before it goes on
+        stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
         raise
     if errors:
         raise errors[0]

@@ -92,6 +92,8 @@ class MachinePlanner:
     """Args:
     rest_bytes: weights beside the experts. slot_bytes: a buffer for one expert.
     kv_bytes: rows that run at once -> bytes of the K/V pools.
+    staging_bytes: that pages pass through.
+    moved_bytes: over the slow link for an expert; None = those of its weights.
     """
 
     config: ModelConfig
@@ -101,6 +103,8 @@ class MachinePlanner:
     rest_bytes: int
     slot_bytes: int
     kv_bytes: Callable[[int], int]
+    staging_bytes: int = 0
+    moved_bytes: int | None = None
 
     @property
     def _shape(self) -> MixtureShape:
@@ -140,6 +144,7 @@ class MachinePlanner:
             "K/V": self.kv_bytes(rows * parts),
             "hidden states and logits": self._workspace_bytes(rows, parts),
             "programs": PROGRAM_BYTES,
+            **({"staging": self.staging_bytes} if self.staging_bytes else {}),
         }
 
     def _workspace_bytes(self, rows: int, parts: int) -> int:
@@ -191,19 +196,20 @@ class MachinePlanner:
     ) -> tuple[float, tuple[float, float, float]]:
         c, layers, shape = self.config, self._shape.mixture_layers, self._shape
         N, every = rows * parts, layers * c.n_experts
+        expert_bytes = shape.expert_bytes if self.moved_bytes is None else self.moved_bytes
         distinct = distinct_experts(c, rows)
         compute_s = c.n_layers * self._rest_s(N)
         compute_s += layers * (parts * distinct * self.rates.expert_s)
         compute_s += layers * N * c.experts_per_token * self.rates.row_s
         if mode == "stream":
-            read_bytes = float((every - resident) * shape.expert_bytes)
+            read_bytes = float((every - resident) * expert_bytes)
             read_s = read_bytes / self.rates.read_Bps
             first_s = read_s / max(1, layers)  # fills the pipe: the busier lane waits for one layer
             return read_bytes, (read_s, compute_s, max(read_s, compute_s) + min(first_s, compute_s) * 0.1)
         wide = distinct_experts(c, N)
         # Uniform routing; a step that asks for all of a layer finds none there, for the others came between.
         found = slots / every * (1 - wide / c.n_experts) if slots < every else 1.0
-        read_bytes = layers * wide * (1 - found) * shape.expert_bytes
+        read_bytes = layers * wide * (1 - found) * expert_bytes
         read_s = read_bytes / self.rates.read_Bps
         # Misses are read while hits are computed; without hits nothing overlaps but a layer's own experts.
         return read_bytes, (read_s, compute_s, max(read_s, compute_s) + 0.5 * min(read_s, compute_s))

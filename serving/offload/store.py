@@ -170,6 +170,11 @@ class PageSource(Protocol):
 
     def read_page(self, page: ExpertPage, buffer: np.ndarray) -> list[np.ndarray]:
         """Fills `buffer` and returns views of it, one per matrix, as they are stored."""
+        ...
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        """Bytes that come over the slow link for a page."""
+        ...
 
 
 class FilePages:
@@ -195,6 +200,9 @@ class FilePages:
             views.append(buffer[first : first + place.size].view(place.dtype).reshape(place.shape))
             used += size
         return views
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        return page.file_bytes
 
 
 class Throttle:
@@ -235,8 +243,11 @@ class MemoryPages:
         since_s = time.monotonic()
         views = packed(self._held[page], buffer)
         if self._throttle is not None:
-            self._throttle.take(page.file_bytes, since_s)
+            self._throttle.take(self.moved_bytes(page), since_s)
         return views
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        return sum(matrix.nbytes for matrix in self._held[page])
 
 
 def packed(matrices: Sequence[np.ndarray], buffer: np.ndarray) -> list[np.ndarray]:
@@ -266,8 +277,11 @@ class ThrottledPages:
     def read_page(self, page: ExpertPage, buffer: np.ndarray) -> list[np.ndarray]:
         since_s = time.monotonic()
         views = self._source.read_page(page, buffer)
-        self._throttle.take(page.file_bytes, since_s)
+        self._throttle.take(self.moved_bytes(page), since_s)
         return views
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        return self._source.moved_bytes(page)
 
 
 class PackedPages:
@@ -281,3 +295,6 @@ class PackedPages:
 
     def read_page(self, page: ExpertPage, buffer: np.ndarray) -> list[np.ndarray]:
         return packed(self._source.read_page(page, self._staging), buffer)
+
+    def moved_bytes(self, page: ExpertPage) -> int:
+        return self._source.moved_bytes(page)

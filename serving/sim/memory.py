@@ -145,6 +145,9 @@ class TokenMemory:
         self.final_tok += self._kept_tok(kv.final_tok) - kv.final_tok
         kv.held_tok, kv.final_tok = self._kept_tok(kv.held_tok), self._kept_tok(kv.final_tok)
 
+    def may_start(self, plan: SlabPlan) -> bool:
+        return True
+
     def chunk_end(self, kv: TokenReservation, computed_tok: int, upto_tok: int) -> int:
         return upto_tok
 

@@ -53,6 +53,18 @@ def test_a_small_budget_bounds_slots_and_pools(wiring):
     assert page * (config.num_pages * layers[0] + config.window_pages * layers[1]) <= budget
 
 
+def test_narrower_kv_make_room_for_more_requests_in_one_budget():
+    budget = 3 * kv_bytes(MODEL, 64, "float32")
+    wide, narrow = (
+        model_engine.engine_config(MODEL, requests(99), kv_bytes=budget, kv_dtype=dtype)
+        for dtype in ("", "int8")
+    )
+    assert (wide.max_slots, wide.kv_dtype, narrow.kv_dtype) == (2, "", "int8"), "one page is the null page"
+    # Heads of 8: 32 bytes in float32, and 8 codes with 4 bytes of scale.
+    assert narrow.max_slots == 7
+    assert kv_bytes(MODEL, 64, "int8") * 32 == kv_bytes(MODEL, 64, "float32") * 12
+
+
 def test_a_budget_for_no_request_and_a_request_too_long_are_refused():
     with pytest.raises(ValueError, match=r"needs \d+ bytes of KV; the budget is 100"):
         model_engine.engine_config(MODEL, requests(1), kv_bytes=100)

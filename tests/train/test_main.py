@@ -106,6 +106,7 @@ def test_a_wrong_argument_is_refused_in_one_sentence(run_module, tmp_path, argum
         ("train.stages", [Stage(steps=1, tokens=1)], r"\['steps', 'tokens'\].*exactly one"),
         ("train.stages", [Stage()], "none of steps"),
         ("train.stages", [Stage(steps=1, trainable="heads")], "'heads'"),
+        ("model.quantize", "int8", "model.quantize is 'int8'.*convert --quantize=int8"),
         ("checkpoints.every", 0, "every 0 steps"),
         ("mesh.tensor", 0, "axis without devices"),
         ("data.limit_bytes", -1, "-1"),

@@ -25,7 +25,7 @@ from serving.offload.bench.passes import (
 )
 from serving.offload.lanes import execute
 from serving.offload.machine_plan import GIB, MachinePlan, MachineWorkload
-from serving.offload.runtime import build, rates
+from serving.offload.runtime import build, rates, sources
 from serving.offload.runtime.buffers import Slots
 from serving.offload.runtime.cache import ExpertCache
 from serving.offload.runtime.caching import CacheRunner
@@ -47,8 +47,8 @@ def row(case: str, target: str, values: list[float], **more: Any) -> Row:
 
 
 def plan_of(checkpoint: MixtureCheckpoint, memory_gb: float, requests: int) -> MachinePlan:
-    source = build.open_source(checkpoint)
-    found = rates.measure(checkpoint, source.pages)
+    source = sources.open_source(checkpoint)
+    found = rates.measure(checkpoint, source)
     source.close()
     return build.planner(checkpoint, found, MachineWorkload(requests, 96), memory_gb * GIB).best("stream")
 
@@ -58,7 +58,7 @@ def overlap(checkpoint: MixtureCheckpoint, memory_gb: float, rounds: int) -> lis
     plan = plan_of(checkpoint, memory_gb, 512)
     rows: list[Row] = []
     bench = DecodeBench(checkpoint, plan.rows, plan.parts)
-    source = build.open_source(checkpoint)
+    source = sources.open_source(checkpoint)
     runner = stream_runner(checkpoint, source, plan.schedule)
     bench.run(runner)
     ratios = []
@@ -75,7 +75,7 @@ def overlap(checkpoint: MixtureCheckpoint, memory_gb: float, rounds: int) -> lis
 def balance(checkpoint: MixtureCheckpoint, rounds: int, N: int = 256) -> list[Row]:
     """The reading lane throttled to take as long as computing does: what overlapping is worth then."""
     bench = DecodeBench(checkpoint, N, 1)
-    source = build.open_source(checkpoint)
+    source = sources.open_source(checkpoint)
     resident, held = resident_runner(checkpoint, source)
     bench.run(resident)
     compute_s = float(np.median([bench.run(resident)[0] for _ in range(3)]))
@@ -83,7 +83,7 @@ def balance(checkpoint: MixtureCheckpoint, rounds: int, N: int = 256) -> list[Ro
     source.close()
     total = checkpoint.expert_bytes * len(checkpoint.pages)
     throttle = total / compute_s
-    source = build.open_source(checkpoint, throttle_Bps=throttle)
+    source = sources.open_source(checkpoint, throttle_Bps=throttle)
     overlapped, serial = (stream_runner(checkpoint, source, name) for name in ("s2", "serial"))
     bench.run(overlapped), bench.run(serial)
     together: list[float] = []
@@ -111,7 +111,7 @@ def overhead(checkpoint: MixtureCheckpoint, rounds: int) -> list[Row]:
     found = []
     for N in (32, 128):
         bench = DecodeBench(checkpoint, N, 1)
-        source = build.open_source(checkpoint)
+        source = sources.open_source(checkpoint)
         resident, held = resident_runner(checkpoint, source)
         runner = stream_runner(checkpoint, source, "s2")
         bench.run(resident), bench.run(runner)
@@ -199,7 +199,7 @@ def accelerate(
     script = Path(__file__).parent / "accelerate_side.py"
     targets = {1: ">= 6", 32: ">= 2.5", 128: ">= 1.5"}
     for batch in batches:
-        bench, source = DecodeBench(checkpoint, batch, 1), build.open_source(checkpoint)
+        bench, source = DecodeBench(checkpoint, batch, 1), sources.open_source(checkpoint)
         runner: Any
         if batch == 1:
             memory = Slots(slots, checkpoint, source.pages)
@@ -227,7 +227,8 @@ def accelerate(
             mine, theirs = interleaved(rounds, ours, ask)
         source.close()
         how = "cache, emptied before each step" if batch == 1 else "stream"
-        note = f"batch {batch}, {how}; ours by O_DIRECT, theirs after DONTNEED"
+        cached = max(b[2] for b in theirs)
+        note = f"batch {batch}, {how}; ours by O_DIRECT, theirs with {cached:.1%} of its files in the cache"
         walls = [b[0] / a[0] for a, b in zip(mine, theirs)]
         found.append(
             row(f"accelerate / ours, seconds, batch {batch}", targets.get(batch, ""), walls, note=note)
@@ -244,7 +245,7 @@ class _peer:
     def __init__(self, python: Path, script: Path, path: Path, folder: Path, batch: int):
         self._args = [str(python), str(script), str(path), str(folder), str(batch)]
 
-    def __enter__(self) -> Callable[[], tuple[float, float]]:
+    def __enter__(self) -> Callable[[], tuple[float, float, float]]:
         self._process = subprocess.Popen(
             self._args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -255,82 +256,16 @@ class _peer:
         self._process.terminate()
         self._process.wait()
 
-    def _ask(self) -> tuple[float, float]:
+    def _ask(self) -> tuple[float, float, float]:
         assert self._process.stdin is not None
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> tuple[float, float]:
+    def _answer(self) -> tuple[float, float, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise ValueError(f"the other side ended with {self._process.wait()}: {' '.join(self._args)}")
         got = json.loads(line)
-        return got["wall_s"], got["cpu_s"]
-
-
-def cache_or_stream(path: Path, prompts: list[list[int]], rounds: int, steps: int = 48) -> list[Row]:
-    """Decoding at batch 1 with half of the experts in memory, a trained model: routing is not uniform."""
-    from serving import Request, Sampling
-
-    checkpoint = locate(path)
-    every = len(checkpoint.pages)
-    slots = every // 2
-    sides: dict[str, list[float]] = {"stream": [], "cache": []}
-    hits: dict[str, float] = {}
-    made: dict[str, Any] = {}
-    sources = []
-    for name, mode, policy in (
-        ("stream", "stream", "lru"),
-        ("cache", "cache", "lru"),
-        ("frequency", "cache", "frequency"),
-    ):
-        source = build.open_source(checkpoint)
-        sources.append(source)
-        plan = build.planner(
-            checkpoint, rates.MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(1, 128), 64 * GIB
-        ).best(mode)  # type: ignore[arg-type]
-        stay = 0
-        E = checkpoint.config.n_experts
-        while stay + 1 + 2 * (E - (stay + 1) // len(checkpoint.streams)) <= slots:
-            stay += 1
-        plan = dataclasses.replace(
-            plan, slots=slots, resident=stay if mode == "stream" else 0, rows=1, parts=1
-        )
-        config = build.engine_config(checkpoint, 1, 1, 128)
-        made[name] = build.build(checkpoint, source, plan, config, cache_policy=policy)
-
-    def rate(name: str, prompt: list[int]) -> tuple[float, list[int]]:
-        engine = made[name].engine
-        engine.submit(
-            Request(
-                client="a",
-                prompt_ids=prompt,
-                sampling=Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True),
-            )
-        )
-        while engine.live and not any(delta.ids for delta in engine.step()):
-            pass  # the prompt, which streams on both sides
-        began_s, ids = time.perf_counter(), []
-        while engine.live:
-            for delta in engine.step():
-                ids += delta.ids
-        return len(ids) / (time.perf_counter() - began_s), ids
-
-    same = True
-    for prompt in prompts[: rounds + 1]:
-        got = {name: rate(name, prompt) for name in made}
-        same &= len({tuple(ids) for _, ids in got.values()}) == 1
-        for name in sides:
-            sides[name].append(got[name][0])
-    for name in ("cache", "frequency"):
-        hits[name] = round(made[name].runner.cache.counts.hit_rate, 3)
-    for source in sources:
-        source.close()
-    ratios = [a / b for a, b in zip(sides["cache"][1:], sides["stream"][1:])]
-    note = (
-        f"{slots} of {every} experts in memory, trained model; hit rate lru {hits['cache']}, frequency"
-        f" {hits['frequency']}, share in memory {slots / every:.2f}; tokens equal: {same}"
-    )
-    return [row("cache / stream, tokens a second, batch 1", ">= 2", ratios, note=note)]
+        return got["wall_s"], got["cpu_s"], got["cached"]

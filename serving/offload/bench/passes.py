@@ -15,11 +15,12 @@ from serving.engine.device_state import PLAIN
 from serving.engine.kv_layout import KVLayout
 from serving.engine.programs import Programs
 from serving.offload.lanes import MeasuredPass, thread_of
-from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
-from serving.offload.runtime.build import ExpertSource, engine_config
+from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts
+from serving.offload.runtime.build import engine_config
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest
 from serving.offload.runtime.pieces import Pieces
 from serving.offload.runtime.resident import ResidentRunner
+from serving.offload.runtime.sources import ExpertSource, make_slots
 from serving.offload.runtime.stack import LayerRunner, OffloadStack
 from serving.offload.runtime.streaming import StreamRunner
 
@@ -36,9 +37,7 @@ class DecodeBench:
         self.model = load_rest(checkpoint) if model is None else model
         config = engine_config(checkpoint, rows, parts, CONTEXT_TOK + 32)
         layout = KVLayout.of(checkpoint.config, config)
-        self.stack = OffloadStack(
-            self.model, rows=rows, transposed=checkpoint.transposed, runner=ResidentRunner({}, 0)
-        )
+        self.stack = OffloadStack(self.model, checkpoint, rows=rows, runner=ResidentRunner({}, 0))
         self.programs = Programs(
             self.model,
             layout.cache(checkpoint.config, config),
@@ -85,7 +84,7 @@ class DecodeBench:
 def stream_runner(checkpoint: MixtureCheckpoint, source: ExpertSource, schedule: str) -> StreamRunner:
     """Two layer buffers, no expert that stays."""
     E = checkpoint.config.n_experts
-    slots = Slots(2 * E, checkpoint, source.pages)
+    slots = make_slots(2 * E, checkpoint, source)
     streamed = {i: list(range(E)) for i in checkpoint.streams}
     buffers = LayerBuffers(streamed, slots, checkpoint.config.n_layers)
     return StreamRunner(buffers, {}, n_layers=checkpoint.config.n_layers, schedule=schedule)
@@ -94,7 +93,7 @@ def stream_runner(checkpoint: MixtureCheckpoint, source: ExpertSource, schedule:
 def resident_runner(checkpoint: MixtureCheckpoint, source: ExpertSource) -> tuple[ResidentRunner, Any]:
     """All experts in memory, and what owns that memory."""
     pages = sorted(checkpoint.pages)
-    held = ResidentExperts(pages, Slots(len(pages), checkpoint, source.pages))
+    held = ResidentExperts(pages, make_slots(len(pages), checkpoint, source))
     return ResidentRunner(held.arrays, checkpoint.config.n_layers), held
 
 

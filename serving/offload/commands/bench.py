@@ -3,7 +3,7 @@
 python -m serving.offload bench --device_memory_gb=0.5 --json           about 10 minutes on one core
 python -m serving.offload bench --only=padded,start                     some lines of the table
 python -m serving.offload bench --only=accelerate --peer=.venv-parity/bin/python     beside disk_offload
-python -m serving.offload bench --only=cache --trained=runs/small_moe/model   see configs/small_moe.py
+python -m serving.offload bench --only=cache,int8 --trained=runs/small_moe/model   see configs/small_moe.py
 
 The measured models have random weights (1 GiB of experts in Mixtral's layout; 2.1 GiB for `overlap`) and are
 written into --workdir at the first start. Pairs are interleaved; the table gives median, least and most of
@@ -23,7 +23,9 @@ from rich.table import Table
 from serving.offload.commands import command_line
 
 FLAGS = flags.FLAGS
-CASES = ("overlap", "balance", "overhead", "padded", "start", "cache", "accelerate")
+CASES = ("overlap", "balance", "overhead", "padded", "start", "cache", "int8", "accelerate")
+TRAINED, PEER = "runs/small_moe/model", ".venv-parity/bin/python"  # as configs/small_moe.py, make parity
+NEEDS = {"cache": "trained", "int8": "trained", "accelerate": "peer"}  # flags
 
 
 def start(argv: list[str]) -> None:
@@ -31,8 +33,14 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_list("only", None, f"Some of {', '.join(CASES)}.")
     flags.DEFINE_integer("rounds", 5, "Rounds of each pair; the median counts.")
     flags.DEFINE_string("workdir", "runs/offload_bench", "Folder of the models that are measured.")
-    flags.DEFINE_string("trained", None, "Trained mixture model for the line `cache`.")
-    flags.DEFINE_string("peer", None, "Python with torch, transformers and accelerate, for `accelerate`.")
+    flags.DEFINE_string(
+        "trained",
+        None,
+        f"Trained mixture model for `cache` and `int8`; {TRAINED} by default, if it is there.",
+    )
+    flags.DEFINE_string(
+        "peer", None, f"Python with torch and accelerate for `accelerate`; {PEER} by default, if it is there."
+    )
     flags.DEFINE_list("batches", ["1", "32", "128"], "Batches of `accelerate`.")
     flags.DEFINE_string("out", "results/offload/bench.csv", "CSV to write.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
@@ -41,16 +49,20 @@ def start(argv: list[str]) -> None:
 
 
 def _main() -> None:
-    wanted = FLAGS.only or [
-        case for case in CASES if (case != "cache" or FLAGS.trained) and (case != "accelerate" or FLAGS.peer)
-    ]
+    for flag, usual in (("trained", TRAINED), ("peer", PEER)):
+        if FLAGS[flag].value is None and Path(usual).exists():
+            setattr(FLAGS, flag, usual)
+    wanted = FLAGS.only or [case for case in CASES if case not in NEEDS or FLAGS[NEEDS[case]].value]
+    for case in NEEDS if not FLAGS.only else ():
+        if case not in wanted:
+            print(f"left out: {case}, which needs --{NEEDS[case]}", file=sys.stderr)
     if unknown := [case for case in wanted if case not in CASES]:
         raise ValueError(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
     if FLAGS.rounds < 1 or not FLAGS.device_memory_gb > 0:
         raise ValueError(
             f"--rounds is {FLAGS.rounds}, --device_memory_gb {FLAGS.device_memory_gb}; they must be above 0"
         )
-    for case, flag in (("cache", "trained"), ("accelerate", "peer")):
+    for case, flag in NEEDS.items():
         if case in wanted and not FLAGS[flag].value:
             raise ValueError(f"the case {case} is wanted, but --{flag} is missing")
     rows: list[dict[str, Any]] = []
@@ -65,7 +77,7 @@ def _main() -> None:
 
 
 def _measure(case: str) -> list[dict[str, Any]]:
-    from serving.offload.bench import cases, model
+    from serving.offload.bench import batch_one, cases, model
     from serving.offload.runtime.checkpoint import locate
 
     folder = Path(FLAGS.workdir)
@@ -73,8 +85,9 @@ def _measure(case: str) -> list[dict[str, Any]]:
         return cases.padded(FLAGS.rounds)
     if case == "start":
         return cases.start(folder, FLAGS.rounds)
-    if case == "cache":
-        return cases.cache_or_stream(Path(FLAGS.trained), _prompts(Path(FLAGS.trained)), FLAGS.rounds)
+    if NEEDS.get(case) == "trained":
+        of = {"cache": batch_one.cache_or_stream, "int8": batch_one.int8_or_stored}[case]
+        return of(Path(FLAGS.trained), _prompts(Path(FLAGS.trained)), FLAGS.rounds)
     if case == "overlap":
         deep = model.write(folder / "deep", model.DEEP)
         return cases.overlap(locate(deep), FLAGS.device_memory_gb, FLAGS.rounds)

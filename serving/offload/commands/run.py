@@ -3,6 +3,8 @@
 python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests=FILE --workdir=W --dry_run
 python -m serving.offload run --checkpoint=DIR --device_memory_gb=0.5 --requests=FILE --workdir=W
 python -m serving.offload run ... --mode=cache --cache_policy=frequency     experts that are used often stay
+python -m serving.offload run ... --mode=cache --prefetch                   the next layer's are guessed
+python -m serving.offload run ... --quantize=int8                           experts in 8 bits: more fit
 python -m serving.offload run ... --gantt=pass.svg                          the last pass as it was measured
 
 The plan is chosen from the one number, printed, and compared with what was measured after the run. Requests
@@ -22,24 +24,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
-from rich.console import Console
-from rich.table import Table
 
 from mixattn.tools.progress import ProgressLines
 from serving import fair, model_engine
-from serving.config import EngineConfig
+from serving.config import QUANTIZE, EngineConfig
 from serving.offline import fingerprints, requests_file
 from serving.offline.answers import FAILED, Answers
 from serving.offline.requests_file import AskedLine
 from serving.offload import journal
 from serving.offload.commands import command_line
+from serving.offload.commands.run_report import describe, show_measured, show_plan
 from serving.offload.machine_plan import GIB, MODES, MachinePlan, MachinePlanner, MachineWorkload
 from serving.offload.schedule import SCHEDULES
 from serving.request import Request
 
 if TYPE_CHECKING:
-    from serving.offload.runtime.build import ExpertSource, Offloaded
+    from serving.offload.runtime.build import Offloaded
     from serving.offload.runtime.checkpoint import MixtureCheckpoint
+    from serving.offload.runtime.sources import ExpertSource
 
 FLAGS = flags.FLAGS
 CACHE_POLICIES = ("lru", "frequency")
@@ -57,6 +59,8 @@ def start(argv: list[str]) -> None:
     flags.DEFINE_string("mode", None, f"Force {' or '.join(MODES)}; the plan chooses by default.")
     flags.DEFINE_string("schedule", None, f"Force one of {', '.join(SCHEDULES)}.")
     flags.DEFINE_string("cache_policy", "lru", f"One of {', '.join(CACHE_POLICIES)}.")
+    flags.DEFINE_bool("prefetch", False, "In mode cache, read what the next layer's router would choose now.")
+    flags.DEFINE_enum("quantize", "", QUANTIZE, "int8: experts in 8 bits, rounded as they are read.")
     flags.DEFINE_string("policy", "fcfs", "Scheduling policy of requests (see serving.fair).")
     flags.DEFINE_integer("max_batch", None, "Rows of a pass at most; as many as requests by default.")
     flags.DEFINE_float("throttle_mib", None, "Read experts no faster than this, MiB/s: a modelled link.")
@@ -71,24 +75,29 @@ def start(argv: list[str]) -> None:
 
 def _main() -> None:
     _check_flags()
-    from serving.offload.runtime import build
+    from serving.offload.runtime import placement, sources
     from serving.offload.runtime.checkpoint import locate
 
-    checkpoint = locate(FLAGS.checkpoint)
+    checkpoint = locate(FLAGS.checkpoint, FLAGS.quantize)
     lines, decode = _lines(checkpoint)
     requests = [line.request for line in lines if line.request is not None]
     workdir = Path(FLAGS.workdir)
     # Refused before anything is written.
-    mark = fingerprints.of_model(checkpoint.path)
+    settings = {"quantize": FLAGS.quantize} if FLAGS.quantize else {}
+    mark = fingerprints.of_model(checkpoint.path, **settings)
     journal.refuse_others(workdir / ANSWERS, requests, mark)
+    _check_host_memory(checkpoint)
     throttle = FLAGS.throttle_mib * 2**20 if FLAGS.throttle_mib else None
-    source = build.open_source(
-        checkpoint, in_host_memory=FLAGS.host_memory_gb is not None, throttle_Bps=throttle
+    source = sources.open_source(
+        checkpoint,
+        in_host_memory=FLAGS.host_memory_gb is not None,
+        throttle_Bps=throttle,
+        devices=placement.accelerator(),
     )
     try:
         planner = _planner(checkpoint, source, requests, workdir)
         plan = planner.best(FLAGS.mode, FLAGS.schedule)
-        report = describe(planner, plan, source.way)
+        report = describe(planner, plan, source.way, FLAGS.mode, FLAGS.schedule)
         if FLAGS.dry_run:
             _print(report)
             return
@@ -158,17 +167,20 @@ def _lines(checkpoint: "MixtureCheckpoint") -> tuple[list[AskedLine], Any]:
     return lines, None if tokenizer is None else tokenizer.decode
 
 
+def _check_host_memory(checkpoint: "MixtureCheckpoint") -> None:
+    if FLAGS.host_memory_gb is None:
+        return
+    one = sum(array.size * array.dtype.itemsize for array in checkpoint.arrays)
+    need = one * len(checkpoint.pages) / GIB
+    if need > FLAGS.host_memory_gb:
+        raise ValueError(f"--host_memory_gb is {FLAGS.host_memory_gb}, but the experts have {need:.3f} GiB")
+
+
 def _planner(
     checkpoint: "MixtureCheckpoint", source: "ExpertSource", requests: Sequence[Request], workdir: Path
 ) -> MachinePlanner:
     from serving.offload.runtime import build, rates
 
-    if (
-        FLAGS.host_memory_gb is not None
-        and checkpoint.expert_bytes * len(checkpoint.pages) > FLAGS.host_memory_gb * GIB
-    ):
-        need = checkpoint.expert_bytes * len(checkpoint.pages) / GIB
-        raise ValueError(f"--host_memory_gb is {FLAGS.host_memory_gb}, but the experts have {need:.3f} GiB")
     longest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
     rows = sum(r.sampling.n for r in requests)
     workload = MachineWorkload(min(rows, FLAGS.max_batch or rows), longest)
@@ -178,43 +190,8 @@ def _planner(
     build.planner(checkpoint, nothing, workload, FLAGS.device_memory_gb * GIB).best(
         FLAGS.mode, FLAGS.schedule
     )
-    measured = rates.rates(checkpoint, source.pages, kept, source.way)
-    return build.planner(checkpoint, measured, workload, FLAGS.device_memory_gb * GIB)
-
-
-def describe(planner: MachinePlanner, plan: MachinePlan, way: str) -> dict[str, Any]:
-    """A plan's figures, and what one more GiB would bring."""
-    more = planner.with_more(GIB).best(FLAGS.mode, FLAGS.schedule)
-    experts = (
-        len(
-            {*range(planner.config.n_layers)}
-            & {i for i in range(planner.config.n_layers) if planner.config.has_experts(i)}
-        )
-        * planner.config.n_experts
-    )
-    return {
-        "mode": plan.mode,
-        "schedule": plan.schedule,
-        "rows": plan.rows,
-        "micro_batches": plan.parts,
-        "batch": plan.batch,
-        "experts": experts,
-        "experts_in_memory": plan.slots,
-        "resident_experts": plan.resident,
-        "bytes_planned": plan.bytes,
-        "memory_bytes": planner.memory_bytes,
-        "source": way,
-        "rates": dataclasses.asdict(planner.rates),
-        "predicted": {
-            "read_s": plan.read_s,
-            "compute_s": plan.compute_s,
-            "pass_s": plan.pass_s,
-            "read_bytes": plan.read_bytes,
-            "tokens_per_s": plan.tokens_per_s,
-        },
-        "bottleneck": plan.bottleneck,
-        "tokens_per_s_with_1_gib_more": more.tokens_per_s,
-    }
+    measured = rates.rates(checkpoint, source, kept)
+    return build.planner(checkpoint, measured, workload, FLAGS.device_memory_gb * GIB, source)
 
 
 def _run(
@@ -253,6 +230,7 @@ def _run(
                 plan,
                 config,
                 cache_policy=FLAGS.cache_policy,
+                prefetch=FLAGS.prefetch,
                 decode=decode,
                 program_cache=ProgramCache(default_folder()),
             )
@@ -317,11 +295,13 @@ def _of_cache(made: "Offloaded") -> dict[str, Any]:
 def _draw(made: "Offloaded") -> None:
     from mixattn.tools import files
     from serving.offload import pictures  # imports matplotlib
+    from serving.offload.lanes import thread_of
 
     assert made.runner.measured is not None
     out, passes = Path(FLAGS.gantt), {f"{made.plan.mode} {made.plan.schedule}": made.runner.measured.spans}
-    pictures.draw_gantt(passes, out, title="Measured: the last pass of the run", marked_layer=0)
-    files.write_json(out.with_suffix(".trace.json"), pictures.chrome_trace(passes))
+    title = "Measured: the last pass of the run, a row per thread"
+    pictures.draw_gantt(passes, out, title=title, row_of=thread_of)
+    files.write_json(out.with_suffix(".trace.json"), pictures.chrome_trace(passes, thread_of))
     print(f"wrote {out} and {out.with_suffix('.trace.json')}", file=sys.stderr)
 
 
@@ -330,51 +310,3 @@ def _print(report: dict[str, Any]) -> None:
         print(json.dumps(report))
     else:
         show_plan(report)
-
-
-def show_plan(report: dict[str, Any]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    table = Table(title=f"Memory, of {report['memory_bytes'] / GIB:.3f} GiB", title_justify="left")
-    table.add_column("purpose")
-    table.add_column("GiB", justify="right")
-    for purpose, size in report["bytes_planned"].items():
-        table.add_row(purpose, f"{size / GIB:.3f}")
-    table.add_row("together", f"{sum(report['bytes_planned'].values()) / GIB:.3f}")
-    console.print(table)
-    console.print(
-        f"mode {report['mode']}, schedule {report['schedule']}: {report['rows']} rows x"
-        f" {report['micro_batches']} micro-batches (N = {report['batch']}), {report['experts_in_memory']} of"
-        f" {report['experts']} experts in memory, {report['resident_experts']} of them always; experts from"
-        f" {report['source']}"
-    )
-    predicted = report["predicted"]
-    console.print(
-        f"predicted decode pass: read {predicted['read_s']:.3f} s ({predicted['read_bytes'] / 2**20:.0f} MiB)"
-        f", compute {predicted['compute_s']:.3f} s, together {predicted['pass_s']:.3f} s; bottleneck"
-        f" {report['bottleneck']}; {predicted['tokens_per_s']:.1f} tokens/s, with 1 GiB more"
-        f" {report['tokens_per_s_with_1_gib_more']:.1f}"
-    )
-
-
-def show_measured(report: dict[str, Any]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    console.print(
-        f"answered {report['answered']}, kept {report['kept']}, refused {report['refused']};"
-        f" load average {report['load_average']:.1f}"
-    )
-    if not report["passes"]:
-        return
-    table = Table(title="Seconds of a pass (measured: all passes, prompts too)", title_justify="left")
-    for name in ("", "predicted", "measured"):
-        table.add_column(name, justify="right" if name else "left")
-    n, predicted = report["passes"], report["predicted"]
-    for label, key, value in (
-        ("read", "read_s", report["read_s"] / n),
-        ("compute", "compute_s", report["compute_s"] / n),
-        ("pass", "pass_s", report["wall_s"] / n),
-    ):
-        table.add_row(label, f"{predicted[key]:.3f}", f"{value:.3f}")
-    table.add_row("MiB read", f"{predicted['read_bytes'] / 2**20:.1f}", f"{report['bytes'] / n / 2**20:.1f}")
-    console.print(table)
-    if "cache" in report:
-        console.print(f"cache: {report['cache']}, passes {report['cached_passes']}")

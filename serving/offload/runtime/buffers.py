@@ -22,10 +22,21 @@ class RaceError(RuntimeError):
     """A task ran before what it needs was there, or before a buffer was free."""
 
 
-class Placement(Protocol):
-    """How the matrices of a page become arrays that programs take."""
+class ExpertSlots(Protocol):
+    """Buffers of one expert each, allocated once.
 
-    def __call__(self, views: Sequence[np.ndarray]) -> ExpertArrays: ...
+    Attributes:
+      moved_bytes: read into them so far.
+    """
+
+    moved_bytes: int
+
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self, slot: int, layer: int, expert: int) -> ExpertArrays:
+        """Fills a slot with an expert."""
+        ...
 
 
 def in_place(views: Sequence[np.ndarray]) -> ExpertArrays:
@@ -46,7 +57,7 @@ def in_place(views: Sequence[np.ndarray]) -> ExpertArrays:
 
 
 class Slots:
-    """Buffers of one expert each.
+    """Buffers of one expert each, which programs on a CPU use in place (see `ExpertSlots`).
 
     Args:
       poison: fill a slot with NaN before it is read into, so that whoever reads too early gets NaN.
@@ -58,11 +69,10 @@ class Slots:
         checkpoint: MixtureCheckpoint,
         source: PageSource,
         *,
-        place: Placement = in_place,
         poison: bool = False,
     ):
         self._buffers = [aligned_buffer(checkpoint.slot_bytes) for _ in range(count)]
-        self._checkpoint, self._source, self._place, self._poison = checkpoint, source, place, poison
+        self._checkpoint, self._source, self._poison = checkpoint, source, poison
         self.moved_bytes = 0
 
     def __len__(self) -> int:
@@ -83,14 +93,14 @@ class Slots:
         if self._poison:
             buffer.fill(0xFF)  # NaN in every floating-point type
         views = self._source.read_page(page, buffer)
-        self.moved_bytes += page.file_bytes
-        return self._place(views)
+        self.moved_bytes += self._source.moved_bytes(page)
+        return in_place(views)
 
 
 class ResidentExperts:
     """Experts that are read once and stay."""
 
-    def __init__(self, chosen: Sequence[tuple[int, int]], slots: Slots):
+    def __init__(self, chosen: Sequence[tuple[int, int]], slots: ExpertSlots):
         self.arrays = {at: slots.read(slot, *at) for slot, at in enumerate(chosen)}
         self._slots = slots  # owns the memory
 
@@ -111,7 +121,7 @@ class LayerBuffers:
     def __init__(
         self,
         streamed: Mapping[int, Sequence[int]],
-        slots: Slots,
+        slots: ExpertSlots,
         behind: int,
         taken: Sequence[int] | None = None,
     ):

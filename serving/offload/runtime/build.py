@@ -8,76 +8,19 @@ from typing import Any
 from serving.config import EngineConfig, Limits
 from serving.engine.kv_layout import KVLayout
 from serving.engine.program_cache import ProgramCache
-from serving.offload import pages
 from serving.offload.machine_plan import MachinePlan, MachinePlanner, MachineRates, MachineWorkload, spread
-from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
+from serving.offload.runtime.buffers import ExpertSlots, LayerBuffers, ResidentExperts
 from serving.offload.runtime.cache import ExpertCache
 from serving.offload.runtime.caching import CacheRunner
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest
 from serving.offload.runtime.compile_apart import CompilesApart
 from serving.offload.runtime.engine import OffloadEngine
+from serving.offload.runtime.sources import ExpertSource, make_slots
 from serving.offload.runtime.stack import OffloadStack
 from serving.offload.runtime.streaming import StreamRunner
-from serving.offload.store import (
-    FilePages,
-    MemoryPages,
-    PackedPages,
-    PageReader,
-    PageSource,
-    Throttle,
-    ThrottledPages,
-)
 
 PAGE_TOK = 16
 CHUNK_TOK, CHUNKS = 64, 4  # tokens of a prompt in one micro-batch, and such micro-batches in a pass
-
-
-@dataclass
-class ExpertSource:
-    """Where experts come from, with what must be closed.
-
-    Attributes:
-      direct: whether reads bypass the page cache. way: the source in words.
-    """
-
-    pages: PageSource
-    reader: PageReader
-    way: str
-
-    @property
-    def direct(self) -> bool:
-        return self.reader.direct
-
-    def close(self) -> None:
-        self.reader.close()
-
-
-def open_source(
-    checkpoint: MixtureCheckpoint, *, in_host_memory: bool = False, throttle_Bps: float | None = None
-) -> ExpertSource:
-    """Opens every file that holds experts.
-
-    Args:
-      in_host_memory: read them once into host memory and take them from there.
-      throttle_Bps: a modelled link, to be named as such.
-
-    Raises:
-      ValueError: a file is missing.
-    """
-    reader = PageReader(pages.files(checkpoint.pages.values()))
-    source: PageSource = FilePages(reader)
-    throttle = Throttle(throttle_Bps) if throttle_Bps else None
-    way = "files" if reader.direct else "files through the page cache (O_DIRECT is refused)"
-    if in_host_memory:
-        source = MemoryPages(source, list(checkpoint.pages.values()), throttle)
-        way = "host memory"
-    elif not checkpoint.packed:
-        source = PackedPages(source, checkpoint.slot_bytes)
-        way += ", copied from staging"
-    if throttle is not None:
-        way += f" throttled to {throttle_Bps / 2**20:.0f} MiB/s" if throttle_Bps else ""
-        source = source if in_host_memory else ThrottledPages(source, throttle)
-    return ExpertSource(source, reader, way)
 
 
 def engine_config(
@@ -116,8 +59,14 @@ def kv_bytes(checkpoint: MixtureCheckpoint, longest_tok: int) -> Callable[[int],
 
 
 def planner(
-    checkpoint: MixtureCheckpoint, rates: MachineRates, workload: MachineWorkload, memory_bytes: float
+    checkpoint: MixtureCheckpoint,
+    rates: MachineRates,
+    workload: MachineWorkload,
+    memory_bytes: float,
+    source: ExpertSource | None = None,
 ) -> MachinePlanner:
+    """Plans for a checkpoint; `source`: what an expert moves, the bytes of the file by default."""
+    page = next(iter(checkpoint.pages.values()))
     return MachinePlanner(
         checkpoint.config,
         rates,
@@ -126,6 +75,8 @@ def planner(
         checkpoint.rest_bytes,
         checkpoint.slot_bytes,
         kv_bytes(checkpoint, workload.longest_tok),
+        staging_bytes=checkpoint.staging_bytes,
+        moved_bytes=page.file_bytes if source is None else source.moved_bytes(page),
     )
 
 
@@ -135,7 +86,7 @@ class Offloaded:
 
     engine: OffloadEngine
     runner: StreamRunner | CacheRunner
-    slots: Slots
+    slots: ExpertSlots
     plan: MachinePlan
 
 
@@ -146,22 +97,26 @@ def build(
     config: EngineConfig,
     *,
     cache_policy: str = "lru",
+    prefetch: bool = False,
     program_cache: ProgramCache | None = None,
     **options: Any,
 ) -> Offloaded:
     """The engine that a plan describes; `options` are the engine's.
 
-    Programs that are not in `program_cache` are compiled by another process.
+    Programs that are not in `program_cache` are compiled by another process, unless a device has memory of
+    its own, which two processes would have to share.
 
     Raises:
       ValueError: the checkpoint or the configuration cannot be served.
       OSError: reading the experts that stay failed.
     """
     model = load_rest(checkpoint)
-    if program_cache is not None:
-        program_cache = CompilesApart(program_cache.folder, checkpoint.path, plan.rows, config)
-    runner, slots = _runner(checkpoint, source, plan, cache_policy)
-    stack = OffloadStack(model, rows=plan.rows, transposed=checkpoint.transposed, runner=runner)
+    if program_cache is not None and source.devices is None:
+        program_cache = CompilesApart(program_cache.folder, checkpoint, plan.rows, config, guesses=prefetch)
+    runner, slots = _runner(checkpoint, source, plan, cache_policy, prefetch)
+    stack = OffloadStack(
+        model, checkpoint, rows=plan.rows, runner=runner, devices=source.devices, guesses=prefetch
+    )
     engine = OffloadEngine(
         model, stack, config, check=source.reader.check_unchanged, program_cache=program_cache, **options
     )
@@ -169,11 +124,11 @@ def build(
 
 
 def _runner(
-    checkpoint: MixtureCheckpoint, source: ExpertSource, plan: MachinePlan, cache_policy: str
-) -> tuple[StreamRunner | CacheRunner, Slots]:
+    checkpoint: MixtureCheckpoint, source: ExpertSource, plan: MachinePlan, cache_policy: str, prefetch: bool
+) -> tuple[StreamRunner | CacheRunner, ExpertSlots]:
     config, streams = checkpoint.config, checkpoint.streams
     if plan.mode == "cache":
-        slots = Slots(plan.slots, checkpoint, source.pages)
+        slots = make_slots(plan.slots, checkpoint, source)
         cache = ExpertCache(plan.slots, cache_policy)
         return CacheRunner(
             slots,
@@ -182,11 +137,12 @@ def _runner(
             streams=streams,
             n_experts=config.n_experts,
             schedule=plan.schedule,
+            prefetch=prefetch,
         ), slots
     stay = spread(plan.resident, streams, config.n_experts)
-    resident = ResidentExperts(stay, Slots(len(stay), checkpoint, source.pages))
+    resident = ResidentExperts(stay, make_slots(len(stay), checkpoint, source))
     read = _streamed(streams, config.n_experts, set(stay))
-    slots = Slots(2 * max(map(len, read.values())), checkpoint, source.pages)
+    slots = make_slots(2 * max(map(len, read.values())), checkpoint, source)
     buffers = LayerBuffers(read, slots, config.n_layers)
     return StreamRunner(
         buffers, resident.arrays, n_layers=config.n_layers, schedule=plan.schedule, keep=resident

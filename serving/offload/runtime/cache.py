@@ -17,11 +17,14 @@ type At = tuple[int, int]  # layer and expert
 
 @dataclass
 class CacheCounts:
-    """Experts found in their slots, read, and evicted; and those asked for in all."""
+    """Experts found in their slots, read when they were asked for, and evicted; and those that were read as a
+    guess, and how many of these were asked for next."""
 
     hits: int = 0
     misses: int = 0
     evictions: int = 0
+    guesses: int = 0
+    right_guesses: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -56,6 +59,8 @@ class ExpertCache:
         self._free = list(range(self.slots))
         self._entries: dict[At, _Entry] = {}
         self._pinned: set[At] = set()
+        self._guessed: set[At] = set()  # read, but not asked for yet
+        self._expected: set[At] = set()  # these, and those that were there already
         self._clock = 0
         self._changed = threading.Condition()
         self._stopped = False
@@ -75,7 +80,9 @@ class ExpertCache:
         with self._changed:
             hits: list[At] = []
             misses: list[At] = []
+            self._pinned -= self._expected
             for at in needed:
+                self.counts.right_guesses += at in self._guessed
                 (hits if at in self._entries else misses).append(at)
             for at in hits:
                 self._pinned.add(at)
@@ -83,7 +90,26 @@ class ExpertCache:
             self.counts.hits += len(hits)
             self.counts.misses += len(misses)
             self._stopped = False
+            self._guessed, self._expected = set(), set()
             return hits, misses
+
+    def guess(self, at: At) -> int | None:
+        """A slot for an expert that may be asked for next, and stays until then; None if it is there already,
+        or if all the others are needed. If it is not asked for it is the first to go."""
+        with self._changed:
+            if at not in self._entries and not self._free and self._victim() is None:
+                return None
+            self._expected.add(at)
+            if at in self._entries:
+                self._pinned.add(at)
+                return None
+            self._make_free(1)
+            slot = self._free.pop()
+            self._entries[at] = _Entry(slot)
+            self._pinned.add(at)
+            self._guessed.add(at)
+            self.counts.guesses += 1
+            return slot
 
     def take(self, at: At) -> int | None:
         """A slot for an expert that will be read, which stays until `done`; waits until one may be evicted.
@@ -120,6 +146,7 @@ class ExpertCache:
             if (entry := self._entries.pop(at, None)) is not None:
                 self._free.append(entry.slot)
             self._pinned.discard(at)
+            self._guessed.discard(at)
 
     def lend(self, count: int) -> list[int]:
         """Takes `count` slots out of the cache, evicting what counts least; `give_back` returns them.

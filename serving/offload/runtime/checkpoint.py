@@ -4,12 +4,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from mixattn import hf
 from mixattn.hf import tensors, translate
 from mixattn.hf.checkpoint_dir import Tensors
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 from serving.offload.pages import expert_pages
+from serving.offload.rounding import rounded_bytes
 from serving.offload.store import ExpertPage
 
 _EXPERT = re.compile(r"blocks\.(\d+)\.ffn\.(gate|up|down)")
@@ -21,6 +25,7 @@ class MixtureCheckpoint:
     pages: (layer, expert) -> where the expert lies.
     transposed: whether matrices are stored as [out, in].
     rest_bytes: weights beside the experts.
+    quantize: "int8": experts are rounded as they are read (`serving.offload.rounding`).
     """
 
     path: Path
@@ -28,6 +33,27 @@ class MixtureCheckpoint:
     pages: dict[tuple[int, int], ExpertPage]
     transposed: bool
     rest_bytes: int
+    quantize: str = ""
+
+    @property
+    def arrays(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The arrays of an expert in a slot, as programs take them."""
+        stored = next(iter(self.pages.values())).tensors
+        if not self.quantize:
+            return tuple(jax.ShapeDtypeStruct(place.shape, place.dtype) for place in stored)
+        return tuple(
+            array
+            for channels, width in self._channels()
+            for array in (
+                jax.ShapeDtypeStruct((channels, width), np.int8),
+                jax.ShapeDtypeStruct((channels,), np.float32),
+            )
+        )
+
+    def _channels(self) -> list[tuple[int, int]]:
+        """Output channels and width of each matrix."""
+        shapes = [place.shape for place in next(iter(self.pages.values())).tensors]
+        return [(a, b) if self.transposed else (b, a) for a, b in shapes]
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -35,9 +61,19 @@ class MixtureCheckpoint:
         return tuple(sorted({layer for layer, _ in self.pages}))
 
     @property
-    def slot_bytes(self) -> int:
-        """Bytes of a buffer for any one expert."""
+    def page_bytes(self) -> int:
+        """Bytes of a buffer that any one expert can be read into."""
         return max(max(page.buffer_bytes, page.packed_bytes) for page in self.pages.values())
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a buffer for any one expert as it is used."""
+        return rounded_bytes(self._channels()) if self.quantize else self.page_bytes
+
+    @property
+    def staging_bytes(self) -> int:
+        """Bytes that a page passes through before it is used: as stored, and its codes."""
+        return self.page_bytes + self.slot_bytes if self.quantize else self.page_bytes * (not self.packed)
 
     @property
     def expert_bytes(self) -> int:
@@ -50,8 +86,11 @@ class MixtureCheckpoint:
         return all(page.usable_in_place for page in self.pages.values())
 
 
-def locate(path: str | Path) -> MixtureCheckpoint:
+def locate(path: str | Path, quantize: str = "") -> MixtureCheckpoint:
     """Reads config and headers, no weights.
+
+    Args:
+      quantize: see `MixtureCheckpoint`.
 
     Raises:
       ValueError: no checkpoint directory, a dense model, a tensor that is missing, of another shape or dtype,
@@ -80,7 +119,8 @@ def locate(path: str | Path) -> MixtureCheckpoint:
         )
     every = sum(found.location(name).size for name in found)
     rest = every - sum(page.file_bytes for page in pages.values())
-    return MixtureCheckpoint(path, config, pages, places(f"blocks.{layer}.ffn.up").transpose, rest)
+    transposed = places(f"blocks.{layer}.ffn.up").transpose
+    return MixtureCheckpoint(path, config, pages, transposed, rest, quantize)
 
 
 def load_rest(checkpoint: MixtureCheckpoint) -> Transformer:

@@ -16,6 +16,7 @@ from absl import logging
 
 from serving.config import EngineConfig, Limits, OffloadSettings
 from serving.engine.program_cache import ProgramCache
+from serving.offload.runtime.checkpoint import MixtureCheckpoint
 
 _CHILD = (
     "import sys; from serving.offload.runtime import compile_apart; compile_apart.child(sys.stdin.read())"
@@ -26,12 +27,28 @@ class CompilesApart(ProgramCache):
     """A cache that fills itself once, by another process, when a program is not there.
 
     Args:
-      path, rows, config: the checkpoint, the rows of a decode micro-batch, and the engine.
+      rows: of a decode micro-batch.
+      guesses: as for `OffloadStack`.
     """
 
-    def __init__(self, folder: Path, path: Path, rows: int, config: EngineConfig):
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: MixtureCheckpoint,
+        rows: int,
+        config: EngineConfig,
+        *,
+        guesses: bool = False,
+    ):
         super().__init__(folder)
-        asked = {"folder": str(folder), "path": str(path), "rows": rows, "config": dataclasses.asdict(config)}
+        of = {"path": str(checkpoint.path), "quantize": checkpoint.quantize}
+        asked = {
+            "folder": str(folder),
+            "of": of,
+            "rows": rows,
+            "guesses": guesses,
+            "config": dataclasses.asdict(config),
+        }
         self._asked, self._once, self._lock = json.dumps(asked), False, threading.Lock()
 
     def load_or_compile(self, description: str, compile: Any) -> Any:
@@ -65,11 +82,10 @@ def child(asked: str) -> None:
         "offload": OffloadSettings(**told["config"]["offload"]),
     }
     config = EngineConfig(**fields)
-    checkpoint = locate(told["path"])
+    checkpoint = locate(**told["of"])
     model = prepared(load_rest(checkpoint), config.max_request_tok)
-    stack = OffloadStack(
-        model, rows=told["rows"], transposed=checkpoint.transposed, runner=ResidentRunner({}, 0)
-    )
+    runner = ResidentRunner({}, 0)
+    stack = OffloadStack(model, checkpoint, rows=told["rows"], runner=runner, guesses=told["guesses"])
     Programs(
         model,
         KVLayout.of(model.config, config).cache(model.config, config),

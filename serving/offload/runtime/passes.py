@@ -28,7 +28,6 @@ class StreamPass:
       n_layers, schedule: as for `emit`.
       resident: experts that stay, by layer and expert.
       around: called with each task and the function that does it; for tests and experiments.
-      host, device: where attention and the rest run; the same on a machine without an accelerator.
     """
 
     def __init__(
@@ -42,12 +41,10 @@ class StreamPass:
         schedule: str,
         wrap: bool = True,
         around: Around | None = None,
-        host: jax.Device | None = None,
-        device: jax.Device | None = None,
     ):
         self._pieces, self._parts, self._buffers, self._resident = pieces, parts, buffers, resident
         self._n_layers, self._schedule, self._wrap = n_layers, schedule, wrap
-        self._around, self._host, self._device = around, host, device
+        self._around = around
         self._computed: set[tuple[int, int]] = set()
         self._query, self._host_query = Handover("the query"), Handover("the query on the host")
         self._host_out, self._out = Handover("attention's output on the host"), Handover("attention's output")
@@ -101,12 +98,12 @@ class StreamPass:
             case "pre":
                 self._query.put(i, j, self._project(i, j))
             case "offload":
-                self._host_query.put(i, j, self._moved(self._query.take(i, j), self._host))
+                self._host_query.put(i, j, self._pieces.to_host(self._query.take(i, j)))
             case "attention":
                 out = self._pieces.attend(i, self._parts[j], self._host_query.take(i, j))
                 self._host_out.put(i, j, out)
             case "load":
-                self._out.put(i, j, self._moved(self._host_out.take(i, j), self._device))
+                self._out.put(i, j, self._pieces.to_device(self._host_out.take(i, j)))
             case "post":
                 self._post(i, j, self._out.take(i, j))
             case "block":
@@ -138,13 +135,9 @@ class StreamPass:
         """A whole layer; in zero one task stands for every micro-batch."""
         every = range(len(self._parts)) if self._schedule == "zero" else [j]
         for part in every:
-            out = self._pieces.attend(i, self._parts[part], self._project(i, part))
-            self._post(i, part, out)
+            qkv = self._pieces.to_host(self._project(i, part))
+            self._post(i, part, self._pieces.to_device(self._pieces.attend(i, self._parts[part], qkv)))
 
     def _find(self, layer: int, expert: int) -> ExpertArrays:
         stays = self._resident.get((layer, expert))
         return self._buffers.expert(layer, expert) if stays is None else stays
-
-    @staticmethod
-    def _moved(arrays: Any, device: jax.Device | None) -> Any:
-        return arrays if device is None else jax.block_until_ready(jax.device_put(arrays, device))

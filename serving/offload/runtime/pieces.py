@@ -19,6 +19,7 @@ from serving.engine.device_state import DecodeBatch, PrefillBatch, SamplingFeatu
 from serving.engine.segments import RowPlaces
 from serving.engine.stacks import Compiled
 from serving.offload.runtime.buffers import ExpertArrays, RaceError
+from serving.offload.runtime.placement import Devices
 from serving.offload.runtime.programs import OffloadLayer, Routed
 
 type FindExpert = Callable[[int, int], ExpertArrays]
@@ -28,7 +29,8 @@ type FindExpert = Callable[[int, int], ExpertArrays]
 class MicroBatch:
     """Attributes:
     batch, features: what to compute, and with which extras.
-    x_RTD: the residual stream; places: where each row stands.
+    x_RTD: the residual stream.
+    places, host_places: where each row stands, on the device and where attention runs.
     decoding: of a decode batch, its rows and output so far.
     """
 
@@ -36,6 +38,7 @@ class MicroBatch:
     features: SamplingFeatures
     x_RTD: jax.Array
     places: RowPlaces
+    host_places: RowPlaces
     decoding: tuple[SlotRows, StepOutput] | None = None
 
     @property
@@ -49,6 +52,7 @@ class Pieces:
 
     Args:
       pools: owner -> its K/V; replaced as they are written.
+      devices: where attention and the rest run; None = in the host's memory both.
     """
 
     def __init__(
@@ -57,8 +61,18 @@ class Pieces:
         layers: Sequence[OffloadLayer],
         ends: Sequence[jax.Array],
         pools: dict[int, Pool],
+        devices: Devices | None = None,
     ):
-        self._compiled, self._layers, self._ends, self.pools = compiled, layers, ends, pools
+        self._compiled, self._layers, self._ends, self._devices = compiled, layers, ends, devices
+        self.pools: dict[int, Pool] = self.to_host(pools)
+
+    def to_host(self, arrays: Any) -> Any:
+        """Arrays where attention runs."""
+        return arrays if self._devices is None else _moved(arrays, self._devices.host)
+
+    def to_device(self, arrays: Any) -> Any:
+        """Arrays where everything else runs."""
+        return arrays if self._devices is None else _moved(arrays, self._devices.compute)
 
     # ---- before and after the layers ----
 
@@ -67,7 +81,8 @@ class Pieces:
         x_RTD, _, _ = self._compiled["start prefill", *batch.tokens_RC.shape](
             self._ends, batch.tokens_RC, batch.start_R, batch.count_R
         )
-        return MicroBatch(batch, features, x_RTD, RowPlaces(batch.tables, batch.start_R, batch.count_R))
+        places = RowPlaces(batch.tables, batch.start_R, batch.count_R)
+        return MicroBatch(batch, features, x_RTD, places, self.to_host(places))
 
     def start_decode(self, rows: SlotRows, batch: DecodeBatch, features: SamplingFeatures) -> MicroBatch:
         batch = jax.device_put(batch)
@@ -75,7 +90,7 @@ class Pieces:
             self._ends, rows, batch
         )
         places = RowPlaces(batch.tables, loaded.position_B, count_R)
-        return MicroBatch(batch, features, x_RTD, places, (loaded, out))
+        return MicroBatch(batch, features, x_RTD, places, self.to_host(places), (loaded, out))
 
     def end_prefill(self, part: MicroBatch, rows: SlotRows) -> tuple[SlotRows, StepOutput]:
         end = self._compiled["end prefill", *part.shape, part.features]
@@ -102,7 +117,7 @@ class Pieces:
 
     def attend(self, i: int, part: MicroBatch, qkv: tuple[Any, ...]) -> jax.Array:
         """What the queries read; an owner's K/V are written before."""
-        layer, places = self._layers[i], part.places
+        layer, places = self._layers[i], part.host_places
         program = self._compiled["attend", layer.number, *part.shape]
         pool = self.pools[layer.owner]
         out_RTNH, written = program(pool, *qkv, dict(places.tables), places.start_R, places.count_R)
@@ -120,6 +135,13 @@ class Pieces:
         program = self._compiled["route", layer.number, *part.shape]
         part.x_RTD, routed = program(layer.params, part.x_RTD, out_RTNH, part.places.count_R)
         return RoutedRows(routed)
+
+    def guess(self, i: int, part: MicroBatch) -> list[int]:
+        """The experts that layer i may ask for, by the stream as it is now."""
+        layer = self._layers[i]
+        program = self._compiled["guess", layer.number, *part.shape]
+        chosen_E = program(layer.params, part.x_RTD, part.places.count_R)
+        return [int(expert) for expert in np.flatnonzero(chosen_E)]
 
     def expert(self, part: MicroBatch, rows: "RoutedRows", expert: int, arrays: ExpertArrays) -> None:
         """One expert's rows of a micro-batch."""
@@ -144,6 +166,10 @@ class Pieces:
             self.expert(part, rows, expert, find(i, expert))
         self.combine(i, part, rows)
         return used
+
+
+def _moved(arrays: Any, device: jax.Device) -> Any:
+    return jax.block_until_ready(jax.device_put(arrays, device))
 
 
 class RoutedRows:

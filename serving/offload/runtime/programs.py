@@ -3,6 +3,7 @@
     project   q, k, v of the residual stream            attend    K/V written, queries answered
     route     the rest before the experts               expert    one expert's rows of a micro-batch
     combine   the experts' outputs into the stream      dense     the rest of a layer without experts
+    guess     the experts that a later layer may ask for
 
 Layers that are alike share programs, so a deep stack compiles no longer than a shallow one. An expert's
 matrices are three separate arguments, as they lie in page buffers and in the checkpoint's orientation: no
@@ -29,6 +30,7 @@ from mixattn.model import Block, Transformer
 from mixattn.moe import MoE
 from mixattn.rope import rope_tables
 from mixattn.spec import Layer, ModelConfig
+from pallas_kernels import int8
 from pallas_kernels.grouped.xla import BLOCKS
 from pallas_kernels.paged import Pool
 
@@ -198,6 +200,20 @@ def route(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("config", "kind"))
+def guess(
+    config: ModelConfig, kind: LayerKind, params: Sequence[jax.Array], x_RTD: jax.Array, count_R: Any
+) -> jax.Array:
+    """chosen_E: the experts that this layer would ask for if it stood where the stream is now."""
+    block = kind.block(params)
+    h_RTD = x_RTD if block.ffn_norm is None else block.ffn_norm(x_RTD)
+    assert isinstance(block.ffn, MoE)
+    chosen_Xk = block.ffn.route(h_RTD.reshape(-1, x_RTD.shape[-1])).expert_Xk
+    real_X = (jnp.arange(x_RTD.shape[1])[None] < jnp.asarray(count_R)[:, None]).reshape(-1)
+    E = config.n_experts
+    return jnp.zeros(E + 1, bool).at[jnp.where(real_X[:, None], chosen_Xk, E)].set(True)[:E]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "transposed", "b"), donate_argnames="y_MD")
 def expert(
     config: ModelConfig,
@@ -213,17 +229,22 @@ def expert(
 
     Args:
       transposed: the matrices are stored as [out, in].
-      matrices: gate (if gated), up, down.
+      matrices: gate (if gated), up, down; each as int8 codes [out, in] and scales, if it was rounded.
     """
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
+    weights: Sequence[jax.Array | int8.Codes] = matrices
+    if matrices[0].dtype == jnp.int8:
+        weights = [int8.Codes(*pair) for pair in zip(matrices[::2], matrices[1::2])]
 
-    def times(x_bD: jax.Array, w: jax.Array) -> jax.Array:
+    def times(x_bD: jax.Array, w: jax.Array | int8.Codes) -> jax.Array:
+        if isinstance(w, int8.Codes):
+            return int8.matmul(int8.quantize(x_bD), w, x_bD.dtype)
         return lax.dot_general(x_bD, w, contract)
 
     def one_block(i: jax.Array, y_MD: jax.Array) -> jax.Array:
         row = first + i * b
         x_bD = lax.dynamic_slice_in_dim(x_MD, row, b)
-        *gate, up, down = matrices
+        *gate, up, down = weights
         up_bF = times(x_bD, up)
         h_bF = activate(times(x_bD, gate[0]), config.activation) * up_bF if gate else None
         y_bD = times(activate(up_bF, config.activation) if h_bF is None else h_bF, down)

@@ -18,18 +18,24 @@ import numpy as np
 from mixattn.tools import files
 from serving.offload.machine_plan import MachineRates
 from serving.offload.runtime import programs
-from serving.offload.runtime.buffers import Slots
 from serving.offload.runtime.checkpoint import MixtureCheckpoint
-from serving.offload.store import PageSource
+from serving.offload.runtime.sources import ExpertSource, make_slots
 
 ROUNDS = 5
 FEW, MANY = 8, 128  # rows
 
 
-def rates(checkpoint: MixtureCheckpoint, source: PageSource, kept: Path | None, way: str) -> MachineRates:
-    """The machine's rates; from `kept` if it has them for these shapes and this `way` of reading."""
+def rates(checkpoint: MixtureCheckpoint, source: ExpertSource, kept: Path | None) -> MachineRates:
+    """The machine's rates; from `kept` if it has them for these shapes and this way of reading."""
     config = checkpoint.config
-    shape = [config.d_model, config.d_ff, config.dtype, checkpoint.transposed, way]
+    shape = [
+        config.d_model,
+        config.d_ff,
+        config.dtype,
+        checkpoint.transposed,
+        checkpoint.quantize,
+        source.way,
+    ]
     if kept is not None and kept.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # what it does not hold is measured again
             found = json.loads(kept.read_text())
@@ -42,16 +48,16 @@ def rates(checkpoint: MixtureCheckpoint, source: PageSource, kept: Path | None, 
     return measured
 
 
-def measure(checkpoint: MixtureCheckpoint, source: PageSource) -> MachineRates:
+def measure(checkpoint: MixtureCheckpoint, source: ExpertSource) -> MachineRates:
     """Medians of a few reads of different experts, and of one expert's program with few and many rows."""
-    slots, pages = Slots(2, checkpoint, source), sorted(checkpoint.pages)
+    slots, pages = make_slots(2, checkpoint, source), sorted(checkpoint.pages)
     reads = iter(pages[i % len(pages)] for i in range(ROUNDS + 1))
     read_s = _median(lambda: slots.read(0, *next(reads)))
     arrays = slots.read(1, *pages[0])
     few_s, many_s = (_compute_s(checkpoint, arrays, rows) for rows in (FEW, MANY))
     row_s = max((many_s - few_s) / (MANY - FEW), 1e-9)
     expert_s = max(few_s - FEW * row_s, 1e-7)
-    return MachineRates(checkpoint.expert_bytes / read_s, expert_s, row_s)
+    return MachineRates(source.moved_bytes(checkpoint.pages[pages[0]]) / read_s, expert_s, row_s)
 
 
 def _compute_s(checkpoint: MixtureCheckpoint, arrays: tuple[jax.Array, ...], rows: int) -> float:

@@ -20,5 +20,6 @@ class ResidentRunner:
     def run(self, pieces: Pieces, parts: Sequence[MicroBatch]) -> None:
         for i in range(self._n_layers):
             for part in parts:
-                out = pieces.attend(i, part, pieces.project(i, part))
+                qkv = pieces.to_host(pieces.project(i, part))
+                out = pieces.to_device(pieces.attend(i, part, qkv))
                 pieces.feed_forward(i, part, out, lambda layer, expert: self._experts[layer, expert])

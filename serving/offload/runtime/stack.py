@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from mixattn.cache import Paged
 from mixattn.model import Transformer
@@ -38,7 +39,9 @@ from serving.engine.stacks import (
     stream_shape,
 )
 from serving.offload.runtime import programs
+from serving.offload.runtime.checkpoint import MixtureCheckpoint
 from serving.offload.runtime.pieces import MicroBatch, Pieces
+from serving.offload.runtime.placement import Devices
 from serving.offload.runtime.programs import OffloadLayer
 
 
@@ -52,21 +55,39 @@ class OffloadStack:
     """A `serving.engine.stacks.Stack` without experts of its own.
 
     Args:
-      model: without experts (`serving.offload.runtime.checkpoint.load_rest`).
+      model: of `checkpoint`, without experts (`serving.offload.runtime.checkpoint.load_rest`).
       rows: rows of a decode micro-batch.
-      transposed: see `programs.expert`.
       runner: brings the experts.
+      devices: as for `Pieces`.
+      guesses: compile the programs that guess a layer's experts while rows decode.
     """
 
-    def __init__(self, model: Transformer, *, rows: int, transposed: bool, runner: LayerRunner):
-        self.config, self.rows, self._transposed, self.runner = model.config, rows, transposed, runner
+    def __init__(
+        self,
+        model: Transformer,
+        checkpoint: MixtureCheckpoint,
+        *,
+        rows: int,
+        runner: LayerRunner,
+        devices: Devices | None = None,
+        guesses: bool = False,
+    ):
+        self._guesses = guesses
+        self.config, self.rows, self.runner, self._devices = model.config, rows, runner, devices
+        self._transposed, self._arrays = checkpoint.transposed, checkpoint.arrays
         ends = copy.copy(model)
         ends.blocks = nnx.List([])
         self._ends, self._params = SplitModel.split(ends)
         self.layers = programs.layers_of(model)
 
     def identity(self) -> Any:
-        return self.config, self._ends, tuple(layer.kind for layer in self.layers), self._transposed
+        return (
+            self.config,
+            self._ends,
+            tuple(layer.kind for layer in self.layers),
+            self._transposed,
+            self._arrays,
+        )
 
     def prefill(
         self, compiled: Compiled, state: DeviceState, batch: PrefillBatch, features: SamplingFeatures
@@ -98,7 +119,7 @@ class OffloadStack:
         Returns:
           The state, the outputs of the prefills, and one of all decode rows.
         """
-        pieces = Pieces(compiled, self.layers, self._params, dict(state.cache.pools))
+        pieces = Pieces(compiled, self.layers, self._params, dict(state.cache.pools), self._devices)
         parts = [pieces.start_prefill(*prefill) for prefill in prefills]
         cuts = [] if decode is None else _cut(decode[0], self.rows)
         live = [bool(np.any(np.asarray(cut.left_R) > 0)) for cut in cuts]
@@ -164,13 +185,10 @@ class OffloadStack:
         count = places.count_R
         qkv = jax.eval_shape(lambda *args: programs.project(config, kind, *args), params, x, places.start_R)
         attend = programs.attend_owner if kind.layer.owns else programs.attend_reader
-        pool = cache.pools[layer.owner]
-        tables = dict(places.tables)
+        at_host = (cache.pools[layer.owner], *qkv, dict(places.tables), places.start_R, count)
         listed: dict[Name, ProgramSpec] = {
             ("project", *at): ProgramSpec(programs.project, fixed, (params, x, places.start_R), {}),
-            ("attend", *at): ProgramSpec(
-                attend, (*fixed, cache.kinds), (pool, *qkv, tables, places.start_R, count), {}
-            ),
+            ("attend", *at): ProgramSpec(attend, (*fixed, cache.kinds), self._at_host(at_host), {}),
         }
         out = jax.ShapeDtypeStruct(qkv[0].shape, qkv[0].dtype)
         if not kind.mixture:
@@ -182,17 +200,19 @@ class OffloadStack:
         listed["combine", *at] = ProgramSpec(programs.combine, fixed, (params, x, y, back, gate), {})
         b = programs.block_rows(len(back), config.n_experts)
         one = jax.ShapeDtypeStruct((), jnp.int32)
+        if self._guesses and x.shape[1] == 1:
+            listed["guess", *at] = ProgramSpec(programs.guess, fixed, (params, x, count), {})
         listed["expert", len(y)] = ProgramSpec(
-            programs.expert, (config, self._transposed, b), (y, y, one, one, self._matrices()), {}
+            programs.expert, (config, self._transposed, b), (y, y, one, one, self._arrays), {}
         )
         return listed
 
-    def _matrices(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of an expert's matrices, as stored."""
-        D, F = self.config.d_model, self.config.d_ff
-        wide, narrow = ((F, D), (D, F)) if self._transposed else ((D, F), (F, D))
-        shapes = [wide, wide, narrow] if self.config.gated else [wide, narrow]
-        return tuple(jax.ShapeDtypeStruct(shape, self.config.dtype) for shape in shapes)
+    def _at_host(self, tree: Any) -> Any:
+        """Shapes placed where attention runs."""
+        if self._devices is None:
+            return tree
+        sharding = SingleDeviceSharding(self._devices.host)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _cut(batch: DecodeBatch, rows: int) -> list[DecodeBatch]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import jax
-
 from serving.offload.lanes import MeasuredPass
 from serving.offload.runtime.buffers import ExpertArrays, LayerBuffers
 from serving.offload.runtime.passes import Around, StreamPass
@@ -28,14 +26,11 @@ class StreamRunner:
         schedule: str = "s1",
         wrap: bool = True,
         around: Around | None = None,
-        host: jax.Device | None = None,
-        device: jax.Device | None = None,
         keep: object = None,
     ):
         self._keep = keep  # owns the memory of the experts that stay
         self.buffers, self._resident, self._n_layers = buffers, resident, n_layers
         self.schedule, self._wrap, self._around = schedule, wrap, around
-        self._host, self._device = host, device
         self.measured: MeasuredPass | None = None
 
     def run(self, pieces: Pieces, parts: Sequence[MicroBatch]) -> None:
@@ -60,6 +55,4 @@ class StreamRunner:
             schedule=self.schedule,
             wrap=self._wrap,
             around=self._around,
-            host=self._host,
-            device=self._device,
         )

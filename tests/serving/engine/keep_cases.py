@@ -11,7 +11,7 @@ from serving.request import RequestKeep
 from tests.serving.engine.dense_keep import DenseKeep
 from tests.serving.tiny import engine, model, workload
 
-SLAB = KeepSettings(slab_tok=12, recent=4, scorers=("snapkv", "streaming"), window=3, pool=3, snapshots=4)
+SLAB = KeepSettings(slab_tok=12, recent_tok=4, scorers=("snapkv", "streaming"), window=3, pool=3, snapshots=4)
 
 
 @functools.cache

@@ -29,9 +29,10 @@ def ask(prompt=30, new=8, **keep):
     ("keep", "sentence"),
     [
         ({"slab_tok": -1}, "keep.slab_tok is -1; it must be at least 0"),
-        ({"budget": 40}, "keep.budget is 40 keys, and keep.slab_tok is 12"),
-        ({"budget": 1.5}, "budget is a share of 1.5; it must lie in"),
-        ({"recent": 0}, "recent is 0 keys; at least 1 is needed"),
+        ({"budget_tok": 40}, "keep.budget_tok is 40, and keep.slab_tok is 12"),
+        ({"budget_tok": 4, "budget_share": 0.5}, "keep.budget_tok is 4 and keep.budget_share 0.5; give one"),
+        ({"budget_share": 1.5}, "budget is a share of 1.5; it must lie in"),
+        ({"recent_tok": -1}, "recent is -1 keys; at least 1 is needed"),
         ({"scorer": "attention"}, "scorer 'attention' is not one of h2o"),
         ({"scorers": ("expected",)}, "the scorer expected reads all queries of a prompt at once"),
         ({"window": 20}, "fewer than the 20 queries that snapkv observes"),
@@ -110,7 +111,7 @@ def test_a_budget_in_an_engine_that_does_not_evict_is_refused_before_anything_is
 
 @pytest.mark.parametrize(("prompt", "share", "keys"), [(200, 0.2, 40), (50, 0.1, 5), (30, 0.3, 9)])
 def test_a_share_whose_float_lies_below_a_whole_number_is_that_number(prompt, share, keys):
-    plan = layout(slab_tok=64, recent=2, scorers=()).plan(ask(prompt=prompt, new=8, budget=share))
+    plan = layout(slab_tok=64, recent_tok=2, scorers=()).plan(ask(prompt=prompt, new=8, budget=share))
     assert [sum(cut) for cut in plan.cut] == [keys]
 
 

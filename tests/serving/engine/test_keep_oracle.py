@@ -257,7 +257,7 @@ def test_rolling_positions_give_the_tokens_of_generation_without_a_server():
     from mixattn.keep import Keep
 
     net = model("0_1s")
-    keep = KeepSettings(slab_tok=12, scorer="streaming", recent=4, positions="rolling", full_decode=False)
+    keep = KeepSettings(slab_tok=12, scorer="streaming", recent_tok=4, positions="rolling", full_decode=False)
     eng = kept_engine(net, keep=keep)
     same = Keep(scorer="streaming", budget=12, recent=4, positions="rolling")
     for request in workload(seed=1, n=4):

@@ -9,7 +9,8 @@ from serving.engine.invariants import check_idle
 from tests.serving.tiny import model
 
 
-@pytest.mark.parametrize("requests", [300, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("requests", [300, 10_000])
 def test_a_soak_with_eviction_is_idle_clean_and_compiles_nothing(requests):
     config = EngineConfig(
         max_slots=4,
@@ -20,7 +21,7 @@ def test_a_soak_with_eviction_is_idle_clean_and_compiles_nothing(requests):
         prefill_rows=(4,),
         policy="vtc",
         limits=Limits(chunk_tok=16, step_tok=32, admission="optimistic"),
-        keep=KeepSettings(slab_tok=8, recent=3, scorers=("streaming",), snapshots=3, prefilling=2),
+        keep=KeepSettings(slab_tok=8, recent_tok=3, scorers=("streaming",), snapshots=3, prefilling=2),
         debug=requests < 1000,
     )
     net = model("0_1s")

@@ -9,7 +9,7 @@ PROMPT = "the quick brown fox jumps over the lazy dog and then sleeps"
 
 @pytest.fixture(scope="module")
 def evicting():
-    flags = ("--engine.keep.slab_tok=16", "--engine.keep.full_decode=false", "--engine.keep.recent=4")
+    flags = ("--engine.keep.slab_tok=16", "--engine.keep.full_decode=false", "--engine.keep.recent_tok=4")
     running = ServerProcess(*flags)
     try:
         yield running.ready()

@@ -65,13 +65,16 @@ def test_a_split_keeps_to_the_budget_and_no_other_serves_more(wiring, window, re
     assert most == (found.requests if found else 0), "every other split of the budget, tried"
 
 
+@pytest.mark.parametrize("kv_dtype", ["", "bfloat16", "int8"])
 @pytest.mark.parametrize("wiring", ["0_1", "0s_1s", "0_1s_0_1s"])
-def test_the_bytes_of_a_split_are_those_of_the_live_pools(wiring):
+def test_the_bytes_of_a_split_are_those_of_the_live_pools(wiring, kv_dtype):
     config = model(wiring)
-    found = split(config, 20_000, request_tok=24, page_size=4, limits=LIMITS)
+    found = split(config, 20_000, request_tok=24, page_size=4, limits=LIMITS, kv_dtype=kv_dtype)
     pages = {kind: n for kind, n in (("full", found.num_pages), ("sliding", found.window_pages)) if n}
     each = dict.fromkeys(pages, 4)
-    cache = Paged.init(config, pages=pages, page_size=each, batch=0, table_pages=dict.fromkeys(pages, 6))
+    tables = dict.fromkeys(pages, 6)
+    stored = kv_dtype or None
+    cache = Paged.init(config, pages=pages, page_size=each, batch=0, table_pages=tables, dtype=stored)
     assert sum(cache.nbytes().values()) == found.pool_bytes <= 20_000
 
 

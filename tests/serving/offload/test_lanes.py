@@ -110,3 +110,20 @@ def test_a_failure_in_one_lane_reaches_the_caller_within_a_second_and_ends_every
         execute(tasks, work)
     assert time.monotonic() - start < 5  # a second, and the load of other work
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("started", [0, 1, 2, 3])
+def test_ctrl_c_while_lanes_start_leaves_none_behind(monkeypatch, started):
+    tasks = emit("s1", layers=3, micro_batches=2, seconds=SECONDS)
+    start, count = threading.Thread.start, []
+
+    def interrupted(thread):
+        if len(count) == started:
+            raise KeyboardInterrupt
+        count.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(tasks, lambda task: None)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]

@@ -21,7 +21,7 @@ from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
 from serving import Request, Sampling
 from serving.offload.machine_plan import GIB, PROGRAM_BYTES, MachineRates, MachineWorkload
-from serving.offload.runtime import build
+from serving.offload.runtime import build, sources
 from serving.offload.runtime.checkpoint import locate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,33 +63,63 @@ def run(*args, **options):
     )
 
 
-def test_a_run_that_is_killed_ends_with_the_file_of_an_undisturbed_one(model, tmp_path):
-    requests = asked(tmp_path / "requests.jsonl")
-    slow = ("--throttle_mib=400", "--mode=stream", "--max_batch=2")  # the same plan in all runs
-    whole = run(model, requests, tmp_path / "a", *slow[1:], "--json")
-    assert whole.returncode == 0, whole.stderr
-    report = json.loads(whole.stdout)
+SLOW = ("--throttle_mib=400", "--mode=stream", "--max_batch=2")  # one plan, with time to be interrupted
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """The requests, and the workdir and report of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    requests = asked(folder / "requests.jsonl")
+    done = run(model, requests, folder / "w", *SLOW[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    return requests, folder / "w", json.loads(done.stdout)
+
+
+def test_a_report_says_what_was_answered_and_read(undisturbed):
+    _, _, report = undisturbed
     assert report["answered"] == 12
     assert report["bytes"] > 0
     assert sum(report["bytes_planned"].values()) <= report["memory_bytes"]
-    out = tmp_path / "b" / "answers.jsonl"
-    with subprocess.Popen(
-        command(model, requests, tmp_path / "b", *slow), cwd=ROOT, stdout=subprocess.PIPE
-    ) as killed:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (out.exists() and out.read_bytes().count(b"\n") >= 3):
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_ends_with_the_file_of_an_undisturbed_one(model, tmp_path, undisturbed, number):
+    requests, whole, _ = undisturbed
+    out = tmp_path / "w" / "answers.jsonl"
+    args = command(model, requests, tmp_path / "w", *SLOW)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(args, cwd=ROOT, text=True, **pipes) as stopped:
+        deadline_s = time.monotonic() + 120
+        while time.monotonic() < deadline_s and not (out.exists() and out.read_bytes().count(b"\n") >= 3):
             time.sleep(0.05)
-        killed.send_signal(signal.SIGKILL)
-    done = out.read_bytes().count(b"\n")
-    assert 3 <= done < 12
-    again = run(model, requests, tmp_path / "b", *slow[1:], "--json")
+        before = out.read_bytes()
+        stopped.send_signal(number)
+        began_s = time.monotonic()
+        _, told = stopped.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert time.monotonic() - began_s < 5  # a pass of a quarter of a second, and the load of other work
+        assert stopped.returncode == 130
+        assert told.strip().splitlines()[-1] == "stopped by Ctrl-C; files written so far are complete"
+        assert "Traceback" not in told
+        assert out.read_bytes().endswith(b"\n")
+        # What was answered stays; a pass later at most the outputs of one more pass are there.
+        assert out.read_bytes().startswith(before)
+        assert out.read_bytes().count(b"\n") <= before.count(b"\n") + 2
+    assert 3 <= out.read_bytes().count(b"\n") < 12
+    again = run(model, requests, tmp_path / "w", *SLOW[1:], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["kept"] >= 3
-    assert out.read_bytes() == (tmp_path / "a" / "answers.jsonl").read_bytes()
-    other = run(model, asked(tmp_path / "other.jsonl", temperature=0.5), tmp_path / "a")
+    assert out.read_bytes() == (whole / "answers.jsonl").read_bytes()
+
+
+def test_answers_of_other_questions_are_refused_and_kept(model, tmp_path, undisturbed):
+    _, whole, _ = undisturbed
+    before = (whole / "answers.jsonl").read_bytes()
+    other = run(model, asked(tmp_path / "other.jsonl", temperature=0.5), whole)
     assert other.returncode == 2
     assert "with prompt and sampling" in other.stderr
-    assert out.read_bytes() == (tmp_path / "a" / "answers.jsonl").read_bytes()
+    assert (whole / "answers.jsonl").read_bytes() == before
 
 
 def truncated(path):
@@ -101,33 +131,66 @@ def without_weights(path):
     (path / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "args", "memory", "says"),
-    [
-        (None, (), "--device_memory_gb=0.05", "the least that works is"),
-        (truncated, (), MEMORY, "not a complete safetensors file"),
-        (without_weights, (), MEMORY, "model.safetensors"),
-        (None, ("--schedule=s9",), MEMORY, "unknown schedule 's9'"),
-        ("dense", (), MEMORY, "is a dense model"),
-        ("no requests", (), MEMORY, "0 lines and no request"),
-    ],
-)
-def test_what_cannot_work_is_one_sentence_and_leaves_nothing(model, tmp_path, spoil, args, memory, says):
-    path, requests = tmp_path / "model", asked(tmp_path / "requests.jsonl")
-    if spoil == "dense":
-        plain = ModelConfig(2, 32, 2, 1, 16, 64, 97)
-        hf.save(Transformer(plain, rngs=nnx.Rngs(0)), path)
-    else:
-        shutil.copytree(model, path)
-    if spoil == "no requests":
-        requests.write_text("\n")
-    elif callable(spoil):
-        spoil(path)
-    got = run(path, requests, tmp_path / "w", *args, memory=memory)
-    assert got.returncode == 2, got.stderr
-    assert says in got.stderr
-    assert got.stderr.count("\n") == 1
-    assert not (tmp_path / "w").exists()
+# One process that has imported everything, and a copy of it for each command: imports take most of the time.
+EACH = """
+import json, os, sys, tempfile
+import serving.offload.commands.run, serving.offload.runtime.build
+from serving.offload.__main__ import main
+told = []
+for args in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile() as errors:
+        if not (child := os.fork()):
+            os.dup2(errors.fileno(), 2)
+            try:
+                main(["offload", *args])
+            except SystemExit as why:
+                os._exit(why.code or 0)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        errors.seek(0)
+        told.append([status, errors.read().decode()])
+print(json.dumps(told))
+"""
+SPOILT = [  # what is wrong with the model or the requests, flags, memory, what is said
+    (None, (), "--device_memory_gb=0.05", "the least that works is"),
+    (truncated, (), MEMORY, "not a complete safetensors file"),
+    (without_weights, (), MEMORY, "model.safetensors"),
+    (None, ("--schedule=s9",), MEMORY, "unknown schedule 's9'"),
+    (None, ("--cache_policy=mru",), MEMORY, "unknown cache_policy 'mru'; known: lru, frequency"),
+    ("dense", (), MEMORY, "is a dense model"),
+    ("no requests", (), MEMORY, "0 lines and no request"),
+    ("long requests", (), MEMORY, "needs 205 tokens; the model's context has 128"),
+    (None, ("--host_memory_gb=0.01",), MEMORY, "but the experts have 0.094 GiB"),
+]
+
+
+def test_what_cannot_work_is_one_sentence_and_leaves_nothing(model, tmp_path):
+    commands = []
+    for number, (spoil, flags, memory, _) in enumerate(SPOILT):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path, requests = folder / "model", asked(folder / "requests.jsonl")
+        if spoil == "dense":
+            hf.save(Transformer(ModelConfig(2, 32, 2, 1, 16, 64, 97), rngs=nnx.Rngs(0)), path)
+        else:
+            shutil.copytree(model, path)
+        if spoil == "no requests":
+            requests.write_text("\n")
+        elif spoil == "long requests":
+            requests.write_text(json.dumps({"id": "long", "prompt_ids": [1] * 200, "max_tokens": 5}) + "\n")
+        elif callable(spoil):
+            spoil(path)
+        commands.append(command(path, requests, folder / "w", *flags, memory=memory)[3:])
+    args = [sys.executable, "-c", EACH, json.dumps(commands)]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    for number, ((_, _, _, says), (status, told)) in enumerate(
+        zip(SPOILT, json.loads(done.stdout), strict=True)
+    ):
+        assert status == 2, (says, told)
+        assert says in told
+        assert told.count("\n") == 1, told
+        assert not (tmp_path / str(number) / "w").exists()
 
 
 def test_an_over_long_prompt_is_refused_alone(model, tmp_path):
@@ -145,7 +208,7 @@ def test_an_over_long_prompt_is_refused_alone(model, tmp_path):
 
 def offloaded(path, mode="stream"):
     checkpoint = locate(path)
-    source = build.open_source(checkpoint)
+    source = sources.open_source(checkpoint)
     planner = build.planner(
         checkpoint, MachineRates(1e9, 1e-3, 1e-5), MachineWorkload(2, 40), MEMORY_GB * GIB
     )
@@ -212,16 +275,18 @@ finally:
 """
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["stream", "cache"])
-def test_peak_memory_stays_within_the_plan_for_a_model_four_times_the_cap(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "count"),
+    [("stream", 2), *(pytest.param(mode, 16, marks=pytest.mark.long) for mode in ("stream", "cache"))],
+)
+def test_peak_memory_stays_within_the_plan_for_a_model_four_times_the_cap(tmp_path, mode, count):
     config = ModelConfig(
         n_layers=24, d_model=384, n_heads=4, n_kv_heads=1, head_dim=64, d_ff=896, vocab_size=512,
         n_experts=8, experts_per_token=2, max_positions=256,
     )  # fmt: skip
     hf.save(Transformer(config, rngs=nnx.Rngs(0)), tmp_path / "model")
     cap = (tmp_path / "model" / "model.safetensors").stat().st_size / 4 / GIB
-    requests = asked(tmp_path / "requests.jsonl", 16)
+    requests = asked(tmp_path / "requests.jsonl", count)
     args = command(
         tmp_path / "model",
         requests,

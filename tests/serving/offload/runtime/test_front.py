@@ -4,19 +4,23 @@ import dataclasses
 import json
 
 import pytest
+from flax import nnx
 
-from serving import EngineConfig, Request, Sampling, fair
+from mixattn import hf
+from mixattn.model import Transformer
+from serving import Engine, EngineConfig, Request, Sampling, fair
 from serving.config import OffloadSettings
 from serving.loading import load_engine
 from serving.offload.runtime.engine import OffloadEngine
+from tests.serving.http.tiny_server import ServerProcess, tokenizer
 from tests.serving.offload.runtime import tiny
 
 CONFIG = EngineConfig(max_slots=4, max_request_tok=64, offload=OffloadSettings(device_memory_gb=0.3))
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return tiny.saved("plain", tmp_path_factory.mktemp("models"))
+def path(folder):
+    return tiny.saved("plain", folder)
 
 
 def asked(count):
@@ -79,6 +83,45 @@ def test_a_file_of_requests_is_answered_by_the_offline_server(path, tmp_path, ru
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(out.read_text())["output_ids"]) == 3
+
+
+def with_words(folder):
+    """A mixture model with a tokenizer, as a server needs it."""
+    words = tokenizer()
+    config = dataclasses.replace(tiny.tiny("plain"), vocab_size=words.get_vocab_size())
+    path = folder / "with_words"
+    hf.save(Transformer(config, rngs=nnx.Rngs(1)), path, words, extra={"eos_token_id": 0})
+    return path, words
+
+
+def test_the_http_server_answers_as_with_everything_in_memory(tmp_path):
+    path, words = with_words(tmp_path)
+    prompt = "the quick brown fox"
+    server = ServerProcess("--engine.offload.device_memory_gb=0.3", "--max_model_len=64", path=path)
+    try:
+        answer = server.ready().complete(prompt=prompt, max_tokens=8, temperature=0, ignore_eos=True)
+        again = [
+            server.complete(prompt="def", max_tokens=5, temperature=0, ignore_eos=True) for _ in range(2)
+        ]
+        streamed = list(
+            server.stream(
+                "/v1/completions", {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+            )
+        )
+        assert server.stop() == 0, server.errors()
+        assert "apart failed" not in server.errors()
+    finally:
+        server.close()
+    whole = Engine(hf.load(path)[0], EngineConfig(max_slots=2, max_request_tok=64))
+    ids = words.encode(prompt).ids
+    sampling = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
+    (want,) = whole.run([Request(client="a", prompt_ids=ids, sampling=sampling)])
+    assert answer["choices"][0]["text"] == words.decode(want.output_ids)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    assert "".join(
+        event["choices"][0]["text"] for event in streamed[:-1] if event["choices"]
+    ) == words.decode(want.output_ids)
+    assert again[0]["choices"] == again[1]["choices"]
 
 
 def test_too_little_memory_is_refused_with_the_least_that_works(path):

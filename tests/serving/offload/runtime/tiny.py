@@ -1,6 +1,8 @@
 """Small mixture models in checkpoints, and passes over them, for the tests here."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ from flax import nnx
 from mixattn import hf
 from mixattn.model import Transformer
 from mixattn.spec import ModelConfig
-from serving import EngineConfig, Limits
-from serving.engine.kv_layout import KVLayout
-from serving.engine.programs import Programs
-from serving.offload.pages import files
+from serving import EngineConfig, Limits, Request, Sampling
 from serving.offload.runtime.buffers import LayerBuffers, ResidentExperts, Slots
 from serving.offload.runtime.checkpoint import MixtureCheckpoint, load_rest, locate
-from serving.offload.runtime.stack import OffloadStack
-from serving.offload.store import FilePages, PackedPages, PageReader
+from serving.offload.runtime.engine import OffloadEngine
+from serving.offload.runtime.resident import ResidentRunner
+from serving.offload.runtime.sources import open_source
+from serving.offload.runtime.stack import LayerRunner, OffloadStack
+from serving.offload.runtime.streaming import StreamRunner
+from serving.offload.store import PageSource
 
 BASE: dict[str, Any] = {
     "n_layers": 3, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 64, "vocab_size": 97,
@@ -56,9 +59,8 @@ def saved(name: str, folder: Path, **options: Any) -> Path:
     return path
 
 
-def source_of(checkpoint: MixtureCheckpoint, **options: Any) -> FilePages | PackedPages:
-    pages = FilePages(PageReader(files(checkpoint.pages.values()), **options))
-    return pages if checkpoint.packed else PackedPages(pages, checkpoint.slot_bytes)
+def source_of(checkpoint: MixtureCheckpoint) -> PageSource:
+    return open_source(checkpoint).pages
 
 
 ROWS, CHUNK = 2, 8
@@ -71,6 +73,7 @@ CONFIG = EngineConfig(
     decode_rows=(2, 4, 6, 8),
     limits=Limits(chunk_tok=CHUNK, step_tok=16, decode_steps=(1,)),
     reuse=False,
+    logprobs=2,
 )
 
 
@@ -94,29 +97,83 @@ def layer_buffers(
     return LayerBuffers(read, slots, checkpoint.config.n_layers)
 
 
-class Bench:
-    """One model's stack with its programs compiled, and a state to run passes on."""
-
-    def __init__(self, path: Path, runner: Any, rows: int = ROWS):
-        self.checkpoint = locate(path)
-        self.config = self.checkpoint.config
-        model = load_rest(self.checkpoint)
-        self.stack = OffloadStack(model, rows=rows, transposed=self.checkpoint.transposed, runner=runner)
-        layout = KVLayout.of(self.config, CONFIG)
-        self.programs = Programs(
-            model,
-            layout.cache(self.config, CONFIG),
-            slots=CONFIG.max_slots,
-            buckets=[(1, CHUNK)],
-            max_steps=1,
-            decode_rows=CONFIG.decode_rows,
-            stack=self.stack,
-        )
-        self.programs.compile()
-
-
 def greedy(seed: int, count: int, vocab: int = 97) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(1, vocab, count)]
+
+
+REQUESTS = [
+    Request(id=f"r{i}", client="a", prompt_ids=greedy(i, 3 + 4 * i),
+            sampling=Sampling(max_tokens=3 + i % 3, temperature=0.0, logprobs=2))
+    for i in range(5)
+]  # fmt: skip
+
+
+def resident(checkpoint: MixtureCheckpoint) -> ResidentRunner:
+    return ResidentRunner(all_resident(checkpoint).arrays, checkpoint.config.n_layers)
+
+
+def streaming(checkpoint: MixtureCheckpoint, **options: Any) -> StreamRunner:
+    return StreamRunner(layer_buffers(checkpoint), {}, n_layers=checkpoint.config.n_layers, **options)
+
+
+type Answer = tuple[list[int], list[float]]  # token ids and their logarithms of probability
+
+
+class Engines:
+    """Engines of the models here, each compiled once, whoever brings its experts."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._made: dict[str, OffloadEngine] = {}
+        self._resident: dict[str, list[Answer]] = {}
+
+    def checkpoint(self, name: str) -> MixtureCheckpoint:
+        return locate(saved(name, self._folder))
+
+    def of(self, name: str) -> OffloadEngine:
+        if name not in self._made:
+            self._made[name] = engine(self.checkpoint(name))
+        return self._made[name]
+
+    def answers(self, name: str, runner: LayerRunner) -> list[Answer]:
+        """What the model answers when `runner` brings its experts."""
+        return answers(self.of(name), runner)
+
+    def resident(self, name: str) -> list[Answer]:
+        """What it answers with all experts in memory."""
+        if name not in self._resident:
+            self._resident[name] = self.answers(name, resident(self.checkpoint(name)))
+        return self._resident[name]
+
+
+def engine(
+    checkpoint: MixtureCheckpoint, config: EngineConfig = CONFIG, rows: int = ROWS, **options: Any
+) -> OffloadEngine:
+    """An engine that has no experts until `answers` gives it a runner."""
+    nobody = ResidentRunner({}, 0)
+    model = load_rest(checkpoint)
+    return OffloadEngine(model, OffloadStack(model, checkpoint, rows=rows, runner=nobody, **options), config)
+
+
+def answers(engine: OffloadEngine, runner: LayerRunner) -> list[Answer]:
+    stack = engine.programs.stack
+    assert isinstance(stack, OffloadStack)
+    stack.runner = runner
+    outputs = engine.run(REQUESTS)
+    return [(list(o.output_ids), [lp.logprob for lp in o.logprobs]) for o in outputs]
+
+
+def teacher_forced(name: str, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Log-probabilities [T, V] over each sequence, of the whole model in one program, in float32."""
+    config = dataclasses.replace(tiny(name), dtype="float32")
+    graphdef, _ = nnx.split(Transformer(config, rngs=nnx.Rngs(0)))
+    state = jax.tree.map(lambda x: x.astype(np.float32), nnx.split(network(name))[1])
+    tokens_BT = np.zeros((len(sequences), max(map(len, sequences))), np.int32)
+    for row, sequence in zip(tokens_BT, sequences):
+        row[: len(sequence)] = sequence
+    logits_BTV = jax.jit(lambda state, tokens_BT: nnx.merge(graphdef, state)(tokens_BT))(state, tokens_BT)
+    found = np.asarray(jax.nn.log_softmax(logits_BTV))
+    return [logs[: len(sequence)] for logs, sequence in zip(found, sequences)]
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
