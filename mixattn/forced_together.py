@@ -152,5 +152,7 @@ def _settled(
         for owner in slabs
     }
     start_B = jnp.full(len(keeps) * B, T, jnp.int32)
-    one = dataclasses.replace(cut[0], start_B=start_B, windows=largest.init(config, start_B.size, T).windows)
+    one = dataclasses.replace(
+        cut[0], start_B=start_B, windows=dataclasses.replace(cut[0].windows, start_B=start_B)
+    )
     return {owner: dataclasses.replace(one, slabs={owner: slab}) for owner, slab in whole.items()}

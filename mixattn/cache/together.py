@@ -59,7 +59,7 @@ class ForcedRest:
     def attend(
         self, layer: Layer, q_BTNH: jax.Array, *, scale: float | None = None, softcap: float | None = None
     ) -> tuple[jax.Array, Self]:
-        def step(held: Kept, token: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Kept, jax.Array]:
+        def step(held: Kept, token: tuple[jax.Array, ...]) -> tuple[Kept, jax.Array]:
             q_BNH, k_BKH, v_BKH = token
             held = held.write(layer, k_BKH[:, None], v_BKH[:, None])
             out_B1NH, held = held.attend(layer, q_BNH[:, None], scale=scale, softcap=softcap)

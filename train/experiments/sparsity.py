@@ -71,8 +71,8 @@ def observed(
     score_NTS = softcap * jnp.tanh(score_NTS / softcap) if softcap else score_NTS
     age_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None]
     seen_TS = (age_TS >= 0) & (age_TS < (window or T))
-    weight_NTS = jax.nn.softmax(jnp.where(seen_TS, score_NTS, -jnp.inf), axis=-1)
-    small_NTS = seen_TS & (weight_NTS < SMALL * jnp.max(weight_NTS, axis=-1, keepdims=True))
+    weight_NTS = jax.nn.softmax(jnp.where(seen_TS[None], score_NTS, -jnp.inf), axis=-1)
+    small_NTS = seen_TS[None] & (weight_NTS < SMALL * jnp.max(weight_NTS, axis=-1, keepdims=True))
     return jnp.sum(small_NTS) / (N * jnp.sum(seen_TS)), jnp.sum(weight_NTS, axis=1)
 
 
