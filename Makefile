@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv peer-eviction real-peers clients model dafny arena-demo clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv peer-eviction real-peers clients cluster-ray model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -22,6 +22,7 @@ help:
 	@echo "make aot        compile the kernels for TPU v5e, v6e and H100 without having one"
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
+	@echo "make cluster-ray  troubles for a cluster whose workers are Ray actors (a second environment)"
 	@echo "make peer-kv    which keys our scorers and kvpress' keep (builds an environment with torch and kvpress)"
 	@echo "make peer-eviction  our eviction beside OpenVINO GenAI's in its engine (environments of make real-peers)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
@@ -117,6 +118,18 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt
 
 clients: setup $(CLIENTS)/.ready
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.clients --peer=$(CLIENTS)/bin/python
+
+# Ray lives in an environment of its own: it is large, and nothing else needs it.
+RAY := $(VENV)-ray
+$(RAY)/.ready: pyproject.toml constraints.txt
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(RAY) with $$python (about a minute)"; \
+	$$python -m venv $(RAY) && \
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[serve,dev,cluster]"
+	@touch $@
+
+cluster-ray: setup $(RAY)/.ready
+	NPROC=1 JAX_PLATFORMS=cpu RAY_AUTH_MODE=disabled $(RAY)/bin/python -m pytest -m ray tests/serving/cluster
 
 parity: setup $(PARITY)/.ready
 	rm -rf build/parity

@@ -11,6 +11,7 @@ python -m serving.simulate --suite=fairness     every experiment, into results/f
 python -m serving.simulate --suite=paper        figures beside the papers' over 5 seeds (a quarter of an hour)
 python -m serving.simulate --suite=overhead     cost of a decision, up to 10^6 waiting (minutes)
 python -m serving.simulate --suite=scale --against=OLDER_CHECKOUT    time and memory beside an older version
+python -m serving.simulate --decisions=FILE     repeats the decisions of a cluster's router from its log
 python -m serving.simulate --draw=E8 --out=.    a picture of an experiment, E8.svg
 
 Formats: own (JSON lines), azure, burstgpt (CSV), mooncake (JSON lines), sharegpt (JSON); their fields are in
@@ -18,6 +19,7 @@ serving/sim/traces/FORMATS.md.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -29,10 +31,11 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from mixattn.tools import cli, files
+from mixattn.tools import cli, collector, files
 from mixattn.tools.progress import ProgressLines
 from pallas_kernels import results
 from serving import fair
+from serving.cluster import decisions
 from serving.fair import metrics
 from serving.fair.metrics import Event
 from serving.fair.service_report import LatencyTarget
@@ -100,6 +103,9 @@ _FIT = flags.DEFINE_string("fit", None, "Fit the step cost model to an engine's 
 _ONLY = flags.DEFINE_list(
     "only", [], "With --suite: only these experiments, e.g. E1,E13; of overhead, E19 or E19-simulator."
 )
+_DECISIONS = flags.DEFINE_string(
+    "decisions", None, "A --decision_log of serving.cluster: repeat it; exit status 1 if a decision differs."
+)
 _DRAW = flags.DEFINE_list("draw", [], "Run these experiments, e.g. E8, and draw each into --out.")
 _OUT = flags.DEFINE_string(
     "out", None, f"Folder of the table of a suite ({TABLE}) or of pictures (the present one)."
@@ -107,12 +113,18 @@ _OUT = flags.DEFINE_string(
 
 
 def main() -> None:
-    given = [name for name in ("trace", "suite", "draw", "fit", "examples") if getattr(flags.FLAGS, name)]
+    collector.collect_rarely()
+    given = [
+        name
+        for name in ("trace", "suite", "draw", "fit", "examples", "decisions")
+        if getattr(flags.FLAGS, name)
+    ]
     given += ["config"] if flags.FLAGS.config is not None else []
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
         raise ValueError(
-            f"give one of --config, --trace, --suite, --draw, --fit and --examples; given: {found}"
+            "give one of --config, --trace, --suite, --draw, --fit, --examples and --decisions; "
+            f"given: {found}"
         )
     if _FIT.value:
         print(json.dumps(fit.fit_step_cost(metrics.read(_FIT.value)).report()))
@@ -121,6 +133,8 @@ def main() -> None:
         for name in examples.FILES:
             with files.whole(Path(_EXAMPLES.value) / name) as partial:
                 partial.write_text("".join(f"{line}\n" for line in examples.lines(name)))
+    elif _DECISIONS.value:
+        _replay(Path(_DECISIONS.value))
     elif _DRAW.value:
         fairness.draw_suite(
             Path(_OUT.value or "."), only=_DRAW.value, clock=time.perf_counter, seeds=_SEEDS.value
@@ -136,6 +150,18 @@ def main() -> None:
         if not isinstance(experiment, FairnessExperiment):
             raise ValueError(f"--config gives {type(experiment).__name__}, not an experiment of this command")
         _compare(experiment, notes)
+
+
+def _replay(log: Path) -> None:
+    with log.open() as lines:
+        found = decisions.replay(lines)
+    if _JSON.value:
+        print(json.dumps(dataclasses.asdict(found)))
+    else:
+        differs = f"the last differs: {found.difference}" if found.difference else "none differs"
+        print(f"{found.router}: {found.decisions} decisions among {found.events} events; {differs}")
+    if found.difference:
+        sys.exit(1)
 
 
 def _run_suite(out: Path) -> None:

@@ -79,6 +79,12 @@ MAY: dict[str, set[str]] = {
     # The one experiment that measures with the engine; it holds no training.
     "train.experiments.served": {"mixattn", "serving", "numpy"},
     "serving": MODEL | HOST | {"mixattn", "tokenizers", "matplotlib", "jinja2"},
+    "serving.cluster": {"serving", "mixattn", "starlette", "absl", "httptools", "prometheus_client"},
+    "serving.cluster.ray_worker": {"serving", "ray"},
+    # Pure: who gets what, how fast a worker is, when there should be another, and a router's log.
+    "serving.cluster.autoscaler": set(),
+    "serving.cluster.capacity": {"serving.engine.stats"},
+    "serving.cluster.decisions": {"serving.fair", "serving.request"},
     "serving.cluster.live_output": {"serving.fair", "serving.request"},
     "serving.cluster.ingress": {"serving.cluster.live_output", "serving.fair", "serving.request"},
     "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
@@ -122,6 +128,7 @@ MAY: dict[str, set[str]] = {
 NO_CLOCK = (
     *(f"serving.{room}" for room in ("fair", "kvcache", "sim", "engine.scheduler", "engine.plan")),
     *("serving.metropolis.schedule", "serving.cluster.ingress", "serving.cluster.live_output"),
+    *("serving.cluster.autoscaler", "serving.cluster.decisions"),
     *(f"serving.offload.{name}" for name in ("hardware", "shapes", "roofline", "plan", "search", "schedule")),
     *(f"serving.offload.{name}" for name in ("simulate", "hazards", "batching", "durations", "experiment")),
     "serving.offload.machine_plan",

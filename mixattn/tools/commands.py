@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "chat": Command("serving.chat", "chat with a model on the terminal"),
     "serve": Command("serving.main", "serve a model offline: answer a file of requests, or compare policies"),
     "http": Command("serving.http", "serve a model by OpenAI's HTTP protocol, fair by client"),
+    "cluster": Command("serving.cluster", "serve a model over HTTP from several engines, fair by client"),
     "report": Command("serving.offline.report", "draw the report of a training and serving run"),
     "simulate": Command("serving.simulate", "fairness and cluster experiments in virtual time"),
     "evals": Command("mixattn.evals", "measure models: arena, judge, longcontext, dafny, dafnybench, clover"),

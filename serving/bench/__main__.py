@@ -27,6 +27,9 @@ Parts that need more run only when they are named:
 
 http       the server beside its engine, on one core and on two: throughput, first token, event loop, a
            thousand streams, slow clients; each figure is written at once  (`taskset`, extra serve)    4 min
+ingress    CPU of a cluster's ingress, without processes: a dispatch, a decision, a token    (extra serve)
+cluster    one worker and two behind an ingress beside one server    (`taskset`, extra serve)    3 min
+cluster_live  four routers on three real workers, beside the simulator    (`taskset`, extra serve)    5 min
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 real          a real model beside OpenVINO GenAI, llama.cpp, transformers and vLLM: see `serving.bench.real`
@@ -47,6 +50,8 @@ from serving.bench import (
     Row,
     Size,
     budget,
+    cluster,
+    cluster_live,
     deep,
     draw,
     keep,
@@ -89,13 +94,25 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "offline": load.offline,
     "pays": budget.pays,
     "http": over_http.http_,
+    "ingress": cluster.ingress,
+    "cluster": cluster.cluster,
+    "cluster_live": cluster_live.cluster_live,
     "transformers": peers.transformers,
     "llama": peers.llama,
     "start_model": deep.start_model,
     "real": real_part.real,
 }
 QUICK = list(PARTS)[:8]
-OTHER_ENVIRONMENT = {"http", "transformers", "llama", "start_model", "real"}
+OTHER_ENVIRONMENT = {
+    "http",
+    "ingress",
+    "cluster",
+    "cluster_live",
+    "transformers",
+    "llama",
+    "start_model",
+    "real",
+}
 
 
 def main() -> None:

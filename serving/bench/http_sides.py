@@ -57,11 +57,13 @@ class BenchServer:
       ValueError: it did not start.
     """
 
-    def __init__(self, checkpoint: Path, cores: Sequence[int], log: Path, *flags: str) -> None:
+    def __init__(
+        self, checkpoint: Path, cores: Sequence[int], log: Path, *flags: str, module: str = "serving.http"
+    ) -> None:
         self.log, self.cores = log, cores
         self._err = log.with_suffix(".err").open("w")
         command = [
-            *(sys.executable, "-m", "serving.http", f"--checkpoint={checkpoint}", "--port=0"),
+            *(sys.executable, "-m", module, f"--checkpoint={checkpoint}", "--port=0"),
             *(f"--kv_memory={KV_BYTES}", f"--max_model_len={LONGEST}", f"--event_log={log}"),
             *("--limit_queued_requests=4096", *flags),
         ]

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from serving.engine.engine import Engine
 
 WIDE = ModelConfig(
-    n_layers=8, d_model=256, n_heads=8, n_kv_heads=4, head_dim=32, d_ff=1024, vocab_size=32_768
+    n_layers=8,
+    d_model=256,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=32,
+    d_ff=1024,
+    vocab_size=32_768,
+    max_positions=16_384,
 )
 ROWS, SHARE, PAGE, NEW = 32, 5, 16, 256  # a fifth of the context is kept
 STEPS = 4  # decode steps of a timed call
@@ -389,7 +396,9 @@ def _peak() -> list[Row]:
     return [row("keep", "peak bytes of an 8k prefill with scores over without", ratio, "", detail, "<= 1.05")]
 
 
-SMALL = ModelConfig(n_layers=4, d_model=64, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128, vocab_size=512)
+SMALL = ModelConfig(
+    n_layers=4, d_model=64, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128, vocab_size=512, max_positions=4096
+)
 HOLDS = 24  # requests that the budget holds in full
 LONG = 2048
 

@@ -17,14 +17,16 @@ what is found in the outboxes: `dispatch` returns what to send to workers, `stop
 
 import heapq
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from serving import fair
-from serving.cluster.live_output import AttemptId, LiveOutput, Send, Stop
+from serving.cluster.live_output import AttemptId, LiveOutput, Send, Stop, token_bytes
 from serving.fair.policy import Policy
 from serving.fair.routers.base import Router
 from serving.fair.routers.load_index import WorkerId
-from serving.request import MAX_INT, Delta, FinishReason, Output, Request, RequestId
+from serving.request import Delta, FinishReason, Output, Request, RequestId
 
 PRIORITY_STEP = 2**40  # places in the order of arrival that one step of priority is worth, as in the engine
 BROKEN: tuple[FinishReason, ...] = ("cancel", "error")  # ends that a worker decides on and nobody asked for
@@ -56,13 +58,20 @@ class Ingress:
       queue: order of what waits; None: `vtc`.
       block_tok: tokens of a block of the router's prefixes: the workers' page size.
       max_tries: attempts that an output may have.
+      log: is told when an output arrives, is taken back while it runs, and ends, in the engine's format.
 
     Attributes:
       live: outputs by the name they are scheduled under.
     """
 
     def __init__(
-        self, router: Router, queue: Policy | None = None, *, block_tok: int = 16, max_tries: int = 3
+        self,
+        router: Router,
+        queue: Policy | None = None,
+        *,
+        block_tok: int = 16,
+        max_tries: int = 3,
+        log: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> None:
         if max_tries < 1 or block_tok < 1:
             raise ValueError(f"max_tries is {max_tries} and block_tok {block_tok}; both must be at least 1")
@@ -71,6 +80,7 @@ class Ingress:
         self.live: dict[RequestId, LiveOutput] = {}
         self._names: dict[RequestId, dict[RequestId, None]] = {}  # by request, those of its live outputs
         self.counts = IngressCounters()
+        self.log = log
         self.stops: list[Stop] = []
         self.deltas: list[Delta] = []
         self._block_tok, self._max_tries = block_tok, max_tries
@@ -117,13 +127,16 @@ class Ingress:
         taken = [name for name in request.names if name in self.live]
         if taken or not request.id or request.resume_ids:
             raise ValueError(f"request {request.id!r} needs an id that is not live, and nothing to resume")
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) > MAX_INT:
-            raise ValueError(f"request {request.id!r} names a token outside 0 to {MAX_INT}")
+        try:
+            prompt = token_bytes(request.prompt_ids)
+        except OverflowError as why:
+            raise ValueError(f"request {request.id!r} names a token that no vocabulary has: {why}") from None
         for index, name in enumerate(request.names):
             seq = next(self._seq) - request.priority * PRIORITY_STEP
-            live = LiveOutput(request, index, name, seq, now_s)
+            live = LiveOutput(request, index, name, seq, now_s, prompt)
             self.live[name] = live
             self._names.setdefault(request.id, {})[name] = None
+            self._note("arrive", live, now_s)
             if not self.queue.arrive(live.info(), now_s):
                 self._tell_end(live, "refused", now_s)
             elif live.deadline_s is not None:
@@ -165,6 +178,7 @@ class Ingress:
             self.counts.dropped += 1
             return
         live.admitted = True
+        self._note("admit", live, now_s, extend=extend_tok, hit=hit_tok)
         self.router.admitted(name, extend_tok=extend_tok, hit_tok=hit_tok)
         if live.admit_s < 0:
             live.admit_s, live.hit_tok = now_s, hit_tok
@@ -210,6 +224,8 @@ class Ingress:
     def _again(self, live: LiveOutput, now_s: float) -> None:
         """An attempt is over that did not end its output; the router knows that already."""
         ran = None if live.admitted or live.produced_tok else 0
+        if live.admitted:
+            self._note("preempt", live, now_s)
         live.withdraw()
         if len(live.ids) >= live.request.sampling.max_tokens:  # all that was lost is the news of its end
             self.queue.finish(live.name)
@@ -262,4 +278,9 @@ class Ingress:
         if new is None:
             new = Delta(live.request.id, live.request.client, [], index=live.index)
         new.output = live.output(reason, now_s, of_worker)
+        kind = "finish" if reason in ("stop", "length") else "cancel"
+        self._note(kind, live, now_s, reason=reason, output_tok=len(live.ids))
         self.deltas.append(new)
+
+    def _note(self, event: str, live: LiveOutput, now_s: float, **more: Any) -> None:
+        self.log({"t": now_s, "event": event, "id": live.name, "client": live.request.client, **more})

@@ -2,8 +2,8 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from serving.fair.routers.load_index import WorkerId
 from serving.fair.routers.prefix_map import Block
@@ -11,13 +11,22 @@ from serving.request import Delta, FinishReason, Logprob, Output, Request, Reque
 
 type AttemptId = int
 
+TOKEN_BYTES = array("I").itemsize
+
+
+def token_bytes(ids: Sequence[int]) -> bytes:
+    """Tokens as bytes of one size. Raises OverflowError for one that no vocabulary has."""
+    return array("I", ids).tobytes()
+
 
 class Send(NamedTuple):
-    """A worker shall run this request, which has one output; its reports name the attempt."""
+    """A worker shall run this request, which has one output; its reports name the attempt. `prompt` is its
+    prompt as bytes."""
 
     worker: WorkerId
     attempt: AttemptId
     request: Request
+    prompt: bytes
 
 
 class Stop(NamedTuple):
@@ -33,7 +42,7 @@ class LiveOutput:
     """What the client of an output has received, and who works on it.
 
     Attributes:
-      request: as the client sent it.
+      request: as the client sent it; prompt: its tokens as bytes.
       index: which of its outputs; name: what that is scheduled under.
       seq: place in the order of arrival.
       tries: times it was dispatched.
@@ -49,6 +58,7 @@ class LiveOutput:
     name: RequestId
     seq: int
     arrival_s: float
+    prompt: bytes
     ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[Logprob] = field(default_factory=list)
@@ -89,11 +99,13 @@ class LiveOutput:
         """Its prompt and what it has received, for a router; nothing where the worker will not look it up."""
         if self.request.sampling.prompt_logprobs is not None:
             return ()
-        ids, salt = (*self.request.prompt_ids, *self.ids), self.request.cache_salt
-        data, size = array("i", ids).tobytes(), array("i").itemsize
-        starts = range(0, len(ids), block_tok)
-        keys = [data[at * size : (at + block_tok) * size] for at in starts]
-        return [((salt, key) if at == 0 else key, len(key) // size) for at, key in enumerate(keys)]
+        data = self.prompt + token_bytes(self.ids) if self.ids else self.prompt
+        step = block_tok * TOKEN_BYTES
+        keys = [data[at : at + step] for at in range(0, len(data), step)]
+        blocks: list[Block] = [(key, block_tok) for key in keys]
+        blocks[-1] = keys[-1], len(keys[-1]) // TOKEN_BYTES
+        blocks[0] = (self.request.cache_salt, keys[0]), blocks[0][1]
+        return blocks
 
     def sent(self, worker: WorkerId, attempt: AttemptId, now_s: float) -> Send:
         """Begins an attempt."""
@@ -103,18 +115,19 @@ class LiveOutput:
         self.admitted = False
         sampling, deadline_s = self.request.sampling, self.deadline_s
         if sampling.n > 1 or sampling.seed is None:  # alone, and under any name, it draws the same tokens
-            sampling = replace(sampling, n=1, seed=self.request.seed_of(self.index))
-        request = replace(
+            sampling = _changed(sampling, n=1, seed=self.request.seed_of(self.index))
+        request = _changed(
             self.request,
             id=self.name,
             sampling=sampling,
-            resume_ids=self.ids,
+            resume_ids=tuple(self.ids),
             deadline_s=None if deadline_s is None else max(0.0, deadline_s - now_s),
         )
-        return Send(worker, attempt, request)
+        return Send(worker, attempt, request, self.prompt)
 
     def withdraw(self) -> None:
         self.worker = self.attempt = None
+        self.admitted = False
 
     def take(self, delta: Delta, now_s: float) -> Delta:
         """What is new for the client in a worker's delta."""
@@ -150,3 +163,11 @@ class LiveOutput:
             logprobs=self.logprobs,
             prompt_logprobs=() if of_worker is None else of_worker.prompt_logprobs,
         )
+
+
+def _changed[T](frozen: T, **fields: Any) -> T:
+    """The same with other values, which are known to be allowed: checking all anew takes longer than all else
+    that a dispatch does."""
+    made: T = object.__new__(type(frozen))
+    vars(made).update(vars(frozen), **fields)
+    return made

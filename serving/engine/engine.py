@@ -43,6 +43,7 @@ from serving.engine.slab_runner import SlabRunner
 from serving.engine.stacks import Stack
 from serving.engine.stats import EngineCounters, EngineStats
 from serving.kvcache.manager import UNSHARED, KVCacheManager
+from serving.kvcache.slab_plan import SlabPlan
 from serving.kvcache.tokens import TokenIds
 from serving.request import Delta, Output, Request, RequestId, RequestInfo, Sampling
 
@@ -146,10 +147,10 @@ class Engine:
         request = request if request.id else self._named(request)
         if taken := self._taken(request):
             raise ValueError(f"request id {taken[0]!r} is live already")
-        self._check_supported(request)
+        plan = self._planned(request)
         try:
             for index, name in enumerate(request.names):
-                self._queue(request, name, index)
+                self._queue(request, name, index, plan)
         except Exception:
             self._undo_submit([request.id])
             raise
@@ -157,9 +158,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises ValueError if `request` can never be served here, whatever else is live."""
-        self._check_supported(request)
+        settles = {"settles_tok": len(request.prompt_ids)} if self._planned(request) else {}
         most = len(request.prompt_ids) + request.sampling.max_tokens
-        settles = {"settles_tok": len(request.prompt_ids)} if self.slabs and self.slabs.plan(request) else {}
         if why := self.memory.never_fits(most, **settles):
             raise ValueError(f"request {request.id!r} of {request.client!r} {why}")
 
@@ -281,12 +281,11 @@ class Engine:
 
     # ---- inside: requests ----
 
-    def _check_supported(self, request: Request) -> None:
-        """Raises ValueError if `request` asks for what this engine cannot do."""
+    def _planned(self, request: Request) -> SlabPlan | None:
+        """How the request's keys are cut; raises ValueError if it asks for what this engine cannot do."""
         decodes = self._decode is not None
         request_checks.check_features(request, self.model_config, self.config, decodes=decodes)
-        if self.slabs is not None:
-            self.slabs.plan(request)
+        return self.slabs.plan(request) if self.slabs else None
 
     def _named(self, request: Request) -> Request:
         """The same request under an unused id."""
@@ -305,7 +304,7 @@ class Engine:
                 self._drop(name, "cancel", tell=False)
             self._done = [delta for delta in self._done if delta.id != id]
 
-    def _queue(self, request: Request, name: str, index: int) -> None:
+    def _queue(self, request: Request, name: str, index: int, plan: SlabPlan | None) -> None:
         seq = next(self._seq) - request.priority * PRIORITY_STEP
         sampling, now_s = request.sampling, self.clock()
         info = RequestInfo(
@@ -319,7 +318,7 @@ class Engine:
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         state = RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s)
         state.output_ids, state.output_tok = list(request.resume_ids), len(request.resume_ids)
-        state.slab = self.slabs.plan(request) if self.slabs else None
+        state.slab = plan
         accepted = self.scheduler.submit(state, now_s)
         self.streams[name] = OutputStream(request, name, index, self._stops(sampling), self._decode)
         self._parts.setdefault(request.id, []).append(name)

@@ -65,6 +65,17 @@ def split_overrides(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def override_words() -> list[str]:
+    """The words that `split_overrides` took off."""
+    return [f"--engine.{name}={value}" for name, value in _OVERRIDES.items()]
+
+
+def key_weights() -> dict[str, float]:
+    """Weights of the keys of --api_keys. Raises ValueError if the file cannot be read."""
+    given = flags.FLAGS.api_keys
+    return dict(KeyRing(Path(given)).weights) if given else {}
+
+
 def overridden(config: EngineConfig) -> EngineConfig:
     """The config with the values of --engine.FIELD=VALUE; `limits.FIELD` names one of its limits.
 
@@ -101,11 +112,12 @@ def _value(path: str, text: str, now: Any) -> Any:
     return value
 
 
-def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None) -> int:
+def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None, *, engines: int = 1) -> int:
     """Runs the server; returns the exit status.
 
     Args:
       assemble: makes what the server consists of behind its front door; None: one engine.
+      engines: that share the memory where --kv_memory does not say how much each takes.
 
     Raises:
       ValueError: a flag or the checkpoint is wrong.
@@ -118,7 +130,7 @@ def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None
             f"--host={given.host} can be reached by others; give --api_keys=FILE, or serve on 127.0.0.1"
         )
     check_overrides()
-    options = _options(keys)
+    options = _options(keys, engines)
     # Until the server's own handlers are there, nothing runs that would have to be drained.
     # Nothing is served yet. An exception would be lost in an event loop that does not listen to signals yet.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -137,7 +149,7 @@ def serve(assemble: Callable[[StartOptions, HttpLimits, Any], Any] | None = None
         return process.run(options, door, overridden, assemble or process.SingleEngine)
 
 
-def _options(keys: KeyRing | None) -> StartOptions:
+def _options(keys: KeyRing | None, engines: int) -> StartOptions:
     given = flags.FLAGS
     named = given.checkpoint or given.model
     if not named:
@@ -157,7 +169,7 @@ def _options(keys: KeyRing | None) -> StartOptions:
     options = StartOptions(
         checkpoint=path,
         name=given.served_model_name or served_name(path),
-        kv_bytes=_kv_bytes(),
+        kv_bytes=_kv_bytes(engines),
         kv_dtype=given.kv_dtype,
         max_model_tok=given.max_model_len or 0,
         slots=given.slots or 0,
@@ -170,12 +182,13 @@ def _options(keys: KeyRing | None) -> StartOptions:
     return options
 
 
-def _kv_bytes() -> int:
+def _kv_bytes(engines: int) -> int:
     if flags.FLAGS.kv_memory:
         return model_engine.parse_bytes(flags.FLAGS.kv_memory)
     free = model_engine.free_bytes()
-    budget = int(free * model_engine.FREE_SHARE)
-    _say(f"K/V may take up to {budget / 2**30:.1f} GiB (--kv_memory names another size)")
+    budget = int(free * model_engine.FREE_SHARE) // engines
+    each = "" if engines == 1 else " in each worker"
+    _say(f"K/V may take up to {budget / 2**30:.1f} GiB{each} (--kv_memory names another size)")
     return budget
 
 

@@ -1,22 +1,5 @@
-// Shows the snapshots of /dashboard/events. Every text from the server goes through textContent.
+// Shows the snapshots of /dashboard/events, with what parts.js offers.
 "use strict";
-const at = (id) => document.getElementById(id);
-const number = (x, digits = 0) => x === null || x === undefined ? "–" : x.toLocaleString("en", { maximumFractionDigits: digits });
-const seconds = (s) => s >= 1 ? number(s, 2) + " s" : number(1000 * s, s < 0.01 ? 1 : 0) + " ms";
-const age = (s) => s < 90 ? `${s} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${number(s / 3600, 1)} h`;
-
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function trouble(text) {
-  at("trouble").hidden = !text;
-  at("trouble").textContent = text || "";
-}
-
 function clients(shown) {
   const rows = shown.clients, most = Math.max(1, ...rows.map((c) => c.served));
   at("nobody").hidden = rows.length > 0;
@@ -57,23 +40,8 @@ function pools(shown) {
   }));
 }
 
-function times(shown) {
-  [shown.ttft_s, shown.itl_s].forEach((quantiles, i) => {
-    const cells = at("times").tBodies[0].rows[i].cells;
-    ["p50", "p90", "p99"].forEach((name, k) => { cells[k + 1].textContent = quantiles ? seconds(quantiles[name]) : "–"; });
-  });
-}
-
 function show(shown) {
-  document.body.classList.remove("stale");
-  at("state").textContent = shown.uptime_s === undefined ? shown.state : `${shown.state}, up ${age(shown.uptime_s)}`;
-  at("model").textContent = shown.model || "";
-  if (shown.state === "draining") return trouble("The server is shutting down and takes no new requests.");
-  if (shown.state === "starting") return trouble("");
-  if (shown.why) {
-    at("nobody").hidden = true;
-    return trouble(`Out of order: ${shown.why}`);
-  }
+  if (!head(shown)) return;
   const fell = shown.policy_failure ? `The policy failed and fcfs took over: ${shown.policy_failure}` : "";
   trouble(fell || (shown.resets ? `The engine has been restarted ${number(shown.resets)} times after a failed step.` : ""));
   at("running").textContent = number(shown.running);
@@ -81,17 +49,10 @@ function show(shown) {
   at("waiting").textContent = number(shown.waiting);
   at("rate").textContent = number(shown.tok_per_s, shown.tok_per_s < 100 ? 1 : 0);
   at("hits").textContent = number(100 * shown.hit_rate) + " %";
-  const ended = Object.entries(shown.finished);
-  at("finished").textContent = ended.length ? ended.map(([why, count]) => `${why} ${number(count)}`).join(", ") : "None yet.";
+  finished(shown);
   clients(shown);
   times(shown);
   pools(shown);
 }
 
-const events = new EventSource("/dashboard/events");
-events.onmessage = (event) => show(JSON.parse(event.data));
-events.onerror = () => {
-  document.body.classList.add("stale");
-  at("state").textContent = "no connection; trying again";
-  trouble("The server does not answer. Figures below are the last ones it sent.");
-};
+listen(show);

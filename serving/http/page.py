@@ -35,6 +35,7 @@ FILES = {
     "": ("serving.http", "dashboard.html"),
     "dashboard.css": ("serving.http", "dashboard.css"),
     "dashboard.js": ("serving.http", "dashboard.js"),
+    "parts.js": ("serving.http", "parts.js"),
 }
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 EVERY_S = 1.0

@@ -44,3 +44,9 @@ class StepCost:
             else:
                 low = middle + 1
         return low
+
+    def at_speed(self, speed: float) -> "StepCost":
+        """The costs of a device that is so many times as fast."""
+        return StepCost(
+            self.prefill_s / speed, self.step_s / speed, self.row_s / speed, self.context_s / speed
+        )

@@ -39,7 +39,9 @@ class SimulatedEngine:
       damped: whether optimistic admission learns from preemptions (see `serving.engine.admission_window`).
       slab_tok: a request holds min(T, slab_tok) tokens once its prompt is computed; 0 = no eviction.
       workers, router, router_options: a cluster if there is more than one worker.
-      failures: (worker, down at, up at), times in seconds.
+      failures: (worker, down at, up at), times in seconds; up at inf: for good; down at 0: it joins later.
+      speeds: of the workers, relative to `cost`; none: all are 1.
+      told_speeds: whether the router knows them.
     """
 
     memory_tok: int = 10_000
@@ -54,6 +56,8 @@ class SimulatedEngine:
     router: str = "round_robin"
     router_options: dict[str, Any] = field(default_factory=dict)
     failures: tuple[tuple[int, float, float], ...] = ()
+    speeds: tuple[float, ...] = ()
+    told_speeds: bool = True
     cost: StepCost = field(default_factory=StepCost)
 
     def check(self) -> None:
@@ -70,6 +74,8 @@ class SimulatedEngine:
         for name in ("memory_tok", "step_tok", "max_slots", "admit_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"server.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.speeds and (len(self.speeds) != self.workers or min(self.speeds) <= 0):
+            raise ValueError(f"server.speeds are {self.speeds} for {self.workers} workers; each above 0")
 
     def memory(self) -> MemoryManager:
         """A new, empty memory of one worker."""
@@ -330,13 +336,15 @@ def run(
         timed.append(TimedPolicy(policy, clock))
         return timed[-1]
 
+    speeds = server.speeds or (1.0,) * server.workers
     workers = [
-        Worker(make_policy, server.memory(), server.limits(), server.cost, log_event)
-        for _ in range(server.workers)
+        Worker(make_policy, server.memory(), server.limits(), server.cost.at_speed(speed), log_event)
+        for speed in speeds
     ]
     router = fair.make(server.router, **server.router_options) if server.workers > 1 else None
     failures = [Failure(*failure) for failure in server.failures]
-    result = ServingSimulation(workers, requests, router, failures).run(progress)
+    told = speeds if server.told_speeds else ()
+    result = ServingSimulation(workers, requests, router, failures, told).run(progress)
     bound = _nominal_bound(policies[0], requests, server)
     decisions = sum(policy.decisions for policy in timed)
     return PolicyOutcome(

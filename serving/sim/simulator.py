@@ -1,9 +1,10 @@
 """The event loop of virtual time: arrivals, ends of steps, cancels and failures of one or more workers."""
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serving.fair.routers.base import Router
@@ -22,7 +23,10 @@ BLOCK_TOK = 64  # block size in which a router sees real token ids
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker is down from `down_s` to `up_s`; its requests start again elsewhere."""
+    """A worker is down from `down_s` to `up_s` (inf: for good).
+
+    What it ran goes on elsewhere, with the tokens that were produced as part of the prompt.
+    """
 
     worker: int
     down_s: float
@@ -53,6 +57,9 @@ class SimulationResult:
 class ServingSimulation:
     """Runs requests until all have ended.
 
+    Args:
+      capacities: of the workers, as the router is told; none = all are 1.
+
     Raises:
       ValueError: more than one worker without a router.
     """
@@ -63,6 +70,7 @@ class ServingSimulation:
         requests: Iterable[SimulatedRequest],
         router: Router | None = None,
         failures: Sequence[Failure] = (),
+        capacities: Sequence[float] = (),
     ):
         if len(workers) > 1 and router is None:
             raise ValueError(f"{len(workers)} workers need a router")
@@ -76,10 +84,12 @@ class ServingSimulation:
         self._worker_of: dict[RequestId, int] = {}
         self._down: dict[int, None] = {}
         self._unrouted: list[SimulatedRequest] = []  # arrived while all workers were down
+        self._produced: dict[RequestId, int] = {}  # of requests that lost a worker, what they had by then
         self._may_begin: dict[int, None] = {}
+        self._capacities = list(capacities) or [1.0] * len(workers)
         for worker in range(len(workers)):
             if router:
-                router.join(worker)
+                router.join(worker, self._capacities[worker])
         for request in requests:
             before = predecessors(request)
             if not before:
@@ -89,7 +99,8 @@ class ServingSimulation:
                 self._dependents[id].append(request)
         for failure in failures:
             self._push(failure.down_s, _DOWN, failure.worker)
-            self._push(failure.up_s, _UP, failure.worker)
+            if failure.up_s < math.inf:
+                self._push(failure.up_s, _UP, failure.worker)
 
     def run(self, progress: Callable[[float], None] = lambda now_s: None) -> SimulationResult:
         handle: dict[int, Callable[[Any], None]] = {
@@ -116,6 +127,7 @@ class ServingSimulation:
         self._pushed += 1
 
     def _arrive(self, request: SimulatedRequest) -> None:
+        got = self._produced.get(request.id, 0)
         info = RequestInfo(
             request.id,
             request.client,
@@ -129,10 +141,10 @@ class ServingSimulation:
         if len(self._down) == len(self.workers):
             self._unrouted.append(request)
             return
-        index = 0 if self.router is None else self.router.dispatch(info, prompt_blocks(request), self.now_s)
+        index = 0 if self.router is None else self._route(request, info, got)
         worker = self.workers[index]
         end_s = worker.step_end_s
-        if worker.submit(request, info, self.now_s):
+        if worker.submit(request, info, self.now_s, output_tok=got):
             self._worker_of[request.id] = index
             if request.cancel_s is not None:
                 self._push(self.now_s + request.cancel_s, _CANCEL, (request, False))
@@ -145,6 +157,19 @@ class ServingSimulation:
         else:
             self.result.refused.append(request.id)
             self._ended(request.id, 0)
+
+    def _route(self, request: SimulatedRequest, info: RequestInfo, got: int) -> int:
+        """The router's choice; what has been produced already is prompt to it."""
+        assert self.router is not None
+        if got:
+            predicted = None if info.predicted_tok is None else info.predicted_tok - got
+            info = replace(
+                info,
+                prompt_tok=info.prompt_tok + got,
+                max_output_tok=info.max_output_tok - got,
+                predicted_tok=predicted,
+            )
+        return self.router.dispatch(info, prompt_blocks(request), self.now_s)
 
     def _begin(self, index: int) -> None:
         worker = self.workers[index]
@@ -163,9 +188,8 @@ class ServingSimulation:
             for chunk in step.plan.chunks:
                 req = chunk.req
                 if req.admit_s == step.start_s:
-                    self.router.admitted(
-                        req.info.id, extend_tok=req.info.prompt_tok - req.hit_tok, hit_tok=req.hit_tok
-                    )
+                    total_tok = req.info.prompt_tok + self._produced.get(req.info.id, 0)
+                    self.router.admitted(req.info.id, extend_tok=total_tok - req.hit_tok, hit_tok=req.hit_tok)
         for done in worker.end():
             self.result.finished += 1
             self._ended(done.id, done.output_tok)
@@ -187,16 +211,18 @@ class ServingSimulation:
         self._down[index] = None
         lost = self.workers[index].fail(self.now_s)
         if self.router:
-            self.router.leave(index)
+            produced = {r.id: output_tok - self._produced.get(r.id, 0) for r, output_tok in lost}
+            self.router.leave(index, produced)
         self.result.moved += len(lost)
-        for request in lost:
+        for request, output_tok in lost:
             del self._worker_of[request.id]
+            self._produced[request.id] = output_tok
             self._push(self.now_s, _ARRIVE, request)
 
     def _recover(self, index: int) -> None:
         del self._down[index]
         if self.router:
-            self.router.join(index)
+            self.router.join(index, self._capacities[index])
         unrouted, self._unrouted = self._unrouted, []
         for request in unrouted:
             self._push(self.now_s, _ARRIVE, request)
@@ -205,7 +231,7 @@ class ServingSimulation:
         self.result.end_s = self.now_s
         self._worker_of.pop(id, None)
         if self.router:
-            self.router.ended(id, output_tok)
+            self.router.ended(id, output_tok - self._produced.pop(id, 0))
         for request in self._dependents.pop(id, ()):
             self._unmet[request.id] -= 1
             if self._unmet[request.id]:

@@ -64,7 +64,7 @@ class RequestRecords:
         if kind == "first_token":
             self._first_s.setdefault(event["id"], event["t"])
         elif kind == "arrive":
-            self._arrival_s[event["id"]] = event["t"]
+            self._arrival_s.setdefault(event["id"], event["t"])  # one that lost its worker arrives again
         elif kind == "admit":
             self._hit.setdefault(event["id"], event["hit"])
         elif kind == "finish":

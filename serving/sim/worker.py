@@ -47,8 +47,13 @@ class Worker:
         self.busy_s = 0.0
         self.requests: dict[RequestId, SimulatedRequest] = {}
 
-    def submit(self, request: SimulatedRequest, info: RequestInfo, now_s: float) -> bool:
+    def submit(
+        self, request: SimulatedRequest, info: RequestInfo, now_s: float, *, output_tok: int = 0
+    ) -> bool:
         """Queues a request; False if the policy refuses it. Ends a multi-step decode early for its admission.
+
+        Args:
+          output_tok: tokens that a lost worker has produced already.
 
         Raises:
           ValueError: it does not fit even alone.
@@ -57,7 +62,9 @@ class Worker:
         if self.step is not None:
             self._record_elapsed(self.step, now_s)
         self.requests[info.id] = request
-        if not self.scheduler.submit(RequestState(info, request.tokens, request.cache_salt, now_s), now_s):
+        state = RequestState(info, request.tokens, request.cache_salt, now_s)
+        state.output_tok = output_tok
+        if not self.scheduler.submit(state, now_s):
             del self.requests[info.id]
             return False
         if queue_was_empty and self.step is not None:
@@ -79,11 +86,11 @@ class Worker:
         del self.requests[id]
         return live.output_tok
 
-    def fail(self, now_s: float) -> list[SimulatedRequest]:
-        """Loses the step in progress, the prefix cache and all requests; returns the requests."""
-        lost, self.step = list(self.requests.values()), None
-        for request in lost:
-            self.cancel(request.id, now_s)
+    def fail(self, now_s: float) -> list[tuple[SimulatedRequest, int]]:
+        """Loses the step in progress, the prefix cache and all requests; returns the requests, and the output
+        tokens that each has produced."""
+        requests, self.step = list(self.requests.values()), None
+        lost = [(request, self.cancel(request.id, now_s)) for request in requests]
         self.scheduler.memory.clear_cache()
         return lost
 

@@ -63,6 +63,24 @@ def test_sums_of_chunks_are_those_of_the_definition(chunk, softcap):
     np.testing.assert_allclose(total.sum(-1), np.tile(G * (length - first)[:, None], (1, K)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("backend", ["reference", "interpret"])
+def test_backends_agree(backend, softcap):
+    """ "interpret" is the TPU kernel under Pallas' interpreter; it reads pools of rows."""
+    q, _, _, pool, table = given()
+    keys = pool.keys if pool.layout == "rows" else jnp.swapaxes(pool.keys, -1, -2)
+    pool = paged.Pool(keys, pool.values, "rows")
+    start, count, first = (jnp.array(x, jnp.int32) for x in ([8, 0, 3], [7, 5, 0], [10, 2, 0]))
+    part = jnp.asarray(q[:, :7])
+    lse = paged.attend(part, pool, table, start, count, softcap=softcap, return_lse=True)[1]
+    got, want = (
+        column_sums(part, pool, table, start, count, lse, first_B=first, softcap=softcap, backend=name)
+        for name in (backend, "xla")
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert float(got.sum()) > 1
+
+
 def test_no_array_of_chunk_and_prefix_exists():
     """The largest intermediate of a chunk of 64 over 4,096 positions is smaller than chunk x prefix."""
     C, pages = 64, 4096 // 16

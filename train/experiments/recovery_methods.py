@@ -41,6 +41,7 @@ METHODS = {
     "distil 16 steps": RecoveryMethod(steps=16),
     "fit 8 rows": RecoveryMethod(8),
     "fit 32 rows": RecoveryMethod(32),
+    "fit 64 rows": RecoveryMethod(64),
     "fit 32 rows, 10 x strength": RecoveryMethod(32, strength=10),
     "fit 32 rows, distil 16 steps": RecoveryMethod(32, steps=16, learning_rate=1e-4),
 }

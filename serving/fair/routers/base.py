@@ -12,8 +12,6 @@ from serving.fair.routers.load_index import LoadIndex, WorkerId
 from serving.fair.routers.prefix_map import Block, PrefixMap
 from serving.request import RequestId, RequestInfo
 
-FEW = 16  # holders of a prefix that are compared one by one
-
 
 @dataclass(slots=True)
 class DispatchedRequest:
@@ -38,6 +36,7 @@ class Router(ABC):
         self.draining: dict[WorkerId, None] = {}
         self.dispatched: dict[RequestId, DispatchedRequest] = {}
         self._last_worker: WorkerId = -1
+        self._first: tuple[float, WorkerId] | None = None  # in a dispatch: see `_first_open`
 
     @property
     def capacity_of(self) -> dict[WorkerId, float]:
@@ -116,7 +115,8 @@ class Router(ABC):
             raise ValueError(
                 f"request {request.id!r} is already dispatched to worker {self.dispatched[request.id].worker}"
             )
-        if not self.has_room:
+        self._first = self._first_open()
+        if self._first is None:
             raise ValueError(f"request {request.id!r} cannot be dispatched: no worker has room")
         worker = self._choose(request, blocks, now_s)
         self.load_of[worker] += 1
@@ -177,11 +177,15 @@ class Router(ABC):
         if workers is None:
             first = self._first_open()
             return None if first is None else first[1]
-        if len(workers) > FEW:
+        if not self._few(workers):
             ordered = self.load_of.ordered(self._last_worker)
             return next((w for _, w in ordered if w in workers and self._open(w)), None)
         able = [w for w in workers if self._open(w)]
         return min(able, key=self._rank, default=None)
+
+    def _few(self, workers: Collection[WorkerId]) -> bool:
+        """Whether to compare these is less work than to find one of them among all, in order of load."""
+        return len(workers) ** 2 <= len(self.load_of)
 
     def _rank(self, worker: WorkerId) -> tuple[float, bool, WorkerId]:
         return self.load_of.load(worker), worker <= self._last_worker, worker

@@ -35,7 +35,7 @@ from math import inf
 
 from serving.fair.ledger import units
 from serving.fair.predict import GivenLength, Predictor
-from serving.fair.routers.base import FEW, DispatchedRequest, Router
+from serving.fair.routers.base import DispatchedRequest, Router
 from serving.fair.routers.load_index import WorkerId
 from serving.fair.routers.prefix_map import Block, PrefixMap
 from serving.request import ClientId, RequestId, RequestInfo
@@ -144,10 +144,11 @@ class D2lpm(Router):
 
     def _choose(self, request: RequestInfo, blocks: Sequence[Block], now_s: float) -> WorkerId:
         client = request.client
-        first = self._first_open()
-        assert first is not None
-        least, idlest = first
+        assert self._first is not None
+        least, idlest = self._first
         most = inf if self.max_lead is None else least + self.max_lead
+        if client not in self.refills:  # it has credit nowhere, which need not be looked for
+            self.refills[client] = 1
         longest, holders = self.prefix_map.longest(blocks)
         worth = longest > 0 and longest >= self.min_share * request.prompt_tok
         for refilled in (False, True):
@@ -166,7 +167,7 @@ class D2lpm(Router):
         self, client: ClientId, most: float, among: Collection[WorkerId] | None
     ) -> WorkerId | None:
         """The least loaded worker (of `among`) with room and within the guard where the client has credit."""
-        if among is not None and len(among) <= FEW:
+        if among is not None and self._few(among):
             able = [w for w in among if self._open(w) and self.load_of.load(w) <= most]
             return min([w for w in able if self.credit(client, w) > 0], key=self._rank, default=None)
         for load, worker in self.load_of.ordered(self._last_worker):

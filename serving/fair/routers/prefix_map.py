@@ -8,7 +8,8 @@ behind it. So a wrong match costs at most one request per block.
 Every worker of a node is one of its parent's: who holds a prefix holds its beginning.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from serving.fair.routers.load_index import WorkerId
@@ -23,6 +24,7 @@ class PrefixNode:
     Attributes:
       workers: who is assumed to hold it, and whether it has computed it: False while its first request with
         this block may still be on its way.
+      used: when a prompt last ended here, counted in prompts; 0 for never.
     """
 
     key: Hashable
@@ -30,6 +32,7 @@ class PrefixNode:
     parent: "PrefixNode | None"
     children: "dict[Hashable, PrefixNode]" = field(default_factory=dict)
     workers: dict[WorkerId, bool] = field(default_factory=dict)
+    used: int = 0
 
     @property
     def start_tok(self) -> int:
@@ -43,66 +46,85 @@ class PrefixMap:
         """`max_blocks`: maximum number of nodes; above it, the least recently used leaves are dropped."""
         self.max_blocks = max_blocks
         self.root = PrefixNode(None, 0, None)
-        self._lru: dict[PrefixNode, None] = {}  # least recently used first
+        # Nodes without children, least recently used first; others are as recent as their children.
+        self._leaves: OrderedDict[PrefixNode, None] = OrderedDict()
+        self._size = self._prompts = 0
+        self._last_blocks: Sequence[Block] | None = None
+        self._last_path: list[PrefixNode] = []
         self.disproved = 0  # blocks that a worker was assumed to hold and did not
 
     def __len__(self) -> int:
-        return len(self._lru)
+        return self._size
 
-    def walk(self, blocks: Sequence[Block]) -> Iterator[PrefixNode]:
-        """Yields the known nodes along the prompt, without the root."""
-        node: PrefixNode | None = self.root
+    def path(self, blocks: Sequence[Block]) -> list[PrefixNode]:
+        """The known nodes along the prompt, without the root."""
+        if self._last_blocks is blocks:  # a dispatch asks several times, between two changes of the tree
+            return self._last_path
+        node, found = self.root, []
         for key, _ in blocks:
-            assert node is not None
-            node = node.children.get(key)
-            if node is None:
-                return
-            yield node
+            child = node.children.get(key)
+            if child is None:
+                break
+            found.append(child)
+            node = child
+        self._last_blocks, self._last_path = blocks, found
+        return found
 
     def match(self, blocks: Sequence[Block]) -> dict[WorkerId, int]:
         """Estimated prompt tokens held by each worker; workers that hold none are left out."""
         found: dict[WorkerId, int] = {}
-        for node in reversed(list(self.walk(blocks))):
+        for node in reversed(self.path(blocks)):
             for worker in node.workers:
                 found.setdefault(worker, node.end_tok)
         return found
 
     def longest(self, blocks: Sequence[Block]) -> tuple[int, Collection[WorkerId]]:
         """The longest prefix that anybody is assumed to hold, in tokens, and its holders."""
-        for node in reversed(list(self.walk(blocks))):
+        for node in reversed(self.path(blocks)):
             if node.workers:
                 return node.end_tok, node.workers.keys()
         return 0, ()
 
     def held_tok(self, blocks: Sequence[Block], worker: WorkerId) -> int:
         """Prompt tokens that `worker` is assumed to hold."""
-        held = 0
-        for node in self.walk(blocks):
-            if worker not in node.workers:
-                break
-            held = node.end_tok
-        return held
+        for node in reversed(self.path(blocks)):  # who holds a node holds all before it
+            if worker in node.workers:
+                return node.end_tok
+        return 0
 
     def insert(self, blocks: Sequence[Block], worker: WorkerId) -> list[PrefixNode]:
         """Records that the prompt was dispatched to `worker`; returns its nodes."""
-        node, nodes = self.root, []
-        for key, tokens in blocks:
-            child = node.children.get(key)
-            if child is None:
-                child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
-            child.workers.setdefault(worker, False)
+        nodes = list(self.path(blocks))
+        self._last_blocks = None
+        node = nodes[-1] if nodes else self.root
+        new = blocks[len(nodes) :]
+        if new:
+            self._leaves.pop(node, None)
+        for key, tokens in new:
+            child = node.children[key] = PrefixNode(key, node.end_tok + tokens, node)
             nodes.append(child)
             node = child
-        for node in reversed(nodes):  # a parent is never older than its children, so leaves are dropped first
-            self._lru.pop(node, None)
-            self._lru[node] = None
-        while len(self._lru) > self.max_blocks:
-            self._drop(next(iter(self._lru)))
+        self._size += len(new)
+        self._use(node)
+        for node in reversed(nodes):
+            if worker in node.workers:  # and so of all before it
+                break
+            node.workers[worker] = False
+        while self._size > self.max_blocks:
+            self._drop(next(iter(self._leaves)))
         return nodes
+
+    def _use(self, node: PrefixNode) -> None:
+        """A prompt ends at this node."""
+        self._prompts += 1
+        node.used = self._prompts
+        if not node.children and node is not self.root:
+            self._leaves[node] = None
+            self._leaves.move_to_end(node)
 
     def confirm(self, blocks: Sequence[Block], worker: WorkerId) -> None:
         """The worker has computed this prompt."""
-        for node in self.walk(blocks):
+        for node in self.path(blocks):
             if worker in node.workers:
                 node.workers[worker] = True
 
@@ -111,7 +133,7 @@ class PrefixMap:
 
         The prompt's last block proves nothing: its last token is always computed.
         """
-        path = list(self.walk(blocks))
+        path = self.path(blocks)
         for i, node in enumerate(path[:-1]):
             if hit_tok <= node.start_tok and node.workers.get(worker):
                 self.disproved += self._remove_below(node, worker)
@@ -121,8 +143,15 @@ class PrefixMap:
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Removes a worker and all prefixes that only it held."""
-        for node in list(self._lru):
-            node.workers.pop(worker, None)
+        self._last_blocks = None
+        todo, seen = list(self.root.children.values()), list[PrefixNode]()
+        while todo:  # parents before their children; who does not hold a node holds none behind it
+            node = todo.pop()
+            if worker in node.workers:
+                del node.workers[worker]
+                seen.append(node)
+                todo += node.children.values()
+        for node in reversed(seen):
             if not node.workers and not node.children:
                 self._drop(node)
 
@@ -137,6 +166,14 @@ class PrefixMap:
         return removed
 
     def _drop(self, node: PrefixNode) -> None:
-        del self._lru[node]
-        assert node.parent is not None
-        del node.parent.children[node.key]
+        self._last_blocks = None
+        self._leaves.pop(node, None)
+        self._size -= 1
+        parent = node.parent
+        assert parent is not None
+        del parent.children[node.key]
+        if not parent.children and parent is not self.root:
+            self._leaves[parent] = None
+            if parent.used < node.used:
+                parent.used = node.used
+                self._leaves.move_to_end(parent, last=False)

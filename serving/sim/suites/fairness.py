@@ -1,4 +1,4 @@
-"""The fairness suite: runs every experiment of configs/fair_*.py into the result table or into pictures."""
+"""The fairness suite: every experiment of configs/fair_*.py and cluster_*.py, into the table or pictures."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +18,22 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def experiments(only: Sequence[str] = ()) -> list[FairnessExperiment]:
-    """All variants of all configs/fair_*.py, or those named.
+    """All variants of all configs/fair_*.py and cluster_*.py, or those named. A config without `VARIANTS` is
+    none of the suite's.
 
     Raises:
       ValueError: a name that no config has.
     """
     found = []
-    for path in sorted((ROOT / "configs").glob("fair_*.py")):
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if not path.name.startswith(("fair_", "cluster_")):
+            continue
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += [module.get_config(variant) for variant in module.VARIANTS]
+        found += [module.get_config(variant) for variant in getattr(module, "VARIANTS", ())]
     known = {experiment.id: experiment for experiment in found}
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"unknown experiment {', '.join(unknown)}; known: {', '.join(known)}")

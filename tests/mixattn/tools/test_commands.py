@@ -14,7 +14,9 @@ def test_every_runnable_module_is_listed_and_every_listed_module_runs():
         name.removesuffix(".__main__")
         for name, path in MODULES.items()
         if re.search(r'^if __name__ == "__main__":', path.read_text(), flags=re.M)
-    } - {"mixattn.tools.commands", "serving.http.template_worker"}  # not for people to run
+    } - {
+        *("mixattn.tools.commands", "serving.http.template_worker", "serving.cluster.worker")
+    }  # not for people to run
     assert runnable == {command.module for command in COMMANDS.values()}
 
 

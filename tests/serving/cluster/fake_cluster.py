@@ -44,10 +44,10 @@ class FakeCluster:
     """Drives an `Ingress` with random events.
 
     Args:
-      name: of the router; limit: live requests of a worker.
+      name: of the router; limit: live requests of a worker; workers: that are up at first.
     """
 
-    def __init__(self, name, seed, limit=3, max_tries=10**9, **options):
+    def __init__(self, name, seed, limit=3, max_tries=10**9, workers=3, **options):
         self.rng = random.Random(seed)
         self.ingress = Ingress(fair.make(name, **options), max_tries=max_tries, block_tok=4)
         self.limit, self.now_s, self.count = limit, 0.0, 0
@@ -55,7 +55,7 @@ class FakeCluster:
         self.requests, self.heard, self.outputs = {}, {}, {}
         self.bills, self.ran, self.drains = {}, set(), set()
         self.asked = Counter()
-        for _ in range(3):
+        for _ in range(workers):
             self.join()
 
     # ---- what may happen ----

@@ -37,12 +37,12 @@ def test_G4_d2lpm_prefers_the_prefix_then_the_queue_among_workers_with_credit():
         router = up("d2lpm", quantum_tok=10)
         hold(router, x, "doc", 8, load=5)
         hold(router, y, "doc", 8, load=1)
-        router.spent = {("a", w): -c * SCALE for w, c in enumerate(credit)}
+        router.spent, router.refills = {("a", w): -c * SCALE for w, c in enumerate(credit)}, {"a": 0}
         assert router.dispatch(request(0), [("doc", 8), ("own", 2)]) == chosen
     router = up("d2lpm", quantum_tok=10)
     hold(router, x, "doc", 8, load=5)
     hold(router, y, "doc", 8, load=1)
-    router.spent = {("a", x): 5 * SCALE, ("a", y): 25 * SCALE, ("a", z): 12 * SCALE}
+    router.spent, router.refills = {("a", x): 5 * SCALE, ("a", y): 25 * SCALE, ("a", z): 12 * SCALE}, {"a": 0}
     assert router.dispatch(request(0), [("doc", 8), ("own", 2)]) == x, (
         "positive after one round, and holds it"
     )
@@ -156,15 +156,36 @@ def test_a_worker_of_twice_the_speed_gets_twice_the_work():
     assert router.spent["a", 1] / router.spent["a", 0] == pytest.approx(2, abs=0.1)
 
 
+def nodes_of(tree):
+    todo, found = list(tree.root.children.values()), []
+    while todo:
+        node = todo.pop()
+        found.append(node)
+        todo += node.children.values()
+    return found
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 5)), max_size=60))
 def test_the_tree_of_routes_is_bounded_and_forgets_leaves_first(routes):
     tree = PrefixMap(max_blocks=5)
     for worker, first, second in routes:
         tree.insert([(first, 4), (second, 4)], worker)
-        assert len(tree) <= 5
+        assert len(tree) == len(nodes_of(tree)) <= 5
+        assert set(tree._leaves) == {node for node in nodes_of(tree) if not node.children}
         assert tree.match([(first, 4), (second, 4)])[worker] == 8
     tree.remove_worker(0)
-    assert all(0 not in node.workers for node in tree._lru)
+    assert all(0 not in node.workers for node in nodes_of(tree))
+
+
+def test_of_a_full_tree_the_prompt_goes_that_was_used_longest_ago():
+    tree = PrefixMap(max_blocks=4)
+    for prompt in ("ab", "ac", "ab", "d"):
+        tree.insert([(letter, 1) for letter in prompt], 0)
+    tree.insert([("e", 1)], 0)  # now "c" goes, which no prompt has used since the second
+    assert sorted(node.key for node in nodes_of(tree)) == ["a", "b", "d", "e"]
+    tree.insert([("f", 1)], 0)
+    tree.insert([("g", 1)], 0)
+    assert sorted(node.key for node in nodes_of(tree)) == ["d", "e", "f", "g"]
 
 
 def many_share_a_system_prompt(router, clients=400, workers=4):

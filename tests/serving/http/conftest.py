@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from tests.serving.http.tiny_server import ServerProcess
+from tests.serving.http.tiny_server import ServerProcess, started_by
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +21,4 @@ def server():
 @pytest.fixture
 def start():
     """Starts servers that end with the test."""
-    running = []
-
-    def one(*flags, **more):
-        running.append(ServerProcess(*flags, **more))
-        return running[-1]
-
-    yield one
-    for process in running:
-        process.close()
+    yield from started_by(ServerProcess)

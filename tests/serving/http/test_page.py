@@ -22,7 +22,7 @@ def snapshot(server) -> dict:
 
 
 def test_everything_comes_from_here_under_a_strict_policy(server):
-    for path in ("/dashboard", "/dashboard/dashboard.css", "/dashboard/dashboard.js"):
+    for path in ("/dashboard", "/dashboard/dashboard.css", "/dashboard/dashboard.js", "/dashboard/parts.js"):
         status, headers, content = server.request("GET", path)
         assert status == 200
         assert "default-src 'none'" in headers["content-security-policy"]

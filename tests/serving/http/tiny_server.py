@@ -240,3 +240,16 @@ def exchange(sock: socket.socket, raw: bytes, limit_s: float = 20) -> bytes:
 def raw_post(path: str, body: bytes, *headers: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "Connection: close", "", ""]).encode() + body
+
+
+def started_by(process_class):
+    """For a fixture: yields what starts processes of a class, and closes them after the test."""
+    running = []
+
+    def one(*flags, **more):
+        running.append(process_class(*flags, **more))
+        return running[-1]
+
+    yield one
+    for process in running:
+        process.close()

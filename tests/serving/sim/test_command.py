@@ -129,7 +129,7 @@ def test_in_an_experiment_a_request_that_never_fits_stops_the_run_before_it_star
         (["--memory_tok=30"], "holds no request; 30 rows, 0 requests; 30 dropped (larger than the memory)"),
         (
             ["--suite=overhead"],
-            "--suite, --draw, --fit and --examples; given: --trace and --suite",
+            "--suite, --draw, --fit, --examples and --decisions; given: --trace and --suite",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_suite_fills_one_table_that_says_where_its_rows_come_from(tmp_path):
     (figure,) = (r for r in rows if (r.policy, r.client, r.metric) == ("vtc", "c0", "ttft_mean_s"))
     assert float(figure.paper) == 0.3
     assert float(figure.ratio) == pytest.approx(float(figure.value) / 0.3, rel=0.01)
-    with pytest.raises(ValueError, match="unknown experiment E99; known: E21"):
+    with pytest.raises(ValueError, match="unknown experiment E99; known: E17-hot"):
         fairness.experiments(["E99"])
 
 
@@ -224,7 +224,7 @@ def test_a_picture_is_a_vector_drawing_and_leaves_the_table_alone(tmp_path, id):
 def test_help_shows_each_example_on_a_line_of_its_own(run_module):
     lines = run_module(COMMAND, "--help").stdout.splitlines()
     examples = [line.strip() for line in lines if "python -m" in line]
-    assert len(examples) == 12
+    assert len(examples) == 13
     assert all(example.startswith("python -m serving.simulate --") for example in examples)
 
 
