@@ -152,6 +152,29 @@ def test_differences_are_paired_and_intervals_cover_the_mean(tmp_path):
     assert text["minus_full_low"] == text["minus_full_high"] == 2.0  # the same on every row
 
 
+def test_the_report_says_where_h2o_loses_and_only_there(tmp_path):
+    def answer(task, policy, index, score):
+        head = {"task": task, "length": 100, "mode": "aware", "depth": 0.5, "policy": policy, "index": index}
+        return head | {"score": score}
+
+    scores = {"full": 1.0, "h2o 0.2": 0.5, "tova 0.2": 0.75, "random 0.2": 0.25, "tova 0.5": 1.0}
+    answers = [
+        answer(task, policy, index, score + (index % 3) / 100)
+        for task in ("needle", "text")
+        for policy, score in scores.items()
+        for index in range(30)
+    ]
+    said = statistics.where_it_loses(statistics.table(answers), ("text",))
+    assert [line.split(" by ")[0] for line in said] == [
+        "needle, 100 tokens, budget 0.2: h2o loses to the full cache",
+        "needle, 100 tokens, budget 0.2: h2o loses to tova",
+        "text, 100 tokens, budget 0.2: h2o loses to random",  # nats: less is better
+    ]
+    unsure = [answer("needle", "h2o 0.2", i, i % 2) for i in range(30)]
+    unsure += [answer("needle", "tova 0.2", i, (i + 1) % 2) for i in range(30)]
+    assert statistics.where_it_loses(statistics.table(unsure), ()) == []
+
+
 def test_an_interval_holds_the_true_mean_about_19_times_in_20():
     rng = np.random.default_rng(0)
     held = 0
