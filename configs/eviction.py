@@ -3,11 +3,11 @@
     make model
     python -m train.experiments.eviction --config=configs/eviction.py --workdir=runs/eviction
 
-Sections: `text` (nats of 104 texts: the budgets of 4 and 60 % that results/longcontext_smollm2.csv does not
-have, where 4 % is fewer keys than SnapKV observes; and what FlexGen's promotion, a single cut, and heavy keys
-with one recent key change), `stream` (16 texts read token by token with rolling positions, caches of 64 to 256
-keys). About 25 minutes on one core; `:fast` is a few texts and only shows that it works. Questions are a
-matter of `python -m serving.evals longcontext` and, cut before they are read, of
+Sections: `text` (nats of 104 texts: the budgets of 4 and 60 % that results/longcontext_smollm2.csv does
+not have, where 4 % is fewer keys than SnapKV observes; and what FlexGen's promotion, a single cut, and heavy
+keys with one recent key change), `stream` (16 texts read token by token with rolling positions, caches of 64
+to 256 keys). About 25 minutes on one core; `:fast` is a few texts and only shows that it works. Questions
+are a matter of `python -m serving.evals longcontext` and, cut before they are read, of
 `python -m mixattn.evals longcontext --mode=agnostic`.
 """
 

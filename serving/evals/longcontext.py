@@ -4,12 +4,12 @@
     python -m serving.evals longcontext --checkpoint=runs/demo/model --fast --slots=2
 
 Flags, table, pictures and resuming are those of `python -m mixattn.evals longcontext`, and so are the
-answers, since the engine cuts slabs as `mixattn.generate` cuts its caches. Prompts are computed in chunks and
-requests are batched continuously, --slots at a time. One engine serves all scorers and budgets whose other
-settings are equal, and keeps the pages and scores of prompts: a question is computed once and found again
-under every further policy. The tasks text and stream score given tokens, which no engine does behind a cut; they go
-through the caches of `mixattn.generate` here too. An engine cuts whole prompts: there is no --mode=agnostic
-and no blockwise prefill.
+answers, since the engine cuts slabs as `mixattn.generate` cuts its caches: a folder may be continued by
+either command. Prompts are computed in chunks and requests are batched continuously, --slots at a time. One
+engine serves all scorers and budgets whose other settings are equal, and keeps the pages and scores of
+prompts: a question is computed once and found again under every further policy. The tasks text and stream
+score given tokens, which no engine does behind a cut; they go through the caches of `mixattn.generate` here
+too. An engine cuts whole prompts: there is no --mode=agnostic and no blockwise prefill.
 """
 
 import dataclasses
@@ -57,11 +57,12 @@ def _main() -> None:
     if FLAGS.mode == "agnostic":
         raise ValueError("--mode=agnostic cuts before the question is read; an engine cuts whole prompts")
     command.main(
-        lambda path, scored, grid: EngineModel(path, scored, grid, slots=FLAGS.slots), answered_by="engine"
+        lambda path, scored, grid: ServedModel(path, scored, grid, slots=FLAGS.slots),
+        "python -m serving.evals longcontext",
     )
 
 
-class EngineModel(CheckpointModel):
+class ServedModel(CheckpointModel):
     """A checkpoint whose answers come from engines with slabs.
 
     Args:
@@ -77,7 +78,8 @@ class EngineModel(CheckpointModel):
         for policy in grid.policies:
             slab_kind(policy)
         super().__init__(path, scored)
-        self._grid, self._slots, self._engines = grid, slots, dict[SlabKind, Engine]()
+        self._grid, self._slots = grid, slots
+        self._engines: dict[SlabKind, Engine] = {}
 
     def answers(self, examples: Sequence[Example], policy: KeepPolicy, mode: Mode) -> list[str]:
         if mode == "agnostic":

@@ -84,16 +84,16 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
-def main(make_model: MakeModel | None = None, **settings_of_model: Any) -> None:
+def main(make_model: MakeModel | None = None, command: str = "python -m mixattn.evals longcontext") -> None:
     """Runs the grid and shows it.
 
     Args:
       make_model: what answers; by default the checkpoint without a server.
-      settings_of_model: of `make_model`; a run is only continued under the same.
+      command: by which it is called, for the table.
     """
     workdir = Path(FLAGS.workdir)
     if not FLAGS.show:
-        _run(workdir, make_model or _without_server, settings_of_model)
+        _run(workdir, make_model or _without_server)
     answers = read(workdir / "answers.jsonl")
     if not answers:
         raise ValueError(f"{workdir} holds no answers; run without --show first")
@@ -102,7 +102,7 @@ def main(make_model: MakeModel | None = None, **settings_of_model: Any) -> None:
     lost = statistics.where_it_loses(rows, NATS_TASKS)
     drawn: list[Path] = []
     for table in (workdir / "table.csv", *([Path(FLAGS.csv)] if FLAGS.csv else [])):
-        results.write_csv(table, rows, quiet=True, command="python -m mixattn.evals longcontext", **settings)
+        results.write_csv(table, rows, quiet=True, command=command, **settings)
         drawn += _draw(answers, table.parent, "" if table.parent == workdir else f"{table.stem}_")
     if FLAGS.json:
         command_line.print_json({"rows": rows, "lost": lost, "pictures": [str(path) for path in drawn]})
@@ -134,7 +134,7 @@ def _without_server(path: Path, scored: int, wanted: SuiteGrid) -> "CheckpointMo
     return CheckpointModel(path, scored)
 
 
-def _run(workdir: Path, make_model: MakeModel, settings_of_model: dict[str, Any]) -> None:
+def _run(workdir: Path, make_model: MakeModel) -> None:
     from mixattn.evals.longcontext.checkpoint import keep_of
 
     wanted = _grid()
@@ -151,7 +151,7 @@ def _run(workdir: Path, make_model: MakeModel, settings_of_model: dict[str, Any]
     settings = {"checkpoint": str(path), "seed": wanted.seed, "sinks": FLAGS.sinks, "recent": FLAGS.recent}
     if FLAGS.scored:
         settings["scored"] = FLAGS.scored
-    log = AnswerLog(workdir, settings | settings_of_model)
+    log = AnswerLog(workdir, settings)
     with ProgressLines(quiet=FLAGS.json) as lines:
         line, done = lines.add(wanted.size, f"0 of {wanted.size} answers"), 0
 

@@ -39,7 +39,7 @@ def interval(values: Sequence[float]) -> ScoreInterval:
 def table(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """One row for each task, length, mode and policy.
 
-    Differences are paired: from the full cache, and from `REFERENCE` at the same budget, question by question.
+    Differences are paired by question: from the full cache, and from `REFERENCE` at the same budget.
     """
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], float]] = {}
     for answer in answers:

@@ -12,7 +12,7 @@ from mixattn.evals.longcontext.journal import AnswerLog
 from mixattn.evals.longcontext.policies import FULL, KeepPolicy, grid
 from mixattn.evals.longcontext.suite import SuiteGrid, run
 from serving.evals import longcontext
-from serving.evals.longcontext import EngineModel
+from serving.evals.longcontext import ServedModel
 
 CONFIG = ModelConfig(
     n_layers=2,
@@ -26,11 +26,10 @@ CONFIG = ModelConfig(
     dtype="float32",
     max_positions=512,
 )
-POLICIES = (
-    *grid(["h2o", "h2o_mean", "snapkv", "tova", "random"], ["0.4"], sinks=2, recent=0.25, window=8),
-    KeepPolicy("h2o", 24, (("sinks", 2), ("recent", 0.25), ("window", 8))),
-)
-SMALL = SuiteGrid(("needle", "documents"), (160,), (0.5,), POLICIES, samples=2, batch=4)
+OPTIONS = {"sinks": 2, "recent": 0.25, "window": 8}
+POLICIES = (*grid(["h2o", "snapkv"], ["0.4"], **OPTIONS), KeepPolicy("h2o", 24, tuple(OPTIONS.items())))
+MORE = tuple(grid(["h2o_mean", "tova", "streaming", "knorm", "random", "h2o+always"], ["0.3"], **OPTIONS))
+SMALL = SuiteGrid(("needle",), (400,), (0.5,), POLICIES, samples=3, batch=4)  # lengths are bytes here
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +53,11 @@ def answers(model, grid, folder):
     return {key: answer["answer"] for key, answer in log.answers.items()}
 
 
-def test_every_greedy_answer_is_that_of_the_model_without_a_server(checkpoint, tmp_path):
-    small = dataclasses.replace(SMALL, lengths=(400,))  # in bytes, which the needle's words need
+@pytest.mark.parametrize("policies", [POLICIES, pytest.param(MORE, marks=pytest.mark.long)])
+def test_every_greedy_answer_is_that_of_the_model_without_a_server(policies, checkpoint, tmp_path):
+    small = dataclasses.replace(SMALL, policies=policies)
     direct = answers(CheckpointModel(checkpoint), small, tmp_path / "direct")
-    engine = answers(EngineModel(checkpoint, 0, small, slots=3), small, tmp_path / "engine")
+    engine = answers(ServedModel(checkpoint, 0, small, slots=2), small, tmp_path / "engine")
     assert engine == direct
     full = {key[:4]: said for key, said in direct.items() if key[4] == FULL}
     assert any(said != full[key[:4]] for key, said in direct.items())  # budgets do change answers here
@@ -83,7 +83,7 @@ def test_a_slab_holds_the_largest_budget_and_what_a_cut_prompt_grows_by():
 def test_blockwise_prefill_and_unseen_questions_are_refused(checkpoint):
     (_, blockwise) = grid(["h2o+blockwise"], ["0.4"])
     with pytest.raises(ValueError, match="cuts prompts by blocks, and an engine cuts whole ones"):
-        EngineModel(checkpoint, 0, dataclasses.replace(SMALL, policies=(blockwise,)), slots=2)
-    model = EngineModel(checkpoint, 0, SMALL, slots=2)
+        ServedModel(checkpoint, 0, dataclasses.replace(SMALL, policies=(blockwise,)), slots=2)
+    model = ServedModel(checkpoint, 0, SMALL, slots=2)
     with pytest.raises(ValueError, match="an engine cuts whole prompts"):
         model.answers([], POLICIES[0], "agnostic")

@@ -47,7 +47,7 @@ def test_only_questions_are_in_the_loss_mask_and_a_batch_follows_from_its_seed(b
 
 
 def test_reading_token_by_token_with_all_keys_predicts_what_one_pass_does():
-    experiment = small()
+    experiment = small(scorers=())
     trained = objective.init_params(experiment.model, 0, experiment.build)
     model = objective.model_of(experiment.model, trained, experiment.build)
     rows = list(zipf_recall.measure(experiment, model))
