@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags, logging
 
 from mixattn.evals import command_line
 from mixattn.evals.longcontext import command
@@ -54,15 +54,16 @@ def start(argv: list[str]) -> None:
 
 
 def _main() -> None:
+    logging.set_verbosity(logging.ERROR)
     if FLAGS.mode == "agnostic":
         raise ValueError("--mode=agnostic cuts before the question is read; an engine cuts whole prompts")
     command.main(
-        lambda path, scored, grid: ServedModel(path, scored, grid, slots=FLAGS.slots),
+        lambda path, scored, grid: EngineBackedModel(path, scored, grid, slots=FLAGS.slots),
         "python -m serving.evals longcontext",
     )
 
 
-class ServedModel(CheckpointModel):
+class EngineBackedModel(CheckpointModel):
     """A checkpoint whose answers come from engines with slabs.
 
     Args:

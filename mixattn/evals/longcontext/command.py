@@ -112,7 +112,7 @@ def main(make_model: MakeModel | None = None, command: str = "python -m mixattn.
         "\n".join(
             [
                 "",
-                f"Where {statistics.REFERENCE} loses (paired, beyond 95 %):",
+                f"Where {statistics.REFERENCE} loses (paired, beyond 95 %, {statistics.MIN_PAIRS} questions or more):",
                 *(lost or ["nowhere here"]),
                 "",
             ]

@@ -9,6 +9,7 @@ from mixattn.evals.longcontext.journal import Answer
 from mixattn.evals.longcontext.policies import FULL
 
 RESAMPLES = 2000
+MIN_PAIRS = 10
 REFERENCE = "h2o"  # the scorer that others are compared with at the same budget
 
 
@@ -72,6 +73,8 @@ def _paired(
 def where_it_loses(rows: Sequence[Mapping[str, Any]], less_is_better: Collection[str]) -> list[str]:
     """A sentence for every place where `REFERENCE` is worse, beyond its 95 % interval, than something else.
 
+    Fewer than `MIN_PAIRS` questions decide nothing: their bootstrap interval is too narrow.
+
     Args:
       rows: of `table`. less_is_better: tasks whose score is a cost.
     """
@@ -81,7 +84,7 @@ def where_it_loses(rows: Sequence[Mapping[str, Any]], less_is_better: Collection
         place = f"{row['task']}, {row['length']} tokens" + (", question unseen" * (row["mode"] == "agnostic"))
         scorer, _, budget = row["policy"].rpartition(" ")
         name = "minus_full" if scorer == REFERENCE else f"minus_{REFERENCE}"
-        if name not in row:
+        if name not in row or row["n"] < MIN_PAIRS:
             continue
         worse = sign if scorer == REFERENCE else -sign  # the sign of a difference that is against it
         low, high = sorted((worse * row[f"{name}_low"], worse * row[f"{name}_high"]))

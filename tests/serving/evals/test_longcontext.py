@@ -12,7 +12,7 @@ from mixattn.evals.longcontext.journal import AnswerLog
 from mixattn.evals.longcontext.policies import FULL, KeepPolicy, grid
 from mixattn.evals.longcontext.suite import SuiteGrid, run
 from serving.evals import longcontext
-from serving.evals.longcontext import ServedModel
+from serving.evals.longcontext import EngineBackedModel
 
 CONFIG = ModelConfig(
     n_layers=2,
@@ -57,7 +57,7 @@ def answers(model, grid, folder):
 def test_every_greedy_answer_is_that_of_the_model_without_a_server(policies, checkpoint, tmp_path):
     small = dataclasses.replace(SMALL, policies=policies)
     direct = answers(CheckpointModel(checkpoint), small, tmp_path / "direct")
-    engine = answers(ServedModel(checkpoint, 0, small, slots=2), small, tmp_path / "engine")
+    engine = answers(EngineBackedModel(checkpoint, 0, small, slots=2), small, tmp_path / "engine")
     assert engine == direct
     full = {key[:4]: said for key, said in direct.items() if key[4] == FULL}
     assert any(said != full[key[:4]] for key, said in direct.items())  # budgets do change answers here
@@ -83,7 +83,7 @@ def test_a_slab_holds_the_largest_budget_and_what_a_cut_prompt_grows_by():
 def test_blockwise_prefill_and_unseen_questions_are_refused(checkpoint):
     (_, blockwise) = grid(["h2o+blockwise"], ["0.4"])
     with pytest.raises(ValueError, match="cuts prompts by blocks, and an engine cuts whole ones"):
-        ServedModel(checkpoint, 0, dataclasses.replace(SMALL, policies=(blockwise,)), slots=2)
-    model = ServedModel(checkpoint, 0, SMALL, slots=2)
+        EngineBackedModel(checkpoint, 0, dataclasses.replace(SMALL, policies=(blockwise,)), slots=2)
+    model = EngineBackedModel(checkpoint, 0, SMALL, slots=2)
     with pytest.raises(ValueError, match="an engine cuts whole prompts"):
         model.answers([], POLICIES[0], "agnostic")
