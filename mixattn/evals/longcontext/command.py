@@ -108,16 +108,9 @@ def main(make_model: MakeModel | None = None, command: str = "python -m mixattn.
         command_line.print_json({"rows": rows, "lost": lost, "pictures": [str(path) for path in drawn]})
         return
     print(_text(rows))
-    print(
-        "\n".join(
-            [
-                "",
-                f"Where {statistics.REFERENCE} loses (paired, beyond 95 %, {statistics.MIN_PAIRS} questions or more):",
-                *(lost or ["nowhere here"]),
-                "",
-            ]
-        )
-    )
+    who, least = statistics.REFERENCE, statistics.MIN_PAIRS
+    print(f"\nWhere {who} loses (paired, beyond 95 %, {least} questions or more):")
+    print("\n".join(lost or ["nowhere here"]), end="\n\n")
     print(f"answers and table.csv are in {workdir}; pictures: {', '.join(map(str, drawn)) or 'none'}")
 
 
