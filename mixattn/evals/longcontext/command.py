@@ -102,7 +102,8 @@ def main(make_model: MakeModel | None = None, command: str = "python -m mixattn.
     lost = statistics.where_it_loses(rows, NATS_TASKS)
     drawn: list[Path] = []
     for table in (workdir / "table.csv", *([Path(FLAGS.csv)] if FLAGS.csv else [])):
-        results.write_csv(table, rows, quiet=True, command=command, **settings)
+        rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        results.write_csv(table, rounded, quiet=True, command=command, **settings)
         drawn += _draw(answers, table.parent, "" if table.parent == workdir else f"{table.stem}_")
     if FLAGS.json:
         command_line.print_json({"rows": rows, "lost": lost, "pictures": [str(path) for path in drawn]})

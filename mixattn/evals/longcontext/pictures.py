@@ -19,47 +19,55 @@ CONTROLS = ("streaming", "random", "recent")  # no attention decides what they k
 COLOURS = ("#c2410c", "#0369a1", "#15803d", "#7e22ce", "#b8860b", "#be185d", "#0f766e")
 GREYS = ("#444444", "#777777", "#a3a3a3")
 MARKERS = "osD^vP*X"
-SPREAD = 0.045  # neighbours at one budget stand apart by this part of it, so that intervals can be told apart
+NATS_TICKS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+SPREAD = 0.022  # neighbours at one budget stand apart by this part of it, so that intervals can be told apart
 
 
 def heat_map(answers: Sequence[Answer], path: Path) -> bool:
-    """One panel for each task with a depth and each policy. Returns whether there was anything to draw."""
-    panels = [
-        (task, policy, cells)
-        for task in AT_A_DEPTH
-        for policy, cells in sorted(by_depth(answers, task).items(), key=lambda item: item[0] != FULL)
-    ]
+    """A row of panels for each task with a depth and each scorer, a column for each budget.
+
+    Returns whether there was anything to draw.
+    """
+    panels = {
+        (task, policy): cells for task in AT_A_DEPTH for policy, cells in by_depth(answers, task).items()
+    }
     if not panels:
         return False
+    policies = sorted({_parts(policy) for _, policy in panels if policy != FULL})
+    budgets = sorted({budget for _, budget in policies})
+    tasks = list(dict.fromkeys(task for task, _ in panels))
+    scorers = [FULL, *dict.fromkeys(scorer for scorer, _ in policies)]
+    lines = [(task, scorer) for task in tasks for scorer in scorers]
     pyplot = _pyplot()
-    tasks = list(dict.fromkeys(task for task, _, _ in panels))
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH_IN, 1.35 * rows + 0.9),
+        len(lines),
+        max(1, len(budgets)),
+        figsize=(WIDTH_IN, 1.15 * len(lines) + 0.9),
         squeeze=False,
         layout="constrained",
-        sharex=True,
-        sharey=True,
     )
-    for number, axis in enumerate(axes.flat):
-        axis.set_visible(number < len(panels))
-    for axis, (task, policy, cells) in zip(axes.flat, panels, strict=False):
-        image = _cells(axis, cells)
-        axis.set_title(policy if len(tasks) == 1 else f"{task}: {policy}", fontsize=9)
-    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
-        axis.tick_params(labelbottom=True)
+    for row, (task, scorer) in zip(axes, lines, strict=True):
+        for axis, budget in zip(row, budgets or [0.0], strict=True):
+            policy = FULL if scorer == FULL else f"{scorer} {budget:g}"
+            shown = (task, policy) in panels and (scorer != FULL or axis is row[0])
+            axis.set_visible(shown)
+            if shown:
+                image = _cells(axis, panels[task, policy])
+                name = "full cache" if scorer == FULL else f"{scorer}, {_amount(budget)} of the keys"
+                axis.set_title(name if len(tasks) == 1 else f"{task}: {name}", fontsize=9)
     figure.supxlabel("tokens of context and question", fontsize=9)
     figure.supylabel("where the answer lies", fontsize=9)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.03)
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.03)
     bar.set_label("share of the answer found", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     if len(tasks) == 1:
-        figure.suptitle(f"{tasks[0]}: full cache, and policies with their budget", fontsize=10)
+        figure.suptitle(f"task: {tasks[0]}", fontsize=10)
     _save(figure, path)
     return True
+
+
+def _amount(budget: float) -> str:
+    return f"{budget:.0%}" if budget <= 1 else f"{budget:g}"
 
 
 def _cells(axis: Any, cells: Mapping[tuple[float, int], float]) -> Any:
@@ -104,7 +112,8 @@ def budget_curve(answers: Sequence[Answer], path: Path) -> bool:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8.5, frameon=False
     )
-    figure.supxlabel("keys kept (share of the prompt, or a number)", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("keys kept, of the prompt", fontsize=8.5)
     _save(figure, path)
     return True
 
@@ -127,12 +136,17 @@ def _panel(
         axis.axhline(0 if paired else full, color="black", linewidth=1, linestyle="--", label="full cache")
     budgets = sorted({_budget(row) for row in rows})
     axis.set_xscale("log")
-    axis.set_xticks(budgets, [f"{b:.0%}" if b <= 1 else f"{b:g}" for b in budgets], minor=False)
+    axis.set_xticks(budgets, [_amount(budget) for budget in budgets], minor=False)
     axis.set_xticks([], minor=True)
     axis.set_title(
         f"{task}, {length} tokens" + (", question unseen" if mode == "agnostic" else ""), fontsize=9.5
     )
     axis.set_ylabel(_what_is_drawn(task, paired), fontsize=8.5)
+    if paired:  # a cache without sinks costs ten times as much as the rest
+        axis.set_yscale("symlog", linthresh=NATS_TICKS[1], linscale=0.4)
+        axis.set_ylim(bottom=min(-0.03, *(row["minus_full_low"] for row in rows)))
+        axis.set_yticks(NATS_TICKS, [f"{tick:g}" for tick in NATS_TICKS])
+        axis.set_yticks([], minor=True)
     axis.tick_params(labelsize=8.5)
     axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axis.set_axisbelow(True)
@@ -141,7 +155,7 @@ def _panel(
 def _what_is_drawn(task: str, paired: bool) -> str:
     if task not in NATS_TASKS:
         return "share found (more is better)"
-    return f"nats a token{' over the full cache' if paired else ''} (less is better)"
+    return f"{'added ' if paired else ''}nats a token (less is better)"
 
 
 def _curve(axis: Any, rows: Sequence[dict[str, Any]], field: str, shift: float, **style: Any) -> None:
@@ -170,12 +184,18 @@ def _styles(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
     return styles
 
 
+def _parts(policy: str) -> tuple[str, float]:
+    """Scorer and budget of a policy's name."""
+    scorer, budget = policy.rsplit(" ", 1)
+    return scorer, float(budget)
+
+
 def _scorer(row: Mapping[str, Any]) -> str:
-    return str(row["policy"]).rsplit(" ", 1)[0]
+    return _parts(row["policy"])[0]
 
 
 def _budget(row: Mapping[str, Any]) -> float:
-    return float(str(row["policy"]).rsplit(" ", 1)[1])
+    return _parts(row["policy"])[1]
 
 
 def _pyplot() -> Any:
