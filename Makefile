@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv real-peers clients cluster-ray model dafny arena-demo clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv peer-eviction real-peers clients cluster-ray model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -24,6 +24,7 @@ help:
 	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
 	@echo "make cluster-ray  troubles for a cluster whose workers are Ray actors (a second environment)"
 	@echo "make peer-kv    which keys our scorers and kvpress' keep (builds an environment with torch and kvpress)"
+	@echo "make peer-eviction  our eviction beside OpenVINO GenAI's in its engine (environments of make real-peers)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
 	@echo "make real-peers  environments of OpenVINO GenAI, llama.cpp, transformers and vLLM, for the real-model benchmark"
 	@echo "make lint       ruff (format and rules) and mypy"
@@ -147,6 +148,10 @@ $(VENV)-peer-kv/.ready: .ci/peer-kv-env
 
 peer-kv: model $(VENV)-peer-kv/.ready
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.peer_kv --peer=$(VENV)-peer-kv/bin/python --out=results/peer_kv.csv
+
+# KV eviction beside OpenVINO GenAI's, which evicts blocks inside its engine.
+peer-eviction: real-peers
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.eviction --peer=$(VENV)-real/openvino/bin/python
 
 # llama.cpp on the same GGUF files, in an environment of its own.
 $(VENV)-llama/.ready:

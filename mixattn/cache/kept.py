@@ -184,6 +184,14 @@ class Kept:
         view = Prompt(q_BTNH, lse_BTN, q_pos_BT, k_BSKH, v_BSKH, k_pos_BS, **options, config=self.config)
         return out_BTNH, self._with_votes(layer, self.scorer.votes(self._last_queries(view)))
 
+    def voted(
+        self, layer: Layer, q_BTNH: jax.Array, lse_BTN: jax.Array, kv: KV, options: dict[str, Any]
+    ) -> Self:
+        """The empty cache with what a prompt without padding says of the keys kv."""
+        position_BT = self._real_positions(q_BTNH.shape[1])
+        view = Prompt(q_BTNH, lse_BTN, position_BT, *kv, position_BT, **options, config=self.config)
+        return self._with_votes(layer, self.scorer.votes(self._last_queries(view)))
+
     def _last_queries(self, view: Prompt) -> Prompt:
         """The view with only the queries that the scorer reads."""
         reads, T = self.scorer.reads, view.q_BTNH.shape[1]

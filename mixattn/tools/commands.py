@@ -29,6 +29,11 @@ COMMANDS: dict[str, Command] = {
     "train-fits": Command(
         "train.aot_fit", "check whether training a model fits a TPU or GPU, without the device"
     ),
+    "eviction": Command("train.experiments.eviction", "experiment: what evicting keys costs, by section"),
+    "zipf-recall": Command(
+        "train.experiments.zipf_recall", "experiment: eviction on a task with heavy hitters, trained here"
+    ),
+    "sparsity": Command("train.experiments.sparsity", "experiment: how few keys get most of the attention"),
     "recall": Command("train.experiments.recall", "experiment: recall beyond the windows, by wiring"),
     "wiring-quality": Command(
         "train.experiments.wiring_quality", "experiment: loss against KV bytes, by wiring"

@@ -2,6 +2,7 @@
 
     python -m serving.evals demo --workdir=runs/arena     four settings of one model, judged and ranked
     python -m serving.evals exhibit                       what a small model is worth as a judge
+    python -m serving.evals longcontext --checkpoint=DIR  the long-context suite as requests of the engine
     python -m serving.evals worker --model=DIR            the engine as a process that the arena starts
 
 `--help` after a command lists its flags.
@@ -11,7 +12,7 @@ import sys
 
 from mixattn.tools.dispatch import dispatch
 
-COMMANDS = ("demo", "exhibit", "worker")
+COMMANDS = ("demo", "exhibit", "longcontext", "worker")
 
 
 def main(argv: list[str]) -> None:

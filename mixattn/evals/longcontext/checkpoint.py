@@ -10,6 +10,7 @@ from mixattn.evals.longcontext.example import Example
 from mixattn.evals.longcontext.policies import KeepPolicy
 from mixattn.evals.longcontext.suite import STREAM, Mode
 from mixattn.forced import log_likelihoods
+from mixattn.forced_together import applies, log_likelihoods_together
 from mixattn.generation import generate
 from mixattn.keep import Keep
 from mixattn.text import reference_manual
@@ -23,12 +24,14 @@ class CheckpointModel:
 
     Args:
       path: a checkpoint directory.
+      scored: tokens of a text that are scored; 0 = a quarter of it.
 
     Raises:
       ValueError: it is none.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, scored: int = 0):
+        self.scored = scored
         self.model, self.config = hf.load(path)
         self.tokenizer = hf.load_tokenizer(path)
         self.stop_ids = tuple(hf.stop_ids(path))
@@ -43,11 +46,11 @@ class CheckpointModel:
             )
 
     def count(self, text: str) -> int:
-        return len(self._ids(text))
+        return len(self.ids(text))
 
     def answers(self, examples: Sequence[Example], policy: KeepPolicy, mode: Mode) -> list[str]:
-        contexts = [self._ids(example.context) for example in examples]
-        tails = [self._ids(example.question + example.lead, first=False) for example in examples]
+        contexts = [self.ids(example.context) for example in examples]
+        tails = [self.ids(example.question + example.lead, first=False) for example in examples]
         new_tokens = max(example.new_tokens for example in examples)
         unseen = mode == "agnostic"
         rows = generate(
@@ -60,14 +63,26 @@ class CheckpointModel:
         )
         return [self.tokenizer.decode(row) for row in rows]
 
-    def nats(self, task: str, length: int, indices: Sequence[int], policy: KeepPolicy) -> list[float]:
+    def nats(
+        self, task: str, length: int, indices: Sequence[int], policies: Sequence[KeepPolicy]
+    ) -> list[list[float]]:
         rows = [self.text(length, index) for index in indices]
-        keep, scored = keep_of(policy), max(1, length // SCORED_SHARE)
+        keeps, scored = (
+            [keep_of(policy) for policy in policies],
+            self.scored or max(1, length // SCORED_SHARE),
+        )
         start = length - scored
         if task == STREAM:
             start = min(STREAM_START, start)
-            keep = keep and dataclasses.replace(keep, positions="rolling", share_of="total")
-        return [float(-row[-scored:].mean()) for row in log_likelihoods(self.model, rows, start, keep=keep)]
+            keeps = [
+                keep and dataclasses.replace(keep, positions="rolling", share_of="total") for keep in keeps
+            ]
+        together = len(keeps) > 1 and all(applies(self.config, keep) for keep in keeps)
+        if together and task != STREAM:
+            found = log_likelihoods_together(self.model, rows, start, keeps)
+        else:
+            found = [log_likelihoods(self.model, rows, start, keep=keep) for keep in keeps]
+        return [[float(-row[-scored:].mean()) for row in nats] for nats in found]
 
     def text(self, length: int, index: int) -> list[int]:
         """The `index`-th stretch of `length` tokens of the reference, without overlap as far as it goes."""
@@ -79,9 +94,9 @@ class CheckpointModel:
 
     @functools.cached_property
     def _reference(self) -> list[int]:
-        return self._ids(reference_manual())
+        return self.ids(reference_manual())
 
-    def _ids(self, text: str, *, first: bool = True) -> list[int]:
+    def ids(self, text: str, *, first: bool = True) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=first).ids)
 
 

@@ -6,6 +6,15 @@ from typing import Any
 
 FULL = "full"
 ONCE = ("snapkv", "expected")  # cut the prompt and then grow
+# What may follow a scorer's name: "h2o+always" is `Keep("h2o", promotion="always")`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "always": {"promotion": "always"},
+    "owner_only": {"scope": "owner_only"},
+    "prompt": {"when": "prompt"},
+    "pyramid": {"allocation": "pyramid"},
+    "blockwise": {"prefill": "blockwise"},
+    "one_recent": {"recent": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -13,7 +22,8 @@ class KeepPolicy:
     """A KV budget by name; "full" keeps everything.
 
     Attributes:
-      scorer: name, or "full". budget: share of the prompt (float), or keys (int).
+      scorer: name with variants behind "+" (see `VARIANTS`), or "full".
+      budget: share of the prompt (float), or keys (int).
       options: further fields of `mixattn.keep.Keep`, as pairs.
     """
 
@@ -31,8 +41,12 @@ class KeepPolicy:
         """The arguments of `Keep`; None for the full cache."""
         if self.scorer == FULL:
             return None
-        when = {"when": "prompt"} if self.scorer in ONCE else {}
-        return {"scorer": self.scorer, "budget": self.budget, **dict(self.options), **when}
+        scorer, *variants = self.scorer.split("+")
+        fields = {"scorer": scorer, "budget": self.budget, **dict(self.options)}
+        fields |= {"when": "prompt"} if scorer in ONCE else {}
+        for variant in variants:
+            fields |= _variant(variant)
+        return fields
 
 
 def grid(scorers: Sequence[str], budgets: Sequence[str], **options: Any) -> list[KeepPolicy]:
@@ -44,12 +58,22 @@ def grid(scorers: Sequence[str], budgets: Sequence[str], **options: Any) -> list
     Raises:
       ValueError: a budget that is no number.
     """
-    pairs = tuple(options.items())
     amounts = [_amount(text) for text in budgets]
     return [
         KeepPolicy(FULL),
-        *(KeepPolicy(scorer, amount, pairs) for scorer in scorers for amount in amounts),
+        *(KeepPolicy(scorer, amount, _options(scorer, options)) for scorer in scorers for amount in amounts),
     ]
+
+
+def _options(scorer: str, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The control without sinks has none; with them it would be "streaming"."""
+    return tuple((given | {"sinks": 0} if scorer == "recent" and "sinks" in given else given).items())
+
+
+def _variant(name: str) -> dict[str, Any]:
+    if name not in VARIANTS:
+        raise ValueError(f"variant {name!r} is not one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
 
 
 def _amount(text: str) -> int | float:

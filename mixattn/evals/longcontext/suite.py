@@ -10,6 +10,7 @@ from mixattn.evals.longcontext.policies import KeepPolicy
 from mixattn.evals.longcontext.tasks import AT_A_DEPTH, TASKS
 
 type Mode = Literal["aware", "agnostic"]
+type OnBatch = Callable[[int, str], None]  # answers that came, and what is asked
 TEXT, STREAM = "text", "stream"
 NATS_TASKS = (TEXT, STREAM)
 
@@ -25,8 +26,10 @@ class LongContextModel(Protocol):
         """Greedy answers; in mode "agnostic" the cache is cut before the question is read."""
         ...
 
-    def nats(self, task: str, length: int, indices: Sequence[int], policy: KeepPolicy) -> list[float]:
-        """Mean negative log-likelihood of the last tokens of each text of `length` tokens."""
+    def nats(
+        self, task: str, length: int, indices: Sequence[int], policies: Sequence[KeepPolicy]
+    ) -> list[list[float]]:
+        """Mean negative log-likelihood of the last tokens of each text of `length` tokens, by policy."""
         ...
 
 
@@ -74,25 +77,51 @@ class SuiteGrid:
         return len(self.lengths) * len(self.policies) * sum(len(self.places(task)) for task in self.tasks)
 
 
-def run(
-    grid: SuiteGrid, model: LongContextModel, log: AnswerLog, on_batch: Callable[[int, str], None]
-) -> None:
+def run(grid: SuiteGrid, model: LongContextModel, log: AnswerLog, on_batch: OnBatch) -> None:
     """Asks what the log does not have yet; calls `on_batch` with the answers that came, and what is asked."""
     for length in grid.lengths:
         for task in grid.tasks:
-            examples = _Examples(grid, task, length, model.count)
-            for policy in grid.policies:
-                todo = [
-                    place
-                    for place in grid.places(task)
-                    if _key(grid, task, length, place, policy) not in log.answers
-                ]
-                doing = f"{task}, {length} tokens, {policy.name}"
-                on_batch(len(grid.places(task)) - len(todo), doing)
-                for start in range(0, len(todo), grid.batch):
-                    places = todo[start : start + grid.batch]
-                    log.add(_answered(grid, model, examples, places, policy))
-                    on_batch(len(places), doing)
+            ask = _ask_nats if task in NATS_TASKS else _ask_questions
+            ask(grid, model, log, on_batch, task, length)
+
+
+def _ask_questions(
+    grid: SuiteGrid, model: LongContextModel, log: AnswerLog, on_batch: OnBatch, task: str, length: int
+) -> None:
+    examples = _Examples(grid, task, length, model.count)
+    for policy in grid.policies:
+        todo = _open(grid, log, task, length, policy)
+        doing = f"{task}, {length} tokens, {policy.name}"
+        on_batch(len(grid.places(task)) - len(todo), doing)
+        for start in range(0, len(todo), grid.batch):
+            places = todo[start : start + grid.batch]
+            log.add(_answered(grid, model, examples, places, policy))
+            on_batch(len(places), doing)
+
+
+def _ask_nats(
+    grid: SuiteGrid, model: LongContextModel, log: AnswerLog, on_batch: OnBatch, task: str, length: int
+) -> None:
+    """A batch of texts goes through all policies before the next, so that a run cut short has whole pairs."""
+    places = grid.places(task)
+    for start in range(0, len(places), grid.batch):
+        batch = places[start : start + grid.batch]
+        missing = {p: [at for at in batch if at in _open(grid, log, task, length, p)] for p in grid.policies}
+        on_batch(len(batch) * len(missing) - sum(map(len, missing.values())), f"{task}, {length} tokens")
+        for todo in {tuple(at) for at in missing.values() if at}:
+            policies = [policy for policy in grid.policies if tuple(missing[policy]) == todo]
+            nats = model.nats(task, length, [index for _, index in todo], policies)
+            for policy, scores in zip(policies, nats, strict=True):
+                heads = [_head(grid, task, length, at, policy) for at in todo]
+                log.add(head | {"score": score} for head, score in zip(heads, scores, strict=True))
+            on_batch(len(todo) * len(policies), f"{task}, {length} tokens")
+
+
+def _open(
+    grid: SuiteGrid, log: AnswerLog, task: str, length: int, policy: KeepPolicy
+) -> list[tuple[float, int]]:
+    """The places that the log has no answer for."""
+    return [at for at in grid.places(task) if _key(grid, task, length, at, policy) not in log.answers]
 
 
 class _Examples:
@@ -117,16 +146,17 @@ def _answered(
     policy: KeepPolicy,
 ) -> list[Answer]:
     task, length = questions.task, questions.length
-    heads = [dict(zip(KEY, _key(grid, task, length, place, policy), strict=True)) for place in places]
-    if task in NATS_TASKS:
-        nats = model.nats(task, length, [index for _, index in places], policy)
-        return [head | {"score": value} for head, value in zip(heads, nats, strict=True)]
+    heads = [_head(grid, task, length, place, policy) for place in places]
     examples = [questions.at(*place) for place in places]
     said = model.answers(examples, policy, grid.mode)
     return [
         head | {"expected": list(example.answers), "answer": answer, "score": score(example, answer)}
         for head, example, answer in zip(heads, examples, said, strict=True)
     ]
+
+
+def _head(grid: SuiteGrid, task: str, length: int, place: tuple[float, int], policy: KeepPolicy) -> Answer:
+    return dict(zip(KEY, _key(grid, task, length, place, policy), strict=True))
 
 
 def _key(

@@ -94,8 +94,8 @@ class Scripted:
             " ".join(a for a in e.answers if a in e.context[-int(kept * len(e.context)) :]) for e in examples
         ]
 
-    def nats(self, task, length, indices, policy):
-        return [3.0 + (policy.scorer != FULL) / policy.budget for _ in indices]
+    def nats(self, task, length, indices, policies):
+        return [[3.0 + (p.scorer != FULL) / p.budget for _ in indices] for p in policies]
 
 
 def small(**changes):
@@ -152,6 +152,29 @@ def test_differences_are_paired_and_intervals_cover_the_mean(tmp_path):
     assert text["minus_full_low"] == text["minus_full_high"] == 2.0  # the same on every row
 
 
+def test_the_report_says_where_h2o_loses_and_only_there(tmp_path):
+    def answer(task, policy, index, score):
+        head = {"task": task, "length": 100, "mode": "aware", "depth": 0.5, "policy": policy, "index": index}
+        return head | {"score": score}
+
+    scores = {"full": 1.0, "h2o 0.2": 0.5, "tova 0.2": 0.75, "random 0.2": 0.25, "tova 0.5": 1.0}
+    answers = [
+        answer(task, policy, index, score + (index % 3) / 100)
+        for task in ("needle", "text")
+        for policy, score in scores.items()
+        for index in range(30)
+    ]
+    said = statistics.where_it_loses(statistics.table(answers), ("text",))
+    assert [line.split(" by ")[0] for line in said] == [
+        "needle, 100 tokens, budget 0.2: h2o loses to the full cache",
+        "needle, 100 tokens, budget 0.2: h2o loses to tova",
+        "text, 100 tokens, budget 0.2: h2o loses to random",  # nats: less is better
+    ]
+    unsure = [answer("needle", "h2o 0.2", i, i % 2) for i in range(30)]
+    unsure += [answer("needle", "tova 0.2", i, (i + 1) % 2) for i in range(30)]
+    assert statistics.where_it_loses(statistics.table(unsure), ()) == []
+
+
 def test_an_interval_holds_the_true_mean_about_19_times_in_20():
     rng = np.random.default_rng(0)
     held = 0
@@ -182,6 +205,15 @@ def test_both_pictures_are_drawn(tmp_path):
 def test_a_bad_grid_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         small(**changes)
+
+
+def test_a_variant_sets_its_field_and_an_unknown_one_is_refused():
+    (_, always, alone) = grid(["h2o+always", "recent"], ["0.2"], sinks=4, recent=0.5)
+    assert always.name == "h2o+always 0.2"
+    assert always.fields == {"scorer": "h2o", "budget": 0.2, "sinks": 4, "recent": 0.5, "promotion": "always"}
+    assert alone.fields["sinks"] == 0  # with sinks it would be streaming
+    with pytest.raises(ValueError, match="'allways' is not one of always"):
+        KeepPolicy("h2o+allways").fields  # noqa: B018
 
 
 def test_a_budget_that_is_no_number_is_refused():
