@@ -274,13 +274,13 @@ class Request:
             return
         if len(self.forced_ids) > self.sampling.max_tokens:
             raise ValueError(
-                f"request {self.id!r} begins with {len(self.forced_ids)} given tokens (forced_ids); it may have "
-                f"{self.sampling.max_tokens}"
+                f"request {self.id!r} begins with {len(self.forced_ids)} given tokens (forced_ids); it may "
+                f"have {self.sampling.max_tokens}"
             )
         if self.grammar is not None or self.sampling.min_tokens:
             raise ValueError(
-                f"request {self.id!r} has forced_ids, and a grammar or min_tokens={self.sampling.min_tokens}; "
-                "these forbid tokens, and a forbidden token has no log-probability"
+                f"request {self.id!r} has forced_ids, and a grammar or min_tokens="
+                f"{self.sampling.min_tokens}; these forbid tokens, which have no log-probability then"
             )
         both = zip(self.forced_ids, self.resume_ids)
         if any(given != produced for given, produced in both):

@@ -53,8 +53,8 @@ def check_features(request: Request, model: ModelConfig, config: EngineConfig, *
             )
     if request.forced_ids and not config.keep.slab_tok:
         raise ValueError(
-            f"request {id!r} gives {len(request.forced_ids)} tokens of its output (forced_ids), which needs an "
-            "engine that evicts, but config.keep.slab_tok is 0; prompt_logprobs score a text without eviction"
+            f"request {id!r} gives {len(request.forced_ids)} tokens of its output (forced_ids), which an "
+            "engine that evicts can read, but config.keep.slab_tok is 0; prompt_logprobs score a text there"
         )
     if request.grammar is not None and not config.grammar:
         raise ValueError(f"request {id!r} has a grammar, but config.grammar is off")

@@ -50,22 +50,8 @@ def _forget_programs():
 
 
 @pytest.fixture
-def run_module(tmp_path):
+def run_module():
     """Runs `python -m module args...` in the checkout, as a user would; returns the finished process."""
-    import subprocess
-    import sys
+    from tests import forked
 
-    root = Path(__file__).resolve().parent.parent
-
-    def run(module: str, *args: str, timeout_s: float = 300, env: dict[str, str] | None = None):
-        return subprocess.run(
-            [sys.executable, "-m", module, *args],
-            cwd=root,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    return run
+    return forked.run

@@ -4,41 +4,29 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests import forked
 from train import progress
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TIMING = {"seconds", "tokens_per_s"}
 
 
 def command(workdir, *more):
-    return [
-        sys.executable,
-        "-m",
-        "train.main",
-        "--config=tests/train/tiny.py",
-        f"--workdir={workdir}",
-        *more,
-    ]
+    return ["train.main", "--config=tests/train/tiny.py", f"--workdir={workdir}", *more]
 
 
 def start(workdir, *more):
-    return subprocess.Popen(
-        command(workdir, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return forked.Process(*command(workdir, *more), **pipes)
 
 
 def finish(workdir, *more):
-    done = subprocess.run(
-        command(workdir, *more), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = forked.run(*command(workdir, *more), timeout_s=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

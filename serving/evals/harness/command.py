@@ -1,18 +1,18 @@
 """lm-evaluation-harness over our engine: its tasks under several budgets of keys, and what each budget costs.
 
-    make lm-eval                                                           an environment with lm_eval, no torch
+    make lm-eval                                      an environment with lm_eval, without torch
     .venv-lm-eval/bin/python -m serving.evals harness --model=models/smollm2
     .venv-lm-eval/bin/python -m serving.evals harness --tasks=own_choices --scorers=h2o --budgets=0.1,0.5
 
-Tasks: own_choices (multiple choice behind examples, in the form of H2O's accuracy figures; own sentences), and
-any task of the harness, such as its RULER tasks ruler_vt, ruler_cwe and ruler_fwe, which make their own texts.
-ruler_niah_* and ruler_qa_* download texts. ruler_vt cannot make a text of 512 tokens and never ends there:
---length is 2,048 or more for RULER. A task that reads files of its own from the network needs one.
+Tasks: own_choices (multiple choice behind examples, in the form of H2O's accuracy figures; own sentences),
+and any task of the harness, such as its RULER tasks ruler_vt, ruler_cwe and ruler_fwe, which make their own
+texts. ruler_niah_* and ruler_qa_* download texts. ruler_vt cannot make a text of 512 tokens and never ends
+there: --length is 2,048 or more for RULER.
 
 A budget is a share of the prompt (0.2) or a number of keys (256). Every scorer gets the same --sinks and
 --recent. A context is computed with every key and then cut; its last --unseen tokens are read after the cut,
-so that even the first token of an answer is said from what is left. Every answer is a line of answers.jsonl in
---workdir: a run that was stopped goes on when started again. Intervals are 95 % bootstrap intervals;
+so that even the first token of an answer is said from what is left. Every answer is a line of answers.jsonl
+in --workdir: a run that was stopped goes on when started again. Intervals are 95 % bootstrap intervals;
 minus_full compares the same questions with the full cache.
 """
 

@@ -55,7 +55,8 @@ class WriteJob:
     def __post_init__(self) -> None:
         if not self.context or self.max_tokens < 1:
             raise ValueError(
-                f"an answer needs a context and room; they are {len(self.context)} and {self.max_tokens} tokens"
+                f"an answer needs a context and room; these are {len(self.context)} and {self.max_tokens} "
+                "tokens"
             )
 
     def cut(self, text: str) -> str:
@@ -82,13 +83,13 @@ def fingerprint(job: Job) -> str:
 def windows(
     ids: Sequence[int], prefix_id: int, most: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A long text in pieces (context, continuation) of at most `most + 1` tokens that predict each token once.
+    """A long text in pieces (context, continuation) that predict each token once.
 
     The first piece begins behind `prefix_id`, each further one behind the token before it; the last has as
     much context as fits, so that none of its tokens is predicted from little.
 
     Args:
-      most: tokens that a piece can predict, at least 1.
+      most: tokens that a piece can predict, at least 1; it has at most one more.
     """
     for start in range(0, len(ids), most):
         end = min(start + most, len(ids))

@@ -97,7 +97,7 @@ class KeepEngine:
     def budget_tok(self, job: Job) -> int:
         """Keys that a job's policy keeps per layer: at least the sinks and what its scorer protects."""
         keep = self._keeps[job.policy]
-        prompt, given, new = self._parts(job)
+        prompt, _, new = self._parts(job)
         whole = len(prompt) + new if isinstance(job, ScoreJob) and job.rolling else len(prompt)
         least = max((keep.sinks or 0) + 1, keep.ranking.protects)
         return int(min(max(keep.total(whole, new), least), self._slab_tok))

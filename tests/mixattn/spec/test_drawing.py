@@ -18,12 +18,10 @@ TABLE = {  # pattern: full owners, sliding owners, MiB flat, MiB, at 32,000 toke
 @pytest.fixture(scope="module")
 def tables(request):
     """The table by formula and by live caches, as the command prints them."""
-    import subprocess
-    import sys
+    from tests import forked
 
     def table(*flags):
-        command = [sys.executable, "-m", "mixattn.spec", "--table", "--json", *flags]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return json.loads(forked.run("mixattn.spec", "--table", "--json", *flags).stdout)
 
     return table(), table("--live")
 

@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_is_refused(keeping):
         KeepEngine(model(), [SMALL[0], KeepPolicy("tova", 6, (("sinks", 0),))], SIZES, byte_text)
     with pytest.raises(ValueError, match="0 and 3 tokens"):
         ScoreJob(FULL, (), (1, 2, 3))
-    with pytest.raises(ValueError, match="49 tokens|50"):
+    with pytest.raises(ValueError, match="serves at most"):
         answers(keeping, ScoreJob(FULL, IDS, IDS[:10]))
     with pytest.raises(ValueError, match="unseen_tok is -1"):
         HarnessSizes(unseen_tok=-1)
