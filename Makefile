@@ -67,7 +67,7 @@ dafny: setup
 
 test: setup
 	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile \
-	  --max-worker-restart=0
+	  --no-loadscope-reorder --max-worker-restart=0
 
 # A simulated barrier that nobody reaches would wait for ever: stop with every thread's stack instead.
 OR_STOP := -o faulthandler_timeout=180 -o faulthandler_exit_on_timeout=true

@@ -60,7 +60,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n_kills", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5))])
 def test_kills_and_a_ctrl_c_at_random_steps_change_no_bit(n_kills, unbroken, tmp_path):
     *kills, interrupt = sorted(random.Random(7).sample(range(1, 280), n_kills + 1))
     for at_step in kills:
