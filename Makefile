@@ -10,7 +10,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/xla
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv peer-eviction real-peers clients cluster-ray model dafny arena-demo clean
+.PHONY: help setup demo demo-fast test test-interpreter test-long aot lint format bench parity parity-gguf peer-kv peer-eviction real-peers clients cluster-ray lm-eval model dafny arena-demo clean
 help:
 	@echo "make demo       train a small MixAttention model, serve three clients, draw report.html (about 6 minutes)"
 	@echo "make model      fetch SmolLM2-135M-Instruct (Apache-2.0) into models/smollm2, a real model for every command"
@@ -23,6 +23,7 @@ help:
 	@echo "make parity     our models against transformers, both ways (builds a second environment with torch)"
 	@echo "make clients    openai, litellm, langchain, lm_eval and schemathesis against our server (a second environment)"
 	@echo "make cluster-ray  troubles for a cluster whose workers are Ray actors (a second environment)"
+	@echo "make lm-eval    lm-evaluation-harness over the engine under budgets of keys (a second environment)"
 	@echo "make peer-kv    which keys our scorers and kvpress' keep (builds an environment with torch and kvpress)"
 	@echo "make peer-eviction  our eviction beside OpenVINO GenAI's in its engine (environments of make real-peers)"
 	@echo "make parity-gguf  GGUF files in our reader and in llama.cpp (builds llama.cpp, about 10 minutes)"
@@ -67,7 +68,7 @@ dafny: setup
 
 test: setup
 	NPROC=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long and not aot and not interpreter" -n $(WORKERS) --dist loadfile \
-	  --max-worker-restart=0
+	  --no-loadscope-reorder --max-worker-restart=0
 
 # A simulated barrier that nobody reaches would wait for ever: stop with every thread's stack instead.
 OR_STOP := -o faulthandler_timeout=180 -o faulthandler_exit_on_timeout=true
@@ -131,6 +132,19 @@ $(RAY)/.ready: pyproject.toml constraints.txt
 
 cluster-ray: setup $(RAY)/.ready
 	NPROC=1 JAX_PLATFORMS=cpu RAY_AUTH_MODE=disabled $(RAY)/bin/python -m pytest -m ray tests/serving/cluster
+
+# lm-evaluation-harness beside jax, without torch: its generators of texts take a tokenizer of transformers.
+LM_EVAL := $(VENV)-lm-eval
+$(LM_EVAL)/.ready: pyproject.toml constraints.txt
+	@python=$$(.ci/find-python) || exit 1; \
+	echo "setting up $(LM_EVAL) with $$python (about two minutes)"; \
+	$$python -m venv $(LM_EVAL) && \
+	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[serve,dev]" && \
+	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check lm_eval==0.4.13 transformers==5.23.0 wonderwords==3.0.1 nltk==3.10.4
+	@touch $@
+
+lm-eval: setup $(LM_EVAL)/.ready
+	NPROC=1 JAX_PLATFORMS=cpu $(LM_EVAL)/bin/python -m pytest -m lm_eval tests/serving/evals/harness
 
 parity: setup $(PARITY)/.ready
 	rm -rf build/parity

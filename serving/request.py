@@ -226,6 +226,10 @@ class Request:
         them as if this engine had made them: same positions, stops, penalties and grammar. Deltas have ids
         that are new, but the whole text so far; log-probabilities of earlier tokens are nan. Needs n = 1.
       keep: another budget or scorer than the engine's, where that evicts.
+      forced_ids: tokens that the output begins with whatever the model would say, read by decode steps one by
+        one. Each has its log-probability if `sampling` asks for those, and none ends the output. So a text is
+        scored against keys that were cut before it. For engines that evict; with `prompt_logprobs` others
+        score a text too.
     """
 
     client: ClientId
@@ -239,6 +243,7 @@ class Request:
     grammar: Callable[[], TokenGrammar] | None = None
     resume_ids: Sequence[int] = ()
     keep: RequestKeep | None = None
+    forced_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for name in ("client", "id", "cache_salt", "program"):
@@ -262,6 +267,25 @@ class Request:
                 f"request {self.id!r} resumes behind {len(self.resume_ids)} tokens of output; it may have "
                 f"{self.sampling.max_tokens} and n={self.sampling.n}"
             )
+        self._check_forced()
+
+    def _check_forced(self) -> None:
+        object.__setattr__(self, "forced_ids", tuple(self.forced_ids))
+        if not self.forced_ids:
+            return
+        if len(self.forced_ids) > self.sampling.max_tokens:
+            raise ValueError(
+                f"request {self.id!r} begins with {len(self.forced_ids)} given tokens (forced_ids); it may "
+                f"have {self.sampling.max_tokens}"
+            )
+        if self.grammar is not None or self.sampling.min_tokens:
+            raise ValueError(
+                f"request {self.id!r} has forced_ids, and a grammar or min_tokens="
+                f"{self.sampling.min_tokens}; these forbid tokens, which have no log-probability then"
+            )
+        both = zip(self.forced_ids, self.resume_ids)
+        if any(given != produced for given, produced in both):
+            raise ValueError(f"request {self.id!r} resumes behind other tokens than its forced_ids")
 
     @property
     def names(self) -> list[RequestId]:

@@ -32,7 +32,7 @@ def check_features(request: Request, model: ModelConfig, config: EngineConfig, *
     stops = sampling.stop_ids + (() if sampling.ignore_eos else config.eos_ids)
     if len(stops) > STOP_IDS:
         raise ValueError(f"request {id!r} has {len(stops)} stop ids; at most {STOP_IDS}")
-    ids = (*request.prompt_ids, *request.resume_ids, *sampling.logit_bias, *stops)
+    ids = (*request.prompt_ids, *request.resume_ids, *request.forced_ids, *sampling.logit_bias, *stops)
     strange = min(ids) if min(ids) < 0 else max(ids)
     if not 0 <= strange < model.vocab_size:
         raise ValueError(f"request {id!r} names token {strange} of a vocabulary of {model.vocab_size}")
@@ -51,6 +51,11 @@ def check_features(request: Request, model: ModelConfig, config: EngineConfig, *
             raise ValueError(
                 f"request {id!r} asks for the scorer {name!r}; compiled in are {', '.join(known)}"
             )
+    if request.forced_ids and not config.keep.slab_tok:
+        raise ValueError(
+            f"request {id!r} gives {len(request.forced_ids)} tokens of its output (forced_ids), which an "
+            "engine that evicts can read, but config.keep.slab_tok is 0; prompt_logprobs score a text there"
+        )
     if request.grammar is not None and not config.grammar:
         raise ValueError(f"request {id!r} has a grammar, but config.grammar is off")
     if sampling.has_penalties and not config.penalties:

@@ -30,6 +30,26 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+# Files that take longest, by measurement. They go first, so that no worker ends with one of them alone.
+LONGEST = (
+    *("train/experiments/test_pretrained.py", "serving/offload/test_run.py", "train/test_main.py"),
+    *("serving/offline/test_main.py", "serving/cluster/test_cluster.py", "serving/http/test_traps.py"),
+    *("serving/offload/runtime/test_front.py", "train/test_interruption.py", "serving/engine/test_oracle.py"),
+    *("serving/test_real_model.py", "train/test_mesh.py", "serving/cluster/test_chaos.py"),
+    *("serving/engine/test_keep_oracle.py", "serving/http/test_keep.py", "serving/http/test_life.py"),
+    *("mixattn/evals/arena/platform/test_app.py", "mixattn/evals/arena/platform/test_browser.py"),
+    *("serving/metropolis/test_equality.py", "serving/chat/test_chat.py", "serving/engine/test_segments.py"),
+    *("train/test_loop.py", "serving/fair/test_bounds.py", "train/test_border.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were found."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
 # Every compiled program maps memory, and Linux gives a process 65,530 mappings; beyond that XLA's next one
 # crashes the process, as it did a worker that had gone through half the suite.
 MAX_MAPPINGS = 20_000
@@ -50,22 +70,8 @@ def _forget_programs():
 
 
 @pytest.fixture
-def run_module(tmp_path):
+def run_module():
     """Runs `python -m module args...` in the checkout, as a user would; returns the finished process."""
-    import subprocess
-    import sys
+    from tests import forked
 
-    root = Path(__file__).resolve().parent.parent
-
-    def run(module: str, *args: str, timeout_s: float = 300, env: dict[str, str] | None = None):
-        return subprocess.run(
-            [sys.executable, "-m", module, *args],
-            cwd=root,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    return run
+    return forked.run

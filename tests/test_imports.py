@@ -93,6 +93,9 @@ MAY: dict[str, set[str]] = {
     "serving.http.template_worker": {"jinja2", "mixattn.chat_template"},
     # Runs in the environment of the comparison, imported by nobody here.
     "serving.offload.bench.accelerate_side": {"torch", "accelerate", "transformers", "numpy"},
+    # Behind lm-evaluation-harness, in an environment of its own.
+    "serving.evals.harness": {"mixattn", "serving", "pallas_kernels.results", "numpy", "lm_eval", "datasets"}
+    | HOST,
     "serving.bench.client": {"mixattn.tools", "numpy", "httptools"} | HOST,
     "serving.request": set(),
     "serving.config": set(),

@@ -52,6 +52,8 @@ def run_command(attempt: AttemptId, request: Request, prompt: bytes) -> bytes:
         told["program"] = request.program
     if request.resume_ids:
         told["resume"] = _tokens(token_bytes(request.resume_ids))
+    if request.forced_ids:
+        told["forced"] = _tokens(token_bytes(request.forced_ids))
     if request.keep is not None:
         told["keep"] = dataclasses.asdict(request.keep)
     if request.grammar is not None:
@@ -97,6 +99,7 @@ def request_of(id: str, told: Mapping[str, Any], grammar: Callable[[], TokenGram
         program=told.get("program", ""),
         grammar=grammar,
         resume_ids=_ids(told.get("resume", "")),
+        forced_ids=_ids(told.get("forced", "")),
         keep=RequestKeep(**told["keep"]) if "keep" in told else None,
     )
 

@@ -152,7 +152,7 @@ class PrefillBatch(NamedTuple):
       target_RC: the prompt's token after each, for log-probabilities of prompts.
       tables: by kind, the requests' page table rows.
       slot_R: slot to install the request in after its last chunk; the number of slots = none.
-      known_R: its next token if known (it was preempted), -1 = sample it.
+      known_R: its next token if known (it was preempted, or the request gave it), -1 = sample it.
       sampling_R, stop_RE, min_end_R, logprobs_R, penalties: its sampling; penalties where compiled in.
       allowed_RW: see `DecodeBatch`.
       votes: where queries vote on keys.
@@ -218,7 +218,7 @@ class DecodeBatch(NamedTuple):
       left_R: tokens each may still produce in this call; 0 for rows that do not decode.
       allowed_RW: uint32, a bit per token of the vocabulary; where grammars are compiled in. It holds for one
         token, so a row under a grammar decodes one step per call.
-      known_RN: for rows in slabs: tokens that steps yield in place of sampled ones, -1 = sample.
+      known_RN: in an engine that evicts: tokens that steps yield in place of sampled ones, -1 = sample.
     """
 
     tables: Mapping[Kind, Any]

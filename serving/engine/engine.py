@@ -318,7 +318,7 @@ class Engine:
         cache_salt = UNSHARED if sampling.prompt_logprobs is not None else request.cache_salt
         state = RequestState(info, TokenIds(request.prompt_ids), cache_salt, now_s)
         state.output_ids, state.output_tok = list(request.resume_ids), len(request.resume_ids)
-        state.slab = plan
+        state.slab, state.forced_ids = plan, request.forced_ids
         accepted = self.scheduler.submit(state, now_s)
         self.streams[name] = OutputStream(request, name, index, self._stops(sampling), self._decode)
         self._parts.setdefault(request.id, []).append(name)

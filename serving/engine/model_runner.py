@@ -176,6 +176,7 @@ class ModelRunner:
         batch.slot_R[r] = req.slot
         # Later outputs of a request that goes on in a slab come one by one, in its decode steps.
         known = req.output_ids[:1] if req.slab is not None else req.output_ids
+        known = known or list(req.forced_ids[:1])
         if known:
             batch.known_R[r] = known[-1]
         batch.sampling_R.set(

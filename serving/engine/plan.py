@@ -21,6 +21,7 @@ class RequestState:
       no_growth_until_tok: while it computes no further than this, its pages need no change.
       kv: its pages; None while it waits.
       slab: how it is cut after its prompt; None = it keeps every token in pages.
+      forced_ids: what its output begins with, whatever the model says.
     """
 
     info: RequestInfo
@@ -37,6 +38,7 @@ class RequestState:
     first_token_s: float = -1.0
     preemptions: int = 0
     slab: SlabPlan | None = None
+    forced_ids: Sequence[int] = ()
 
     @property
     def all_tokens(self) -> TokenSequence:
@@ -64,6 +66,16 @@ class RequestState:
         if self.slab is None or not self.output_tok:
             return 0
         return self.total_tok - 1 - self.computed_tok
+
+    @property
+    def next_is_known(self) -> bool:
+        """Whether its next decode step yields a token that is known already."""
+        return self.output_tok < len(self.forced_ids) or self.replay_tok > 0
+
+    def known_from(self, at: int, count: int) -> Sequence[int]:
+        """Of outputs `at .. at + count - 1`, those that are known: produced before, or given."""
+        produced = len(self.output_ids)
+        return [*self.output_ids[at : at + count], *self.forced_ids[max(at, produced) : at + count]]
 
     @property
     def steps_left(self) -> int:

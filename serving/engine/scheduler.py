@@ -171,8 +171,8 @@ class Scheduler:
         own or in free ones. None where the outcome of `plan` decides the next step: prompts to compute, or
         room for a new request.
         """
-        if any(e.replay_tok for e in plan.decode):
-            return None  # its tokens are known to the host only as it goes
+        if any(e.next_is_known for e in plan.decode):
+            return None  # which of its tokens come next follows from how many came
         rows = [e for e in plan.decode if e.kv is not None and e.left_tok > plan.steps]
         full = not self.memory.slots_free and len(rows) == len(plan.decode)
         if not rows or plan.chunks or self.prefilling or (self.waiting and not full):

@@ -130,7 +130,14 @@ class SlabPrograms(Programs):
         """A batch of padding rows; full pages are not read."""
         batch = self.blank_decode(rows, features)
         tables = {kind: table for kind, table in batch.tables.items() if kind != FULL.name}
-        return batch._replace(tables=tables, known_RN=np.full((rows, self.max_steps), -1, np.int32))
+        return batch._replace(tables=tables)
+
+    def blank_decode(self, rows: int, features: SamplingFeatures = PLAIN) -> DecodeBatch:
+        """A batch of padding rows, none of whose tokens is known."""
+        return super().blank_decode(rows, features)._replace(known_RN=self.blank_known(rows))
+
+    def blank_known(self, rows: int) -> np.ndarray:
+        return np.full((rows, self.max_steps), -1, np.int32)
 
     def blank_votes(self, rows: int) -> VotePlaces:
         """Queries that vote on nothing."""

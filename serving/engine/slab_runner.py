@@ -68,7 +68,7 @@ class SlabRunner(ModelRunner):
             outputs.append(drawn)
         if full:
             features = self._features(full, prompt=False)
-            rows = self._rows_of(full, plan.steps, features)
+            rows = self._with_known(self._rows_of(full, plan.steps, features), full, plan.steps)
             state, drawn = programs.decode(state, rows, plan.steps, features)
             outputs.append(drawn)
         return state, InFlightStep(plan, batches, outputs, [rows for rows in (slabs, full) if rows])
@@ -78,14 +78,17 @@ class SlabRunner(ModelRunner):
     def _slab_rows(self, rows: Sequence[RequestState], steps: int, features: SamplingFeatures) -> DecodeBatch:
         batch = self._rows_of(rows, steps, features)
         tables = {kind: table for kind, table in batch.tables.items() if kind != FULL.name}
-        known_RN = np.full((len(batch.left_R), self._slab_programs.max_steps), -1, np.int32)
+        return self._with_known(batch._replace(tables=tables), rows, steps)
+
+    def _with_known(self, batch: DecodeBatch, rows: Sequence[RequestState], steps: int) -> DecodeBatch:
+        """The batch with tokens that a row produced before it lost its slab, or that its request gave."""
+        known_RN = self._slab_programs.blank_known(len(batch.left_R))
         every = len(batch.left_R) == self._slab_programs.slots
         for r, req in enumerate(rows):
-            if req.replay_tok:
-                at = req.output_tok - req.replay_tok
-                known = req.output_ids[at : at + steps]
+            if req.next_is_known:
+                known = req.known_from(req.output_tok - req.replay_tok, steps)
                 known_RN[req.slot if every else r, : len(known)] = known
-        return batch._replace(tables=tables, known_RN=known_RN)
+        return batch._replace(known_RN=known_RN)
 
     def _with_votes(self, batch: PrefillBatch, chunks: Sequence[PrefillChunk]) -> PrefillBatch:
         places = self._slab_programs.blank_votes(len(batch.start_R))

@@ -94,7 +94,7 @@ def finish_prefill(
     ends_R = batch.slot_R < len(rows.token_B)
 
     def draw(hidden_RD: jax.Array) -> Draw:
-        return _draw(model.head(hidden_RD), fresh, position_R, ends_R, features)
+        return _draw(model.head(hidden_RD), fresh, position_R, ends_R, features, batch.known_R)
 
     def no_token(hidden_RD: jax.Array) -> Draw:
         return jnp.full_like(batch.known_R, -1), _no_logprobs(position_R.shape, features.top)
@@ -139,7 +139,10 @@ def decode(
         cache = cache.with_rows(batch.tables, rows.position_B, (left_R > 0).astype(jnp.int32))
         step = model.forward(rows.token_B[:, None], cache=cache)
         assert isinstance(step.cache, Paged)
-        rows, left_R, out = finish_decode(model, step.hidden_BTD[:, 0], i, rows, left_R, out, features)
+        known_R = None if batch.known_RN is None else batch.known_RN[:, i]
+        rows, left_R, out = finish_decode(
+            model, step.hidden_BTD[:, 0], i, rows, left_R, out, features, known_R
+        )
         return i + 1, (step.cache.pools, rows), left_R, out
 
     rows = load_rows(state.rows, batch, features)
@@ -175,10 +178,11 @@ def finish_decode(
       known_R: tokens in place of sampled ones, -1 = none.
     """
     live_R = left_R > 0
-    token_R, lp = _draw(model.head(hidden_RD), rows, rows.position_B + 1, live_R, features)
-    if known_R is not None:
-        token_R = jnp.where((known_R >= 0) & (token_R != NOT_FINITE), known_R, token_R)
-    stop_R = (token_R[:, None] == rows.stop_BE).any(axis=1) | (token_R < 0)
+    token_R, lp = _draw(model.head(hidden_RD), rows, rows.position_B + 1, live_R, features, known_R)
+    stop_R = (token_R[:, None] == rows.stop_BE).any(axis=1)
+    if known_R is not None:  # the host decides whether one of these ends the row
+        stop_R &= known_R < 0
+    stop_R |= token_R < 0
     produced = StepOutput(jnp.where(live_R, token_R, -1), lp)
     out = jax.tree.map(lambda all_N, new: all_N.at[step].set(new), out, produced)
     left_R = jnp.where(live_R & ~stop_R, left_R - 1, 0)
@@ -224,11 +228,19 @@ def _advanced(rows: SlotRows, token_B: jax.Array, live_B: jax.Array, features: S
 
 
 def _draw(
-    logits_BV: jax.Array, rows: SlotRows, position_B: jax.Array, live_B: jax.Array, features: SamplingFeatures
+    logits_BV: jax.Array,
+    rows: SlotRows,
+    position_B: jax.Array,
+    live_B: jax.Array,
+    features: SamplingFeatures,
+    known_B: jax.Array | None = None,
 ) -> Draw:
     """Each row's token for its place `position_B`, and log-probabilities if compiled in.
 
     What is compiled in is computed only while a live row asks for it: one program serves all requests.
+
+    Args:
+      known_B: tokens in place of drawn ones, -1 = none.
     """
     finite_B = jnp.isfinite(logits_BV).all(axis=-1)
     if (penalties := _penalties_of(features, rows.penalties)) is not None:
@@ -238,7 +250,10 @@ def _draw(
     if rows.allowed_BW is not None:
         logits_BV = mask_forbidden(logits_BV, rows.allowed_BW)
     logits_BV = mask_stop_tokens(logits_BV, rows.stop_BE, position_B < rows.min_end_B)
-    token_B = jnp.where(finite_B, sample(logits_BV, rows.sampling_B, position_B), NOT_FINITE)
+    token_B = sample(logits_BV, rows.sampling_B, position_B)
+    if known_B is not None:
+        token_B = jnp.where(known_B >= 0, known_B, token_B)
+    token_B = jnp.where(finite_B, token_B, NOT_FINITE)
     if features.top < 0:
         return token_B, None
     lp = jax.lax.cond(

@@ -4,41 +4,29 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests import forked
 from train import progress
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TIMING = {"seconds", "tokens_per_s"}
 
 
 def command(workdir, *more):
-    return [
-        sys.executable,
-        "-m",
-        "train.main",
-        "--config=tests/train/tiny.py",
-        f"--workdir={workdir}",
-        *more,
-    ]
+    return ["train.main", "--config=tests/train/tiny.py", f"--workdir={workdir}", *more]
 
 
 def start(workdir, *more):
-    return subprocess.Popen(
-        command(workdir, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return forked.Process(*command(workdir, *more), **pipes)
 
 
 def finish(workdir, *more):
-    done = subprocess.run(
-        command(workdir, *more), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = forked.run(*command(workdir, *more), timeout_s=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,7 +60,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n_kills", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5))])
 def test_kills_and_a_ctrl_c_at_random_steps_change_no_bit(n_kills, unbroken, tmp_path):
     *kills, interrupt = sorted(random.Random(7).sample(range(1, 280), n_kills + 1))
     for at_step in kills:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from mixattn import Transformer, hf
 from mixattn.tools import cli
+from tests import forked
 from tests.train import tiny
 from train import corpus, mesh, run, tokens
 from train.experiment import Stage
@@ -27,21 +28,7 @@ SHORT = "--config.train.stages[0].steps=4"
 def trained(tmp_path_factory):
     """A finished run of four steps."""
     workdir = tmp_path_factory.mktemp("trained")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "train.main",
-            CONFIG,
-            SHORT,
-            "--config.checkpoints.every=2",
-            f"--workdir={workdir}",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run("train.main", CONFIG, SHORT, "--config.checkpoints.every=2", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests import forked
+
 TABLE = {  # pattern: full owners, sliding owners, MiB flat, MiB, at 32,000 tokens
     "standard": (24, 0, 1125.0, 1125.0),
     "swa": (0, 24, 1125.0, 36.0),
@@ -15,21 +17,13 @@ TABLE = {  # pattern: full owners, sliding owners, MiB flat, MiB, at 32,000 toke
 }
 
 
-@pytest.fixture(scope="module")
-def tables(request):
-    """The table by formula and by live caches, as the command prints them."""
-    import subprocess
-    import sys
-
-    def table(*flags):
-        command = [sys.executable, "-m", "mixattn.spec", "--table", "--json", *flags]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    return table(), table("--live")
+def table(*flags):
+    """The table as the command prints it."""
+    return json.loads(forked.run("mixattn.spec", "--table", "--json", *flags).stdout)
 
 
-def test_the_memory_table_of_the_paper_is_reproduced(tables):
-    rows = {row["pattern"]: row for row in tables[0]}
+def test_the_memory_table_of_the_paper_is_reproduced():
+    rows = {row["pattern"]: row for row in table()}
     for name, (full, sliding, flat, windowed) in TABLE.items():
         row = rows[name]
         assert (row["full_owners"], row["sliding_owners"]) == (full, sliding)
@@ -37,8 +31,9 @@ def test_the_memory_table_of_the_paper_is_reproduced(tables):
         assert round(row["bytes"] / 2**20, 1) == windowed
 
 
-def test_live_cache_arrays_agree_to_the_byte(tables):
-    formula, live = tables
+@pytest.mark.parametrize("tokens", [2000, pytest.param(32_000, marks=pytest.mark.long)])
+def test_live_cache_arrays_agree_to_the_byte(tokens):
+    formula, live = table(f"--tokens={tokens}"), table(f"--tokens={tokens}", "--live")
     assert {row["counted_on"] for row in live} == {"live cache arrays"}
     for one, other in zip(formula, live, strict=True):
         assert one | {"counted_on": ""} == other | {"counted_on": ""}

@@ -83,25 +83,18 @@ def test_old_turns_are_forgotten_but_not_the_system_message(folder, engine):
 
 def test_piped_lines_are_answered(folder, tmp_path):
     import subprocess
-    import sys
 
-    command = [
-        sys.executable,
-        "-m",
-        "serving.chat",
-        f"--model={folder}",
-        "--max_model_len=64",
-        "--max_tokens=4",
-    ]
+    from tests import forked
+
+    command = ["serving.chat", f"--model={folder}", "--max_model_len=64", "--max_tokens=4"]
     lines = "w5\n\n/help\n/reset\n/nonsense\nw6\n/quit\nnot read\n"
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run(
-        command, input=lines, capture_output=True, text=True, cwd=root, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("tokens/s]") == 2
-    assert "/nonsense is not a command" in done.stderr
-    assert "Traceback" not in done.stderr
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with forked.Process(*command, text=True, **pipes) as done:
+        out, err = done.communicate(lines, timeout=300)
+    assert done.returncode == 0, err
+    assert out.count("tokens/s]") == 2
+    assert "/nonsense is not a command" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

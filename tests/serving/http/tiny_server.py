@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mixattn import ModelConfig, Transformer, hf
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[3]
 LONGEST = 1024
@@ -89,12 +89,10 @@ class ServerProcess:
         self.folder = Path(tempfile.mkdtemp(prefix="mixattn-http-"))
         self.log = self.folder / "events.jsonl"
         self._err = (self.folder / "stderr").open("w+")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", module, f"--checkpoint={path or checkpoint()}", "--port=0"),
-                *(*SMALL, f"--event_log={self.log}", *flags),
-            ],
-            cwd=ROOT,
+        self.process = forked.Process(
+            module,
+            *(f"--checkpoint={path or checkpoint()}", "--port=0"),
+            *(*SMALL, f"--event_log={self.log}", *flags),
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=self._err,

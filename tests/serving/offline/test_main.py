@@ -1,11 +1,9 @@
 """The offline serving command as a user meets it: real processes, real folders, bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from flax import nnx
 from mixattn import ModelConfig, Transformer, generate, hf
 from serving.fair import metrics
 from serving.offline import report
+from tests import forked
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "--config=tests/serving/offline/tiny_serve.py"
 
 
@@ -83,14 +81,8 @@ def test_a_broken_held_out_line_is_named_by_number(trained, tmp_path, run_module
 def test_ctrl_c_leaves_no_summary_that_could_be_taken_for_whole(trained, tmp_path):
     for name in ("model", "heldout.jsonl"):
         (tmp_path / name).symlink_to(trained / name)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serving.main", CONFIG, f"--workdir={tmp_path}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = forked.Process("serving.main", CONFIG, f"--workdir={tmp_path}", **pipes)
     deadline = time.monotonic() + 120
     while not (tmp_path / "serve").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mixattn.evals.dafnybench.tasks import OWN
+from tests import forked
 
 PROGRAM = (OWN / "power.dfy").read_text()
 FILES = {
@@ -67,8 +67,7 @@ def written(folder: Path, name: str) -> str:
 
 
 def ran(words: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mixattn.evals", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return forked.run("mixattn.evals", *words, timeout_s=120)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
 """Command lines: exit codes, one sentence on bad input, one object with --json."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from mixattn.evals.dafnybench.tasks import OWN
+from tests import forked
 
 
 def ran(*words):
-    command = [sys.executable, "-m", "mixattn.evals", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return forked.run("mixattn.evals", *words)
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):

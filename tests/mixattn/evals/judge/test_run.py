@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mixattn.evals.judge.scripted import ScriptedJudge
+from tests import forked
 from tests.mixattn.evals.judge.benches import ChatServer, make_bench, read_rows
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -198,13 +198,11 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_judgments(judge, bench
     path = bench / "model_judgment" / "j_pair.jsonl"
     whole = figures(judge(*args, "--url=scripted:often_first", "--label=whole", "--json"))
     with ChatServer(ScriptedJudge(first=0.3).reply, pause_s=0.02) as server:
-        command = [sys.executable, "-m", "mixattn.evals", "judge", "run", f"--bench={bench}", *args]
+        command = ["mixattn.evals", "judge", "run", f"--bench={bench}", *args]
         command.append(f"--url={server.url}")
         asked_before = 0
         for lines in (3, 9, 15):
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            process = forked.Process(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while not path.exists() or path.read_bytes().count(b"\n") < lines:
                 assert process.poll() is None
                 time.sleep(0.002)

@@ -5,13 +5,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import ClassVar
 
 import httpx2
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[5]
 SECRET_NAMES = ("zebrafish-70x", "quokka <b>9y</b>")
@@ -37,10 +38,9 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mixattn.evals", "arena", "serve", f"--models={self.folder}/models.toml"]
-            + [f"--db={self.folder}/arena.sqlite", "--port=0", *self.flags],
-            cwd=ROOT,
+        self.process = forked.Process(
+            *("mixattn.evals", "arena", "serve", f"--models={self.folder}/models.toml"),
+            *(f"--db={self.folder}/arena.sqlite", "--port=0", *self.flags),
             env=os.environ | {"ARENA_ADMIN_TOKEN": "a token of the tests"},
             stdout=subprocess.DEVNULL,  # one that outlives a crashed test must not keep its output open
             stderr=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness over our engine, with any budget of keys; `make lm-eval` runs it."""
