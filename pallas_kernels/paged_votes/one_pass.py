@@ -27,8 +27,12 @@ TILE_BYTES = 4 << 20  # of the weights that stay
 
 
 class _Chunk(NamedTuple):
-    """One row: its queries, its pages in whole blocks, `tokens` queries from `start` on, of which those from `first`
-    on vote."""
+    """One row.
+
+    Attributes:
+      q_CNH, page_jn: its queries, and its pages in whole blocks.
+      start, tokens: its first query's position, and how many are real. first: from where on they vote.
+    """
 
     q_CNH: jax.Array
     page_jn: jax.Array
