@@ -27,9 +27,11 @@ def keep_chunk() -> BenchCase:
     (q,) = arrays((1, C, N, H))
     rows = q, pool, table, jnp.full(1, context - C), jnp.full(1, C)
 
-    def two_passes(*rows: Any) -> tuple[jax.Array, jax.Array]:
-        out, lse = paged.attend(*rows, return_lse=True)
-        return out, paged_votes.column_sums(*rows, lse)
+    def two_passes(
+        q: jax.Array, pool: Pool, table: jax.Array, start: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        out, lse = paged.attend(q, pool, table, start, count, return_lse=True)
+        return out, paged_votes.column_sums(q, pool, table, start, count, lse)
 
     def all_weights(*rows: Any) -> tuple[jax.Array, jax.Array]:
         out, weights_BCNS = paged.attend(*rows, return_weights=True)
@@ -66,7 +68,7 @@ def keep_step() -> BenchCase:
         place_BK = jnp.argmax(position_BKR < 0, axis=-1)
         page_BK = table[:, :1] + place_BK // PAGE
         pool = by_head.write(pool, k, v, page_BK, place_BK % PAGE)
-        got = paged.attend(q, pool, table, held, one, return_weights=weights, unshared=True)
+        got: Any = paged.attend(q, pool, table, held, one, return_weights=weights, unshared=True)
         if not weights:
             return (pool, score_BKR, position_BKR), got
         out, weights_B1NR = got

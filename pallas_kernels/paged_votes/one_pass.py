@@ -27,12 +27,17 @@ TILE_BYTES = 4 << 20  # of the weights that stay
 
 
 class _Chunk(NamedTuple):
-    """One row: its queries, its pages in whole blocks, and `first`, from where on its queries vote."""
+    """One row.
+
+    Attributes:
+      q_CNH, page_jn: its queries, and its pages in whole blocks.
+      start, tokens: its first query's position, and how many are real. first: from where on they vote.
+    """
 
     q_CNH: jax.Array
     page_jn: jax.Array
     start: jax.Array
-    count: jax.Array
+    tokens: jax.Array
     first: jax.Array
 
 
@@ -77,7 +82,7 @@ def _row(chunk: _Chunk, *, pool: Pool, score: ScoreTransform) -> tuple[jax.Array
     q_CNH = jnp.pad(chunk.q_CNH, ((0, tiles * queries - C), (0, 0), (0, 0)))
     q_xqKGH = q_CNH.reshape(tiles, queries, K, G, H)
     q_xRH = jnp.moveaxis(q_xqKGH, 2, 0).reshape(K * tiles, queries * G, H)
-    blocks = -(-jnp.where(chunk.count > 0, chunk.start + chunk.count, 0) // S)
+    blocks = -(-jnp.where(chunk.tokens > 0, chunk.start + chunk.tokens, 0) // S)
 
     def step(sums_KjS: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, q_RH = item
@@ -104,7 +109,7 @@ def _tile(
     (R, H), (_, all_blocks, S) = tile.q_RH.shape, sums_KjS.shape
     acc_dtype = accumulator_dtype(tile.q_RH.dtype)
     at_R = chunk.start + tile.query_R
-    real_R1 = (tile.query_R < chunk.count)[:, None]
+    real_R1 = (tile.query_R < chunk.tokens)[:, None]
 
     type Carry = tuple[xla_tiles.PartialAttention, jax.Array, jax.Array]
 

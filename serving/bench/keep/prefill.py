@@ -105,7 +105,7 @@ def peak() -> list[Row]:
     detail += ", of these temporary {prefill:.1f} and {prefill votes:.1f} MB".format(**temporary)
     votes = engine.stats().votes_bytes
     per_row = (
-        f"{engine.config.keep.snapshots} snapshots and a prompt's; a row is {votes / _vote_rows(engine)}"
+        f"{engine.config.keep.snapshots} snapshots and a prompt's; a row is {votes / _vote_rows(engine):,.0f}"
     )
     return [
         row("keep", "peak bytes of an 8k prefill with scores over without", ratio, "", detail, "<= 1.05"),
