@@ -129,7 +129,7 @@ MAY: dict[str, set[str]] = {
 NO_CLOCK = (
     *(f"serving.{room}" for room in ("fair", "kvcache", "sim", "engine.scheduler", "engine.plan")),
     *("serving.metropolis.schedule", "serving.cluster.ingress", "serving.cluster.live_output"),
-    *("serving.cluster.autoscaler", "serving.cluster.decisions", "serving.cluster.reports"),
+    *("serving.cluster.autoscaler", "serving.cluster.decisions"),
     *(f"serving.offload.{name}" for name in ("hardware", "shapes", "roofline", "plan", "search", "schedule")),
     *(f"serving.offload.{name}" for name in ("simulate", "hazards", "batching", "durations", "experiment")),
     "serving.offload.machine_plan",
