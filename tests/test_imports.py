@@ -83,10 +83,11 @@ MAY: dict[str, set[str]] = {
     "serving.cluster.ray_worker": {"serving", "ray"},
     # Pure: who gets what, how fast a worker is, when there should be another, and a router's log.
     "serving.cluster.autoscaler": set(),
-    "serving.cluster.capacity": {"serving.engine.stats"},
+    "serving.cluster.capacity": {"serving.engine.stats", "numpy"},
     "serving.cluster.decisions": {"serving.fair", "serving.request"},
     "serving.cluster.live_output": {"serving.fair", "serving.request"},
     "serving.cluster.ingress": {"serving.cluster.live_output", "serving.fair", "serving.request"},
+    "serving.cluster.reports": {"serving.cluster.live_output", "serving.engine.stats", "serving.request"},
     "serving.http": {"mixattn", "serving", "numpy", "starlette", "uvicorn", "h11", "tokenizers"}
     | {"prometheus_client", "llguidance", "absl"},
     # A process of its own, with nothing of the server in it.

@@ -31,6 +31,7 @@ http       the server beside its engine, on one core and on two: throughput, fir
 ingress    CPU of a cluster's ingress, without processes: a dispatch, a decision, a token    (extra serve)
 cluster    one worker and two behind an ingress beside one server    (`taskset`, extra serve)    3 min
 cluster_live  four routers on three real workers, beside the simulator    (`taskset`, extra serve)    5 min
+cluster_loss  how long streams are silent when a worker is killed or stops    (`taskset`, extra serve)
 transformers  output tokens/s over its static and its continuous batching     (.venv-parity, `make parity`)
 llama         a decode step beside llama.cpp's     (.venv-llama with llama-cpp-python and gguf)
 real          a real model beside OpenVINO GenAI, llama.cpp, transformers and vLLM: see `serving.bench.real`
@@ -53,6 +54,7 @@ from serving.bench import (
     budget,
     cluster,
     cluster_live,
+    cluster_loss,
     deep,
     draw,
     keep,
@@ -99,6 +101,7 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "ingress": cluster.ingress,
     "cluster": cluster.cluster,
     "cluster_live": cluster_live.cluster_live,
+    "cluster_loss": cluster_loss.cluster_loss,
     "transformers": peers.transformers,
     "llama": peers.llama,
     "start_model": deep.start_model,
@@ -110,6 +113,7 @@ OTHER_ENVIRONMENT = {
     "ingress",
     "cluster",
     "cluster_live",
+    "cluster_loss",
     "transformers",
     "llama",
     "start_model",

@@ -32,8 +32,9 @@ function bar(lane) {
 function who(lane) {
   const list = make("p", "who");
   for (const client of lane.clients) {
-    const one = make("span"), waits = client.waiting ? `, ${number(client.waiting)} waiting` : "";
-    one.append(make("i", `dot ${colour(client.name)}`), `${client.name} ${number(client.running)} running${waits}`);
+    const one = make("span"), kinds = ["running", "waiting"].filter((kind) => client[kind]);
+    const counts = kinds.map((kind) => `${number(client[kind])} ${kind}`).join(", ");
+    one.append(make("i", `dot ${colour(client.name)}`), `${client.name} ${counts}`);
     list.append(one);
   }
   if (lane.more_clients) list.append(make("span", "", `and ${number(lane.more_clients)} more`));

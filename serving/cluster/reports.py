@@ -43,7 +43,10 @@ def delta_of(row: Sequence[Any], vocab: int = NO_TOKEN) -> tuple[AttemptId, int,
     for id in ids:
         if type(id) is not int or not 0 <= id < vocab:
             raise ValueError(f"token {reprlib.repr(id)} of a vocabulary of {vocab}")
-    output = None if end is None else _output(*end, vocab)
+    output = None
+    if end is not None:
+        reason, stop, prompt_logprobs = end
+        output = _output(reason, stop, prompt_logprobs, vocab)
     return attempt, number, Delta("", "", ids, output, text=text, logprobs=_logprobs(logprobs, vocab))
 
 

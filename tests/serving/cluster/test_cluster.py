@@ -258,3 +258,41 @@ def test_bad_input_is_one_sentence_and_exit_2(flags, said):
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Brake(threading.Thread):
+    """Lets a process run for a quarter of the time."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.pid, self.over = pid, threading.Event()
+
+    def run(self):
+        while not self.over.is_set():
+            hurt(self.pid, signal.SIGSTOP)
+            time.sleep(0.03)
+            hurt(self.pid, signal.SIGCONT)
+            time.sleep(0.01)
+
+
+@pytest.mark.long
+def test_a_slow_worker_is_found_under_light_load_and_gets_less(start):
+    server = start("--policy=vtc", workers=3).ready()
+    brake = Brake(server.until_up(3)[2])
+    brake.start()
+    try:
+        deadline_s, number = time.monotonic() + 120, 0
+
+        def capacity(place):
+            return server.metric("worker_capacity", worker=str(place))
+
+        # Not a quarter: the others have to share the machine with more than one another.
+        while capacity(2) >= 0.6 * min(capacity(0), capacity(1)):
+            assert time.monotonic() < deadline_s, server.get("/metrics")[1].decode()
+            chaos.ask_all(server, range(number, number + 3))  # one for each worker: light
+            number += 3
+    finally:
+        brake.over.set()
+        brake.join()
+    assert server.metric("worker_losses") == 0
+    assert server.stop(signal.SIGTERM) == 0, server.errors()
