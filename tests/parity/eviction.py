@@ -2,7 +2,8 @@
 
     python -m tests.parity.eviction --peer=.venv-real/openvino/bin/python --out=results/peer_eviction.csv
 
-OpenVINO evicts whole blocks of 32 keys between a start and a recent area, equal in all heads. Our
+OpenVINO evicts whole blocks of 32 keys between a start and a recent area, equal in all heads. By default it
+ranks a prompt's blocks by its last 8 queries, as SnapKV does, and sums attention only while it decodes. Our
 scorers get as many keys, sinks and recent keys. It scores no given tokens, so quality is how much of a greedy
 continuation equals that of the engine's own full cache, up to the first difference, and the share of needles
 found. Both engines serve all prompts at once from room for --pool tokens of KV: output tokens/s (prompts

@@ -164,7 +164,8 @@ def kept(experiment: ZipfExperiment, workdir: Path) -> Trained:
     workdir.mkdir(parents=True, exist_ok=True)
     trained = train(experiment)
     with files.whole(weights) as draft, draft.open("wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in trained.params.items()})
+        held = {name: np.asarray(value) for name, value in trained.params.items()}
+        np.savez(file, **held)  # type: ignore[arg-type]
     files.write_json(about, {"config": decides, "facts": trained.facts})
     return trained
 

@@ -147,6 +147,8 @@ def _panel(
         axis.set_ylim(bottom=min(-0.03, *(row["minus_full_low"] for row in rows)))
         axis.set_yticks(NATS_TICKS, [f"{tick:g}" for tick in NATS_TICKS])
         axis.set_yticks([], minor=True)
+    elif task not in NATS_TASKS:
+        axis.set_ylim(-0.05, 1.05)
     axis.tick_params(labelsize=8.5)
     axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axis.set_axisbelow(True)
