@@ -18,6 +18,7 @@ minus_full compares the same questions with the full cache.
 
 import importlib.util
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,23 @@ def _tasks(path: Path) -> dict[str, Any]:
 
     random.seed(FLAGS.seed)
     np.random.seed(FLAGS.seed)
-    manager = TaskManager(metadata={"tokenizer": str(path), "max_seq_lengths": [FLAGS.length]})
+    words = _tokenizer_alone(path, Path(FLAGS.workdir) / "tokenizer")
+    manager = TaskManager(metadata={"tokenizer": str(words), "max_seq_lengths": [FLAGS.length]})
     return {
         name: choices.task(FLAGS.shots) if name == choices.NAME else manager.load([name])["tasks"][name]
         for name in FLAGS.tasks
     }
+
+
+def _tokenizer_alone(path: Path, folder: Path) -> Path:
+    """A folder with the checkpoint's tokenizer and nothing else, for the generators of the harness.
+
+    They load tokenizers by transformers, which would run the model's own module beside it, and that needs torch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path / "tokenizer.json", folder / "tokenizer.json")
+    files.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    return folder
 
 
 def _rows(task: str, by_policy: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
