@@ -130,7 +130,7 @@ def _tasks(path: Path) -> dict[str, Any]:
 def _tokenizer_alone(path: Path, folder: Path) -> Path:
     """A folder with the checkpoint's tokenizer and nothing else, for the generators of the harness.
 
-    They load tokenizers by transformers, which would run a model's own module beside it, and that needs torch.
+    They load it by transformers, which would run a model's own module beside it, and that needs torch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path / "tokenizer.json", folder / "tokenizer.json")
