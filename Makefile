@@ -118,6 +118,7 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt
 
 clients: setup $(CLIENTS)/.ready
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.clients --peer=$(CLIENTS)/bin/python
+	JAX_PLATFORMS=cpu NPROC=1 $(BIN)/python -m tests.clients --peer=$(CLIENTS)/bin/python --workers=2
 
 # Ray lives in an environment of its own: it is large, and nothing else needs it.
 RAY := $(VENV)-ray

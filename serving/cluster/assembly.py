@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,12 @@ class WorkerControl:
 
     async def show(self, request: Request) -> Response:
         self._service.key_of(secret_of(request.headers))
-        return JSONResponse({"workers": [_shown(slot) for slot in self._cluster.slots.values()]})
+        running = Counter(live.worker for live in self._cluster.ingress.live.values())
+        shown = [
+            {**_shown(slot), "live": running[slot.number] if slot.number is not None else 0}
+            for slot in self._cluster.slots.values()
+        ]
+        return JSONResponse({"workers": shown})
 
     async def add(self, request: Request) -> Response:
         self._allow(request)

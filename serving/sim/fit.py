@@ -1,7 +1,8 @@
 """The constants of `StepCost` from the event log of a real engine, by least squares.
 
-A step lies between two consecutive `tokens` events. The log tells what the step computed: the prompt tokens
-of requests admitted in between, and decode steps of all rows past their first token, with their context.
+A step lies between two consecutive `tokens` events. The log tells what the step computed: decode steps of all
+rows past their first token, with their context, and prompt tokens. A long prompt is computed in chunks: its
+tokens are shared evenly among the steps from its admission to its first token.
 """
 
 from collections.abc import Iterable
@@ -48,38 +49,47 @@ def fit_step_cost(events: Iterable[Event], *, min_steps: int = 20) -> StepCostFi
     return StepCostFit(StepCost(*map(float, constants)), len(y), error)
 
 
-def _steps(events: Iterable[Event]) -> tuple[list[tuple[float, float, float, float]], list[float]]:
-    """For each step (prompt tokens, decode steps, row steps, context tokens), and its seconds."""
+def _steps(events: Iterable[Event]) -> tuple[list[list[float]], list[float]]:
+    """For each step [prompt tokens, decode steps, row steps, context tokens], and its seconds."""
     running: dict[RequestId, _RunningRequest] = {}
-    work: list[tuple[float, float, float, float]] = []
+    prompts: dict[RequestId, tuple[int, float]] = {}  # the step that began it, its computed tokens
+    work: list[list[float]] = []
     seconds: list[float] = []
-    first_token_rows: list[_RunningRequest] = []
+    first_tokens: list[RequestId] = []
     last_s: float | None = None
-    prefill = 0.0
     for event in events:
-        kind = event["event"]
+        kind, name = event["event"], event.get("id")
         if kind == "admit":
-            running[event["id"]] = _RunningRequest(event["client"], event["extend"] + event["hit"])
-            prefill += event["extend"]
+            running[name] = _RunningRequest(event["client"], event["extend"] + event["hit"])
+            prompts[name] = (len(work), event["extend"])
         elif kind == "first_token":
-            first_token_rows.append(running[event["id"]])
+            first_tokens.append(name)
         elif kind in ("finish", "cancel", "preempt"):
-            running.pop(event["id"], None)
+            running.pop(name, None)
+            prompts.pop(name, None)
             last_s = last_s if running else None  # the next step may have waited for an arrival
         elif kind == "tokens":
             rows = [one for one in running.values() if one.decodes]
-            steps = (sum(event["counts"].values()) - len(first_token_rows)) / len(rows) if rows else 0.0
-            if last_s is not None and event["t"] > last_s:
-                context = sum(one.context_tok for one in rows)
-                work.append((prefill, steps, steps * len(rows), steps * context))
-                seconds.append(event["t"] - last_s)
-            last_s, prefill = event["t"], 0.0
+            steps = (sum(event["counts"].values()) - len(first_tokens)) / len(rows) if rows else 0.0
+            context = sum(one.context_tok for one in rows)
+            work.append([0.0, steps, steps * len(rows), steps * context])
+            seconds.append(0.0 if last_s is None else event["t"] - last_s)
+            last_s = event["t"]
             for one in rows:
                 one.context_tok += steps
-            for one in first_token_rows:
-                one.decodes, one.context_tok = True, one.context_tok + 1
-            first_token_rows.clear()
-    return work, seconds
+            for name in first_tokens:
+                running[name].decodes = True
+                running[name].context_tok += 1
+                _spread(work, *prompts.pop(name))
+            first_tokens.clear()
+    measured = [i for i, step_s in enumerate(seconds) if step_s > 0]
+    return [work[i] for i in measured], [seconds[i] for i in measured]
+
+
+def _spread(work: list[list[float]], first: int, prompt_tok: float) -> None:
+    """Shares a prompt among the steps from `first` to the last."""
+    for step in work[first:]:
+        step[0] += prompt_tok / (len(work) - first)
 
 
 def _non_negative(x: np.ndarray, y: np.ndarray) -> np.ndarray:

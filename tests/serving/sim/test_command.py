@@ -288,6 +288,32 @@ def test_a_cluster_is_two_flags(run_module, trace):
     assert row["busiest_share"] < 0.6
 
 
+def test_a_prompt_in_chunks_is_charged_to_the_steps_that_computed_it():
+    """Prompts of 90 tokens at 30 a step, beside rows that decode: the true constants come back."""
+    true = StepCost(prefill_s=1e-4, step_s=2e-3, row_s=5e-4, context_s=0.0)
+    log, at_s, decoding = [], 0.0, 0
+    for i in range(40):
+        name = f"r{i}"
+        log.append({"event": "admit", "t": at_s, "id": name, "client": "a", "extend": 90, "hit": 0})
+        for chunk in range(3):
+            at_s += 30 * true.prefill_s + true.decode(decoding, 0, 1)
+            first = chunk == 2
+            if first:
+                log.append({"event": "first_token", "t": at_s, "id": name, "client": "a"})
+            if decoding or first:
+                log.append({"event": "tokens", "t": at_s, "counts": {"a": decoding + first}})
+        decoding += 1
+        for _ in range(i % 3):
+            at_s += true.decode(decoding, 0, 1)
+            log.append({"event": "tokens", "t": at_s, "counts": {"a": decoding}})
+        if i % 5 == 4:
+            log += [{"event": "finish", "t": at_s, "id": f"r{j}", "client": "a"} for j in range(i - 4, i)]
+            decoding -= 4
+    found = fit.fit_step_cost(log)
+    assert found.median_error < 1e-6
+    assert dataclasses.asdict(found.cost) == pytest.approx(dataclasses.asdict(true), abs=1e-9)
+
+
 def test_more_clients_than_fit_a_screen_are_shown_from_both_ends(run_module, tmp_path):
     lines = [GOOD | {"id": f"r{i}", "client": f"c{i:03}", "output_len": 1 + i} for i in range(90)]
     path = tmp_path / "many.jsonl"
