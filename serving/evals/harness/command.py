@@ -101,7 +101,7 @@ def _evaluate(path: Path, policies: list[KeepPolicy]) -> Iterator[list[dict[str,
             line.update(known / wanted, f"{doing}: {known} of {wanted} answers")
 
         model = HarnessModel.load(
-            path, policies, sizes, path=workdir / "answers.jsonl", on_answers=on_answers
+            path, policies, sizes, answers=workdir / "answers.jsonl", on_answers=on_answers
         )
         for name, task in _tasks(path).items():
             doing, limit = name, FLAGS.limit if name.startswith(RULER) else FLAGS.choices
