@@ -179,7 +179,7 @@ class EngineLM(TemplateLM):
     ) -> str:
         path = self.model.path
         templates, settings = hf.chat_templates(path), hf.tokenizer_settings(path)
-        variables = {"add_generation_prompt": add_generation_prompt}
+        variables: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
         return chat_template.render(templates, settings, chat_history, where=path, **variables)
 
     # ---- inside ----
