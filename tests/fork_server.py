@@ -23,6 +23,7 @@ import traceback
 LIBRARIES = (
     *("jax", "jax.numpy", "flax.nnx", "optax", "orbax.checkpoint", "grain"),
     *("tokenizers", "safetensors.numpy", "ml_collections.config_flags", "rich.console", "rich.progress"),
+    *("scipy.stats", "scipy.optimize", "matplotlib.figure", "jinja2", "starlette.applications", "uvicorn"),
 )
 MOST_BYTES = 1 << 20
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-AT_IMPORT = ("JAX", "XLA", "PYTHON", "LD_", "OMP_", "OPENBLAS", "MALLOC_", "TF_")
+AT_IMPORT = ("JAX", "XLA", "PYTHON", "LD_", "OMP_", "OPENBLAS", "MALLOC_", "MPL", "TF_")
 
 
 class Process(subprocess.Popen):

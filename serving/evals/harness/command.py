@@ -18,6 +18,8 @@ minus_full compares the same questions with the full cache.
 
 import importlib.util
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,23 +71,26 @@ def _main() -> None:
     policies = grid(FLAGS.scorers, FLAGS.budgets, sinks=FLAGS.sinks, recent=FLAGS.recent)
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm_eval is not installed here; `make lm-eval` makes an environment that has it")
-    rows = _evaluate(path, policies)
-    if FLAGS.csv:
-        results.write_csv(FLAGS.csv, rows, quiet=True, **_recipe(path))
+    rows = []
+    for more in _evaluate(path, policies):
+        rows += more
+        if FLAGS.csv:
+            results.write_csv(FLAGS.csv, rows, quiet=True, **_recipe(path))
     if FLAGS.json:
         command_line.print_json({"rows": rows})
     else:
         print(_text(rows))
 
 
-def _evaluate(path: Path, policies: list[KeepPolicy]) -> list[dict[str, Any]]:
+def _evaluate(path: Path, policies: list[KeepPolicy]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each task as soon as it is answered."""
     from lm_eval import simple_evaluate
 
     from serving.evals.harness.keep_engine import HarnessSizes
     from serving.evals.harness.lm import EngineLM, HarnessModel
 
     logging.set_verbosity(logging.ERROR)
-    workdir, samples = Path(FLAGS.workdir), dict[str, dict[str, list[dict[str, Any]]]]()
+    workdir = Path(FLAGS.workdir)
     _claim(workdir, path)
     sizes = HarnessSizes(FLAGS.length + BEYOND_TOK, FLAGS.slots, unseen_tok=FLAGS.unseen)
     with ProgressLines(quiet=FLAGS.json) as lines:
@@ -96,14 +101,15 @@ def _evaluate(path: Path, policies: list[KeepPolicy]) -> list[dict[str, Any]]:
             line.update(known / wanted, f"{doing}: {known} of {wanted} answers")
 
         model = HarnessModel.load(
-            path, policies, sizes, path=workdir / "answers.jsonl", on_answers=on_answers
+            path, policies, sizes, answers=workdir / "answers.jsonl", on_answers=on_answers
         )
         for name, task in _tasks(path).items():
             doing, limit = name, FLAGS.limit if name.startswith(RULER) else FLAGS.choices
+            samples = {}
             for policy in policies:
                 told = simple_evaluate(EngineLM(model, policy), tasks=[task], limit=limit, bootstrap_iters=0)
-                samples.setdefault(name, {})[policy.name] = told["samples"][name]
-    return [row for name in samples for row in _rows(name, samples[name])]
+                samples[policy.name] = told["samples"][name]
+            yield _rows(name, samples)
 
 
 def _tasks(path: Path) -> dict[str, Any]:
@@ -113,11 +119,23 @@ def _tasks(path: Path) -> dict[str, Any]:
 
     random.seed(FLAGS.seed)
     np.random.seed(FLAGS.seed)
-    manager = TaskManager(metadata={"tokenizer": str(path), "max_seq_lengths": [FLAGS.length]})
+    words = _tokenizer_alone(path, Path(FLAGS.workdir) / "tokenizer")
+    manager = TaskManager(metadata={"tokenizer": str(words), "max_seq_lengths": [FLAGS.length]})
     return {
         name: choices.task(FLAGS.shots) if name == choices.NAME else manager.load([name])["tasks"][name]
         for name in FLAGS.tasks
     }
+
+
+def _tokenizer_alone(path: Path, folder: Path) -> Path:
+    """A folder with the checkpoint's tokenizer and nothing else, for the generators of the harness.
+
+    They load it by transformers, which would run a model's own module beside it, and that needs torch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path / "tokenizer.json", folder / "tokenizer.json")
+    files.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    return folder
 
 
 def _rows(task: str, by_policy: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

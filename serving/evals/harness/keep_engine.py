@@ -198,7 +198,7 @@ def _config(sizes: HarnessSizes, stop_ids: Sequence[int], keep: KeepSettings) ->
         max_request_tok=sizes.longest_tok + 1,  # a text that is scored as a prompt samples one token more
         limits=Limits(chunk_tok=chunk, step_tok=chunk, decode_steps=(8, 4, 1)),
         prefill_rows=(1,),
-        chunk_sizes=tuple(sorted({min(16, chunk), min(64, chunk)})),
+        chunk_sizes=(min(64, chunk),),  # a deep stack compiles as one program for each size
         eos_ids=tuple(stop_ids),
         logprobs=1,
         prompt_logprobs=not keep.slab_tok,

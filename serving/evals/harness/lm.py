@@ -44,11 +44,19 @@ class HarnessModel:
     begin_id: int
 
     @classmethod
-    def load(cls, path: Path, policies: Sequence[KeepPolicy], sizes: HarnessSizes, **options: Any) -> Self:
+    def load(
+        cls,
+        path: Path,
+        policies: Sequence[KeepPolicy],
+        sizes: HarnessSizes,
+        *,
+        answers: Path | None = None,
+        on_answers: Callable[[int, int], None] = lambda known, wanted: None,
+    ) -> Self:
         """Loads a checkpoint and makes its engine.
 
         Args:
-          options: of `AnswerBook`.
+          answers: the book's file. on_answers: see `AnswerBook`.
 
         Raises:
           ValueError: no checkpoint, one that cannot evict so, or a context shorter than `sizes` say.
@@ -73,7 +81,7 @@ class HarnessModel:
             ids = list(tokenizer.encode(text, add_special_tokens=special).ids)
             return ids[1:] if ids[:2] == [begin_id, begin_id] else ids  # a template wrote one too
 
-        book = AnswerBook(engine, policies, **options)
+        book = AnswerBook(engine, policies, answers, on_answers)
         return cls(
             path, sizes.longest_tok, book, encode, stops[0], stops[0] if begin_id is None else begin_id
         )
@@ -171,7 +179,7 @@ class EngineLM(TemplateLM):
     ) -> str:
         path = self.model.path
         templates, settings = hf.chat_templates(path), hf.tokenizer_settings(path)
-        variables = {"add_generation_prompt": add_generation_prompt}
+        variables: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
         return chat_template.render(templates, settings, chat_history, where=path, **variables)
 
     # ---- inside ----

@@ -12,13 +12,14 @@ from serving.request import Request, RequestKeep, Sampling
 from tests.serving.engine.keep_cases import kept_engine
 from tests.serving.tiny import VOCAB, byte_text, engine, finish, model
 
+NET = model("0_1s")
 SLAB = KeepSettings(slab_tok=12, recent_tok=4, scorers=("streaming",))
 IDS = np.random.default_rng(3).integers(VOCAB, size=40).tolist()
 PROMPT, GIVEN = IDS[:20], IDS[20:29]
 
 
 def kept(**more):
-    return kept_engine(keep=SLAB, rich=True, **more)
+    return kept_engine(NET, keep=SLAB, rich=True, **more)
 
 
 def request(keep=None, given=GIVEN, **sampling):
@@ -28,7 +29,7 @@ def request(keep=None, given=GIVEN, **sampling):
 
 def oracle(scorer="h2o", budget=12, given=GIVEN):
     keep = Keep(scorer, budget, recent=4)
-    return log_likelihoods(model(), [[*PROMPT, *given]], len(PROMPT), keep=keep)[0]
+    return log_likelihoods(NET, [[*PROMPT, *given]], len(PROMPT), keep=keep)[0]
 
 
 def told(output):
@@ -97,6 +98,6 @@ def test_what_cannot_be_given_is_refused():
     with pytest.raises(ValueError, match="resumes behind other tokens"):
         dataclasses.replace(request(max_tokens=12), resume_ids=(GIVEN[0] + 1,))
     with pytest.raises(ValueError, match=r"keep\.slab_tok is 0"):
-        engine(rich=True).submit(request())
+        engine(NET).submit(request())
     with pytest.raises(ValueError, match="names token 999"):
         kept().submit(request(given=(999,)))

@@ -15,6 +15,7 @@ from serving.evals.harness.jobs import ScoreJob, WriteJob
 from serving.evals.harness.keep_engine import HarnessSizes, KeepEngine
 from tests.serving.tiny import VOCAB, byte_text, logits, model
 
+NET = model("0_1s")
 OPTIONS = (("sinks", 1), ("recent", 0.5))
 BUDGET = 6
 FULL = KeepPolicy("full")
@@ -27,13 +28,13 @@ CONTEXT, REST = IDS[:23], IDS[23:31]
 
 @pytest.fixture(scope="module")
 def keeping():
-    return KeepEngine(model(), [FULL, *SMALL, *WIDE], SIZES, byte_text)
+    return KeepEngine(NET, [FULL, *SMALL, *WIDE], SIZES, byte_text)
 
 
 @pytest.fixture(scope="module")
 def plain():
     """An engine that evicts nothing: it scores a text as a prompt."""
-    return KeepEngine(model(), [FULL], SIZES, byte_text)
+    return KeepEngine(NET, [FULL], SIZES, byte_text)
 
 
 def unseen(engine, count):
@@ -52,13 +53,13 @@ def answers(engine, *jobs):
 def oracle(policy, context, continuation, after=1) -> np.ndarray:
     """Nats of each token of the continuation, by rows and without an engine."""
     keep, row = Keep(**policy.fields), [*context, *continuation]
-    return log_likelihoods(model(), [row], len(context) - after, keep=keep)[0, after:]
+    return log_likelihoods(NET, [row], len(context) - after, keep=keep)[0, after:]
 
 
 def exact(context, continuation) -> np.ndarray:
     """The same in a forward pass that sees everything."""
     row = [*context, *continuation]
-    nats_TV = np.asarray(jax.nn.log_softmax(logits(row)), np.float64)
+    nats_TV = np.asarray(jax.nn.log_softmax(logits(row, NET)), np.float64)
     return np.array([nats_TV[t - 1, row[t]] for t in range(len(context), len(row))])
 
 
@@ -89,7 +90,7 @@ def test_the_first_token_depends_on_the_budget_only_if_the_context_ends_after_th
 def test_a_continuation_is_greedy_where_the_same_budget_would_write_it(keeping, policy):
     [written] = answers(keeping, WriteJob(policy, CONTEXT, 5))
     keep = None if policy.fields is None else Keep(**policy.fields)
-    [ids] = generate(model(), [CONTEXT[:-1]], 5, keep=keep, then=[CONTEXT[-1:]])
+    [ids] = generate(NET, [CONTEXT[:-1]], 5, keep=keep, then=[CONTEXT[-1:]])
     assert written == byte_text(ids)
     other = (*ids[:4], (ids[4] + 1) % VOCAB)
     said = answers(keeping, ScoreJob(policy, CONTEXT, tuple(ids)), ScoreJob(policy, CONTEXT, other))
@@ -97,14 +98,14 @@ def test_a_continuation_is_greedy_where_the_same_budget_would_write_it(keeping, 
 
 
 def test_scores_without_eviction_know_what_is_greedy_too(plain):
-    [ids] = generate(model(), [CONTEXT], 4)
+    [ids] = generate(NET, [CONTEXT], 4)
     other = (*ids[:3], (ids[3] + 1) % VOCAB)
     said = answers(plain, ScoreJob(FULL, CONTEXT, tuple(ids)), ScoreJob(FULL, CONTEXT, other))
     assert [score.greedy for score in said] == [True, False]
 
 
 def test_an_answer_ends_before_the_first_of_its_stop_texts_and_never_at_one_of_its_context(keeping, plain):
-    [ids] = generate(model(), [CONTEXT], 12)
+    [ids] = generate(NET, [CONTEXT], 12)
     text = byte_text(ids)
     stop, whole = text[5:7], text[: text.index(text[5:7])]
     across = chr(CONTEXT[-1]) + text[0]  # half of it is in the context
@@ -126,7 +127,7 @@ def test_a_window_of_a_whole_text_is_read_token_by_token(keeping):
     job = ScoreJob(SMALL[1], IDS[:1], IDS[1:30], rolling=True)
     [score] = answers(keeping, job)
     keep = Keep(**(SMALL[1].fields | {"budget": BUDGET}))
-    [nats] = log_likelihoods(model(), [IDS[:30]], 1, keep=keep)
+    [nats] = log_likelihoods(NET, [IDS[:30]], 1, keep=keep)
     assert score.nats == pytest.approx(nats.sum(), abs=2e-3)
 
 
@@ -142,7 +143,7 @@ def test_many_jobs_at_once_are_answered_as_one_by_one(keeping):
 
 def test_what_cannot_be_asked_is_refused(keeping):
     with pytest.raises(ValueError, match="differ in scorer and budget"):
-        KeepEngine(model(), [SMALL[0], KeepPolicy("tova", 6, (("sinks", 0),))], SIZES, byte_text)
+        KeepEngine(NET, [SMALL[0], KeepPolicy("tova", 6, (("sinks", 0),))], SIZES, byte_text)
     with pytest.raises(ValueError, match="0 and 3 tokens"):
         ScoreJob(FULL, (), (1, 2, 3))
     with pytest.raises(ValueError, match="serves at most"):
