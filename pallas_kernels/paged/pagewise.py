@@ -51,9 +51,13 @@ def attend(
     page_BP = jnp.where(live_BP, table_BP, 0)
     q_pos_B = jnp.where(count_B > 0, start_B, NO_POSITION)
     if gathered is None:
-        readers = _readers(page_BP, live_BP, q_pos_B, pool, window)
+        # The bits of the branch `unshared` below: fused with what is around it, it would round differently.
+        given = q_BK1GH, page_BP, live_BP, _readers(page_BP, live_BP, q_pos_B, pool, window)
+        q_BK1GH, page_BP, live_BP, readers = lax.optimization_barrier(given)
         part, weights_B1NS = _unshared_pages(q_BK1GH, pool, page_BP, live_BP, readers, score)
-        return part, weights_B1NS if return_weights else None
+        if not return_weights:
+            return lax.optimization_barrier(part), None
+        return lax.optimization_barrier((part, weights_B1NS))
     copying = gathered
     readers_P = jnp.zeros(pool.pages, jnp.int32).at[page_BP].add(live_BP.astype(jnp.int32))
     shared_P = readers_P > 1

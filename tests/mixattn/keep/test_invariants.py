@@ -55,7 +55,7 @@ def test_tokens_to_come_change_no_keep_set():
     for other in (False, True):
         q, k, v = tensors("random", length)
         if other:
-            q[:, at:], k[at:], v[at:] = (x[..., ::-1] for x in (q[:, at:], k[at:], v[at:]))
+            q[:, at:], k[at:], v[at:] = (-9 * x for x in (q[:, at:], k[at:], v[at:]))
         driven, seen = Driven(keep, 1, q.shape[2], 20), []
         driven.step(q[:, :20], k[:20], v[:20])
         for t in range(20, length):
