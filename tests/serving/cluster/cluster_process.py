@@ -41,6 +41,13 @@ class ClusterProcess(ServerProcess):
             time.sleep(0.05)
 
 
+def until(holds, limit_s=20.0):
+    deadline_s = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        time.sleep(0.02)
+
+
 def alive(pid):
     """Whether a process runs, stopped or not; a zombie does not."""
     try:

@@ -13,17 +13,10 @@ import time
 import pytest
 
 from tests.serving.cluster import chaos
-from tests.serving.cluster.cluster_process import hurt, until_dead
+from tests.serving.cluster.cluster_process import hurt, until, until_dead
 from tests.serving.http.tiny_server import ROOT
 
 GENERATE = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 900, "ignore_eos": True}}
-
-
-def until(holds, limit_s=10.0):
-    deadline_s = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.02)
 
 
 def asked_meanwhile(server, bodies):

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from tests.serving.cluster.cluster_process import until
 from tests.serving.http.tiny_server import ROOT, checkpoint
 
 
@@ -39,11 +40,11 @@ def test_names_and_priorities_decide_at_the_worker_who_goes_first(start):
         asking.start()
         threads.append(asking)
         live = len(threads)
-        while lone.metric("worker_live") < live:
-            pass
+        until(lambda: lone.metric("worker_live") >= live)
 
     for i in range(4):  # the slots; they are free one after the other
         ask(10 + i, "hot", max_tokens=400 + 100 * i)
+    until(lambda: lone.stats()["running"] == 4)
     for prompt_tok, client, priority in ((20, "hot", 0), (21, "hot", 0), (30, "hot", -5), (40, "quiet", 0)):
         ask(prompt_tok, client, priority)
     for thread in threads:
