@@ -3,20 +3,20 @@
     make model
     python -m train.experiments.eviction --config=configs/eviction.py --workdir=runs/eviction
 
-Sections: `text` (nats of 104 texts: the budgets of 4 and 60 % that results/longcontext_smollm2.csv does not
-have; and what FlexGen's promotion, a single cut, and heavy keys with one recent key change), `stream` (16
+Sections: `budgets` (nats of 104 texts at 4 and 60 %, which results/longcontext_smollm2.csv does not have),
+`ablations` (the same texts at 20 %: FlexGen's promotion, and heavy keys with one recent key), `stream` (16
 texts read token by token with rolling positions, caches of 64 and 128 keys). About 15 minutes on one core;
 `:fast` is a few texts and only shows that it works. Questions are a matter of
 `python -m serving.evals longcontext` and, cut before they are read, of
 `python -m mixattn.evals longcontext --mode=agnostic`.
 """
 
-from mixattn.evals.longcontext.policies import KeepPolicy, grid
+from mixattn.evals.longcontext.policies import grid
 from mixattn.evals.longcontext.suite import SuiteGrid
 from train.experiments.eviction import EvictionExperiment
 
 SCORERS = ("h2o", "streaming", "random")
-ABLATIONS = ("h2o", "h2o+always", "h2o+prompt", "h2o+one_recent")
+ABLATIONS = ("h2o", "h2o+always", "h2o+one_recent")
 
 
 def get_config(variant: str = "") -> EvictionExperiment:
@@ -34,18 +34,14 @@ def get_config(variant: str = "") -> EvictionExperiment:
 
 
 def _sections(fast: bool) -> dict[str, SuiteGrid]:
-    if fast:
-        text, stream = _policies((("h2o", "h2o+always"), ["0.5"])), _policies((("h2o",), ["64"]))
-    else:
-        text = _policies((SCORERS, ["0.04", "0.6"]), (ABLATIONS, ["0.1", "0.2"]))
-        stream = _policies((("h2o", "streaming"), ["64", "128"]))
+    half = ["0.5"] if fast else []
+
+    def section(task: str, length: int, n: int, scorers: tuple[str, ...], budgets: list[str]) -> SuiteGrid:
+        policies = tuple(grid(scorers, budgets, sinks=4, recent=0.5))
+        return SuiteGrid((task,), (192 if fast else length,), (), policies, 2 if fast else n)
+
     return {
-        "text": SuiteGrid(("text",), (192 if fast else 448,), (), text, 2 if fast else 104),
-        "stream": SuiteGrid(("stream",), (192 if fast else 512,), (), stream, 2 if fast else 16, batch=16),
+        "budgets": section("text", 448, 104, SCORERS, half or ["0.04", "0.6"]),
+        "ablations": section("text", 448, 104, ABLATIONS, half or ["0.2"]),
+        "stream": section("stream", 512, 16, ("h2o", "streaming"), ["64", "128"]),
     }
-
-
-def _policies(*parts: tuple[tuple[str, ...], list[str]]) -> tuple[KeepPolicy, ...]:
-    """The full cache once, and every scorer of a part with every budget of it."""
-    every = (policy for scorers, budgets in parts for policy in grid(scorers, budgets, sinks=4, recent=0.5))
-    return tuple(dict.fromkeys(every))

@@ -14,7 +14,6 @@ compared within an engine first.
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +43,7 @@ flags.DEFINE_integer("new", 32, "Greedy tokens of a continuation.", lower_bound=
 flags.DEFINE_list("budgets", ["96", "224"], "Keys, multiples of 32.")
 flags.DEFINE_integer("pool", 2048, "Tokens of KV that OpenVINO shares among its requests.", lower_bound=512)
 flags.DEFINE_list("scorers", ["h2o", "streaming"], "Our side.")
+flags.DEFINE_string("note", "", "For the table's header, e.g. what else ran on the machine.")
 FLAGS = flags.FLAGS
 BLOCK = 32
 PAGE = 16
@@ -79,15 +79,17 @@ def main() -> None:
             ]
             rows.append(_row(name, budget, same, found) | about.get(budget, {}))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    command = " ".join(("python -m tests.parity.eviction", *sys.argv[1:]))
-    results.write_csv(FLAGS.out, rows, command=command, prompt=FLAGS.prompt, texts=FLAGS.rows)
+    asked_for = {name: FLAGS[name].value for name in ("prompt", "new", "pool", "note") if FLAGS[name].value}
+    command = "make peer-eviction (python -m tests.parity.eviction)"
+    results.write_csv(FLAGS.out, rows, command=command, texts=FLAGS.rows, **asked_for)
 
 
 def _row(engine: str, budget: int, same: Sequence[float], found: Sequence[float]) -> dict[str, Any]:
     row: dict[str, Any] = {"engine": engine, "keys": budget or "all"}
     for name, values in (("same_as_full", same), ("needles", found)):
         about = interval(values)
-        row |= {name: round(about.mean, 4), f"{name}_low": about.low, f"{name}_high": about.high}
+        figures = {name: about.mean, f"{name}_low": about.low, f"{name}_high": about.high}
+        row |= {key: round(value, 4) for key, value in figures.items()}
     return row
 
 

@@ -15,8 +15,8 @@ from serving.evals import longcontext
 from serving.evals.longcontext import EngineBackedModel
 
 CONFIG = ModelConfig(
-    n_layers=2,
-    kv_wiring="0_1",
+    n_layers=1,
+    kv_wiring="0",
     d_model=32,
     n_heads=4,
     n_kv_heads=2,
