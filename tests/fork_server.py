@@ -79,6 +79,7 @@ def _run(request: dict, fds: list[int]) -> None:
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     sys.argv = [request["module"], *request["args"]]
+    sys.orig_argv = [sys.executable, "-m", *sys.argv]  # a command may start itself again
     code: int | None = None
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
