@@ -114,19 +114,8 @@ def keep_settle() -> BenchCase:
         runs[f"floor_read_{context}"] = bind(lambda k, v: (k.sum(), v.sum()), *arrays((K, R, H), (K, R, H)))
         runs[f"choose_{context}"] = bind(lambda score, R=R: jax.lax.top_k(score, R)[1], score)
 
-        def moved(
-            slabs: Pool,
-            *,
-            prompt: Pool = prompt,
-            table: jax.Array = table,
-            score: jax.Array = score,
-            R: int = R,
-        ) -> tuple[Pool, jax.Array]:
-            index_KR = jax.lax.top_k(score, R)[1]
-            k_KRH, v_KRH = by_head.read(prompt, table[index_KR // PAGE], index_KR % PAGE)
-            return by_head.fill(slabs, jnp.int32(1), k_KRH, v_KRH), index_KR
-
-        runs[f"choose_and_move_{context}"] = chained(moved, slabs)
+        state = slabs, prompt, table, score
+        runs[f"choose_and_move_{context}"] = chained(_moved, state, R=R)
     return BenchCase(
         "keep_settle",
         runs,
@@ -134,6 +123,13 @@ def keep_settle() -> BenchCase:
         f"a fifth of a prompt to a slab of its own among {B}, pages of {PAGE}, {K} kv heads of {H}, float32",
         rounds=21,
     )
+
+
+def _moved(state: Any, *, R: int) -> tuple[Any, jax.Array]:
+    slabs, prompt, table_P, score_KS = state
+    index_KR = jax.lax.top_k(score_KS, R)[1]
+    k_KRH, v_KRH = by_head.read(prompt, table_P[index_KR // PAGE], index_KR % PAGE)
+    return (by_head.fill(slabs, jnp.int32(1), k_KRH, v_KRH), prompt, table_P, score_KS), index_KR
 
 
 def chained(step: Callable[..., tuple[Any, Any]], state: Any, **options: Any) -> Thunk:

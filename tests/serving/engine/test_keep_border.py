@@ -6,6 +6,7 @@ import pytest
 
 from serving.config import EngineConfig, KeepSettings, Limits, OffloadSettings
 from serving.engine.engine import Engine
+from serving.engine.programs import Programs
 from serving.engine.slab_layout import SlabLayout
 from serving.request import Request, RequestKeep, Sampling
 from tests.serving.engine.keep_cases import SLAB
@@ -100,10 +101,9 @@ def test_what_a_request_may_say(keep, sentence):
         RequestKeep(**keep)
 
 
-def test_a_budget_in_an_engine_that_does_not_evict_is_refused_before_anything_is_queued():
-    from tests.serving.tiny import engine
-
-    eng = engine(model())
+def test_a_budget_in_an_engine_that_does_not_evict_is_refused_before_anything_is_queued(monkeypatch):
+    monkeypatch.setattr(Programs, "compile", lambda self, *args: None)
+    eng = Engine(model("0_1s"), EngineConfig(max_slots=2, page_size=4, max_request_tok=64, limits=LIMITS))
     with pytest.raises(ValueError, match=r"config.keep.slab_tok is 0"):
         eng.submit(ask(budget=8))
     assert not eng.live
@@ -120,17 +120,16 @@ def test_the_request_that_fits_its_slab_is_exact_and_votes_on_nothing():
     assert (plan.votes, plan.evicted(5, 12)) == (False, 0)
 
 
-def test_layers_that_evict_run_in_one_program_however_deep_the_stack():
-    eng = Engine(
-        model("0_1s"),
-        EngineConfig(
-            max_slots=2,
-            page_size=4,
-            max_request_tok=32,
-            limits=Limits(chunk_tok=8, step_tok=8, decode_steps=(1,)),
-            prefill_rows=(1,),
-            keep=KeepSettings(slab_tok=8),
-        ),
+def test_layers_that_evict_run_in_one_program_however_deep_the_stack(monkeypatch):
+    monkeypatch.setattr(Programs, "compile", lambda self, *args: None)
+    config = EngineConfig(
+        max_slots=2,
+        page_size=4,
+        max_request_tok=32,
+        limits=Limits(chunk_tok=8, step_tok=8, decode_steps=(1,)),
+        prefill_rows=(1,),
+        keep=KeepSettings(slab_tok=8),
     )
+    programs = Engine(model(), config).programs
     calls = {"prefill", "decode", "prefill votes", "decode slabs", "decode exact", "settle"}
-    assert {name[0] for name in eng.programs.compiled} == calls
+    assert {name[0] for name, _ in programs.stack.listing(programs)} == calls

@@ -103,10 +103,8 @@ def test_a_cancelled_row_in_any_phase_spoils_nobody(overlap):
     finish(eng)
 
 
-LONG_SCORERS = [pytest.param(n, marks=pytest.mark.long) for n in ("h2o_mean", "snapkv", "recent", "knorm")]
-
-
-@pytest.mark.parametrize("scorer", ["tova", *LONG_SCORERS])
+@pytest.mark.long
+@pytest.mark.parametrize("scorer", ["tova", "h2o_mean", "snapkv", "recent", "knorm"])
 def test_every_scorer_keeps_what_its_definition_says(scorer):
     keep = dataclasses.replace(SLAB, scorer=scorer, scorers=())
     requests = mixed(seed=1, n=5)[::3]
