@@ -58,7 +58,7 @@ def _steps(events: Iterable[Event]) -> tuple[list[list[float]], list[float]]:
     first_tokens: list[RequestId] = []
     last_s: float | None = None
     for event in events:
-        kind, name = event["event"], event.get("id")
+        kind, name = event["event"], event.get("id", "")
         if kind == "admit":
             running[name] = _RunningRequest(event["client"], event["extend"] + event["hit"])
             prompts[name] = (len(work), event["extend"])
