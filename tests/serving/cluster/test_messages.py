@@ -14,7 +14,7 @@ from serving.request import Delta, Logprob, Output, Request, RequestKeep, Sampli
 
 SENT = {
     *("client", "prompt_ids", "sampling", "id", "cache_salt", "deadline_s"),
-    *("priority", "program", "grammar", "resume_ids", "keep"),
+    *("priority", "program", "grammar", "resume_ids", "forced_ids", "keep"),
 }
 
 
