@@ -19,28 +19,50 @@ from pallas_kernels import heavy_hitter, paged
 from pallas_kernels.heavy_hitter import Slab, SlabLimits
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SlabRows:
-    """One decode step of settled rows; a `Cache`.
+class SlabStep:
+    """What decode steps on slabs have in common.
 
     Attributes:
       slabs: full owner -> its slabs, of these rows.
       pages: the sliding owners' pages, and each row's true position and count.
-      slot_B, scorer_B: of the rows.
-      rules: static.
-      weights: owner -> what this step's queries gave each key so far, [B, K, R].
+      slot_B: of the rows.
     """
 
     slabs: dict[int, PagedSlab]
     pages: Paged
     slot_B: jax.Array
-    scorer_B: jax.Array
-    rules: SlabRules = field(metadata={"static": True})
-    weights: dict[int, jax.Array] = field(default_factory=dict)
 
     def positions(self, T: int) -> jax.Array:
         return self.pages.positions(T)
+
+    def reads_every_query(self, layer: Layer) -> bool:
+        return False
+
+    def at_last(self, T: int) -> Self:
+        return self
+
+    def after_view(self, view: Self) -> Self:
+        return view
+
+    def select_last(self, x_BTD: jax.Array) -> jax.Array:
+        return self.pages.select_last(x_BTD)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SlabRows(SlabStep):
+    """One decode step of settled rows; a `Cache`.
+
+    Attributes:
+      scorer_B: of the rows.
+      rules: static.
+      weights: owner -> what this step's queries gave each key so far, [B, K, R].
+    """
+
+    scorer_B: jax.Array
+    rules: SlabRules = field(metadata={"static": True})
+    weights: dict[int, jax.Array] = field(default_factory=dict)
 
     def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         if layer.slides:
@@ -109,18 +131,6 @@ class SlabRows:
         more_BKR = more_BKR if before is None else before + more_BKR
         return dataclasses.replace(self, weights={**self.weights, layer.owner: more_BKR})
 
-    def reads_every_query(self, layer: Layer) -> bool:
-        return False
-
-    def at_last(self, T: int) -> Self:
-        return self
-
-    def after_view(self, view: Self) -> Self:
-        return view
-
-    def select_last(self, x_BTD: jax.Array) -> jax.Array:
-        return self.pages.select_last(x_BTD)
-
     def advance(self, T: int) -> Self:
         """Evicts what this step put over a row's budget, after the last layer has read it."""
         rows = ScoredRows(self.slot_B, self.scorer_B, self._live_B)
@@ -137,21 +147,12 @@ class SlabRows:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ExactRows:
+class ExactRows(SlabStep):
     """One decode step of settled rows that never evict; a `Cache`.
 
     Such a row lies in its slab in order of position, so a slab is read and written as a row of pages: nothing
     votes, nobody is looked for, and every bit is that of a row in full pages.
-
-    Attributes: as of `SlabRows`.
     """
-
-    slabs: dict[int, PagedSlab]
-    pages: Paged
-    slot_B: jax.Array
-
-    def positions(self, T: int) -> jax.Array:
-        return self.pages.positions(T)
 
     def write(self, layer: Layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Self:
         if layer.slides:
@@ -171,18 +172,6 @@ class ExactRows:
         q, row = q_BTNH.astype(pool.values.dtype), self._row_of(slab)
         out_BTNH = paged.attend(q, pool, *row, scale=scale, softcap=softcap, unshared=True)
         return out_BTNH.astype(q_BTNH.dtype), self
-
-    def reads_every_query(self, layer: Layer) -> bool:
-        return False
-
-    def at_last(self, T: int) -> Self:
-        return self
-
-    def after_view(self, view: Self) -> Self:
-        return view
-
-    def select_last(self, x_BTD: jax.Array) -> jax.Array:
-        return self.pages.select_last(x_BTD)
 
     def advance(self, T: int) -> Self:
         return dataclasses.replace(self, pages=self.pages.advance(T))
