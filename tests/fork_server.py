@@ -25,7 +25,7 @@ LIBRARIES = (
     *("tokenizers", "safetensors.numpy", "ml_collections.config_flags", "rich.console", "rich.progress"),
     *("scipy.stats", "scipy.optimize", "matplotlib.figure", "jinja2", "starlette.applications", "uvicorn"),
 )
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 
 
 def serve(control: socket.socket) -> None:
@@ -38,7 +38,7 @@ def serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # watchers need no one to wait for them
     control.send(b"ready")
     while True:
-        data, fds, _, _ = socket.recv_fds(control, MOST_BYTES, 4)
+        data, fds, _, _ = socket.recv_fds(control, MAX_BYTES, 4)
         if not data:
             return
         if os.fork() == 0:

@@ -129,11 +129,21 @@ class PositionPages:
         *,
         scale: float | None,
         softcap: float | None,
+        unshared: bool = False,
     ) -> jax.Array:
+        """See `PageKind`. `unshared`: see `paged.attend`."""
         pool = narrow.readable(pool, q_BTNH.dtype)
         q = q_BTNH.astype(pool.values.dtype)
         out_BTNH = paged.attend(
-            q, pool, table_BP, start_B, count_B, window=layer.window, scale=scale, softcap=softcap
+            q,
+            pool,
+            table_BP,
+            start_B,
+            count_B,
+            window=layer.window,
+            scale=scale,
+            softcap=softcap,
+            unshared=unshared,
         )
         return out_BTNH.astype(q_BTNH.dtype)
 

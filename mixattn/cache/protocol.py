@@ -92,11 +92,30 @@ class CacheMaker(Protocol):
         ...
 
 
+class OneForward:
+    """The parts of a `Cache` that say nothing where one forward pass sees all tokens and none follows."""
+
+    def reads_every_query(self, layer: Layer) -> bool:
+        return False
+
+    def at_last(self, T: int) -> Self:
+        return self
+
+    def after_view(self, view: Self) -> Self:
+        return self
+
+    def select_last(self, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD[:, -1:]
+
+    def advance(self, T: int) -> Self:
+        return self
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["kv", "pos_BT", "segment_BT"], meta_fields=[]
 )
 @dataclass(frozen=True)
-class FullSequence:
+class FullSequence(OneForward):
     """The K/V of a complete sequence, for teacher forcing without a cache."""
 
     kv: dict[int, KV]
@@ -125,21 +144,6 @@ class FullSequence:
             mask |= {"segment_q_BT": self.segment_BT[:, -T:], "segment_k_BS": self.segment_BT}
         out_BTNH = attend_layer(layer, q_BTNH, k, v, scale=scale, softcap=softcap, **mask)
         return out_BTNH, self
-
-    def reads_every_query(self, layer: Layer) -> bool:
-        return False
-
-    def at_last(self, T: int) -> Self:
-        return self
-
-    def after_view(self, view: Self) -> Self:
-        return self
-
-    def select_last(self, x_BTD: jax.Array) -> jax.Array:
-        return x_BTD[:, -1:]
-
-    def advance(self, T: int) -> Self:
-        return self
 
 
 def step_positions(start_B: jax.Array, T: int) -> jax.Array:

@@ -168,10 +168,9 @@ class ExactRows(SlabStep):
         if layer.slides:
             return self.pages.attend(layer, q_BTNH, scale=scale, softcap=softcap)[0], self
         slab = self.slabs[layer.owner]
-        pool = narrow.readable(slab.pool, q_BTNH.dtype)
-        q, row = q_BTNH.astype(pool.values.dtype), self._row_of(slab)
-        out_BTNH = paged.attend(q, pool, *row, scale=scale, softcap=softcap, unshared=True)
-        return out_BTNH.astype(q_BTNH.dtype), self
+        row = self._row_of(slab)
+        out_BTNH = FULL.attend(slab.pool, *row, layer, q_BTNH, scale=scale, softcap=softcap, unshared=True)
+        return out_BTNH, self
 
     def advance(self, T: int) -> Self:
         return dataclasses.replace(self, pages=self.pages.advance(T))

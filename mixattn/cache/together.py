@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mixattn.cache.kept import Kept
-from mixattn.cache.protocol import KV, FullSequence, step_positions
+from mixattn.cache.protocol import KV, FullSequence, OneForward, step_positions
 from mixattn.spec import Layer
 from pallas_kernels.attention import attention
 
@@ -37,7 +37,7 @@ class VotedPrompt(FullSequence):
 
 
 @dataclass(frozen=True)
-class ForcedRest:
+class ForcedRest(OneForward):
     """S given tokens behind settled prompts; a layer's attention goes token by token and evicts as it goes.
 
     Attributes:
@@ -68,18 +68,3 @@ class ForcedRest:
         each = tuple(jnp.swapaxes(x, 0, 1) for x in (q_BTNH, *self.now[layer.index]))
         _, out_TBNH = jax.lax.scan(step, self.layers[layer.index], each)
         return jnp.swapaxes(out_TBNH, 0, 1), self
-
-    def reads_every_query(self, layer: Layer) -> bool:
-        return False
-
-    def at_last(self, T: int) -> Self:
-        return self
-
-    def after_view(self, view: Self) -> Self:
-        return self
-
-    def select_last(self, x_BTD: jax.Array) -> jax.Array:
-        return x_BTD[:, -1:]
-
-    def advance(self, T: int) -> Self:
-        return self

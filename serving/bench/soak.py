@@ -26,6 +26,20 @@ TINY = ModelConfig(
     kv_wiring="0_1s",
     window=12,
 )
+CONFIG = EngineConfig(
+    max_slots=4,
+    page_size=4,
+    num_pages=24,
+    window_pages=28,
+    max_request_tok=64,
+    prefill_rows=(4,),
+    policy="vtc",
+    limits=Limits(chunk_tok=16, step_tok=32, admission="optimistic"),
+)
+EVICTING = dataclasses.replace(
+    CONFIG,
+    keep=KeepSettings(slab_tok=8, recent_tok=3, scorers=("streaming",), snapshots=3, prefilling=2),
+)
 PREFIX = [7] * 8  # shared by three of ten prompts
 MAX_CONCURRENT = 12
 
@@ -73,13 +87,12 @@ def _tiny(rng: random.Random, number: int, vocab: int) -> Request:
 
 def run(size: Size, requests: int = 10_000) -> list[Row]:
     """Soaks an engine with four slots and small pools, then checks that nothing leaked."""
-    return _rows("soak", Engine(network(TINY), _CONFIG), requests)
+    return _rows("soak", Engine(network(TINY), CONFIG), requests)
 
 
 def evicting(size: Size, requests: int = 10_000) -> list[Row]:
     """The same with slabs of 8 keys, two scorers, and rows of scores for two prompts and three snapshots."""
-    keep = KeepSettings(slab_tok=8, recent_tok=3, scorers=("streaming",), snapshots=3, prefilling=2)
-    engine = Engine(network(TINY), dataclasses.replace(_CONFIG, keep=keep))
+    engine = Engine(network(TINY), EVICTING)
     rows = _rows("soak_keep", engine, requests)
     stats = engine.stats()
     return [
@@ -88,18 +101,6 @@ def evicting(size: Size, requests: int = 10_000) -> list[Row]:
         row("soak_keep", "prompt tokens found at snapshots", stats.hit_tok, "tok"),
         row("soak_keep", "hits lost for want of a snapshot", stats.hits_lost, ""),
     ]
-
-
-_CONFIG = EngineConfig(
-    max_slots=4,
-    page_size=4,
-    num_pages=24,
-    window_pages=28,
-    max_request_tok=64,
-    prefill_rows=(4,),
-    policy="vtc",
-    limits=Limits(chunk_tok=16, step_tok=32, admission="optimistic"),
-)
 
 
 def _rows(part: str, engine: Engine, requests: int) -> list[Row]:

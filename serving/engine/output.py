@@ -61,8 +61,8 @@ class OutputStream:
         """
         ended: FinishReason | None = None
         # `n` from which on it may end: the last of its least tokens, or the first that was not given.
-        least_tok = max(self.sampling.min_tokens, len(self.request.forced_ids) + 1)
-        text, tokens_to_min = self.text, least_tok - self._taken
+        min_tok = max(self.sampling.min_tokens, len(self.request.forced_ids) + 1)
+        text, tokens_to_min = self.text, min_tok - self._taken
         for n, id in enumerate(ids, 1):
             if id in self.stops and n >= tokens_to_min:
                 self._stop = id

@@ -1,22 +1,16 @@
 """The cluster's page in a real browser: Debian's Chromium, headless, through selenium."""
 
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.browser import NEEDS_CHROMIUM, chromium
 from tests.serving.cluster.cluster_process import hurt
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver (apt-get install)"
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = NEEDS_CHROMIUM
 PHONE, DESK = (420, 900), (1200, 900)
 NAME = "<img src=x onerror=alert(1)>"
 # Where to keep pictures; without it none are kept.
@@ -25,18 +19,7 @@ PICTURES = os.environ.get("CLUSTER_PICTURES")
 
 @pytest.fixture
 def page(cluster):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="drives the browser: pip install selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser = chromium()
     try:
         browser.get(f"http://127.0.0.1:{cluster.port}/dashboard")
         yield ClusterPage(browser)

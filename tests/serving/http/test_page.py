@@ -3,8 +3,11 @@
 import http.client
 import json
 import re
+import time
 
 import pytest
+
+from tests.browser import CHROMIUM, DRIVER, chromium
 
 NAME = "<img src=x onerror=alert(1)>"
 
@@ -88,20 +91,10 @@ def test_openapi_lists_every_route(server):
 
 @pytest.mark.long
 def test_a_browser_shows_names_as_text_and_complains_of_nothing(server):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    import shutil
-    import time
-
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        pytest.skip("no Chromium")
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromium-driver (apt-get install)")
     server.complete(user=NAME)
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for word in ("--headless=new", "--no-sandbox", "--window-size=420,900"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    page = chromium("--window-size=420,900")
     try:
         page.get(f"http://127.0.0.1:{server.port}/dashboard")
         deadline_s = time.monotonic() + 20

@@ -4,22 +4,16 @@ import base64
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from mixattn.evals.arena.platform.battle import WINNERS
+from tests.browser import NEEDS_CHROMIUM, chromium
 from tests.mixattn.evals.arena.platform.conftest import MODELS, Visitor
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver (apt-get install)"
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = NEEDS_CHROMIUM
 PHONE, DESK = (420, 844), (1200, 900)
 NAMES = re.compile("zebrafish|quokka", re.I)
 # Where to keep pictures; without it none are kept.
@@ -28,20 +22,7 @@ PICTURES = os.environ.get("ARENA_PICTURES")
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="drives the browser: pip install selenium")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = chromium(logs=("performance", "browser"))
     driver.set_window_size(*DESK)
     driver.execute_cdp_cmd("Network.enable", {"maxTotalBufferSize": 50_000_000})
     yield driver
